@@ -1,0 +1,86 @@
+"""Masked-diffusion supervised training of the native model on demonstrations. Makes recipes/base.
+
+    python recipes/supervised.py --output_dir outputs/base            # about an hour on 2 CPU cores
+    python recipes/supervised.py --init recipes/base --steps 100      # a continued run
+
+The demonstrator walks partly towards the goal and partly by habit (see FrozenLake.walker_probabilities), so that what
+is learnt is how to see, move and draw; where to go is left for reinforcement learning.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from unidiff import supervised
+from unidiff.config import parse
+from unidiff.families import native
+from unidiff.images.patch_vq import PatchVQ
+from unidiff.model import UnifiedModel
+from unidiff.tasks import FrozenLake
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Config(supervised.SupervisedConfig):
+    """init: checkpoint to continue from; None = a fresh model on tokenizers/native. output_dir: where it is saved.
+    save_every: steps between checkpoints. d_model, layers: size of a fresh model. The rest: SupervisedConfig."""
+
+    init: str | None = None
+    output_dir: str = "outputs/base"
+    save_every: int = 500
+    d_model: int = 128
+    layers: int = 6
+
+
+def main() -> None:
+    config = parse(Config, description=__doc__ or "")
+    out = Path(config.output_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    model, task = start(config), FrozenLake()
+    began = time.perf_counter()
+    rows = supervised.corpus(model, task, range(config.corpus))
+    print(f"{len(rows)} demonstrations in {time.perf_counter() - began:.0f} s", flush=True)
+
+    optimizers = supervised.optimizers(model, config)
+    rates = [o.param_groups[0]["lr"] for o in optimizers]
+    model.train()
+    with (out / "supervised.jsonl").open("a") as log:
+        for step in range(config.steps):
+            factor = supervised.lr_factor(step, config.steps, config.warmup, config.decay)
+            for optimizer, rate in zip(optimizers, rates):
+                optimizer.param_groups[0]["lr"] = rate * factor
+            canvas, mask = supervised.batch(model, rows, config, step)
+            losses = supervised.supervised_loss(model, canvas, mask, config.changed_weight)
+            torch.stack(list(losses.values())).sum().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            if step % 20 == 0 or step == config.steps - 1:
+                line = {"step": step, **{k: round(v.item(), 4) for k, v in losses.items()}}
+                line["seconds"] = round(time.perf_counter() - began, 1)
+                print(line, flush=True)
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+            if (step + 1) % config.save_every == 0 or step == config.steps - 1:
+                model.save_pretrained(out)
+    (out / "training.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+
+
+def start(config: Config) -> UnifiedModel:
+    if config.init is not None:
+        return UnifiedModel.from_pretrained(config.init)
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tokenizers/native/text")
+    images = PatchVQ.from_pretrained(ROOT / "tokenizers/native/image").eval()
+    return native.build(tokenizer, images, d_model=config.d_model, layers=config.layers, seed=config.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Which token sees which, and the exact key/value cache of block-causal models.
+
+Under block-causal attention a token sees every earlier segment and all of its own segment. A finished segment's keys
+and values then never change, so a cache of them is exact. Masks are additive: 0 where a key is seen, a large
+negative number elsewhere (not -inf: a pad's row of -inf would be NaN after softmax).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unidiff.sequence import Canvas, Tokens
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, Q, K] bool -> [B, 1, Q, K] additive mask."""
+    hidden = torch.finfo(dtype).min / 2
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, hidden)[:, None]
+
+
+def seen_block_causal(query: Tokens, key: Tokens) -> Tensor:
+    """[B, Q, K] bool: a token sees valid tokens of its own and of earlier segments."""
+    return (key.segment[:, None, :] <= query.segment[:, :, None]) & key.valid[:, None, :]
+
+
+def seen_clean_and_noisy(canvas: Canvas) -> Tensor:
+    """[B, L+N, L+N] bool for the clean sequence followed by the noisy copy.
+
+    Clean tokens see clean tokens block-causally. A noisy token sees the clean tokens of earlier segments and the
+    noisy tokens of its own segment: just what it saw when it was sampled.
+    """
+    clean, noisy = canvas.clean, canvas.noisy
+    L = clean.shape[1]
+    width = L + noisy.shape[1]
+    seen = clean.valid.new_zeros(clean.shape[0], width, width)
+    seen[:, :L, :L] = seen_block_causal(clean, clean)
+    segment = noisy.segment[:, :, None]
+    seen[:, L:, :L] = (clean.segment[:, None, :] < segment) & clean.valid[:, None, :]
+    seen[:, L:, L:] = (noisy.segment[:, None, :] == segment) & noisy.valid[:, None, :]
+    return seen
+
+
+class SegmentCache:
+    """Keys and values of finished segments, in the shape that transformers' attention layers call.
+
+    A forward pass over a new block calls `update` once a layer: the block's keys and values are put behind the
+    finished ones, so that the block sees both. They stay only if `advance` is called; the next block overwrites them
+    otherwise. Storage [B, heads, capacity, head_dim] a layer, allocated once.
+    """
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
+        self.capacity = capacity
+        self.length = 0
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        store = self.layers[layer]
+        if store is None:
+            shape = (*keys.shape[:2], self.capacity, keys.shape[3])
+            store = self.layers[layer] = (keys.new_zeros(shape), keys.new_zeros(shape))
+        end = self.length + keys.shape[2]
+        if end > self.capacity:
+            raise ValueError(f"SegmentCache holds {self.capacity} tokens, and {end} are needed")
+        for kept, new in zip(store, (keys, values)):
+            kept[:, :, self.length : end] = new
+        return store[0][:, :, :end], store[1][:, :, :end]
+
+    def advance(self, n: int) -> None:
+        self.length += n
+
+    def rows(self, index: Tensor) -> None:
+        """Keeps the given rows (an index may come several times)."""
+        self.layers = [None if x is None else (x[0][index], x[1][index]) for x in self.layers]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+
+class Context:
+    """The finished part of a batch of sequences that are being sampled, with or without a cache.
+
+    With `cache=False` every read runs the whole sequence again: the plain reference for the cached path.
+    """
+
+    def __init__(self, layers: int, capacity: int, cache: bool = True) -> None:
+        self.tokens: Tokens | None = None
+        self.cache = SegmentCache(layers, capacity) if cache else None
+
+    def inputs(self, block: Tokens, dtype: torch.dtype) -> tuple[Tokens, Tensor, int]:
+        """What to run to read `block` in this context: tokens, additive mask, and how many of the last are block."""
+        everything = block if self.tokens is None else Tokens.cat([self.tokens, block])
+        query = everything if self.cache is None else block
+        return query, additive(seen_block_causal(query, everything), dtype), block.shape[1]
+
+    def append(self, block: Tokens) -> None:
+        """Makes `block`, which has just been read in its final state, part of the context."""
+        self.tokens = block if self.tokens is None else Tokens.cat([self.tokens, block])
+        if self.cache is not None:
+            self.cache.advance(block.shape[1])
+
+    def rows(self, index: Tensor) -> None:
+        if self.tokens is not None:
+            self.tokens = self.tokens.rows(index)
+        if self.cache is not None:
+            self.cache.rows(index)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] number of valid tokens in each row."""
+        assert self.tokens is not None
+        return self.tokens.valid.sum(1)

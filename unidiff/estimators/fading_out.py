@@ -1,0 +1,36 @@
+"""MaskGRPO's estimator for text: later tokens are masked more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unidiff.estimators import register
+from unidiff.estimators.independent import Independent
+
+
+@register("fading_out")
+@dataclass(frozen=True)
+class FadingOut(Independent):
+    """Text is written roughly from left to right, so the states worth scoring show its beginning.
+
+    The mean share of masked tokens is r for r ≥ 0.5 only: below it the first tokens' `keep` is cut at 1, and
+    they are never trained. Hence γ ≥ 0.6. Source: MaskGRPO (arXiv 2510.02880), Algorithm 1, by its code
+    (masked if uniform > keep).
+    """
+
+    min_ratio: float = 0.6
+
+    def probability(self, rank: Tensor, length: Tensor, ratio: float) -> Tensor:
+        return 1 - keep(rank, length, ratio)
+
+
+def keep(rank: Tensor, length: Tensor, ratio: float) -> Tensor:
+    """Probability that token j = rank of L = length stands: min(1, 2(1−r)(1 − j/(L−1))); 0 if L = 1.
+
+    rank, length: int64 of one shape. Returns float64. The last token is always masked.
+    """
+    along = torch.where(length > 1, rank.double() / (length - 1).clamp(min=1), 1.0)
+    return (2 * (1 - ratio) * (1 - along)).clamp(max=1.0)

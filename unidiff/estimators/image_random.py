@@ -1,0 +1,19 @@
+"""MaskGRPO's estimator for images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unidiff.estimators import register
+from unidiff.estimators.random_mask import RandomMask
+
+
+@register("image_random")
+@dataclass(frozen=True)
+class ImageRandom(RandomMask):
+    """Random masking at high ratios: an image token is easily told from its neighbours, so few may stand.
+
+    Source: MaskGRPO (arXiv 2510.02880), Algorithm 2; γ = 0.8.
+    """
+
+    min_ratio: float = 0.8

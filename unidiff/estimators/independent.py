@@ -1,0 +1,55 @@
+"""Methods that mask each sampled token independently of the others, with a probability in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unidiff.estimators import Place, ladder, token_uniform
+from unidiff.sequence import Canvas, Modality
+
+
+@dataclass(frozen=True)
+class Independent:
+    """Base of such methods. min_ratio: γ of the ladder of mask ratios, in [0, 1]; ValueError if it is not."""
+
+    min_ratio: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_ratio <= 1:
+            raise ValueError(f"min_ratio is {self.min_ratio}; a mask ratio lies in [0, 1]")
+
+    def probability(self, rank: Tensor, length: Tensor, ratio: float) -> Tensor:
+        """float64, shaped as rank: probability that the rank-th of `length` sampled tokens is masked."""
+        raise NotImplementedError
+
+    def mask(
+        self,
+        canvas: Canvas,
+        place: Place,
+        modality: Modality,
+        iteration: int,
+        iterations: int,
+        keys_B: Tensor,
+    ) -> Tensor:
+        """[B, L] bool, see `Estimator.mask`."""
+        among = canvas.sampled & (canvas.modality == modality)
+        ratio = ladder.ratio(self.min_ratio, iteration, iterations)
+        probability = self.probability(place.rank, place.length, ratio)
+        uniform = token_uniform(canvas, keys_B, iteration, modality)
+        return threshold(uniform, probability, among, place.run)
+
+
+def threshold(uniform: Tensor, probability: Tensor, among: Tensor, run: Tensor) -> Tensor:
+    """Masks a token where its uniform number is below its probability; never none of a segment.
+
+    uniform, probability: [B, L] float64. among: [B, L] bool, the tokens to choose from. run: [B, L] int64,
+    groups the columns by segment (see `Place`). Where chance would mask nothing in a segment, the token
+    nearest to being masked (largest probability − uniform) is masked: a segment that is scored nowhere would
+    drop out of the loss. Returns [B, L] bool.
+    """
+    margin = torch.where(among, probability - uniform, -torch.inf)
+    nearest = torch.full_like(margin, -torch.inf).scatter_reduce_(1, run, margin, "amax")
+    return among & ((margin > 0) | (margin == nearest.gather(1, run)))

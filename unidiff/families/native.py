@@ -1,0 +1,223 @@
+"""The native family: the small model that ships with unidiff (recipes/base).
+
+Body: transformers' Llama, run block-causally. Input embeddings have three parts besides the token's own (`NativeEmbedding`);
+a trial without them needed hours instead of minutes to learn that a picture is mostly a copy of the one before.
+Layout of a folder: config.json, model.safetensors, the text tokenizer's files, and image/ with the VQ tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from unidiff.families import read_config, register
+from unidiff.images.patch_vq import PatchVQ
+from unidiff.model import UnifiedModel
+from unidiff.sequence import Modality, Tokens
+from unidiff.spec import ModelSpec
+
+
+class NativeEmbedding(nn.Module):
+    """Input embedding of the native family: where a token stands, and what stood there before.
+
+    image token: embedding of its row and of its column, each in two parts (pair of rows, which of the pair), plus a
+    linear map of the embedding of the token at the same place of the image before.
+    text token: embedding of its index in the segment, plus one of the segment's ordinal in the sequence.
+    """
+
+    def __init__(self, d_model: int, grid: tuple[int, int], text_length: int, max_segments: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.row = nn.Embedding((grid[0] + 1) // 2 * 2, d_model)
+        self.column = nn.Embedding((grid[1] + 1) // 2 * 2, d_model)
+        self.parity = nn.Embedding(4, d_model)
+        self.offset = nn.Embedding(text_length, d_model)
+        self.segment = nn.Embedding(max_segments, d_model)
+        self.previous = nn.Linear(d_model, d_model, bias=False)
+        for table in (self.row, self.column, self.parity, self.offset, self.segment):
+            nn.init.normal_(table.weight, std=0.02)
+        nn.init.normal_(self.previous.weight, std=d_model**-0.5)
+
+    def forward(self, tokens: Tokens, table: nn.Embedding) -> Tensor:
+        """Embeds `tokens` [B, N] with the body's token table -> [B, N, d_model]."""
+        inside = tokens.offset.clamp(min=0)
+        row, column = inside // self.grid[1], inside % self.grid[1]
+        row, column = row.clamp(max=self.grid[0] - 1), column.clamp(max=self.grid[1] - 1)
+        place = self.row(row // 2) + self.column(column // 2) + self.parity(row % 2 * 2 + column % 2)
+        place = place + self.previous(table(tokens.previous.clamp(min=0))) * (tokens.previous >= 0)[..., None]
+        words = self.offset(inside.clamp(max=self.offset.num_embeddings - 1))
+        words = words + self.segment(tokens.segment.clamp(0, self.segment.num_embeddings - 1))
+        content = (tokens.offset >= 0)[..., None]
+        image = (tokens.modality == Modality.IMAGE)[..., None]
+        return table(tokens.ids) + content * torch.where(image, place, words)
+
+
+def build_spec(
+    tokenizer: PreTrainedTokenizerBase, codebook_size: int, grid: tuple[int, int], **lengths: int
+) -> ModelSpec:
+    """The spec that follows from a native text tokenizer: undrawable special tokens stand first, `<eos>` is the first
+    id that a text may draw, image codes stand behind the words."""
+    word = tokenizer.convert_tokens_to_ids
+    size = len(tokenizer)
+    return ModelSpec(
+        family="native",
+        mask=word("<mask>"),
+        pad=word("<pad>"),
+        bos=word("<bos>"),
+        text_end=(word("<eos>"), word("<eot>")),
+        image_next=word("<eot>"),
+        image_begin=(word("<soi>"),),
+        image_end=(word("<eoi>"),),
+        text_range=(word("<eos>"), size),
+        image_offset=size,
+        codebook_size=codebook_size,
+        logit_rows=size + codebook_size,
+        image_grid=grid,
+        **lengths,  # type: ignore[arg-type]
+    )
+
+
+def build(
+    tokenizer: PreTrainedTokenizerBase,
+    images: PatchVQ,
+    *,
+    grid: tuple[int, int] = (8, 8),
+    text_length: int = 8,
+    max_positions: int = 1024,
+    d_model: int = 128,
+    layers: int = 6,
+    heads: int = 4,
+    d_mlp: int = 352,
+    max_segments: int = 24,
+    seed: int = 0,
+) -> UnifiedModel:
+    """A freshly initialised native model. The global RNG is left as it was."""
+    spec = build_spec(
+        tokenizer, images.codebook_size, grid, text_length=text_length, max_positions=max_positions
+    )
+    config = LlamaConfig(
+        vocab_size=spec.logit_rows,
+        hidden_size=d_model,
+        intermediate_size=d_mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=False,
+        pad_token_id=spec.pad,
+        bos_token_id=spec.bos,
+        eos_token_id=spec.text_end[0],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = LlamaForCausalLM(config)
+        embedding = NativeEmbedding(d_model, grid, text_length, max_segments)
+    return UnifiedModel(backbone, spec, tokenizer, images, embedding)
+
+
+@register
+class Native:
+    """Loading and saving of native checkpoints."""
+
+    name = "native"
+
+    def detect(self, config: dict[str, Any]) -> bool:
+        return config.get("model_type") == "unidiff_native"
+
+    def load(self, folder: Path, config: dict[str, Any], dtype: torch.dtype) -> UnifiedModel:
+        """Raises FileNotFoundError for a missing file and ValueError where weights, tokenizer and spec disagree."""
+        weights = folder / "model.safetensors"
+        for path in (weights, folder / "tokenizer.json", folder / "image" / "model.safetensors"):
+            if not path.is_file():
+                raise FileNotFoundError(f"native checkpoint {folder} lacks {path.relative_to(folder)}")
+        spec = ModelSpec.from_dict(config["spec"])
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        images = PatchVQ.from_pretrained(folder / "image")
+        _check(spec, tokenizer, images, folder)
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
+            backbone = LlamaForCausalLM(LlamaConfig(**config["backbone"]))
+            embedding = NativeEmbedding(**config["embedding"])
+        model = UnifiedModel(backbone, spec, tokenizer, images, embedding)
+        _read_weights(model, weights)
+        return model.to(dtype)
+
+    def save(self, model: UnifiedModel, folder: Path) -> None:
+        embedding = model.embedding
+        assert isinstance(embedding, NativeEmbedding)
+        body = model.backbone.config
+        keys = LlamaConfig().to_diff_dict().keys() | body.to_diff_dict().keys()
+        config = {
+            "model_type": "unidiff_native",
+            "spec": model.spec.to_dict(),
+            "backbone": {k: v for k, v in body.to_dict().items() if k in keys and k not in _NOT_SAVED},
+            "embedding": {
+                "d_model": body.hidden_size,
+                "grid": list(embedding.grid),
+                "text_length": embedding.offset.num_embeddings,
+                "max_segments": embedding.segment.num_embeddings,
+            },
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in _weights(model).items()},
+            folder / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+        model.tokenizer.save_pretrained(folder)
+        (folder / "image").mkdir(exist_ok=True)
+        model.images.save_pretrained(folder / "image")
+
+
+# Written by transformers for its own book-keeping; `LlamaForCausalLM` is what a native body always is.
+_NOT_SAVED = {"transformers_version", "architectures", "model_type", "dtype", "_name_or_path"}
+
+
+def _weights(model: UnifiedModel) -> dict[str, Tensor]:
+    """Names in the file: transformers' own for the body, `embedding.…` for the rest."""
+    body = model.backbone.state_dict()
+    return {**body, **{f"embedding.{k}": v for k, v in model.embedding.state_dict().items()}}
+
+
+def _read_weights(model: UnifiedModel, path: Path) -> None:
+    try:
+        with safe_open(path, "pt") as file:
+            found = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (safe_open is not a dict)
+    except Exception as error:  # safetensors has one error type for every kind of damage
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    wanted = _weights(model)
+    if set(found) != set(wanted):
+        missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+        raise ValueError(f"{path}: missing weights {missing[:3]}, unexpected weights {extra[:3]}")
+    for name, value in wanted.items():
+        if value.shape != found[name].shape:
+            raise ValueError(
+                f"{path}: {name} is {tuple(found[name].shape)}, the config says {tuple(value.shape)}"
+            )
+        value.data.copy_(found[name])
+
+
+def _check(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, images: PatchVQ, folder: Path) -> None:
+    fresh = build_spec(
+        tokenizer,
+        images.codebook_size,
+        spec.image_grid,
+        text_length=spec.text_length,
+        max_positions=spec.max_positions,
+    )
+    for name, value in fresh.to_dict().items():
+        if name != "sampler" and value != spec.to_dict()[name]:
+            raise ValueError(
+                f"{folder}: spec.{name} is {spec.to_dict()[name]}, but the tokenizers say {value}; "
+                "the tokenizer files do not belong to this checkpoint"
+            )
+
+
+__all__ = ["Native", "NativeEmbedding", "build", "build_spec", "read_config"]

@@ -1,0 +1,256 @@
+"""The policy loss of GRPO and its kin: pure functions of log-probabilities, advantages and weights.
+
+    ρ = exp(ℓ_new − ℓ_old)
+    L = −min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) + β k3,   k3 = exp(ℓ_ref − ℓ_new) − (ℓ_ref − ℓ_new) − 1
+    dual clip: where A < 0, the first term is at most delta·|A|
+
+`token_losses` gives L for every token, `aggregate` makes a scalar of it. The gradient of an optimizer step
+does not depend on how its batch is cut: a micro-batch's loss is a plain sum over its rows, divided by
+`Denominators` that are counted over the whole batch of the step (all micro-batches, all processes) before its
+first backward.
+
+    grpo     Σ_rows (Σ w L / Σ w) / (rows with weight)
+    bnpo     Σ w L / Σ w      defined per micro-batch; here the "micro-batch" is the whole batch of the step,
+                              which makes it equal to dapo and free of the cut. TRL's is recovered with a
+                              micro-batch's own denominators, divided by the accumulation steps.
+    dapo     Σ w L / Σ w      over the whole batch of the step
+    dr_grpo  Σ w L / (rows · max_length)
+    gspo     level="sequence" with grpo
+
+Sources: GRPO arXiv 2402.03300, BNPO 2506.02864, DAPO 2503.14476, Dr. GRPO 2503.20783, GSPO 2507.18071, dual
+clip 1912.09729.
+
+B rows, L positions. `weight_BL` is 0 where a token is not scored; what stands there (even NaN) has no
+influence on loss, gradient or statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unidiff.sequence import Modality
+
+Level = Literal["token", "sequence", "segment"]
+LEVELS = ("token", "sequence", "segment")
+LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo")
+
+# exp(20) is far outside any clip range and its square is still finite in float32, so a policy that has run
+# away gives a huge loss with no gradient here, not inf or NaN.
+MAX_LOG_RATIO = 20.0
+
+
+@dataclass(frozen=True, eq=False)
+class LossStats:
+    """Sums over the scored tokens, so that statistics of micro-batches and processes add up exactly.
+
+    sums_K: float64 [6], in the order of `NAMES` after the token count. peak: float64 [], max |ρ − 1|.
+    Both stay on the loss's device; only `means` waits for it.
+    """
+
+    NAMES = ("clip_low", "clip_high", "kl_old", "kl_ref", "ratio")
+
+    sums_K: Tensor
+    peak: Tensor
+
+    def __add__(self, other: LossStats) -> LossStats:
+        return LossStats(self.sums_K + other.sums_K, torch.maximum(self.peak, other.peak))
+
+    def means(self) -> dict[str, float]:
+        """clip_low, clip_high: shares of tokens whose ratio was clipped; kl_old, kl_ref: k3 estimates in nats
+        a token from the old policy and the reference; ratio; ratio_max_dev; tokens: how many. Zeros without
+        tokens."""
+        tokens, *sums = self.sums_K.tolist()
+        means = {name: value / max(tokens, 1.0) for name, value in zip(self.NAMES, sums)}
+        return means | {"ratio_max_dev": self.peak.item(), "tokens": tokens}
+
+
+@dataclass(frozen=True)
+class Denominators:
+    """What a step's loss is divided by, counted over its whole batch.
+
+    rows: rollouts. scored_rows: rollouts with any weight. weight: Σ w. max_length: tokens a rollout can have
+    at most. Counts of micro-batches add up (`+`); over processes, sum-reduce `tensor()`.
+    """
+
+    rows: float
+    scored_rows: float
+    weight: float
+    max_length: float
+
+    @classmethod
+    def of(cls, weight_BL: Tensor, max_length: float) -> Denominators:
+        """The counts of some rows. Waits for the device."""
+        row_B = weight_BL.double().sum(-1)
+        scored, weight = torch.stack([(row_B > 0).sum().double(), row_B.sum()]).tolist()
+        return cls(float(len(row_B)), scored, weight, float(max_length))
+
+    def __add__(self, other: Denominators) -> Denominators:
+        if self.max_length != other.max_length:
+            raise ValueError(f"max_length differs: {self.max_length:g} and {other.max_length:g}")
+        sums = self.rows + other.rows, self.scored_rows + other.scored_rows, self.weight + other.weight
+        return Denominators(*sums, self.max_length)
+
+    def tensor(self) -> Tensor:
+        """float64 [3]: rows, scored_rows, weight; what processes sum."""
+        return torch.tensor([self.rows, self.scored_rows, self.weight], dtype=torch.float64)
+
+    @classmethod
+    def from_tensor(cls, sums_3: Tensor, max_length: float) -> Denominators:
+        """The inverse of `tensor`."""
+        rows, scored_rows, weight = sums_3.tolist()
+        return cls(rows, scored_rows, weight, float(max_length))
+
+
+def token_losses(
+    logp_new_BL: Tensor,
+    logp_old_BL: Tensor,
+    advantage: Tensor,
+    weight_BL: Tensor,
+    *,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    delta: float | None = None,
+    beta: float = 0.0,
+    logp_ref_BL: Tensor | None = None,
+    level: Level = "token",
+    segment_BL: Tensor | None = None,
+) -> tuple[Tensor, LossStats]:
+    """The loss of every token, float32 [B, L], 0 where weight is 0, not yet multiplied by the weight.
+
+    logp_*_BL: log-probabilities of the sampled tokens in nats; only the new ones get a gradient.
+    advantage: float [B] or [B, L]. weight_BL: bool or float ≥ 0.
+    level: "token": each token has its ratio; "sequence": a row's tokens share the geometric mean
+    exp(Σ w Δℓ / Σ w); "segment": so do the tokens of one segment of a row, by `segment_BL`
+    (int64, negative where a token is in no segment).
+    delta: dual clip, above 1 + epsilon_high; None = off. beta: weight of k3 against `logp_ref_BL`.
+    """
+    _check_options(delta, epsilon_high, beta, logp_ref_BL, level, segment_BL)
+    scored_BL = weight_BL != 0
+    weight_BL = weight_BL.float()
+    advantage_BL = advantage if advantage.dim() == 2 else advantage[:, None]
+    advantage_BL = torch.where(scored_BL, advantage_BL.float(), 0.0)
+
+    change_BL = _difference(logp_new_BL, logp_old_BL.detach(), scored_BL)
+    if level == "sequence":
+        change_BL = _unit_mean(change_BL, weight_BL, torch.zeros_like(weight_BL, dtype=torch.int64), units=1)
+    elif level == "segment":
+        assert segment_BL is not None
+        unit_BL = segment_BL.clamp(min=0)  # what belongs to no segment has no weight
+        change_BL = _unit_mean(change_BL, weight_BL, unit_BL, units=int(unit_BL.max()) + 1)
+    ratio_BL = change_BL.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    clipped_BL = ratio_BL.clamp(1 - epsilon_low, 1 + epsilon_high)
+    loss_BL = -torch.minimum(ratio_BL * advantage_BL, clipped_BL * advantage_BL)
+    if delta is not None:
+        loss_BL = torch.where(advantage_BL < 0, torch.minimum(loss_BL, -delta * advantage_BL), loss_BL)
+
+    kl_ref_BL = torch.zeros_like(loss_BL)
+    if logp_ref_BL is not None:
+        kl_ref_BL = k3(logp_new_BL, logp_ref_BL.detach(), scored_BL)
+        loss_BL = loss_BL + beta * kl_ref_BL
+    low_BL = (ratio_BL < 1 - epsilon_low) & (advantage_BL < 0)
+    high_BL = (ratio_BL > 1 + epsilon_high) & (advantage_BL > 0)
+    kl_old_BL = k3(logp_new_BL.detach(), logp_old_BL, scored_BL)
+    stats = _stats(scored_BL, low_BL, high_BL, kl_old_BL, kl_ref_BL, ratio_BL)
+    return torch.where(scored_BL, loss_BL, 0.0), stats
+
+
+def k3(logp_BL: Tensor, other_BL: Tensor, scored_BL: Tensor) -> Tensor:
+    """Schulman's estimate of KL(p‖other) at tokens drawn from p: exp(d) − d − 1 with d = other − logp.
+    float32, ≥ 0."""
+    gap_BL = _difference(other_BL, logp_BL, scored_BL).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return torch.expm1(gap_BL) - gap_BL
+
+
+def aggregate(loss_BL: Tensor, weight_BL: Tensor, loss_type: str, denominators: Denominators) -> Tensor:
+    """A scalar from some rows' token losses: a sum over the rows divided by the whole step's denominators.
+
+    The sum over a step's micro-batches and processes is the step's loss, so do not divide by the accumulation
+    steps; where gradients are averaged over processes (DDP), multiply by their number. Without any weight: 0.
+    Errors: ValueError for an unknown loss type.
+    """
+    if loss_type not in LOSS_TYPES:
+        raise ValueError(f"loss_type={loss_type!r}; choose one of {', '.join(LOSS_TYPES)}")
+    weight_BL = weight_BL.float()
+    row_B = (loss_BL * weight_BL).sum(-1)
+    if loss_type == "grpo":
+        total_B = weight_BL.sum(-1)
+        return (row_B / torch.where(total_B > 0, total_B, 1.0)).sum() / max(denominators.scored_rows, 1.0)
+    if loss_type == "dr_grpo":
+        return row_B.sum() / max(denominators.rows * denominators.max_length, 1.0)
+    return row_B.sum() / (denominators.weight or 1.0)
+
+
+def modality_loss(
+    logp_new_BL: Tensor,
+    logp_old_BL: Tensor,
+    advantage: Tensor,
+    weight_BL: Tensor,
+    modality_BL: Tensor,
+    *,
+    loss_type: str,
+    denominators: Mapping[Modality, Denominators],
+    weights: Mapping[Modality, float],
+    **options,
+) -> tuple[Tensor, dict[Modality, LossStats]]:
+    """Σ_m λ_m · (the loss over modality m's tokens alone), so that 1,024 image tokens do not drown 60 of
+    text.
+
+    modality_BL: int64, other values than a Modality count for nothing. denominators, weights (λ): for every
+    modality that is to be trained. options: those of `token_losses`; at level "sequence" a rollout has one
+    ratio a modality.
+    """
+    total = logp_new_BL.new_zeros((), dtype=torch.float32)
+    stats: dict[Modality, LossStats] = {}
+    for modality, factor in weights.items():
+        own_BL = torch.where(modality_BL == modality, weight_BL.float(), 0.0)
+        loss_BL, stats[modality] = token_losses(logp_new_BL, logp_old_BL, advantage, own_BL, **options)
+        total = total + factor * aggregate(loss_BL, own_BL, loss_type, denominators[modality])
+    return total, stats
+
+
+def _difference(first_BL: Tensor, second_BL: Tensor, scored_BL: Tensor) -> Tensor:
+    """first − second in float32 at scored tokens, 0 elsewhere. Masked before the subtraction: NaN − NaN has a
+    gradient of NaN times 0."""
+    first_BL = torch.where(scored_BL, first_BL.float(), 0.0)
+    return first_BL - torch.where(scored_BL, second_BL.float(), 0.0)
+
+
+def _unit_mean(change_BL: Tensor, weight_BL: Tensor, unit_BL: Tensor, units: int) -> Tensor:
+    """The weighted mean of the log-ratios over each unit of each row, at every token of the unit."""
+    zeros_BU = change_BL.new_zeros(len(change_BL), units)
+    sum_BU = zeros_BU.scatter_add(1, unit_BL, change_BL * weight_BL)
+    weight_BU = zeros_BU.scatter_add(1, unit_BL, weight_BL)
+    return (sum_BU / torch.where(weight_BU > 0, weight_BU, 1.0)).gather(1, unit_BL)
+
+
+@torch.no_grad()
+def _stats(scored_BL: Tensor, *columns: Tensor) -> LossStats:
+    """Sums of (low, high, kl_old, kl_ref, ratio) over the scored tokens, and the largest |ρ − 1|."""
+    scored = scored_BL.double()
+    sums = [scored.sum(), *((column.double() * scored).sum() for column in columns)]
+    deviation_BL = torch.where(scored_BL, (columns[-1] - 1).abs(), 0.0).double()
+    peak = deviation_BL.max() if deviation_BL.numel() else scored.sum()
+    return LossStats(torch.stack(sums), peak)
+
+
+def _check_options(
+    delta: float | None,
+    epsilon_high: float,
+    beta: float,
+    logp_ref_BL: Tensor | None,
+    level: str,
+    segment_BL: Tensor | None,
+) -> None:
+    if level not in LEVELS:
+        raise ValueError(f"level={level!r}; choose one of {', '.join(LEVELS)}")
+    if level == "segment" and segment_BL is None:
+        raise ValueError("level='segment' needs segment_BL, the segment that each token is in")
+    if delta is not None and delta <= 1 + epsilon_high:
+        raise ValueError(f"delta={delta:g} must be above 1 + epsilon_high = {1 + epsilon_high:g}, or None")
+    if beta and logp_ref_BL is None:
+        raise ValueError(f"beta={beta:g} needs logp_ref_BL, the reference's log-probabilities")

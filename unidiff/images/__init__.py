@@ -1,0 +1,81 @@
+"""Image tokenizers: what every one of them offers, and the way from PIL images to pixels and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@runtime_checkable
+class ImageTokenizer(Protocol):
+    """Turns pixels into a grid of codebook entries and back. No call touches the global random state.
+
+    factor: pixels a token, along each side.
+    codebook_size: K; ids lie in 0..K-1, without the offset that a model's vocabulary adds.
+    """
+
+    @property
+    def factor(self) -> int: ...
+
+    @property
+    def codebook_size(self) -> int: ...
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] float in [0, 1] -> ids [B, H / factor, W / factor] int64."""
+        ...
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """ids [B, h, w] -> [B, 3, h * factor, w * factor] float in [0, 1]."""
+        ...
+
+
+def to_pixels(images: Sequence[Image.Image]) -> Tensor:
+    """RGB images of one size -> [B, 3, H, W] float32 in [0, 1].
+
+    Raises ValueError for no image, another mode than RGB, or images of different sizes.
+    """
+    if not images:
+        raise ValueError("images: expected at least one image, got none")
+    for image in images:
+        if image.mode != "RGB":
+            raise ValueError(f"images: expected mode RGB, got {image.mode}; use image.convert('RGB')")
+        if image.size != images[0].size:
+            raise ValueError(f"images: expected one size, got {images[0].size} and {image.size}")
+    stacked = np.stack([np.asarray(image) for image in images])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def to_pil(pixels: Tensor) -> list[Image.Image]:
+    """[B, 3, H, W] float in [0, 1] (values outside are cut off) -> B RGB images.
+
+    Raises ValueError for another shape.
+    """
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise ValueError(f"pixels: expected [B, 3, H, W], got {list(pixels.shape)}")
+    rounded = (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(array) for array in rounded.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def check_pixels(pixels: Tensor, factor: int) -> None:
+    """Raise ValueError unless pixels are float [B, 3, H, W] with sides that are multiples of `factor`."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+        raise ValueError(f"pixels: expected float [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
+    height, width = pixels.shape[2:]
+    if height % factor or width % factor or not height or not width:
+        raise ValueError(f"pixels: sides must be multiples of {factor}, got {height} x {width}; resize it")
+
+
+def check_ids(ids: Tensor, codebook_size: int) -> None:
+    """Raise ValueError unless ids are integers [B, h, w] in 0..codebook_size-1."""
+    if ids.ndim != 3 or ids.is_floating_point():
+        raise ValueError(f"ids: expected integers [B, h, w], got {ids.dtype} {list(ids.shape)}")
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < codebook_size:
+        raise ValueError(
+            f"ids: expected 0 to {codebook_size - 1}, got {int(ids.min())} to {int(ids.max())}; "
+            "subtract the vocabulary's image offset first"
+        )

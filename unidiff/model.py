@@ -1,0 +1,283 @@
+"""UnifiedModel: one wrapper for text and image tokens in one masked sequence.
+
+The backbone is a transformers decoder run without a causal mask. All log-probabilities of training come from
+`score`, whether of the old, the reference or the new policy; sampling reads the same hidden states and the same rows
+of the head, so what is scored is what was sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import LongTensor, Tensor, nn
+
+from unidiff.attention import Context, additive, seen_block_causal, seen_clean_and_noisy
+from unidiff.images import to_pil, to_pixels
+from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, render
+from unidiff.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+    from unidiff.images import ImageTokenizer
+
+# Rows of [positions, head rows] logits that are alive at once when scoring, in numbers (256 MiB of float32).
+_LOGITS_AT_ONCE = 1 << 26
+
+
+class UnifiedModel(nn.Module):
+    """A masked-diffusion model of interleaved text and images.
+
+    backbone: a transformers causal-LM module with `.model` (body) and `.lm_head`. embedding: the family's own input
+    embedding `(tokens, table) -> [B, N, d]`, or None for the plain token table.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        spec: ModelSpec,
+        tokenizer: PreTrainedTokenizerBase,
+        images: ImageTokenizer,
+        embedding: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        rows = backbone.lm_head.weight.shape[0]
+        if rows != spec.logit_rows:
+            raise ValueError(f"ModelSpec.logit_rows is {spec.logit_rows}, but the head has {rows} rows")
+        self.backbone = backbone
+        self.embedding = embedding
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self._images = [
+            images
+        ]  # in a list: the VQ tokenizer is frozen, and no part of the policy's parameters
+
+    @property
+    def images(self) -> Any:
+        return self._images[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.backbone.lm_head.weight.dtype
+
+    # ---------------------------------------------------------------- loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        family: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> UnifiedModel:
+        """Loads a checkpoint folder, or a repository of the Hugging Face hub by name.
+
+        Raises FileNotFoundError if it lacks files, ValueError if no family recognises it or its parts disagree.
+        """
+        from unidiff import families
+
+        folder = Path(path)
+        if not folder.exists() and len(folder.parts) == 2 and not folder.is_absolute():
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(str(path)))
+        config = families.read_config(folder)
+        return families.find(config, family).load(folder, config, dtype).to(device).eval()
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes a folder in the family's published layout."""
+        from unidiff import families
+
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        families.FAMILIES[self.spec.family].save(self, folder)
+
+    def to(self, *args: Any, **kwargs: Any) -> UnifiedModel:
+        super().to(*args, **kwargs)
+        self._images[0] = self.images.to(self.device)  # device only: the VQ tokenizer stays in float32
+        return self
+
+    # ---------------------------------------------------------------- encoding and decoding
+
+    def encode_text(self, text: str) -> LongTensor:
+        """[n] ids of a text. Raises ValueError if it is empty."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ValueError(f"the text {text!r} has no tokens")
+        return torch.tensor(ids, dtype=torch.int64)  # type: ignore[return-value]
+
+    def encode_images(self, images: Sequence[Image]) -> list[tuple[LongTensor, tuple[int, int]]]:
+        """Tokens [n] in the model's vocabulary and grid of each image; images of one size."""
+        with torch.no_grad():
+            codes = self.images.encode(to_pixels(list(images)).to(self.device)).cpu()
+        grid = (codes.shape[1], codes.shape[2])
+        return [(c.flatten() + self.spec.image_offset, grid) for c in codes]  # type: ignore[misc]
+
+    def encode(self, parts: Sequence[str | Image], prompt: bool = True) -> Interleaved:
+        """Texts and PIL images -> a sequence. As a response (`prompt=False`) every text ends with its end token: the
+        one that announces an image where an image follows, else the first of the spec's."""
+        sequence = Interleaved.from_parts(
+            parts, self.encode_text, lambda im: self.encode_images([im])[0], prompt
+        )
+        if sequence and sum(map(len, sequence)) > self.spec.max_positions:
+            raise ValueError(
+                f"the sequence has {sum(map(len, sequence))} tokens, the model {self.spec.max_positions} positions"
+            )
+        return sequence if prompt else self.ended(sequence)
+
+    def ended(self, response: Interleaved) -> Interleaved:
+        """A response with the end token that each of its texts needs."""
+        return Interleaved(map(self._ended, response, [*response[1:], None]))
+
+    def _ended(self, segment: Segment, following: Segment | None) -> Segment:
+        if segment.modality is Modality.IMAGE:
+            return segment
+        image_next = following is not None and following.modality is Modality.IMAGE
+        end = (
+            self.spec.image_next
+            if image_next
+            else next(e for e in self.spec.text_end if e != self.spec.image_next)
+        )
+        return Segment(Modality.TEXT, torch.cat([segment.tokens, torch.tensor([end])]))  # type: ignore[arg-type]
+
+    def decode_text(self, tokens: Tensor) -> str:
+        """Text of ids [n], without its end token."""
+        end = torch.tensor(self.spec.text_end, device=tokens.device)
+        return self.tokenizer.decode(tokens[~torch.isin(tokens, end)].tolist())
+
+    def decode_pixels(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Image ids [..., n] of one grid -> pixels [..., 3, H, W] in [0, 1]."""
+        codes = self.spec.codes(tokens).reshape(-1, *grid).to(self.device)
+        with torch.no_grad():
+            pixels = self.images.decode(codes)
+        return pixels.reshape(*tokens.shape[:-1], *pixels.shape[1:])
+
+    def decode(self, sequence: Interleaved) -> list[str | Image]:
+        """A sequence as texts and PIL images."""
+        parts: list[str | Image] = []
+        for segment in sequence:
+            if segment.modality is Modality.TEXT:
+                parts.append(self.decode_text(segment.tokens))
+            else:
+                assert segment.grid is not None
+                parts.extend(to_pil(self.decode_pixels(segment.tokens[None], segment.grid)))
+        return parts
+
+    def render(self, rows: Sequence[Interleaved]) -> Canvas:
+        """Lays sequences out as a batch on the model's device."""
+        canvas = render(rows, self.spec, self.device)
+        if canvas.shape[1] > self.spec.max_positions:
+            raise ValueError(
+                f"a sequence of {canvas.shape[1]} tokens exceeds the {self.spec.max_positions} positions"
+            )
+        return canvas
+
+    # ---------------------------------------------------------------- forward passes
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        table = self.backbone.get_input_embeddings()
+        return table(tokens.ids) if self.embedding is None else self.embedding(tokens, table)
+
+    def hidden(self, tokens: Tokens, mask: Tensor, cache: Any = None) -> Tensor:
+        """Final hidden states [B, Q, d] of tokens [B, Q] under an additive mask [B, 1, Q, K]."""
+        body = self.backbone.get_decoder() if hasattr(self.backbone, "get_decoder") else self.backbone.model
+        return body(
+            inputs_embeds=self.embed(tokens),
+            attention_mask=mask,
+            position_ids=tokens.position,
+            past_key_values=cache,
+            use_cache=False,
+        ).last_hidden_state
+
+    def begin(self, capacity: int, cache: bool = True) -> Context:
+        """An empty context of sequences to be sampled, with room for `capacity` tokens a row."""
+        return Context(self.backbone.config.num_hidden_layers, capacity, cache)
+
+    @torch.no_grad()
+    def read(self, context: Context, block: Tokens) -> Tensor:
+        """Hidden states [B, n, d] of a block behind the context, which is left as it was."""
+        query, mask, n = context.inputs(block, self.dtype)
+        return self.hidden(query, mask, context.cache)[:, -n:]
+
+    def write(self, context: Context, block: Tokens) -> None:
+        """Makes a finished block part of the context."""
+        if context.cache is not None:
+            self.read(context, block)
+        context.append(block)
+
+    def log_probs(self, hidden: Tensor, modality: Modality, temperature: float = 1.0) -> Tensor:
+        """float32 log-probabilities [..., rows] over a modality's own range. Temperature 0 is taken as 1: greedy
+        choice does not depend on it."""
+        low, high = self.spec.range_of(modality)
+        logits = nn.functional.linear(hidden, self.backbone.lm_head.weight[low:high]).float()
+        return (logits / (temperature or 1.0)).log_softmax(-1)
+
+    def logits(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Full logits [B, L, V] of plain ids [B, L] that all see each other: for tests and parity only."""
+        valid = torch.ones_like(ids, dtype=torch.bool) if valid is None else valid.bool()
+        nothing = torch.full_like(ids, -1)
+        position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        tokens = Tokens(ids, torch.zeros_like(ids), nothing, position, nothing, nothing, valid)
+        mask = additive(seen_block_causal(tokens, tokens), self.dtype)
+        return self.backbone.lm_head(self.hidden(tokens, mask))
+
+    def score(
+        self,
+        canvas: Canvas,
+        mask: Tensor,
+        hide: Tensor | None = None,
+        temperature: tuple[float, float] = (1.0, 1.0),
+    ) -> Tensor:
+        """Log-probabilities of sampled tokens, each masked in its segment's noisy copy.
+
+        canvas: [B, L]. mask: [B, L] bool, a subset of `canvas.sampled`: the tokens to mask and score. hide: [B, L]
+        bool, clean tokens to replace by the mask token too (a perturbed prompt), or None. temperature: of text and
+        of image tokens. Returns [B, L] float32, 0 where nothing is scored. One forward pass over the clean sequence
+        and its noisy copy; logits exist only at masked positions × the rows of their modality, in chunks.
+        """
+        if bool((mask & ~canvas.sampled).any()):
+            raise ValueError(
+                "score: mask holds tokens that were not sampled; mask & canvas.sampled is what you want"
+            )
+        full_width = canvas.shape[1]
+        canvas, width = canvas.trimmed()
+        mask = mask[:, :width]
+        masked = (canvas.source < 0) | mask.gather(1, canvas.source.clamp(min=0))
+        noisy = canvas.noisy.with_ids(torch.where(masked, self.spec.mask, canvas.noisy.ids))
+        clean = canvas.clean
+        if hide is not None:
+            clean = clean.with_ids(clean.ids.masked_fill(hide[:, :width], self.spec.mask))
+        both = Tokens.cat([clean, noisy])
+        seen = additive(seen_clean_and_noisy(canvas), self.dtype)
+        hidden = self.hidden(both, seen)[:, width:]
+        scored = masked & (canvas.source >= 0) & noisy.valid
+        out = hidden.new_zeros(mask.shape[0], full_width, dtype=torch.float32)
+        for modality in Modality:
+            row, column = (scored & (noisy.modality == modality)).nonzero(as_tuple=True)
+            values = self._target_log_probs(
+                hidden[row, column], canvas.noisy.ids[row, column], modality, temperature[modality]
+            )
+            out = out.index_put((row, canvas.source[row, column]), values)
+        return out
+
+    forward = score  # so that wrappers (DDP, FSDP) see the pass whose gradients they reduce
+
+    def _target_log_probs(
+        self, hidden: Tensor, target: Tensor, modality: Modality, temperature: float
+    ) -> Tensor:
+        """[K, d] hidden states and [K] ids -> [K] log-probabilities."""
+        low, high = self.spec.range_of(modality)
+        chunk = max(_LOGITS_AT_ONCE // (high - low), 1)
+        parts = [
+            self.log_probs(h, modality, temperature).gather(1, (t - low)[:, None])[:, 0]
+            for h, t in zip(hidden.split(chunk), target.split(chunk))
+        ]
+        return torch.cat(parts)

@@ -1,0 +1,56 @@
+"""Muon: momentum orthogonalised by Newton-Schulz (Keller Jordan, 2024, kellerjordan.github.io/posts/muon).
+
+torch.optim.Muon does the same in bfloat16, one matrix at a time: twice as slow as a whole training step of the small
+native model on a CPU. This one works in the parameters' dtype and stacks matrices of one shape into one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+_A, _B, _C = 3.4445, -4.7750, 2.0315  # quintic iteration that pushes singular values towards 1
+
+
+def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+    """[M, r, c] -> nearly orthogonal matrices of the same shape."""
+    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised; for the matrices of a transformer's blocks. lr: spectral norm of a step."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95) -> None:
+        super().__init__(list(params), {"lr": lr, "momentum": momentum})
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.ndim != 2:
+                    raise ValueError(f"Muon takes matrices, got a parameter of shape {tuple(p.shape)}")
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for shape, params in by_shape.items():
+                updates = [self._momentum(p, group["momentum"]) for p in params]
+                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                for p, update in zip(params, orthogonalised(torch.stack(updates))):
+                    p.add_(update, alpha=-scale)
+
+    def _momentum(self, p: Tensor, momentum: float) -> Tensor:
+        buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+        assert p.grad is not None
+        buffer.lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(buffer, momentum)

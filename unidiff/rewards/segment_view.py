@@ -1,0 +1,147 @@
+"""What a reward function sees: one sampled segment (`SegmentView`) or a whole response (`SequenceView`).
+
+A view holds references, never copies, and decodes nothing by itself: 64 rollouts of nine segments are built
+in about a millisecond, and a picture becomes a PIL image only when a reward asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from unidiff.sequence import Modality
+
+
+@dataclass(eq=False, kw_only=True)
+class SegmentView:
+    """One sampled segment of one rollout, with everything that came before it.
+
+    modality: TEXT or IMAGE.
+    tokens:   LongTensor [n], ids in the model's vocabulary, without delimiters.
+    text:     the decoded text; None for an image.
+    pixels:   uint8 [H, W, 3]; None for text. `image` is the same as a PIL image.
+    ended:    text: it ended with its end token, it was not cut off. Images: True.
+    edited:   images: bool [h, w], True where a token was denoised again; None = every token was sampled.
+    index:    ordinal among the row's sampled segments, from 0.
+    round:    ordinal among the row's sampled segments of the same modality, from 0.
+    last:     it is the last sampled segment of its row.
+    prompt:   the given part of the row: texts and PIL images in order.
+    before:   the sampled segments before it in its row.
+    task:     the row's example, as its task made it.
+    columns:  the row's other fields, by name.
+    """
+
+    modality: Modality
+    tokens: torch.Tensor
+    text: str | None = None
+    pixels: np.ndarray | None = None
+    ended: bool = True
+    edited: np.ndarray | None = None
+    index: int = 0
+    round: int = 0
+    last: bool = False
+    prompt: list[str | Image.Image] = field(default_factory=list)
+    before: tuple[SegmentView, ...] = ()
+    task: Any = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def image(self) -> Image.Image | None:
+        """The picture in RGB; None for a text segment."""
+        return None if self.pixels is None else Image.fromarray(self.pixels)
+
+    @property
+    def texts_before(self) -> list[str]:
+        """Texts sampled before this segment, in order (the prompt's are in `prompt`)."""
+        return [view.text for view in self.before if view.text is not None]
+
+    @property
+    def images_before(self) -> list[Image.Image]:
+        """Pictures sampled before this segment, in order (the prompt's are in `prompt`)."""
+        return [view.image for view in self.before if view.image is not None]
+
+    @property
+    def image_before(self) -> Image.Image | None:
+        """The picture just before this segment: a sampled one, else the prompt's last, else None."""
+        for view in reversed(self.before):
+            if view.image is not None:
+                return view.image
+        pictures = [part for part in self.prompt if isinstance(part, Image.Image)]
+        return pictures[-1] if pictures else None
+
+
+@dataclass(eq=False)
+class SequenceView:
+    """A whole response: what a reward with `on="sequence"` sees. It has at least one segment."""
+
+    segments: tuple[SegmentView, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """The sampled texts in order."""
+        return [view.text for view in self.segments if view.text is not None]
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The sampled pictures in order."""
+        return [view.image for view in self.segments if view.image is not None]
+
+    @property
+    def prompt(self) -> list[str | Image.Image]:
+        """The given part of the row: texts and PIL images in order."""
+        return self.segments[0].prompt
+
+    @property
+    def task(self) -> Any:
+        """The row's example, as its task made it."""
+        return self.segments[0].task
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The row's other fields, by name."""
+        return self.segments[0].columns
+
+    @property
+    def ended(self) -> bool:
+        """The response closes with a text that reached its end token: not cut off, nor left at a picture."""
+        final = self.segments[-1]
+        return final.modality == Modality.TEXT and final.ended
+
+
+def link_row(
+    views: Iterable[SegmentView],
+    *,
+    prompt: Sequence[str | Image.Image] = (),
+    task: Any = None,
+    columns: dict[str, Any] | None = None,
+) -> tuple[SegmentView, ...]:
+    """Puts one row's segments in context: fills `index`, `round`, `last`, `before` and the row's own fields.
+
+    views: the row's sampled segments in order, with their content alone (modality, tokens, text or pixels,
+    …). Returns new views; those given are not changed.
+    """
+    views = list(views)
+    shared_prompt, shared_columns = list(prompt), dict(columns or {})
+    linked: list[SegmentView] = []
+    rounds = dict.fromkeys(Modality, 0)
+    for index, view in enumerate(views):
+        linked.append(
+            replace(
+                view,
+                index=index,
+                round=rounds[view.modality],
+                last=index == len(views) - 1,
+                prompt=shared_prompt,
+                before=tuple(linked),
+                task=task,
+                columns=shared_columns,
+            )
+        )
+        rounds[view.modality] += 1
+    return tuple(linked)

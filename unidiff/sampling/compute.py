@@ -1,0 +1,110 @@
+"""Counting what a rollout costs: forward passes, token-forwards, FLOPs and seconds, phase by phase."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Cost:
+    """forwards: passes through the model. token_forwards: tokens that went through it, pads left out.
+    flops: analytic. seconds: wall clock; a row's share of its batch's."""
+
+    forwards: float = 0.0
+    token_forwards: float = 0.0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(self.values(), other.values())))
+
+    def scaled(self, factor: float) -> Cost:
+        return Cost(*(v * factor for v in self.values()))
+
+    def values(self) -> tuple[float, float, float, float]:
+        return self.forwards, self.token_forwards, self.flops, self.seconds
+
+    def to_dict(self) -> dict[str, float]:
+        return dict(zip(("forwards", "token_forwards", "flops", "seconds"), self.values()))
+
+
+class Compute(dict[str, Cost]):
+    """The cost of each phase, by name: prompt, text, image, select (finding what to edit), write (storing finished
+    segments in the cache)."""
+
+    @property
+    def total(self) -> Cost:
+        return sum(self.values(), Cost())
+
+    def __add__(self, other: Compute) -> Compute:
+        return Compute({k: self.get(k, Cost()) + other.get(k, Cost()) for k in {**self, **other}})
+
+    def scaled(self, factor: float) -> Compute:
+        return Compute({k: v.scaled(factor) for k, v in self.items()})
+
+
+@dataclass
+class ModelFlops:
+    """FLOPs of one forward over N tokens with K visible keys each: 2·P·N + 4·layers·d·N·K, and 2·d·rows for each
+    position whose logits are computed (algorithms §6). P: parameters of the body's blocks."""
+
+    parameters: int
+    layers: int
+    d_model: int
+
+    @classmethod
+    def of(cls, backbone: Any) -> ModelFlops:
+        blocks = sum(p.numel() for p in backbone.model.layers.parameters())
+        return cls(blocks, backbone.config.num_hidden_layers, backbone.config.hidden_size)
+
+    def forward(self, tokens: Tensor, keys: Tensor, positions: Tensor | int, rows: int) -> Tensor:
+        body = 2 * self.parameters * tokens + 4 * self.layers * self.d_model * tokens * keys
+        return body + 2 * self.d_model * rows * positions
+
+
+@dataclass
+class ComputeMeter:
+    """Adds up the cost of a batch of rollouts. Counts stay tensors on the device until `rows` asks for them."""
+
+    flops: ModelFlops
+    batch: int
+    device: torch.device
+    counts: dict[str, Tensor] = field(default_factory=dict)  # phase -> [3, batch]: forwards, tokens, flops
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(
+        self, phase: str, rows: Tensor, tokens: Tensor, keys: Tensor, positions: Tensor | int, head: int
+    ) -> None:
+        """One forward pass of `rows` (indices into the batch): tokens run and keys seen by each, int64 [len(rows)];
+        positions with logits, over `head` rows of the LM head."""
+        if phase not in self.counts:
+            self.counts[phase] = torch.zeros(3, self.batch, dtype=torch.float64, device=self.device)
+        flops = self.flops.forward(tokens, keys, positions, head)
+        values = torch.stack([torch.ones_like(tokens), tokens, flops]).double()
+        self.counts[phase].index_add_(1, rows, values)
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Wall-clock seconds of a phase (the device is waited for at its end only)."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def rows(self) -> list[Compute]:
+        """The cost of each row; seconds are shared evenly."""
+        counts = {phase: c.T.tolist() for phase, c in self.counts.items()}
+        phases = {**self.counts, **self.seconds}
+        zero = [[0.0, 0.0, 0.0]] * self.batch
+        return [
+            Compute({p: Cost(*counts.get(p, zero)[i], self.seconds.get(p, 0.0) / self.batch) for p in phases})
+            for i in range(self.batch)
+        ]

@@ -1,0 +1,28 @@
+"""Drawing tokens from log-probabilities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def draw(log_probs: Tensor, uniform: Tensor, greedy: bool = False) -> tuple[Tensor, Tensor]:
+    """An exact draw from each distribution by inverse CDF, or its mode.
+
+    log_probs: [..., V] float32, -inf = impossible. uniform: [...] float64 in (0, 1), not read if greedy.
+    Returns the index [...] int64, and its log-probability [...] float32. An index of probability 0 is never
+    returned (unless all are).
+
+    The usual Gumbel-max needs V noise numbers a token, this needs one. And float32 Gumbel noise cannot exceed
+    17, which cuts the tail; float64 sums and a 53-bit uniform leave it whole.
+    """
+    mode = log_probs.argmax(-1)
+    index = mode
+    if not greedy:
+        cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
+        level = uniform[..., None] * cumulative[..., -1:]
+        index = torch.searchsorted(cumulative, level, right=True).clamp(max=log_probs.shape[-1] - 1)[..., 0]
+        # A sum in parallel rounds unevenly: on a GPU it may step where a probability is 0.
+        possible = log_probs.gather(-1, index[..., None])[..., 0] > -torch.inf
+        index = index.where(possible, mode)
+    return index, log_probs.gather(-1, index[..., None])[..., 0]

@@ -1,0 +1,69 @@
+"""Commit rules of the image samplers: which masked tokens of an image are fixed in a denoising step.
+
+Dimensions: B rows, N tokens of an image. Rows may have different numbers of steps: the last step of a row,
+and any after it, commits all that it has left.
+"""
+
+from __future__ import annotations
+
+from torch import LongTensor, Tensor
+
+from unidiff.sampling.schedules import Schedule
+from unidiff.sampling.text import commit_top
+
+
+def edit_steps(edited_B: Tensor, total: int, steps: int) -> LongTensor:
+    """Steps to denoise |M| edited tokens of an image of n: max(1, ceil(T·|M|/n)).
+
+    edited_B: [B] int64, |M|. total: n. steps: T of a whole image. Returns [B] int64.
+    """
+    return ((edited_B * steps + total - 1) // total).clamp(min=1)  # type: ignore[return-value]
+
+
+def maskgit_commit(
+    masked_BN: Tensor,
+    log_prob_BN: Tensor,
+    step: int,
+    steps_B: Tensor,
+    total_B: Tensor,
+    schedule: Schedule,
+    temperature: float,
+    gumbel_BN: Tensor,
+) -> Tensor:
+    """MaskGIT: keeps floor(N·κ(s)) tokens masked, those with the lowest log p + τ(1−s)·gumbel.
+
+    masked_BN: bool, masked now. log_prob_BN: float32, of the tokens drawn in this step. step: 0-based.
+    steps_B: int64. total_B: int64, N: tokens that were masked before step 0. temperature: τ. gumbel_BN:
+    float32 standard Gumbel numbers. Before a row's last step at least 1 token stays masked, but at least 1 is
+    committed where any is masked (so a lone token is). Returns [B, N] bool, the tokens to commit. Source:
+    arXiv 2202.04200, §3.2; noise annealed linearly.
+    """
+    s_B = ((step + 1) / steps_B.double()).clamp(max=1.0)
+    left_B = masked_BN.sum(1)
+    # The small number keeps a product that is whole in exact arithmetic, such as 64·cos(π/3), from being
+    # floored to the next lower.
+    keep_B = (total_B * schedule(s_B) + 1e-9).floor().long().clamp(min=1).minimum(left_B - 1)
+    keep_B = keep_B.masked_fill(step >= steps_B - 1, 0)
+    score_BN = log_prob_BN + temperature * (1 - s_B).float()[:, None] * gumbel_BN
+    return commit_top(score_BN, masked_BN, left_B - keep_B)
+
+
+def emerge_commit(
+    masked_BN: Tensor, step: int, steps_B: Tensor, schedule: Schedule, uniform_BN: Tensor
+) -> Tensor:
+    """Emerge: each masked token, independently, appears with probability (κ(t) − κ(s))/κ(t).
+
+    masked_BN: bool, masked now. step: 0-based. steps_B: int64. uniform_BN: float64 in (0, 1). Returns the
+    tokens to commit, [B, N] bool. Exact ancestral sampling of the absorbing process: a token appears in step
+    i with probability κ(i/T) − κ((i+1)/T), whatever happens to the others. Source: MaskGRPO (arXiv
+    2510.02880), Algorithm 4.
+    """
+    last_B = step >= steps_B - 1
+    appears_B = 1 - stay_probability(step, steps_B, schedule)
+    return masked_BN & ((uniform_BN < appears_B[:, None]) | last_B[:, None])
+
+
+def stay_probability(step: int, steps_B: Tensor, schedule: Schedule) -> Tensor:
+    """κ(s)/κ(t) [B] float64: the probability that a masked token stays masked in a step; 0 in the last."""
+    from_B = (steps_B - 1).clamp(max=step).double()
+    return schedule((from_B + 1) / steps_B) / schedule(from_B / steps_B)

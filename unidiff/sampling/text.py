@@ -1,0 +1,104 @@
+"""Commit rules of the text sampler: which masked tokens of a block are fixed in a denoising step.
+
+Dimensions: B rows, N tokens of a block, V words, E end tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def eligible(ids_BN: Tensor, masked_BN: Tensor, text_end_E: Tensor) -> Tensor:
+    """[B, N] bool: masked positions that do not lie behind the first end token.
+
+    ids_BN: int64, committed tokens, and the tokens drawn in this step where masked. masked_BN: bool.
+    text_end_E: int64 ids. What lies behind an end token does not exist, whether the token is committed or
+    only drawn now.
+    """
+    return masked_BN & ~_behind(torch.isin(ids_BN, text_end_E))
+
+
+def finished(ids_BN: Tensor, masked_BN: Tensor, text_end_E: Tensor) -> Tensor:
+    """[B] bool: nothing is masked before the first committed end token, or nothing is masked at all.
+
+    ids_BN: int64, of any value where masked. masked_BN: bool. text_end_E: int64 ids.
+    """
+    return ~eligible(ids_BN.masked_fill(masked_BN, -1), masked_BN, text_end_E).any(1)
+
+
+def _behind(end_BN: Tensor) -> Tensor:
+    return (end_BN.long().cumsum(1) - end_BN.long()) > 0
+
+
+def confidence(kind: str, log_probs_BNV: Tensor, drawn_BN: Tensor, uniform_BN: Tensor) -> Tensor:
+    """How sure the model is of each position, [B, N] float32; larger = committed earlier.
+
+    kind:
+    - "confidence": probability of the drawn token (LLaDA, arXiv 2502.09992)
+    - "margin": probability of the likeliest token less that of the second (arXiv 2502.06768)
+    - "entropy": Σ p log p, the negative entropy (Dream, arXiv 2508.15487)
+    - "random": the uniform number
+
+    log_probs_BNV: float32. drawn_BN: int64, indices into V. uniform_BN: float64. Raises ValueError on an
+    unknown kind.
+    """
+    if kind == "confidence":
+        return log_probs_BNV.gather(2, drawn_BN[..., None])[..., 0].exp()
+    if kind == "margin":
+        best = log_probs_BNV.topk(2, dim=2).values.exp()
+        return best[..., 0] - best[..., 1]
+    if kind == "entropy":
+        return -torch.special.entr(log_probs_BNV.exp()).sum(2)
+    if kind == "random":
+        return uniform_BN.float()
+    raise ValueError(f"confidence {kind!r} is not known; known: confidence, margin, entropy, random")
+
+
+def commit_count(masked_BN: Tensor, step: int, steps: int) -> Tensor:
+    """How many tokens each row commits in a step, [B] int64: ceil(masked now / steps left).
+
+    masked_BN: bool, masked NOW, before this step. step: 0-based. That is the published plan: of the k tokens
+    that were masked before step 0, k//T in each step, and one more in the first k mod T. From step T on, all.
+    """
+    left = max(steps - step, 1)
+    return (masked_BN.sum(1) + left - 1) // left
+
+
+def commit_top(score_BN: Tensor, eligible_BN: Tensor, count_B: Tensor) -> Tensor:
+    """[B, N] bool: the count_B eligible tokens with the highest scores.
+
+    Ties go to the left; all eligible tokens where there are fewer than the count. score_BN: float.
+    eligible_BN: bool. count_B: int64.
+    """
+    return eligible_BN & (_rank(score_BN, eligible_BN) < count_B[:, None])
+
+
+def _rank(score_BN: Tensor, eligible_BN: Tensor) -> Tensor:
+    """[B, N] int64 rank by falling score; eligible tokens come first, equal ones from left to right."""
+    lowest = torch.finfo(score_BN.dtype).min
+    score_BN = score_BN.clamp(min=lowest).masked_fill(~eligible_BN, -torch.inf)
+    order = score_BN.sort(dim=1, descending=True, stable=True).indices
+    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, place)
+
+
+def commit_threshold(probability_BN: Tensor, eligible_BN: Tensor, threshold: float) -> Tensor:
+    """[B, N] bool: eligible tokens of at least this probability, and the likeliest one in any case.
+
+    Source: Fast-dLLM (arXiv 2505.22618), confidence-aware parallel decoding.
+    """
+    first = _rank(probability_BN, eligible_BN) == 0
+    return eligible_BN & ((probability_BN >= threshold) | first)
+
+
+def commit_factor(probability_BN: Tensor, eligible_BN: Tensor, factor: float) -> Tensor:
+    """[B, N] bool: the n likeliest eligible tokens, for the largest n ≥ 1 with c_n ≥ 1 − f/(n+1).
+
+    c_n: the n-th highest probability. factor: f. Source: Fast-dLLM (arXiv 2505.22618): so many tokens drawn
+    independently are their joint mode.
+    """
+    rank = _rank(probability_BN, eligible_BN)
+    enough = eligible_BN & (probability_BN >= 1 - factor / (rank + 2))  # the token of rank n-1 is the n-th
+    count_B = torch.where(enough, rank + 1, 1).amax(1)
+    return eligible_BN & (rank < count_B[:, None])

@@ -1,0 +1,325 @@
+"""Interleaved sequences of text and image tokens, and batches of them laid out for a model. Data only.
+
+`Segment` is one run of tokens of one modality, `Interleaved` a tuple of segments. `Tokens` is a batch of positions
+with everything that a model's input embedding and attention mask need to know of them. `Canvas` is a batch of
+interleaved sequences as tokens: the *clean* sequence, and the *noisy* copy of its sampled segments in which an
+estimator hides tokens to ask for their probability.
+
+Dimensions: B rows, L columns of the clean sequence, N columns of the noisy copy, n tokens of one segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import BoolTensor, FloatTensor, IntTensor, LongTensor, Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from unidiff.spec import ModelSpec
+
+
+class Modality(IntEnum):
+    """What a token is. A pad has the value -1 in `Tokens.modality`."""
+
+    TEXT = 0
+    IMAGE = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One run of tokens of one modality.
+
+    tokens: [n] int64 ids in the model's vocabulary, without delimiters or row separators. A sampled text includes
+    its end token. grid: rows and columns of an image, n == rows * columns. edited: [n] bool, the tokens of a sampled
+    image that were denoised again, the others being copies of the image before; None = every token was sampled.
+    step: [n] int32, the denoising step that committed each token, -1 = kept. probability: [n] float32 of each token
+    when it was committed (1 where kept).
+    """
+
+    modality: Modality
+    tokens: LongTensor
+    prompt: bool = False
+    grid: tuple[int, int] | None = None
+    edited: BoolTensor | None = None
+    step: IntTensor | None = None
+    probability: FloatTensor | None = None
+
+    def __post_init__(self) -> None:
+        n = self.tokens.numel()
+        if self.modality is Modality.IMAGE and (self.grid is None or self.grid[0] * self.grid[1] != n):
+            raise ValueError(
+                f"Segment.grid is {self.grid}, but an image of {n} tokens needs rows * columns == {n}"
+            )
+        for name in ("edited", "step", "probability"):
+            value = getattr(self, name)
+            if value is not None and value.numel() != n:
+                raise ValueError(f"Segment.{name} has {value.numel()} values for {n} tokens")
+
+    def __len__(self) -> int:
+        return self.tokens.numel()
+
+    @property
+    def sampled(self) -> Tensor:
+        """[n] bool: tokens that the policy chose."""
+        if self.prompt:
+            return torch.zeros(len(self), dtype=torch.bool)
+        return torch.ones(len(self), dtype=torch.bool) if self.edited is None else self.edited.bool()
+
+    def __repr__(self) -> str:
+        shape = f"{self.grid[0]}×{self.grid[1]}" if self.grid else str(len(self))
+        edit = f", {int(self.edited.sum())} edited" if self.edited is not None else ""
+        return f"{'prompt ' if self.prompt else ''}{self.modality.name.lower()}[{shape}{edit}]"
+
+
+class Interleaved(tuple[Segment, ...]):
+    """A tuple of segments: text, image, text, image, … answer."""
+
+    @classmethod
+    def from_parts(
+        cls,
+        parts: Iterable[str | Image],
+        encode_text: Callable[[str], LongTensor],
+        encode_image: Callable[[Image], tuple[LongTensor, tuple[int, int]]],
+        prompt: bool = True,
+    ) -> Interleaved:
+        """Builds a sequence from texts and PIL images with a model's tokenizers (see `UnifiedModel.encode`)."""
+        segments = []
+        for part in parts:
+            if isinstance(part, str):
+                segments.append(Segment(Modality.TEXT, encode_text(part), prompt))
+            else:
+                tokens, grid = encode_image(part)
+                segments.append(Segment(Modality.IMAGE, tokens, prompt, grid))
+        return cls(segments)
+
+    @property
+    def prompt(self) -> Interleaved:
+        return Interleaved(s for s in self if s.prompt)
+
+    @property
+    def response(self) -> Interleaved:
+        return Interleaved(s for s in self if not s.prompt)
+
+    def last_image(self) -> Segment | None:
+        return next((s for s in reversed(self) if s.modality is Modality.IMAGE), None)
+
+    def __add__(self, other: Iterable[Segment]) -> Interleaved:  # type: ignore[override]
+        return Interleaved((*self, *other))
+
+    def __repr__(self) -> str:
+        return f"Interleaved({' · '.join(map(repr, self))})"
+
+
+@dataclass
+class Tokens:
+    """A batch of positions, all fields [B, N].
+
+    ids: int64. segment: ordinal of the segment in its row, -1 = pad. modality: `Modality`, -1 = pad. position: what
+    the rotary embedding sees. offset: index inside the segment's content, -1 = delimiter or pad. previous: for an
+    image token, the id at the same place of the image before, -1 = there is none. valid: False = pad.
+    """
+
+    ids: Tensor
+    segment: Tensor
+    modality: Tensor
+    position: Tensor
+    offset: Tensor
+    previous: Tensor
+    valid: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.ids.shape
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Tokens:
+        return Tokens(**{x.name: f(getattr(self, x.name)) for x in fields(Tokens)})
+
+    def rows(self, index: Tensor) -> Tokens:
+        return self.map(lambda t: t[index])
+
+    def columns(self, keep: Tensor | slice) -> Tokens:
+        return self.map(lambda t: t[:, keep])
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return self.map(lambda t: t.to(device))
+
+    def with_ids(self, ids: Tensor) -> Tokens:
+        return replace(self, ids=ids)
+
+    @staticmethod
+    def cat(parts: Sequence[Tokens]) -> Tokens:
+        """Joins along columns."""
+        return Tokens(**{x.name: torch.cat([getattr(p, x.name) for p in parts], 1) for x in fields(Tokens)})
+
+
+# What a pad holds in each field of Tokens.
+_PAD = {"ids": 0, "segment": -1, "modality": -1, "position": 0, "offset": -1, "previous": -1, "valid": 0}
+
+
+@dataclass
+class Canvas:
+    """A batch of interleaved sequences laid out for one model.
+
+    clean: the sequence [B, L]. sampled: [B, L] bool, response content that the policy chose (no delimiter, no kept
+    image token, nothing after an end token). noisy: [B, N] the copy of the sampled segments that is masked to score
+    them: a text with its canvas up to the spec's text length, an image's sampled tokens. source: [B, N] int64,
+    column of `clean` that a noisy token copies, -1 = it only pads out a text's canvas and is always masked.
+    """
+
+    clean: Tokens
+    sampled: Tensor
+    noisy: Tokens
+    source: Tensor
+
+    @property
+    def ids(self) -> Tensor:
+        return self.clean.ids
+
+    @property
+    def segment(self) -> Tensor:
+        return self.clean.segment
+
+    @property
+    def modality(self) -> Tensor:
+        return self.clean.modality
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.clean.shape
+
+    def rows(self, index: Tensor) -> Canvas:
+        """Some rows. Columns are kept, so that masks drawn for the whole batch still fit."""
+        return Canvas(self.clean.rows(index), self.sampled[index], self.noisy.rows(index), self.source[index])
+
+    def trimmed(self) -> tuple[Canvas, int]:
+        """Without the columns at the right that are pads in every row; and the clean width that is left."""
+        width = _used(self.clean.valid)
+        noisy = _used(self.noisy.valid)
+        kept = Canvas(
+            self.clean.columns(slice(width)),
+            self.sampled[:, :width],
+            self.noisy.columns(slice(noisy)),
+            self.source[:, :noisy],
+        )
+        return kept, width
+
+    def to(self, device: torch.device | str) -> Canvas:
+        return Canvas(
+            self.clean.to(device), self.sampled.to(device), self.noisy.to(device), self.source.to(device)
+        )
+
+
+def _used(valid: Tensor) -> int:
+    columns = valid.any(0).nonzero()
+    return int(columns.max()) + 1 if len(columns) else 1
+
+
+def wrap(segment: Segment, spec: ModelSpec) -> tuple[np.ndarray, np.ndarray]:
+    """A segment as it stands in a sequence: ids with the family's delimiters, and offsets (-1 at delimiters)."""
+    ids = segment.tokens.numpy()
+    offset = np.arange(len(ids))
+    if segment.modality is Modality.TEXT:
+        before, after = ((spec.bos,) if segment.prompt and spec.bos is not None else ()), ()
+    else:
+        before, after = spec.image_begin, spec.image_end
+        if spec.row_separator is not None and segment.grid is not None:
+            rows, columns = segment.grid
+            at = np.arange(1, rows + 1) * columns
+            ids, offset = np.insert(ids, at, spec.row_separator), np.insert(offset, at, -1)
+    outside = [-1] * len(before), [-1] * len(after)
+    return np.concatenate([before, ids, after]).astype(np.int64), np.concatenate(
+        [outside[0], offset, outside[1]]
+    )
+
+
+class _Row:
+    """Collects the columns of one row, field by field."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, list[np.ndarray]] = {name: [] for name in (*_PAD, "extra")}
+        self.length = 0
+
+    def add(self, extra: np.ndarray, **values: np.ndarray | int) -> None:
+        n = len(extra)
+        for name, value in {**values, "valid": 1, "extra": extra}.items():
+            self.columns[name].append(np.broadcast_to(np.asarray(value), (n,)))
+        self.length += n
+
+    def joined(self, name: str) -> np.ndarray:
+        parts = self.columns[name]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def render(rows: Sequence[Interleaved], spec: ModelSpec, device: torch.device | str = "cpu") -> Canvas:
+    """Lays interleaved sequences out for a model, padded at the right.
+
+    Raises ValueError where an id is outside its modality's range, or a sampled text is longer than the spec's
+    text length.
+    """
+    clean, noisy = [], []
+    for row in rows:
+        a, b = _render_row(row, spec)
+        clean.append(a)
+        noisy.append(b)
+    tokens, sampled = _stack(clean, extra_pad=0)
+    copy, source = _stack(noisy, extra_pad=-1)
+    return Canvas(tokens, sampled.bool(), copy, source).to(device)
+
+
+def _render_row(row: Interleaved, spec: ModelSpec) -> tuple[_Row, _Row]:
+    clean, noisy = _Row(), _Row()
+    before: np.ndarray | None = None
+    for ordinal, segment in enumerate(row):
+        spec.check_segment(segment)
+        ids, offset = wrap(segment, spec)
+        inside = offset >= 0
+        previous = np.full(len(ids), -1)
+        if segment.modality is Modality.IMAGE:
+            if before is not None and len(before) == len(segment):
+                previous[inside] = before
+            before = segment.tokens.numpy()
+        sampled = np.zeros(len(ids), bool)
+        sampled[inside] = segment.sampled.numpy()
+        start = clean.length
+        common = {"segment": ordinal, "modality": int(segment.modality)}
+        position = start + np.arange(len(ids))
+        clean.add(sampled, ids=ids, position=position, offset=offset, previous=previous, **common)
+        if segment.prompt:
+            continue
+        at = np.flatnonzero(sampled)
+        noisy.add(
+            start + at, ids=ids[at], position=position[at], offset=offset[at], previous=previous[at], **common
+        )
+        tail = spec.text_length - len(segment) if segment.modality is Modality.TEXT else 0
+        if tail > 0:
+            beyond = len(segment) + np.arange(tail)
+            noisy.add(
+                np.full(tail, -1),
+                ids=spec.mask,
+                position=start + beyond,
+                offset=beyond,
+                previous=-1,
+                **common,
+            )
+    return clean, noisy
+
+
+def _stack(rows: list[_Row], extra_pad: int) -> tuple[Tokens, Tensor]:
+    width = max(max((r.length for r in rows), default=0), 1)
+
+    def field(name: str, pad: int) -> Tensor:
+        out = np.full((len(rows), width), pad, np.int64)
+        for i, row in enumerate(rows):
+            out[i, : row.length] = row.joined(name)
+        return torch.from_numpy(out)
+
+    values = {name: field(name, pad) for name, pad in _PAD.items()}
+    values["valid"] = values["valid"].bool()
+    return Tokens(**values), field("extra", extra_pad)

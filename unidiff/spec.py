@@ -1,0 +1,104 @@
+"""ModelSpec: every number in which model families differ. Data only; no id, offset or length stands anywhere else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+
+from unidiff.sequence import Modality, Segment
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Ids, ranges and lengths of one model. Ranges are half-open.
+
+    text_range: ids that a text token may be drawn from, and the rows of the head that score it. image_offset: id of
+    code 0 of the codebook. logit_rows: rows of the LM head. text_end: ids that end a sampled text: after `image_next`
+    an image follows, after any other the response is finished. text_length: tokens in the canvas of one sampled text.
+    attention: "block_causal" = a token sees every earlier segment and all of its own; "bidirectional" = everything.
+    pad_policy: what published training did with pads ("hard" = never attended). image_grid: the grid of generated
+    images when there is none to edit. max_positions: longest sequence. sampler: the family's published sampler
+    defaults, by name of `SamplerConfig` field.
+    """
+
+    family: str
+    mask: int
+    pad: int
+    bos: int | None
+    text_end: tuple[int, ...]
+    image_next: int
+    image_begin: tuple[int, ...]
+    image_end: tuple[int, ...]
+    text_range: tuple[int, int]
+    image_offset: int
+    codebook_size: int
+    logit_rows: int
+    image_grid: tuple[int, int]
+    text_length: int
+    max_positions: int
+    row_separator: int | None = None
+    attention: Literal["block_causal", "bidirectional"] = "block_causal"
+    pad_policy: Literal["hard", "attend", "additive_one"] = "hard"
+    pixel_range: tuple[float, float] = (0.0, 1.0)
+    sampler: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.image_next not in self.text_end:
+            raise ValueError(
+                f"ModelSpec.image_next is {self.image_next}, which is not in text_end {self.text_end}"
+            )
+        for name, low, high in (("text_range", *self.text_range), ("image_range", *self.image_range)):
+            if not 0 <= low < high <= self.logit_rows:
+                raise ValueError(
+                    f"ModelSpec.{name} [{low}, {high}) is not inside the {self.logit_rows} logit rows"
+                )
+        if self.text_range[0] < self.image_range[1] and self.image_range[0] < self.text_range[1]:
+            raise ValueError(
+                f"ModelSpec.text_range {self.text_range} overlaps the image codes {self.image_range}"
+            )
+
+    @property
+    def image_range(self) -> tuple[int, int]:
+        return self.image_offset, self.image_offset + self.codebook_size
+
+    def range_of(self, modality: Modality) -> tuple[int, int]:
+        """The ids that a token of this modality is drawn from: the support of sampling and of scoring."""
+        return self.text_range if modality is Modality.TEXT else self.image_range
+
+    def check_segment(self, segment: Segment) -> None:
+        """Raises ValueError if an id is out of range or a sampled text does not fit its canvas."""
+        if not len(segment):
+            return
+        low, high = (0, self.image_offset) if segment.modality is Modality.TEXT else self.image_range
+        smallest, largest = int(segment.tokens.min()), int(segment.tokens.max())
+        if segment.modality is Modality.TEXT and smallest >= self.image_range[1]:
+            low, high = self.image_range[1], self.logit_rows  # words that stand behind the image codes
+        if smallest < low or largest >= high:
+            raise ValueError(
+                f"{segment!r}: token ids from {smallest} to {largest} do not lie in [{low}, {high}), "
+                f"the {segment.modality.name.lower()} range of family {self.family!r}"
+            )
+        if segment.modality is Modality.TEXT and not segment.prompt and len(segment) > self.text_length:
+            raise ValueError(
+                f"a sampled text of {len(segment)} tokens is longer than text_length {self.text_length}"
+            )
+
+    def codes(self, ids: torch.Tensor) -> torch.Tensor:
+        """Image ids in the model's vocabulary -> codes of the VQ tokenizer."""
+        return ids - self.image_offset
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
+        """Reads what `to_dict` wrote (JSON turns tuples into lists). Raises ValueError on unknown or missing fields."""
+        names = {f.name for f in fields(cls)}
+        if unknown := set(values) - names:
+            raise ValueError(f"ModelSpec has no field {', '.join(sorted(unknown))}")
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        except TypeError as error:
+            raise ValueError(f"ModelSpec: {error}") from error

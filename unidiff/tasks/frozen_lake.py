@@ -1,0 +1,247 @@
+"""FrozenLake: find a safe way over the ice, a sentence and a picture at a time.
+
+A prompt is a question and a picture of the board. A solution alternates sentences ("from b2 go right to b3")
+with pictures of the board after that move, and ends with "answer right right down". Maps and dynamics are
+gymnasium's FrozenLake (not slippery). Everything is a deterministic function of the task's settings and of
+(split, index) or (split, index, attempt).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.toy_text.frozen_lake import generate_random_map
+from PIL import Image
+
+from unidiff.tasks.frozen_lake_board import (
+    DIRECTIONS,
+    MAX_SIZE,
+    MIN_SIZE,
+    Board,
+    Cell,
+    answer_text,
+    board_classes,
+    distances_from,
+    move_text,
+    region,
+)
+from unidiff.tasks.frozen_lake_render import check_tile, draw, read
+
+QUESTION = "find a safe way to the goal"
+SPLITS: dict[str, range] = {"train": range(0, 8), "dev": range(8, 9), "test": range(9, 10)}  # layout % 10
+_MAX_DRAWS = 20_000
+_EXAMPLE, _DEMONSTRATION = 0, 1  # first word of a seed: the two uses never share a stream
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt of the task.
+
+    prompt: the question and the picture of the board with the agent at the start.
+    columns: what reward functions get beside the response.
+    """
+
+    prompt: list[str | Image.Image] = field(repr=False)
+    board: Board
+    split: str
+    index: int
+    columns: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class FrozenLake:
+    """The task, with its boards and its demonstrator.
+
+    size: cells a side, 3 to 8.
+    frozen_probability: chance that a cell is ice and no hole, 0.5 to 0.95.
+    min_distance, max_distance: the shortest way from start to goal is uniform between the two, in moves.
+    max_rounds: moves after which a demonstration answers in any case; None: max_distance.
+    goal_directed: chance that the demonstrator takes a best move; otherwise it wanders straight on.
+    tile: side of a cell in pixels, a multiple of 8.
+
+    Raises ValueError, with the field's name, for a value out of its range.
+    """
+
+    size: int = 4
+    frozen_probability: float = 0.75
+    min_distance: int = 3
+    max_distance: int = 4
+    max_rounds: int | None = None
+    goal_directed: float = 0.3
+    tile: int = 16
+
+    def __post_init__(self) -> None:
+        if not MIN_SIZE <= self.size <= MAX_SIZE:
+            raise ValueError(f"size: expected {MIN_SIZE} to {MAX_SIZE} cells, got {self.size}")
+        if not 0.5 <= self.frozen_probability <= 0.95:
+            raise ValueError(f"frozen_probability: expected 0.5 to 0.95, got {self.frozen_probability}")
+        if not 1 <= self.min_distance <= self.max_distance <= 2 * (self.size - 1):
+            raise ValueError(
+                f"min_distance, max_distance: expected 1 <= min_distance <= max_distance <= "
+                f"{2 * (self.size - 1)} for size {self.size}, got {self.min_distance} and {self.max_distance}"
+            )
+        if self.max_rounds is not None and self.max_rounds < 1:
+            raise ValueError(f"max_rounds: expected 1 or more, or None, got {self.max_rounds}")
+        if not 0 <= self.goal_directed <= 1:
+            raise ValueError(f"goal_directed: expected a probability from 0 to 1, got {self.goal_directed}")
+        check_tile(self.tile)
+
+    @property
+    def rounds(self) -> int:
+        """The most moves of a demonstration."""
+        return self.max_distance if self.max_rounds is None else self.max_rounds
+
+    # --- boards -----------------------------------------------------------------------------------
+
+    def example(self, split: str, index: int) -> Example:
+        """The example at a place of a split. No two splits share a layout of holes.
+
+        Raises ValueError for an unknown split or a negative index.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+        if index < 0:
+            raise ValueError(f"index: expected 0 or more, got {index}")
+        board = self._board(split, _generator(_EXAMPLE, split, index))
+        distance = int(board.distance(board.start))
+        columns = {"board": board, "split": split, "index": index, "distance": distance}
+        return Example([QUESTION, self.render(board, board.start)], board, split, index, columns)
+
+    def _board(self, split: str, rng: np.random.Generator) -> Board:
+        distance = int(rng.integers(self.min_distance, self.max_distance + 1))
+        for _ in range(_MAX_DRAWS):
+            seed = int(rng.integers(2**31))
+            rows = [row.translate(_ALL_FROZEN) for row in _map(self.size, self.frozen_probability, seed)]
+            pairs = _pairs(rows, distance) if layout_bucket(rows) in SPLITS[split] else []
+            if pairs:
+                start, goal = pairs[rng.integers(len(pairs))]
+                return Board(_place(rows, {start: "S", goal: "G"}))
+        raise ValueError(
+            f"max_distance: no {split} board of size {self.size} and frozen_probability "
+            f"{self.frozen_probability} has a way of {distance} moves; lower it or allow more holes"
+        )
+
+    # --- the demonstrator -------------------------------------------------------------------------
+
+    def demonstration(self, example: Example, attempt: int = 0) -> list[str | Image.Image]:
+        """A walk as text, picture, text, picture, ..., answer: always legal, not always to the goal."""
+        if attempt < 0:
+            raise ValueError(f"attempt: expected 0 or more, got {attempt}")
+        board, rng = example.board, _generator(_DEMONSTRATION, example.split, example.index, attempt)
+        parts: list[str | Image.Image] = []
+        moves: list[str] = []
+        cell = board.start
+        while cell != board.goal and len(moves) < self.rounds:
+            probabilities = self.walker_probabilities(board, cell, moves[-1] if moves else None)
+            moves.append(DIRECTIONS[rng.choice(len(DIRECTIONS), p=probabilities)])
+            parts.append(move_text(board, cell, moves[-1]))
+            cell, _ = board.step(cell, moves[-1])
+            parts.append(self.render(board, cell))
+        return [*parts, answer_text(moves)]
+
+    def walker_probabilities(self, board: Board, cell: Cell, last_direction: str | None) -> np.ndarray:
+        """[4] float64: the chance of each of DIRECTIONS for a walker at `cell` that came by `last_direction`.
+
+        With `goal_directed` it takes one of the best moves; else it wanders: straight on as long as that is
+        safe, otherwise to its left, its right, or back, whichever is safe first; before its first move, any
+        safe way. The habit is what more imitation cannot unlearn: past the first move it outweighs the goal.
+        """
+        safe = np.array([board.safe(board.neighbour(cell, direction)) for direction in DIRECTIONS])
+        best = np.array([board.distance(board.neighbour(cell, d)) < board.distance(cell) for d in DIRECTIONS])
+        wander = safe.astype(float)
+        if last_direction is not None:
+            habit = next(d for d in _left_hand_rule(last_direction) if safe[DIRECTIONS.index(d)])
+            wander = np.array([direction == habit for direction in DIRECTIONS], float)
+        return self.goal_directed * best / best.sum() + (1 - self.goal_directed) * wander / wander.sum()
+
+    def walker_success(self, example: Example) -> tuple[float, float]:
+        """Exact chance that the demonstrator reaches the goal: (sampled, greedy).
+
+        Greedy takes the most likely move at each step; moves that tie share its probability evenly.
+        """
+        return self._reach(example.board, greedy=False), self._reach(example.board, greedy=True)
+
+    def _reach(self, board: Board, greedy: bool) -> float:
+        states: dict[tuple[Cell, str | None], float] = {(board.start, None): 1.0}
+        reached = 0.0
+        for _ in range(self.rounds):
+            following: dict[tuple[Cell, str | None], float] = defaultdict(float)
+            for (cell, last), mass in states.items():
+                probabilities = self.walker_probabilities(board, cell, last)
+                if greedy:
+                    ties = np.isclose(probabilities, probabilities.max())
+                    probabilities = ties / ties.sum()
+                for direction, probability in zip(DIRECTIONS, probabilities):
+                    if probability:
+                        following[board.step(cell, direction)[0], direction] += mass * probability
+            reached += sum(mass for (cell, _), mass in following.items() if cell == board.goal)
+            states = {state: mass for state, mass in following.items() if state[0] != board.goal}
+        return reached
+
+    # --- pictures ---------------------------------------------------------------------------------
+
+    def render(self, board: Board, agent: Cell | None) -> Image.Image:
+        """The picture of a board, RGB, size * tile pixels a side; `agent` None leaves the agent out."""
+        return render(board, agent, self.tile)
+
+    def parse(self, pixels: np.ndarray) -> np.ndarray:
+        """Cell classes [N, size, size] of pictures uint8 [N, H, W, 3]; ValueError for another size."""
+        return read(pixels, self.size, self.tile)
+
+    def region(self, text: str, grid: tuple[int, int]) -> np.ndarray:
+        """[rows, columns] bool: the image tokens of the cells that the text names (the text only)."""
+        return region(text, self.size, grid)
+
+
+def _left_hand_rule(heading: str) -> list[str]:
+    """Directions in the order in which a wanderer tries them: straight on, left, right, back."""
+    at = DIRECTIONS.index(heading)  # DIRECTIONS turns to the left: left, down, right, up
+    return [DIRECTIONS[(at + turn) % len(DIRECTIONS)] for turn in (0, 1, 3, 2)]
+
+
+def render(board: Board, agent: Cell | None, tile: int = 16) -> Image.Image:
+    """The picture of a board, RGB, size * tile pixels a side; `agent` None leaves the agent out."""
+    return Image.fromarray(draw(board_classes(board, agent)[None], tile)[0])
+
+
+def layout_bucket(rows: Sequence[str]) -> int:
+    """0 to 9, by the layout of the holes alone: where start and goal are does not matter."""
+    layout = "\n".join(row.translate(_ALL_FROZEN) for row in rows)
+    return int.from_bytes(hashlib.sha256(layout.encode()).digest()[:8], "big") % 10
+
+
+_ALL_FROZEN = str.maketrans("SG", "FF")
+
+
+def _map(size: int, frozen_probability: float, seed: int) -> list[str]:
+    return generate_random_map(size=size, p=frozen_probability, seed=seed)
+
+
+def _pairs(rows: Sequence[str], distance: int) -> list[tuple[Cell, Cell]]:
+    """Every ordered pair of frozen cells that are exactly `distance` moves apart."""
+    return [
+        (start, goal)
+        for start in _frozen(rows)
+        for goal, steps in distances_from(start, rows).items()
+        if steps == distance
+    ]
+
+
+def _frozen(rows: Sequence[str]) -> Iterator[Cell]:
+    return ((r, c) for r, row in enumerate(rows) for c, letter in enumerate(row) if letter == "F")
+
+
+def _place(rows: Sequence[str], letters: dict[Cell, str]) -> tuple[str, ...]:
+    return tuple(
+        "".join(letters.get((r, c), letter) for c, letter in enumerate(row)) for r, row in enumerate(rows)
+    )
+
+
+def _generator(use: int, split: str, *words: int) -> np.random.Generator:
+    """A generator of its own for each use, split and index; the global random state is never touched."""
+    return np.random.default_rng(np.random.SeedSequence([use, list(SPLITS).index(split), *words]))

@@ -1,0 +1,283 @@
+"""Frozen-lake boards, the sentences that describe a walk over one, and the verifiers of such sentences.
+
+Everything here is a pure function of a board and of texts: no model, no picture of pixels, no random numbers.
+A cell is `(row, column)`, counted from 0 at the top left; its name is a row letter and a column number, so
+(0, 0) is "a1", (1, 2) is "b3" and the cell below that is "c3".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+Cell = tuple[int, int]
+
+DIRECTIONS = ("left", "down", "right", "up")  # the order of gymnasium's actions 0..3
+DELTAS: dict[str, Cell] = {"left": (0, -1), "down": (1, 0), "right": (0, 1), "up": (-1, 0)}
+LETTERS = "FHSG"  # frozen, hole, start, goal
+CLASSES = 2 * len(LETTERS)  # a cell's class is 2 * LETTERS.index(letter) + (agent stands on it)
+MIN_SIZE, MAX_SIZE = 3, 8
+
+_CELL = r"[a-h][1-8]"
+_DIRECTION = "|".join(DIRECTIONS)
+_MOVE = re.compile(rf"from ({_CELL}) go ({_DIRECTION}) to ({_CELL})")
+_ANSWER = re.compile(rf"answer((?: (?:{_DIRECTION}))+)")
+_NAMED = re.compile(rf"\b{_CELL}\b")
+
+
+def cell_name(cell: Cell) -> str:
+    """The name of a cell: (0, 0) is "a1", (1, 2) is "b3"."""
+    return f"{chr(ord('a') + cell[0])}{cell[1] + 1}"
+
+
+def cell_at(name: str) -> Cell:
+    """The cell that a name stands for, on a board of any size. Raises ValueError if it is no cell name."""
+    if not re.fullmatch(_CELL, name):
+        raise ValueError(f"name: {name!r} is no cell; a cell is a row letter a-h and a column 1-8, as 'b3'")
+    return ord(name[0]) - ord("a"), int(name[1]) - 1
+
+
+@dataclass(frozen=True)
+class Board:
+    """A map in gymnasium's FrozenLake format, with its dynamics (not slippery).
+
+    rows: one string a row, of the letters S (start), F (frozen), H (hole) and G (goal).
+
+    Raises ValueError if the map is not square, not 3 to 8 cells wide, holds another letter, or does not have
+    exactly one start and one goal.
+    """
+
+    rows: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        letters = "".join(self.rows)
+        if not MIN_SIZE <= self.size <= MAX_SIZE or any(len(row) != self.size for row in self.rows):
+            raise ValueError(
+                f"rows: expected a square map of {MIN_SIZE} to {MAX_SIZE} rows, got {self.rows!r}"
+            )
+        if set(letters) - set(LETTERS) or letters.count("S") != 1 or letters.count("G") != 1:
+            raise ValueError(f"rows: expected letters S F H G with one S and one G, got {self.rows!r}")
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def start(self) -> Cell:
+        return self._find("S")[0]
+
+    @cached_property
+    def goal(self) -> Cell:
+        return self._find("G")[0]
+
+    @cached_property
+    def holes(self) -> frozenset[Cell]:
+        return frozenset(self._find("H"))
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        """[size, size] int64: the cells' classes with no agent on the board."""
+        return np.array([[2 * LETTERS.index(letter) for letter in row] for row in self.rows])
+
+    def letter(self, cell: Cell) -> str:
+        return self.rows[cell[0]][cell[1]]
+
+    def contains(self, cell: Cell) -> bool:
+        return 0 <= cell[0] < self.size and 0 <= cell[1] < self.size
+
+    def neighbour(self, cell: Cell, direction: str) -> Cell:
+        """The cell one to the `direction`; it may lie off the board."""
+        row, column = DELTAS[direction]
+        return cell[0] + row, cell[1] + column
+
+    def safe(self, cell: Cell) -> bool:
+        """Whether the cell is on the board and no hole."""
+        return self.contains(cell) and self.letter(cell) != "H"
+
+    def step(self, cell: Cell, direction: str) -> tuple[Cell, bool]:
+        """Where one move ends and whether the agent is in a hole there.
+
+        A move off the board leaves the agent where it is; so does any move out of a hole or off the goal,
+        because the game is over there.
+        """
+        if self.letter(cell) not in "HG":
+            target = self.neighbour(cell, direction)
+            cell = target if self.contains(target) else cell
+        return cell, self.letter(cell) == "H"
+
+    def distance(self, cell: Cell) -> float:
+        """Steps of a shortest safe way from the cell to the goal; infinite for holes and cut-off cells."""
+        return self._distances.get(cell, math.inf)
+
+    @cached_property
+    def _distances(self) -> dict[Cell, int]:
+        return distances_from(self.goal, self.rows)
+
+    def _find(self, letter: str) -> list[Cell]:
+        return [(r, c) for r, row in enumerate(self.rows) for c, found in enumerate(row) if found == letter]
+
+
+def distances_from(origin: Cell, rows: Sequence[str]) -> dict[Cell, int]:
+    """Breadth-first steps from a cell to each cell that can be reached without crossing a hole."""
+    distances, frontier = {origin: 0}, deque([origin])
+    while frontier:
+        cell = frontier.popleft()
+        for row, column in DELTAS.values():
+            target = cell[0] + row, cell[1] + column
+            inside = 0 <= target[0] < len(rows) and 0 <= target[1] < len(rows)
+            if inside and rows[target[0]][target[1]] != "H" and target not in distances:
+                distances[target] = distances[cell] + 1
+                frontier.append(target)
+    return distances
+
+
+def board_classes(board: Board, agent: Cell | None) -> np.ndarray:
+    """[size, size] int64: the class of each cell with the agent at `agent` (None: nowhere)."""
+    classes = board.classes.copy()
+    if agent is not None:
+        classes[agent] += 1
+    return classes
+
+
+# --- sentences ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Move:
+    """What the text of one round says."""
+
+    origin: Cell
+    direction: str
+    target: Cell
+
+
+def move_text(board: Board, cell: Cell, direction: str) -> str:
+    """The text of a round: "from b2 go right to b3"."""
+    return f"from {cell_name(cell)} go {direction} to {cell_name(board.step(cell, direction)[0])}"
+
+
+def answer_text(directions: Sequence[str]) -> str:
+    """The text of an answer: "answer right right down"."""
+    return " ".join(("answer", *directions))
+
+
+def parse_move(text: str) -> Move | None:
+    """The move that a round's text states; None unless the whole text has the format of `move_text`."""
+    match = _MOVE.fullmatch(text)
+    return Move(cell_at(match[1]), match[2], cell_at(match[3])) if match else None
+
+
+def parse_answer(text: str) -> tuple[str, ...] | None:
+    """The directions of an answer; None unless the whole text is "answer" and one direction or more."""
+    match = _ANSWER.fullmatch(text)
+    return tuple(match[1].split()) if match else None
+
+
+def named_cells(text: str, size: int) -> list[Cell]:
+    """The cells on a board of that size that a text names, well formed or not, each once, in order."""
+    cells = dict.fromkeys(cell_at(name) for name in _NAMED.findall(text))
+    return [cell for cell in cells if max(cell) < size]
+
+
+def region(text: str, size: int, grid: tuple[int, int]) -> np.ndarray:
+    """[rows, columns] bool: the image tokens that cover the cells a text names.
+
+    The text alone decides: this is what an edit may use at inference, so it must not look at the true board.
+    Raises ValueError if the grid of image tokens does not divide evenly into the board's cells.
+    """
+    if any(side < size or side % size for side in grid):
+        raise ValueError(f"grid: {grid} tokens do not divide into {size} x {size} cells; use multiples")
+    named = np.zeros((size, size), dtype=bool)
+    for cell in named_cells(text, size):
+        named[cell] = True
+    return named.repeat(grid[0] // size, axis=0).repeat(grid[1] // size, axis=1)
+
+
+# --- verifiers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What really happens when the rounds' texts are carried out from the start; one entry a text.
+
+    cells: where the agent is after the text.
+    well_formed: the text has exactly the format of a round.
+    legal: well formed, the game still runs, the agent really is at the cell it names first, the direction
+        leads to the cell it names second, and that cell is on the board and no hole.
+    progressed: legal, and the agent is nearer to the goal than before.
+    """
+
+    start: Cell
+    cells: tuple[Cell, ...]
+    well_formed: tuple[bool, ...]
+    legal: tuple[bool, ...]
+    progressed: tuple[bool, ...]
+    fell: bool
+    reached: bool
+
+    @property
+    def agent(self) -> Cell:
+        """Where the agent is in the end."""
+        return self.cells[-1] if self.cells else self.start
+
+
+def replay(board: Board, texts: Sequence[str]) -> Replay:
+    """Carry out the rounds' texts one after the other.
+
+    A malformed text moves nothing. Of a well-formed text the direction is carried out from the cell where the
+    agent really is, whatever cells it names. In a hole or on the goal the agent stays for good.
+    """
+    agent, cells, flags = board.start, [], []
+    for text in texts:
+        move, before = parse_move(text), agent
+        if move is not None:
+            agent, _ = board.step(before, move.direction)
+        legal = move is not None and _legal(board, before, move)
+        flags.append((move is not None, legal, legal and board.distance(agent) < board.distance(before)))
+        cells.append(agent)
+    well_formed, legal, progressed = zip(*flags) if flags else ((), (), ())
+    return Replay(
+        start=board.start,
+        cells=tuple(cells),
+        well_formed=well_formed,
+        legal=legal,
+        progressed=progressed,
+        fell=board.letter(agent) == "H",
+        reached=agent == board.goal,
+    )
+
+
+def _legal(board: Board, agent: Cell, move: Move) -> bool:
+    running = board.letter(agent) not in "HG"
+    consistent = move.origin == agent and move.target == board.neighbour(agent, move.direction)
+    return running and consistent and board.safe(move.target)
+
+
+def judge_answer(board: Board, round_texts: Sequence[str], text: str) -> dict[str, bool]:
+    """Judge an answer by the board and by the rounds before it.
+
+    format: the answer is well formed.
+    success: its moves, carried out from the start, reach the goal (without a hole on the way).
+    agreement: it repeats the directions of the rounds. False if the answer or any round is malformed: two
+        malformed parts must never count as agreeing.
+    """
+    moves = parse_answer(text)
+    if moves is None:
+        return {"success": False, "agreement": False, "format": False}
+    agent = board.start
+    for direction in moves:
+        agent, _ = board.step(agent, direction)
+    rounds = [parse_move(round_text) for round_text in round_texts]
+    agreement = all(rounds) and moves == tuple(move.direction for move in rounds if move)
+    return {"success": agent == board.goal, "agreement": agreement, "format": True}
+
+
+def board_after(board: Board, texts: Sequence[str]) -> np.ndarray:
+    """[size, size] int64: the cells' classes once the texts are carried out, to compare pictures with."""
+    return board_classes(board, replay(board, texts).agent)
