@@ -123,10 +123,7 @@ def test_special_tokens(text_tokenizer):
     assert text_tokenizer.mask_token == "<mask>" and text_tokenizer.pad_token == "<pad>"
     assert text_tokenizer.bos_token == "<bos>" and text_tokenizer.eos_token == "<eos>"
     assert text_tokenizer("answer zebra<eos>")["input_ids"][1:] == [ids["<unk>"], ids["<eos>"]]
-    assert (
-        text_tokenizer.decode([ids["answer"], ids["up"], ids["<eos>"]], skip_special_tokens=True)
-        == "answer up"
-    )
+    assert text_tokenizer.decode([ids["answer"], ids["up"], ids["<eos>"]], skip_special_tokens=True) == "answer up"
 
 
 def test_shipped_text_tokenizer_is_what_its_script_writes(tmp_path):

@@ -54,9 +54,7 @@ class SegmentCache:
         self.capacity = capacity
         self.length = 0
 
-    def update(
-        self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         store = self.layers[layer]
         if store is None:
             shape = (*keys.shape[:2], self.capacity, keys.shape[3])

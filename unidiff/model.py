@@ -33,7 +33,8 @@ class UnifiedModel(nn.Module):
     """A masked-diffusion model of interleaved text and images.
 
     backbone: a transformers causal-LM module with `.model` (body) and `.lm_head`. embedding: the family's own input
-    embedding `(tokens, table) -> [B, N, d]`, or None for the plain token table.
+    embedding `(tokens, table) -> [B, N, d]`, or None for the plain token table; if it has a `grid`, images of that
+    grid are all that it can embed.
     """
 
     def __init__(
@@ -52,9 +53,7 @@ class UnifiedModel(nn.Module):
         self.embedding = embedding
         self.spec = spec
         self.tokenizer = tokenizer
-        self._images = [
-            images
-        ]  # in a list: the VQ tokenizer is frozen, and no part of the policy's parameters
+        self._images = [images]  # in a list: the VQ tokenizer is frozen, and no part of the policy's parameters
 
     @property
     def images(self) -> Any:
@@ -86,9 +85,7 @@ class UnifiedModel(nn.Module):
 
         folder = Path(path)
         if not folder.exists() and len(folder.parts) == 2 and not folder.is_absolute():
-            from huggingface_hub import snapshot_download
-
-            folder = Path(snapshot_download(str(path)))
+            folder = _downloaded(str(path))
         config = families.read_config(folder)
         return families.find(config, family).load(folder, config, dtype).to(device).eval()
 
@@ -124,9 +121,7 @@ class UnifiedModel(nn.Module):
     def encode(self, parts: Sequence[str | Image], prompt: bool = True) -> Interleaved:
         """Texts and PIL images -> a sequence. As a response (`prompt=False`) every text ends with its end token: the
         one that announces an image where an image follows, else the first of the spec's."""
-        sequence = Interleaved.from_parts(
-            parts, self.encode_text, lambda im: self.encode_images([im])[0], prompt
-        )
+        sequence = Interleaved.from_parts(parts, self.encode_text, lambda im: self.encode_images([im])[0], prompt)
         if sequence and sum(map(len, sequence)) > self.spec.max_positions:
             raise ValueError(
                 f"the sequence has {sum(map(len, sequence))} tokens, the model {self.spec.max_positions} positions"
@@ -141,11 +136,7 @@ class UnifiedModel(nn.Module):
         if segment.modality is Modality.IMAGE:
             return segment
         image_next = following is not None and following.modality is Modality.IMAGE
-        end = (
-            self.spec.image_next
-            if image_next
-            else next(e for e in self.spec.text_end if e != self.spec.image_next)
-        )
+        end = self.spec.image_next if image_next else next(e for e in self.spec.text_end if e != self.spec.image_next)
         return Segment(Modality.TEXT, torch.cat([segment.tokens, torch.tensor([end])]))  # type: ignore[arg-type]
 
     def decode_text(self, tokens: Tensor) -> str:
@@ -175,9 +166,10 @@ class UnifiedModel(nn.Module):
         """Lays sequences out as a batch on the model's device."""
         canvas = render(rows, self.spec, self.device)
         if canvas.shape[1] > self.spec.max_positions:
-            raise ValueError(
-                f"a sequence of {canvas.shape[1]} tokens exceeds the {self.spec.max_positions} positions"
-            )
+            raise ValueError(f"a sequence of {canvas.shape[1]} tokens exceeds the {self.spec.max_positions} positions")
+        grid = getattr(self.embedding, "grid", None)
+        if grid is not None and (others := {s.grid for row in rows for s in row} - {None, tuple(grid)}):
+            raise ValueError(f"the model embeds images of {tuple(grid)} tokens, not of {sorted(others)}; resize them")
         return canvas
 
     # ---------------------------------------------------------------- forward passes
@@ -243,10 +235,10 @@ class UnifiedModel(nn.Module):
         of image tokens. Returns [B, L] float32, 0 where nothing is scored. One forward pass over the clean sequence
         and its noisy copy; logits exist only at masked positions × the rows of their modality, in chunks.
         """
+        if mask.shape != canvas.shape:
+            raise ValueError(f"score: mask has shape {tuple(mask.shape)}, the canvas {tuple(canvas.shape)}")
         if bool((mask & ~canvas.sampled).any()):
-            raise ValueError(
-                "score: mask holds tokens that were not sampled; mask & canvas.sampled is what you want"
-            )
+            raise ValueError("score: mask holds tokens that were not sampled; mask & canvas.sampled is what you want")
         full_width = canvas.shape[1]
         canvas, width = canvas.trimmed()
         mask = mask[:, :width]
@@ -270,9 +262,7 @@ class UnifiedModel(nn.Module):
 
     forward = score  # so that wrappers (DDP, FSDP) see the pass whose gradients they reduce
 
-    def _target_log_probs(
-        self, hidden: Tensor, target: Tensor, modality: Modality, temperature: float
-    ) -> Tensor:
+    def _target_log_probs(self, hidden: Tensor, target: Tensor, modality: Modality, temperature: float) -> Tensor:
         """[K, d] hidden states and [K] ids -> [K] log-probabilities."""
         low, high = self.spec.range_of(modality)
         chunk = max(_LOGITS_AT_ONCE // (high - low), 1)
@@ -281,3 +271,12 @@ class UnifiedModel(nn.Module):
             for h, t in zip(hidden.split(chunk), target.split(chunk))
         ]
         return torch.cat(parts)
+
+
+def _downloaded(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{repository} is no folder, and no repository that can be had: {error}") from error

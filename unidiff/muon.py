@@ -50,7 +50,10 @@ class Muon(torch.optim.Optimizer):
                     p.add_(update, alpha=-scale)
 
     def _momentum(self, p: Tensor, momentum: float) -> Tensor:
-        buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
         assert p.grad is not None
+        state = self.state[p]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(p)
+        buffer = state["momentum"]
         buffer.lerp_(p.grad, 1 - momentum)
         return p.grad.lerp(buffer, momentum)

@@ -54,9 +54,7 @@ class Segment:
     def __post_init__(self) -> None:
         n = self.tokens.numel()
         if self.modality is Modality.IMAGE and (self.grid is None or self.grid[0] * self.grid[1] != n):
-            raise ValueError(
-                f"Segment.grid is {self.grid}, but an image of {n} tokens needs rows * columns == {n}"
-            )
+            raise ValueError(f"Segment.grid is {self.grid}, but an image of {n} tokens needs rows * columns == {n}")
         for name in ("edited", "step", "probability"):
             value = getattr(self, name)
             if value is not None and value.numel() != n:
@@ -211,9 +209,7 @@ class Canvas:
         return kept, width
 
     def to(self, device: torch.device | str) -> Canvas:
-        return Canvas(
-            self.clean.to(device), self.sampled.to(device), self.noisy.to(device), self.source.to(device)
-        )
+        return Canvas(self.clean.to(device), self.sampled.to(device), self.noisy.to(device), self.source.to(device))
 
 
 def _used(valid: Tensor) -> int:
@@ -234,9 +230,7 @@ def wrap(segment: Segment, spec: ModelSpec) -> tuple[np.ndarray, np.ndarray]:
             at = np.arange(1, rows + 1) * columns
             ids, offset = np.insert(ids, at, spec.row_separator), np.insert(offset, at, -1)
     outside = [-1] * len(before), [-1] * len(after)
-    return np.concatenate([before, ids, after]).astype(np.int64), np.concatenate(
-        [outside[0], offset, outside[1]]
-    )
+    return np.concatenate([before, ids, after]).astype(np.int64), np.concatenate([outside[0], offset, outside[1]])
 
 
 class _Row:
@@ -261,7 +255,7 @@ def render(rows: Sequence[Interleaved], spec: ModelSpec, device: torch.device | 
     """Lays interleaved sequences out for a model, padded at the right.
 
     Raises ValueError where an id is outside its modality's range, or a sampled text is longer than the spec's
-    text length.
+    text length (see `ModelSpec.check_segment`).
     """
     clean, noisy = [], []
     for row in rows:
@@ -275,18 +269,21 @@ def render(rows: Sequence[Interleaved], spec: ModelSpec, device: torch.device | 
 
 def _render_row(row: Interleaved, spec: ModelSpec) -> tuple[_Row, _Row]:
     clean, noisy = _Row(), _Row()
-    before: np.ndarray | None = None
+    last_image: Segment | None = None
     for ordinal, segment in enumerate(row):
         spec.check_segment(segment)
         ids, offset = wrap(segment, spec)
         inside = offset >= 0
         previous = np.full(len(ids), -1)
-        if segment.modality is Modality.IMAGE:
-            if before is not None and len(before) == len(segment):
-                previous[inside] = before
-            before = segment.tokens.numpy()
         sampled = np.zeros(len(ids), bool)
         sampled[inside] = segment.sampled.numpy()
+        if segment.modality is Modality.IMAGE:
+            if last_image is not None and last_image.grid == segment.grid:
+                previous[inside] = last_image.tokens.numpy()
+            last_image = segment
+        else:
+            end = np.isin(ids, spec.text_end)
+            sampled &= end.cumsum() - end == 0  # what lies behind an end token does not exist
         start = clean.length
         common = {"segment": ordinal, "modality": int(segment.modality)}
         position = start + np.arange(len(ids))
@@ -294,20 +291,10 @@ def _render_row(row: Interleaved, spec: ModelSpec) -> tuple[_Row, _Row]:
         if segment.prompt:
             continue
         at = np.flatnonzero(sampled)
-        noisy.add(
-            start + at, ids=ids[at], position=position[at], offset=offset[at], previous=previous[at], **common
-        )
-        tail = spec.text_length - len(segment) if segment.modality is Modality.TEXT else 0
-        if tail > 0:
-            beyond = len(segment) + np.arange(tail)
-            noisy.add(
-                np.full(tail, -1),
-                ids=spec.mask,
-                position=start + beyond,
-                offset=beyond,
-                previous=-1,
-                **common,
-            )
+        noisy.add(start + at, ids=ids[at], position=position[at], offset=offset[at], previous=previous[at], **common)
+        if segment.modality is Modality.TEXT:
+            rest = np.arange(len(at), spec.text_length)
+            noisy.add(np.full(len(rest), -1), ids=spec.mask, position=start + rest, offset=rest, previous=-1, **common)
     return clean, noisy
 
 

@@ -46,18 +46,26 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if self.image_next not in self.text_end:
-            raise ValueError(
-                f"ModelSpec.image_next is {self.image_next}, which is not in text_end {self.text_end}"
-            )
+            raise ValueError(f"ModelSpec.image_next is {self.image_next}, which is not in text_end {self.text_end}")
+        self._check_ids()
         for name, low, high in (("text_range", *self.text_range), ("image_range", *self.image_range)):
             if not 0 <= low < high <= self.logit_rows:
-                raise ValueError(
-                    f"ModelSpec.{name} [{low}, {high}) is not inside the {self.logit_rows} logit rows"
-                )
+                raise ValueError(f"ModelSpec.{name} [{low}, {high}) is not inside the {self.logit_rows} logit rows")
         if self.text_range[0] < self.image_range[1] and self.image_range[0] < self.text_range[1]:
+            raise ValueError(f"ModelSpec.text_range {self.text_range} overlaps the image codes {self.image_range}")
+        if outside := [e for e in self.text_end if not self.text_range[0] <= e < self.text_range[1]]:
             raise ValueError(
-                f"ModelSpec.text_range {self.text_range} overlaps the image codes {self.image_range}"
+                f"ModelSpec.text_end {outside} lies outside text_range {self.text_range}: no text could end"
             )
+
+    def _check_ids(self) -> None:
+        ids = {name: getattr(self, name) for name in ("text_end", "image_begin", "image_end")}
+        ids |= {"mask": (self.mask,), "pad": (self.pad,)}
+        ids |= {name: (value,) for name in ("bos", "row_separator") if (value := getattr(self, name)) is not None}
+        for name, values in ids.items():
+            for value in values:
+                if not isinstance(value, int) or not 0 <= value < self.logit_rows:
+                    raise ValueError(f"ModelSpec.{name}: {value!r} is no id below logit_rows {self.logit_rows}")
 
     @property
     def image_range(self) -> tuple[int, int]:
@@ -68,22 +76,23 @@ class ModelSpec:
         return self.text_range if modality is Modality.TEXT else self.image_range
 
     def check_segment(self, segment: Segment) -> None:
-        """Raises ValueError if an id is out of range or a sampled text does not fit its canvas."""
-        if not len(segment):
-            return
-        low, high = (0, self.image_offset) if segment.modality is Modality.TEXT else self.image_range
-        smallest, largest = int(segment.tokens.min()), int(segment.tokens.max())
-        if segment.modality is Modality.TEXT and smallest >= self.image_range[1]:
-            low, high = self.image_range[1], self.logit_rows  # words that stand behind the image codes
-        if smallest < low or largest >= high:
+        """Raises ValueError if an id is out of range or a sampled text does not fit its canvas.
+
+        An image holds image codes; a sampled text ids that a text may draw; a text of a prompt any id but image codes.
+        """
+        given_text = segment.modality is Modality.TEXT and segment.prompt
+        low, high = (0, self.logit_rows) if given_text else self.range_of(segment.modality)
+        wrong = (segment.tokens < low) | (segment.tokens >= high)
+        if given_text:
+            wrong |= (segment.tokens >= self.image_range[0]) & (segment.tokens < self.image_range[1])
+        if bool(wrong.any()):
+            but = f" without the image codes {list(self.image_range)}" if given_text else ""
             raise ValueError(
-                f"{segment!r}: token ids from {smallest} to {largest} do not lie in [{low}, {high}), "
+                f"{segment!r}: ids {segment.tokens[wrong][:3].tolist()} do not lie in [{low}, {high}){but}, "
                 f"the {segment.modality.name.lower()} range of family {self.family!r}"
             )
         if segment.modality is Modality.TEXT and not segment.prompt and len(segment) > self.text_length:
-            raise ValueError(
-                f"a sampled text of {len(segment)} tokens is longer than text_length {self.text_length}"
-            )
+            raise ValueError(f"a sampled text of {len(segment)} tokens is longer than text_length {self.text_length}")
 
     def codes(self, ids: torch.Tensor) -> torch.Tensor:
         """Image ids in the model's vocabulary -> codes of the VQ tokenizer."""

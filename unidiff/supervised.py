@@ -36,7 +36,8 @@ class Demonstrated(Protocol):
 @dataclass
 class SupervisedConfig:
     """steps: optimizer steps. batch_size: sequences a step. lr: Muon's, for the matrices of the blocks.
-    lr_rest: AdamW's, for everything else. decay: last share of the steps, over which both fall linearly to 0.
+    lr_rest: AdamW's, for everything else. warmup: first steps, over which both rise linearly.
+    decay: last share of the steps, over which both fall linearly to 0.
     corpus: number of demonstrations. edit_extra: chance that an edit also denoises tokens outside its region.
     changed_weight: weight of an image token that differs from the picture before. seed: of data and masks."""
 
@@ -52,16 +53,15 @@ class SupervisedConfig:
     seed: int = 0
 
 
-def corpus(
-    model: UnifiedModel, task: Demonstrated, indices: Sequence[int], split: str = "train"
-) -> list[Interleaved]:
+def corpus(model: UnifiedModel, task: Demonstrated, indices: Sequence[int], split: str = "train") -> list[Interleaved]:
     """Demonstrations as token sequences, each image segment carrying its edit region in `edited`."""
     rows = []
     for index in indices:
         example = task.example(split, index)
         prompt = model.encode(example.prompt)
         parts = task.demonstration(example, attempt=0)
-        images = model.encode_images([p for p in parts if not isinstance(p, str)])
+        pictures = [p for p in parts if not isinstance(p, str)]
+        images = model.encode_images(pictures) if pictures else []
         response = list(_with_images(model, parts, images))
         for i, segment in enumerate(response):
             if segment.modality is Modality.IMAGE:
@@ -105,9 +105,7 @@ def draw_mask(canvas: Canvas, keys_B: Tensor) -> Tensor:
     return canvas.sampled & (noise.uniform(keys_B, (_MASK,), counter) < ratio.clamp(min=0.02))
 
 
-def supervised_loss(
-    model: torch.nn.Module, canvas: Canvas, mask: Tensor, changed_weight: float
-) -> dict[str, Tensor]:
+def supervised_loss(model: torch.nn.Module, canvas: Canvas, mask: Tensor, changed_weight: float) -> dict[str, Tensor]:
     """Mean cross-entropy of masked tokens for each modality; image tokens that change weigh more."""
     logp = model(canvas, mask)
     changed = (canvas.clean.previous >= 0) & (canvas.clean.previous != canvas.ids)

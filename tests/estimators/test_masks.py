@@ -200,7 +200,6 @@ def test_views_are_repeatable_and_leave_global_random_states_alone(name: str) ->
     canvas, k = render(ROWS, SPEC), keys(len(ROWS))
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
     first = draw_views(canvas, make(name), make(name), 2, k)
-    torch.rand(3, generator=torch.Generator())
     second = draw_views(canvas, make(name), make(name), 2, k)
     assert random.getstate() == before[0]
     assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
@@ -230,9 +229,7 @@ def closed_form(name: str, n: int, ratio: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("name, min_ratio", [("random", 0.6), ("fading_out", 0.6), ("image_random", 0.8)])
 @pytest.mark.parametrize("iteration", [0, 2])
-def test_each_token_is_masked_as_often_as_the_closed_form_says(
-    name: str, min_ratio: float, iteration: int
-) -> None:
+def test_each_token_is_masked_as_often_as_the_closed_form_says(name: str, min_ratio: float, iteration: int) -> None:
     n, draws = 12, 4000
     row = Interleaved([text(1, True), image(3, 4) if name == "image_random" else text(n)])
     canvas = copies(row, draws)
@@ -242,7 +239,7 @@ def test_each_token_is_masked_as_often_as_the_closed_form_says(
     p = closed_form(name, n, ratio)
     masked = view.mask[:, canvas.sampled[0]].double()
     error = (p * (1 - p) / draws).sqrt()
-    assert ((masked.mean(0) - p).abs() <= 4.5 * error + 1e-3 * (error > 0)).all()
+    assert ((masked.mean(0) - p).abs() <= 4.5 * error + 1 / draws * (error > 0)).all()
     total_error = (p * (1 - p)).sum().sqrt() / draws**0.5
     assert abs(masked.sum(1).mean() - p.sum()) <= 4 * total_error
     if name != "fading_out" or ratio >= 0.5:
@@ -262,7 +259,7 @@ def test_fading_out_masks_later_tokens_more() -> None:
 
 WORDS, LENGTH = 3, 5
 TOKENS = torch.tensor([2, 0, 1, 1, 0])
-# A tabulated model: for each partly masked sequence (4^5 of them) a distribution over the words at each place.
+# A tabulated model: a distribution over the words at each place of each of the 4^5 partly masked sequences.
 TABLE = torch.randn(
     (WORDS + 1) ** LENGTH, LENGTH, WORDS, generator=torch.Generator().manual_seed(5), dtype=torch.float64
 ).log_softmax(-1)
@@ -276,8 +273,11 @@ def model_log_probs(mask: torch.Tensor) -> torch.Tensor:
 
 
 def mask_probabilities(name: str, ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """All masks [2^L, L] and their probabilities. A draw of no mask at all becomes a single token's: each token is as
-    likely where all have one ratio, and under fading_out it never happens."""
+    """All masks [2^L, L] and their probabilities.
+
+    A draw that masks nothing becomes a mask of one token: of any, where all have the same ratio; and fading_out
+    never draws it.
+    """
     masks = torch.tensor(list(itertools.product([False, True], repeat=LENGTH)))
     p = closed_form(name, LENGTH, ratio)
     weight = torch.where(masks, p, 1 - p).prod(1)
@@ -287,7 +287,7 @@ def mask_probabilities(name: str, ratio: float) -> tuple[torch.Tensor, torch.Ten
     return masks, weight
 
 
-@pytest.mark.parametrize("name, min_ratio", [("fading_out", 0.6), ("fading_out", 0.3), ("image_random", 0.3)])
+@pytest.mark.parametrize("name, min_ratio", [("fading_out", 0.6), ("fading_out", 0.0), ("image_random", 0.3)])
 def test_estimator_mean_is_that_of_exact_enumeration(name: str, min_ratio: float) -> None:
     draws, iterations = 6000, 3
     segment = image(1, LENGTH) if name == "image_random" else text(LENGTH)
@@ -343,9 +343,7 @@ def test_two_one_step_estimators_hide_as_one_does() -> None:
 
 
 def test_unknown_names_and_options_are_told_with_the_nearest() -> None:
-    with pytest.raises(
-        ValueError, match=r"'fading_oot' is not known; known: .*image_random.*; nearest: fading_out"
-    ):
+    with pytest.raises(ValueError, match=r"'fading_oot' is not known; known: .*image_random.*; nearest: fading_out"):
         make("fading_oot")
     with pytest.raises(ValueError, match=r"no option 'min_ration'; known: min_ratio; nearest: min_ratio"):
         make("random", min_ration=0.5)

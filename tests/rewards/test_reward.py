@@ -38,9 +38,7 @@ def picture(gray=7, **kwargs):
 def rows(count=3):
     """Rows of text, image, text with an answer column."""
     return [
-        link_row(
-            [text(f"a{i}"), picture(i), text(f"b{i}")], prompt=["q", f"p{i}"], task=i, columns={"answer": i}
-        )
+        link_row([text(f"a{i}"), picture(i), text(f"b{i}")], prompt=["q", f"p{i}"], task=i, columns={"answer": i})
         for i in range(count)
     ]
 
@@ -186,9 +184,7 @@ def test_columns_are_what_the_signature_accepts():
 
 def test_columns_that_only_some_rows_have():
     mixed = [link_row([text("a")], columns={"answer": 1, "segments": 5}), link_row([text("b")])]
-    table = evaluate(
-        [reward(lambda segments, **columns: [float(columns == {"answer": [1, None]})] * 2)], mixed
-    )
+    table = evaluate([reward(lambda segments, **columns: [float(columns == {"answer": [1, None]})] * 2)], mixed)
     assert table.values_BSF.flatten().tolist() == [1.0, 1.0]
 
 
@@ -353,9 +349,7 @@ def test_rewards_build_no_graph(timeout):
 
 
 def test_required_makes_a_loss_fatal():
-    with pytest.raises(
-        RewardError, match=r"'f' is required .* sample 1, segment 2: not_finite: it returned inf"
-    ):
+    with pytest.raises(RewardError, match=r"'f' is required .* sample 1, segment 2: not_finite: it returned inf"):
         only(lambda segments: [1, 1, 1, float("inf"), 1, 1], required=True)
     with pytest.raises(RewardError, match=r"sample 0: raised: it raised KeyError"):
         only(boom, on="sequence", required=True)
@@ -365,9 +359,7 @@ def test_required_makes_a_loss_fatal():
 
 def test_a_reward_without_segments_is_not_called():
     calls = []
-    table = evaluate(
-        [reward(lambda s: calls.append(1) or [], on="image", name="f")], [link_row([text("a")]), ()]
-    )
+    table = evaluate([reward(lambda s: calls.append(1) or [], on="image", name="f")], [link_row([text("a")]), ()])
     assert not calls and not table.lost and table.values_BSF.shape == (2, 1, 1)
 
 
@@ -384,10 +376,7 @@ def test_trl_functions():
         return [float(f"a{a}" in c) for c, a in zip(completions, answer)]
 
     async def chat(prompts, completions):
-        return [
-            float(c[0]["role"] == "assistant" and p[0]["role"] == "user")
-            for p, c in zip(prompts, completions)
-        ]
+        return [float(c[0]["role"] == "assistant" and p[0]["role"] == "user") for p, c in zip(prompts, completions)]
 
     rewards = [from_trl(length, weight=0.5, credit="last"), matches, from_trl(chat, chat=True)]
     table = evaluate(rewards, rows())

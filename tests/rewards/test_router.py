@@ -73,9 +73,7 @@ def by_hand(given, assignment):
     for group in GROUPS.unique():
         members = (group == GROUPS).nonzero().flatten().tolist()
         if assignment == "joint":
-            out[members] = norm([nansum(weight[f] * mean(b, f) for f in range(count)) for b in members])[
-                :, None
-            ]
+            out[members] = norm([nansum(weight[f] * mean(b, f) for f in range(count)) for b in members])[:, None]
         for m, chosen in ((T, (0, 1, 3)), (I, (2,))):
             own = given.modality_BS[members] == m
             if assignment == "factorized":
@@ -88,8 +86,7 @@ def by_hand(given, assignment):
                     for i, b in enumerate(members):
                         for s in place[i].nonzero().flatten().tolist():
                             total[i] = nansum(
-                                weight[f] * (sequence[b, f] if f == 3 else values[b, s, f]).item()
-                                for f in chosen
+                                weight[f] * (sequence[b, f] if f == 3 else values[b, s, f]).item() for f in chosen
                             )
                     out[members] = torch.where(place, norm(total)[:, None], out[members])
     return torch.where(given.modality_BS >= 0, out, 0.0).float()
@@ -156,9 +153,7 @@ def test_missing_constant_and_lone_values():
     values[:3, 0, 0] = torch.tensor([0.1, 0.1, 0.1])  # constant group
     values[3:, 0, 0] = torch.tensor([1.0, NAN, NAN])  # one scored row
     values[:3, 1, 1] = torch.tensor([1.0, NAN, 3.0])  # group 1 lost all of its image rewards
-    routed = RewardRouter().route(
-        table(values, modality, ["text", "image"]), torch.tensor([0, 0, 0, 1, 1, 1])
-    )
+    routed = RewardRouter().route(table(values, modality, ["text", "image"]), torch.tensor([0, 0, 0, 1, 1, 1]))
     root = 0.5**0.5
     expected = [[0, -root], [0, 0], [0, root], [0, 0], [0, 0], [0, 0]]
     torch.testing.assert_close(routed.advantage_BS, torch.tensor(expected), atol=1e-4, rtol=0)
@@ -189,9 +184,7 @@ def test_everything_lost_gives_nothing_and_does_not_fail(assignment):
     ],
 )
 def test_credit_of_sequence_rewards(credit, expected):
-    given = table(
-        torch.full((2, 6, 1), NAN), [[T, I, T, I, T, X]] * 2, ["sequence"], [[0.0], [1.0]], credit=[credit]
-    )
+    given = table(torch.full((2, 6, 1), NAN), [[T, I, T, I, T, X]] * 2, ["sequence"], [[0.0], [1.0]], credit=[credit])
     groups = torch.zeros(2, dtype=torch.long)
     routed = RewardRouter("segment").route(given, groups)
     assert (routed.advantage_BS[1] > 0).long().tolist() == [*expected, 0]

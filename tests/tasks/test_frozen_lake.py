@@ -102,9 +102,7 @@ def test_examples_obey_the_settings():
 def test_splits_share_no_layout():
     task = FrozenLake(size=3, min_distance=1, max_distance=2)  # few layouts, so an overlap would show
     layouts = {
-        split: {
-            "".join(task.example(split, i).board.rows).translate(str.maketrans("SG", "FF")) for i in range(80)
-        }
+        split: {"".join(task.example(split, i).board.rows).translate(str.maketrans("SG", "FF")) for i in range(80)}
         for split in SPLITS
     }
     assert all(layouts.values())
@@ -176,8 +174,7 @@ def test_walker_success_is_the_mean_of_demonstrations():
     task = FrozenLake()
     example = task.example("train", 1)
     reached = [
-        judge_answer(example.board, [], task.demonstration(example, attempt)[-1])["success"]
-        for attempt in range(300)
+        judge_answer(example.board, [], task.demonstration(example, attempt)[-1])["success"] for attempt in range(300)
     ]
     sampled, greedy = task.walker_success(example)
     assert np.mean(reached) == pytest.approx(sampled, abs=0.1)

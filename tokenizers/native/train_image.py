@@ -30,9 +30,7 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "image")
-    parser.add_argument(
-        "--widths", type=int, nargs="+", default=PatchVQConfig().widths, help="one per halving"
-    )
+    parser.add_argument("--widths", type=int, nargs="+", default=PatchVQConfig().widths, help="one per halving")
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)

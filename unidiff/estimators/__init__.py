@@ -136,9 +136,7 @@ def token_uniform(canvas: Canvas, keys_B: Tensor, *stream: int) -> Tensor:
     return noise.uniform(keys_B.to(counter.device), (_STREAM, *stream), counter)
 
 
-def draw_views(
-    canvas: Canvas, text: Estimator, image: Estimator, iterations: int, keys_B: Tensor
-) -> list[View]:
+def draw_views(canvas: Canvas, text: Estimator, image: Estimator, iterations: int, keys_B: Tensor) -> list[View]:
     """The views of all inner iterations: text masked by one estimator, images by the other, in one view.
 
     keys_B: [B] int64, one noise key a row. A view has one clean sequence: a prompt that one estimator hides

@@ -49,17 +49,22 @@ def find(config: dict[str, Any], name: str | None = None) -> Family:
         if family.detect(config):
             return family
     raise ValueError(
-        f"no family recognises model_type {config.get('model_type')!r}; known families: {known}; "
-        "name one with family=…"
+        f"no family recognises model_type {config.get('model_type')!r}; known families: {known}; name one with family=…"
     )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder. Raises FileNotFoundError with the path if it is not one."""
+    """config.json of a checkpoint folder. Raises FileNotFoundError or ValueError with the path if it is not one."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a checkpoint: it has no config.json")
-    return json.loads(path.read_text())
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold an object, it holds {type(config).__name__}")
+    return config
 
 
 from unidiff.families import native as native  # noqa: E402  (registers itself)

@@ -8,6 +8,7 @@ Layout of a folder: config.json, model.safetensors, the text tokenizer's files, 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from unidiff.families import read_config, register
+from unidiff.families import register
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
 from unidiff.sequence import Modality, Tokens
@@ -30,12 +31,13 @@ class NativeEmbedding(nn.Module):
 
     image token: embedding of its row and of its column, each in two parts (pair of rows, which of the pair), plus a
     linear map of the embedding of the token at the same place of the image before.
-    text token: embedding of its index in the segment, plus one of the segment's ordinal in the sequence.
+    text token: embedding of its index in the segment, plus one of the segment's ordinal in the sequence (what lies
+    beyond the end of a table has the table's last entry).
     """
 
     def __init__(self, d_model: int, grid: tuple[int, int], text_length: int, max_segments: int) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid = (grid[0], grid[1])
         self.row = nn.Embedding((grid[0] + 1) // 2 * 2, d_model)
         self.column = nn.Embedding((grid[1] + 1) // 2 * 2, d_model)
         self.parity = nn.Embedding(4, d_model)
@@ -60,23 +62,27 @@ class NativeEmbedding(nn.Module):
         return table(tokens.ids) + content * torch.where(image, place, words)
 
 
+_SPECIAL = ("<pad>", "<mask>", "<bos>", "<soi>", "<eoi>", "<eos>", "<eot>")
+
+
 def build_spec(
     tokenizer: PreTrainedTokenizerBase, codebook_size: int, grid: tuple[int, int], **lengths: int
 ) -> ModelSpec:
     """The spec that follows from a native text tokenizer: undrawable special tokens stand first, `<eos>` is the first
-    id that a text may draw, image codes stand behind the words."""
-    word = tokenizer.convert_tokens_to_ids
-    size = len(tokenizer)
+    id that a text may draw, image codes stand behind the words. Raises ValueError if it lacks a special token."""
+    word, size = tokenizer.get_vocab(), len(tokenizer)
+    if missing := [w for w in _SPECIAL if w not in word]:
+        raise ValueError(f"the text tokenizer has no {', '.join(missing)}: it is not a native one")
     return ModelSpec(
         family="native",
-        mask=word("<mask>"),
-        pad=word("<pad>"),
-        bos=word("<bos>"),
-        text_end=(word("<eos>"), word("<eot>")),
-        image_next=word("<eot>"),
-        image_begin=(word("<soi>"),),
-        image_end=(word("<eoi>"),),
-        text_range=(word("<eos>"), size),
+        mask=word["<mask>"],
+        pad=word["<pad>"],
+        bos=word["<bos>"],
+        text_end=(word["<eos>"], word["<eot>"]),
+        image_next=word["<eot>"],
+        image_begin=(word["<soi>"],),
+        image_end=(word["<eoi>"],),
+        text_range=(word["<eos>"], size),
         image_offset=size,
         codebook_size=codebook_size,
         logit_rows=size + codebook_size,
@@ -100,9 +106,7 @@ def build(
     seed: int = 0,
 ) -> UnifiedModel:
     """A freshly initialised native model. The global RNG is left as it was."""
-    spec = build_spec(
-        tokenizer, images.codebook_size, grid, text_length=text_length, max_positions=max_positions
-    )
+    spec = build_spec(tokenizer, images.codebook_size, grid, text_length=text_length, max_positions=max_positions)
     config = LlamaConfig(
         vocab_size=spec.logit_rows,
         hidden_size=d_model,
@@ -133,18 +137,23 @@ class Native:
         return config.get("model_type") == "unidiff_native"
 
     def load(self, folder: Path, config: dict[str, Any], dtype: torch.dtype) -> UnifiedModel:
-        """Raises FileNotFoundError for a missing file and ValueError where weights, tokenizer and spec disagree."""
+        """Raises FileNotFoundError for a missing file and ValueError where config, weights and tokenizers disagree."""
         weights = folder / "model.safetensors"
         for path in (weights, folder / "tokenizer.json", folder / "image" / "model.safetensors"):
             if not path.is_file():
                 raise FileNotFoundError(f"native checkpoint {folder} lacks {path.relative_to(folder)}")
+        if missing := {"spec", "backbone", "embedding"} - config.keys():
+            raise ValueError(f"{folder / 'config.json'} lacks {', '.join(sorted(missing))}")
         spec = ModelSpec.from_dict(config["spec"])
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         images = PatchVQ.from_pretrained(folder / "image")
         _check(spec, tokenizer, images, folder)
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
-            backbone = LlamaForCausalLM(LlamaConfig(**config["backbone"]))
-            embedding = NativeEmbedding(**config["embedding"])
+        try:
+            with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
+                backbone = LlamaForCausalLM(LlamaConfig(**config["backbone"]))
+                embedding = NativeEmbedding(**config["embedding"])
+        except TypeError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from error
         model = UnifiedModel(backbone, spec, tokenizer, images, embedding)
         _read_weights(model, weights)
         return model.to(dtype)
@@ -165,12 +174,9 @@ class Native:
                 "max_segments": embedding.segment.num_embeddings,
             },
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in _weights(model).items()},
-            folder / "model.safetensors",
-            metadata={"format": "pt"},
-        )
+        weights = {k: v.detach().cpu().contiguous() for k, v in _weights(model).items()}
+        _write(folder / "model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))
+        _write(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
         model.tokenizer.save_pretrained(folder)
         (folder / "image").mkdir(exist_ok=True)
         model.images.save_pretrained(folder / "image")
@@ -178,6 +184,13 @@ class Native:
 
 # Written by transformers for its own book-keeping; `LlamaForCausalLM` is what a native body always is.
 _NOT_SAVED = {"transformers_version", "architectures", "model_type", "dtype", "_name_or_path"}
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file in one piece or not at all: a run that is killed leaves the one that was there."""
+    partial = path.with_name(f"{path.name}.partial")
+    write(partial)
+    partial.replace(path)
 
 
 def _weights(model: UnifiedModel) -> dict[str, Tensor]:
@@ -198,9 +211,7 @@ def _read_weights(model: UnifiedModel, path: Path) -> None:
         raise ValueError(f"{path}: missing weights {missing[:3]}, unexpected weights {extra[:3]}")
     for name, value in wanted.items():
         if value.shape != found[name].shape:
-            raise ValueError(
-                f"{path}: {name} is {tuple(found[name].shape)}, the config says {tuple(value.shape)}"
-            )
+            raise ValueError(f"{path}: {name} is {tuple(found[name].shape)}, the config says {tuple(value.shape)}")
         value.data.copy_(found[name])
 
 
@@ -212,12 +223,10 @@ def _check(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, images: PatchVQ,
         text_length=spec.text_length,
         max_positions=spec.max_positions,
     )
+    saved = spec.to_dict()
     for name, value in fresh.to_dict().items():
-        if name != "sampler" and value != spec.to_dict()[name]:
+        if name != "sampler" and value != saved[name]:
             raise ValueError(
-                f"{folder}: spec.{name} is {spec.to_dict()[name]}, but the tokenizers say {value}; "
+                f"{folder}: spec.{name} is {saved[name]}, but the tokenizers say {value}; "
                 "the tokenizer files do not belong to this checkpoint"
             )
-
-
-__all__ = ["Native", "NativeEmbedding", "build", "build_spec", "read_config"]

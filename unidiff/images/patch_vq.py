@@ -177,7 +177,6 @@ def _read_config(path: Path) -> PatchVQConfig:
     names = {field.name for field in fields(PatchVQConfig)}
     if kind != "patch_vq" or set(settings) != names:
         raise ValueError(
-            f"{path}: expected tokenizer 'patch_vq' with {sorted(names)}, "
-            f"got {kind!r} with {sorted(settings)}"
+            f"{path}: expected tokenizer 'patch_vq' with {sorted(names)}, got {kind!r} with {sorted(settings)}"
         )
     return PatchVQConfig(**{**settings, "widths": tuple(settings["widths"])})

@@ -106,9 +106,7 @@ def _credit(name: str, on: str, credit: str | Iterable[str] | None) -> tuple[str
     """The modalities that a reward credits, in one form."""
     if on != "sequence":
         if credit and tuple(credit) != (on,):
-            raise ValueError(
-                f"reward {name!r}: credit is for on='sequence'; a reward on {on!r} credits {on!r}"
-            )
+            raise ValueError(f"reward {name!r}: credit is for on='sequence'; a reward on {on!r} credits {on!r}")
         return (on,)
     if credit == "both":
         return ("text", "image")
@@ -174,9 +172,7 @@ def resolve(name: str) -> Reward:
     module_name, colon, attribute = name.partition(":")
     if not colon:
         near = difflib.get_close_matches(name, REWARDS, n=1)
-        hint = (
-            f"did you mean {near[0]!r}?" if near else f"registered: {', '.join(sorted(REWARDS)) or 'none'}."
-        )
+        hint = f"did you mean {near[0]!r}?" if near else f"registered: {', '.join(sorted(REWARDS)) or 'none'}."
         raise ValueError(f"unknown reward {name!r}; {hint} A function is named as package.module:function")
     try:
         module = importlib.import_module(module_name)
@@ -219,9 +215,7 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         return {}
 
 
-def accepted(
-    function: Callable[..., Any], columns: dict[str, list], given: Sequence[str] = ()
-) -> dict[str, list]:
+def accepted(function: Callable[..., Any], columns: dict[str, list], given: Sequence[str] = ()) -> dict[str, list]:
     """The columns that a function's signature asks for: the named ones, or all if it takes **kwargs.
 
     given: parameters that the caller fills itself. TypeError names a column that is asked for and not there.
@@ -231,12 +225,8 @@ def accepted(
     by_name = {k: v for k, v in parameters.items() if v.kind in (v.POSITIONAL_OR_KEYWORD, v.KEYWORD_ONLY)}
     absent = [k for k, v in by_name.items() if v.default is v.empty and k not in columns]
     if absent:
-        raise TypeError(
-            f"it asks for the column {absent[0]!r}; the rows have: {', '.join(columns) or 'none'}"
-        )
-    return {
-        key: column for key, column in columns.items() if key not in given and (takes_all or key in by_name)
-    }
+        raise TypeError(f"it asks for the column {absent[0]!r}; the rows have: {', '.join(columns) or 'none'}")
+    return {key: column for key, column in columns.items() if key not in given and (takes_all or key in by_name)}
 
 
 def columns_of(segments: Sequence[SegmentView | SequenceView]) -> dict[str, list]:

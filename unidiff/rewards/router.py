@@ -111,12 +111,8 @@ class RewardRouter:
     def _normalize_then_sum(self, table: RewardTable, groups_B: Tensor) -> tuple[Tensor, Tensor]:
         means_BF = table.row_means_BF
         comparable = [group_statistics(column_B, groups_B).comparable_N for column_B in means_BF.unbind(1)]
-        valid_B = (
-            torch.stack(comparable).any(0) if comparable else torch.zeros(len(groups_B), dtype=torch.bool)
-        )
-        return _to_segments(
-            table, normalize_then_sum(means_BF, torch.tensor(table.weights), groups_B), valid_B
-        )
+        valid_B = torch.stack(comparable).any(0) if comparable else torch.zeros(len(groups_B), dtype=torch.bool)
+        return _to_segments(table, normalize_then_sum(means_BF, torch.tensor(table.weights), groups_B), valid_B)
 
     def _factorized(self, table: RewardTable, groups_B: Tensor) -> tuple[Tensor, Tensor]:
         advantage_BS = torch.zeros(table.modality_BS.shape, dtype=torch.float64)

@@ -45,9 +45,7 @@ def run_rewards(rewards: Sequence[Reward], batches: Sequence[Views]) -> list[lis
     results: dict[int, list[float | Loss]] = {}
     for i, (reward, views) in enumerate(zip(rewards, batches)):
         if i not in started:
-            results[i] = (
-                _guarded(lambda r=reward, v=views: _run_sync(r, v), reward, len(views)) if views else []
-            )
+            results[i] = _guarded(lambda r=reward, v=views: _run_sync(r, v), reward, len(views)) if views else []
     for i, future in started.items():
         reward, count = rewards[i], len(batches[i])
         results[i] = _guarded(lambda r=reward, f=future: _finish_async(r, f), reward, count)

@@ -92,9 +92,7 @@ class RewardTable:
         lines = [f"Sample {sample}, segment {segment} ({target}):"]
         for f, on in enumerate(self.on):
             if on == target:
-                lines.append(
-                    "  " + self._sentence(f, sample, segment, self.values_BSF[sample, segment, f].item())
-                )
+                lines.append("  " + self._sentence(f, sample, segment, self.values_BSF[sample, segment, f].item()))
         for f, on in enumerate(self.on):
             if on == "sequence":
                 said = self._sentence(f, sample, WHOLE, self.sequence_BF[sample, f].item())
@@ -144,9 +142,7 @@ class RewardTable:
             losses |= {(f, row + offset, segment): loss for (f, row, segment), loss in t.losses.items()}
             offset += len(t.modality_BS)
         pad = torch.nn.functional.pad
-        values = [
-            pad(t.values_BSF, (0, 0, 0, longest - t.values_BSF.shape[1]), value=math.nan) for t in tables
-        ]
+        values = [pad(t.values_BSF, (0, 0, 0, longest - t.values_BSF.shape[1]), value=math.nan) for t in tables]
         modality = [pad(t.modality_BS, (0, longest - t.modality_BS.shape[1]), value=-1) for t in tables]
         sequence = [t.sequence_BF for t in tables]
         joined = torch.cat(values), torch.cat(sequence), torch.cat(modality)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 @dataclass
 class Cost:
-    """forwards: passes through the model. token_forwards: tokens that went through it, pads left out.
-    flops: analytic. seconds: wall clock; a row's share of its batch's."""
+    """forwards: passes through the model. token_forwards: tokens that went through it; pads, and rows that only wait
+    for others of their batch, are left out, so that a rollout costs the same in any batch. flops: analytic.
+    seconds: wall clock; a row's share of its batch's."""
 
     forwards: float = 0.0
     token_forwards: float = 0.0
@@ -36,8 +37,8 @@ class Cost:
 
 
 class Compute(dict[str, Cost]):
-    """The cost of each phase, by name: prompt, text, image, select (finding what to edit), write (storing finished
-    segments in the cache)."""
+    """The cost of each phase, by name: prompt (read once for all samples of a prompt, each has its share), text,
+    image, select (finding what to edit), write (storing finished segments in the cache)."""
 
     @property
     def total(self) -> Cost:
@@ -64,7 +65,8 @@ class ModelFlops:
         blocks = sum(p.numel() for p in backbone.model.layers.parameters())
         return cls(blocks, backbone.config.num_hidden_layers, backbone.config.hidden_size)
 
-    def forward(self, tokens: Tensor, keys: Tensor, positions: Tensor | int, rows: int) -> Tensor:
+    def forward(self, tokens: Tensor, keys: Tensor, positions: Tensor, rows: int) -> Tensor:
+        """FLOPs of each row of a batch, int64 as `tokens`, `keys` and `positions` [B]. rows: of the LM head."""
         body = 2 * self.parameters * tokens + 4 * self.layers * self.d_model * tokens * keys
         return body + 2 * self.d_model * rows * positions
 
@@ -80,15 +82,21 @@ class ComputeMeter:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(
-        self, phase: str, rows: Tensor, tokens: Tensor, keys: Tensor, positions: Tensor | int, head: int
+        self, phase: str, rows: Tensor, tokens: Tensor, keys: Tensor, positions: Tensor, head: int, active: Tensor
     ) -> None:
-        """One forward pass of `rows` (indices into the batch): tokens run and keys seen by each, int64 [len(rows)];
-        positions with logits, over `head` rows of the LM head."""
+        """One forward pass of `rows` (indices into the batch), each of the following [len(rows)]: tokens run, keys
+        seen by each, positions with logits over `head` rows of the LM head (int64); rows to count (bool)."""
         if phase not in self.counts:
             self.counts[phase] = torch.zeros(3, self.batch, dtype=torch.float64, device=self.device)
         flops = self.flops.forward(tokens, keys, positions, head)
         values = torch.stack([torch.ones_like(tokens), tokens, flops]).double()
-        self.counts[phase].index_add_(1, rows, values)
+        self.counts[phase].index_add_(1, rows, values * active)
+
+    def share(self, phase: str, group: int) -> None:
+        """Spreads a phase's cost evenly over each `group` of neighbouring rows."""
+        if phase in self.counts:
+            mean = self.counts[phase].unflatten(1, (-1, group)).mean(2)
+            self.counts[phase] = mean.repeat_interleave(group, 1)
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:

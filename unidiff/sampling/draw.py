@@ -14,15 +14,15 @@ def draw(log_probs: Tensor, uniform: Tensor, greedy: bool = False) -> tuple[Tens
     returned (unless all are).
 
     The usual Gumbel-max needs V noise numbers a token, this needs one. And float32 Gumbel noise cannot exceed
-    17, which cuts the tail; float64 sums and a 53-bit uniform leave it whole.
+    17, which cuts the tail; float64 sums and uniforms reach words of probability 1e-15.
     """
     mode = log_probs.argmax(-1)
     index = mode
     if not greedy:
         cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
         level = uniform[..., None] * cumulative[..., -1:]
-        index = torch.searchsorted(cumulative, level, right=True).clamp(max=log_probs.shape[-1] - 1)[..., 0]
-        # A sum in parallel rounds unevenly: on a GPU it may step where a probability is 0.
+        index = torch.searchsorted(cumulative, level)[..., 0]  # the first with cumulative >= level
+        # A sum in parallel rounds unevenly: on a GPU it may step up where a probability is 0.
         possible = log_probs.gather(-1, index[..., None])[..., 0] > -torch.inf
         index = index.where(possible, mode)
     return index, log_probs.gather(-1, index[..., None])[..., 0]

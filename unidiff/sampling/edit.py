@@ -48,13 +48,13 @@ def box(top: int, left: int, bottom: int, right: int) -> Locate:
 
 
 def lowest(score_Bn: Tensor, share: float, threshold: float | None = None) -> Tensor:
-    """[B, n] bool: tokens whose score is below the threshold, or without one the lowest `share` (at least one)."""
+    """[B, n] bool: tokens whose score is below the threshold, or without one the lowest `share` (at least one; the
+    first of equal ones)."""
     if threshold is not None:
         return score_Bn < threshold
     count = max(1, round(share * score_Bn.shape[1]))
-    return torch.zeros_like(score_Bn, dtype=torch.bool).scatter(
-        1, score_Bn.topk(count, largest=False).indices, True
-    )
+    lowest_first = score_Bn.argsort(1, stable=True)[:, :count]
+    return torch.zeros_like(score_Bn, dtype=torch.bool).scatter(1, lowest_first, True)
 
 
 def random(keys_B: Tensor, n: int, share: float, stream: tuple[int, ...]) -> Tensor:

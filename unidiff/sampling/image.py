@@ -48,9 +48,7 @@ def maskgit_commit(
     return commit_top(score_BN, masked_BN, left_B - keep_B)
 
 
-def emerge_commit(
-    masked_BN: Tensor, step: int, steps_B: Tensor, schedule: Schedule, uniform_BN: Tensor
-) -> Tensor:
+def emerge_commit(masked_BN: Tensor, step: int, steps_B: Tensor, schedule: Schedule, uniform_BN: Tensor) -> Tensor:
     """Emerge: each masked token, independently, appears with probability (κ(t) − κ(s))/κ(t).
 
     masked_BN: bool, masked now. step: 0-based. steps_B: int64. uniform_BN: float64 in (0, 1). Returns the

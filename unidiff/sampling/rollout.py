@@ -79,9 +79,7 @@ class SamplerConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("text_temperature", "image_temperature"):
             if getattr(self, name) <= 0:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; it must be above 0 (use greedy for no noise)"
-                )
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 (use greedy for no noise)")
         if not 0 < self.edit_share <= 1:
             raise ValueError(f"edit_share is {self.edit_share}; it must lie in (0, 1]")
 
@@ -126,15 +124,11 @@ class _Batch:
 class InterleavedSampler:
     """Samples responses to prompts. `locate` finds the region that a text names (edit="region")."""
 
-    def __init__(
-        self, model: UnifiedModel, config: SamplerConfig, locate: edits.Locate | None = None
-    ) -> None:
+    def __init__(self, model: UnifiedModel, config: SamplerConfig, locate: edits.Locate | None = None) -> None:
         if model.spec.attention != "block_causal":
             raise ValueError(f"InterleavedSampler needs a block_causal model, {model.spec.family} is not one")
         if config.edit == "region" and locate is None:
-            raise ValueError(
-                "edit='region' needs locate=…, which finds the place that a text names; or another edit"
-            )
+            raise ValueError("edit='region' needs locate=…, which finds the place that a text names; or another edit")
         self.model, self.spec, self.config, self.locate = model, model.spec, config, locate
 
     @torch.no_grad()
@@ -184,9 +178,7 @@ class InterleavedSampler:
     def _begin(self, prompts: Sequence[Interleaved], keys: Tensor, meter: ComputeMeter) -> _Batch:
         canvas = self.model.render(prompts)
         images = [p.last_image() for p in prompts]
-        grid = next(
-            (im.grid for im in images if im is not None and im.grid is not None), self.spec.image_grid
-        )
+        grid = next((im.grid for im in images if im is not None and im.grid is not None), self.spec.image_grid)
         if any(im is not None and im.grid != grid for im in images):
             raise ValueError("the prompts' images have different grids; sample them in separate batches")
         n = grid[0] * grid[1]
@@ -226,15 +218,11 @@ class InterleavedSampler:
         keys = tokens + (context.lengths if context.tokens is not None else 0)
         meter.add(phase, index, tokens if context.cache is not None else keys, keys, positions, head)
 
-    def _read(
-        self, batch: _Batch, block: Tokens, modality: Modality, phase: str, meter: ComputeMeter
-    ) -> Tensor:
+    def _read(self, batch: _Batch, block: Tokens, modality: Modality, phase: str, meter: ComputeMeter) -> Tensor:
         """Log-probabilities [B, n, rows] at every position of a block."""
         low, high = self.spec.range_of(modality)
         self._count(meter, phase, batch.index, batch.context, block, block.valid.sum(1), high - low)
-        temperature = (
-            self.config.text_temperature if modality is Modality.TEXT else self.config.image_temperature
-        )
+        temperature = self.config.text_temperature if modality is Modality.TEXT else self.config.image_temperature
         return self.model.log_probs(self.model.read(batch.context, block), modality, temperature)
 
     def _write(self, batch: _Batch, block: Tokens, meter: ComputeMeter) -> None:
@@ -267,9 +255,7 @@ class InterleavedSampler:
                 candidates = torch.where(ids == self.spec.mask, drawn + low, ids)
                 free = text_rules.eligible(candidates, masked, end)
                 if self.config.text_threshold is not None:
-                    commit = text_rules.commit_threshold(
-                        drawn_log_prob.exp(), free, self.config.text_threshold
-                    )
+                    commit = text_rules.commit_threshold(drawn_log_prob.exp(), free, self.config.text_threshold)
                 else:
                     order = noise.uniform(batch.keys, (turn, total, _ORDER), size)
                     rank = text_rules.confidence(self.config.text_order, log_probs, drawn, order)
@@ -341,9 +327,7 @@ class InterleavedSampler:
             return edits.region(written, batch.grid, self.locate, batch.keys.device)
         if self.config.edit == "random":
             return edits.random(batch.keys, n, self.config.edit_share, (turn, 0, _EDIT))
-        block = self._image_block(
-            batch, torch.arange(n, device=batch.keys.device).expand_as(everything), everything
-        )
+        block = self._image_block(batch, torch.arange(n, device=batch.keys.device).expand_as(everything), everything)
         log_probs = self._read(batch, block, Modality.IMAGE, "select", meter)
         copied = log_probs.gather(2, self.spec.codes(batch.image)[:, :, None])[:, :, 0].exp()
         return edits.lowest(copied, self.config.edit_share, self.config.edit_threshold)
@@ -364,16 +348,14 @@ class InterleavedSampler:
     def _denoise(self, batch: _Batch, turn: int, edited: Tensor, meter: ComputeMeter) -> list[Tensor]:
         """Runs the image sampler on the edited tokens alone; the others are seen in the image before."""
         n, low = edited.shape[1], self.spec.image_offset
-        final = (
-            torch.full_like(edited, self.spec.mask, dtype=torch.int64) if batch.image is None else batch.image
-        )
+        final = torch.full_like(edited, self.spec.mask, dtype=torch.int64) if batch.image is None else batch.image
         step_of = torch.full_like(final, -1)
         probability = torch.ones(final.shape, device=final.device)
         count = edited.sum(1)
         width, steps_B = int(count.max()), image_rules.edit_steps(count, n, self.config.image_steps)
         if width == 0:
             return [final, step_of, probability]
-        place = edited.int().argsort(1, descending=True, stable=True)[:, :width]
+        place = edited.int().argsort(dim=1, descending=True, stable=True)[:, :width]
         valid = edited.gather(1, place)
         block = self._image_block(batch, place, valid)
         ids, masked = block.ids, valid
@@ -405,9 +387,7 @@ class InterleavedSampler:
         schedule = SCHEDULES[self.config.image_schedule]
         stream = (turn, step, _REVEAL)
         if self.config.image_sampler == "emerge":
-            return image_rules.emerge_commit(
-                masked, step, steps, schedule, noise.uniform(keys, stream, place)
-            )
+            return image_rules.emerge_commit(masked, step, steps, schedule, noise.uniform(keys, stream, place))
         temperature = 0.0 if self.config.greedy else self.config.image_noise
         gumbel = noise.gumbel(keys, stream, place)
         return image_rules.maskgit_commit(masked, log_prob, step, steps, total, schedule, temperature, gumbel)
@@ -433,8 +413,7 @@ class InterleavedSampler:
 
         def around(inside: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
             sides = [
-                torch.tensor(s, dtype=torch.int64, device=ids.device).expand(rows, len(s))
-                for s in (before, after)
+                torch.tensor(s, dtype=torch.int64, device=ids.device).expand(rows, len(s)) for s in (before, after)
             ]
             return torch.cat([sides[0], inside, sides[1]], 1)
 

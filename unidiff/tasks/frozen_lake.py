@@ -18,6 +18,8 @@ import numpy as np
 from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 from PIL import Image
 
+from unidiff.rewards.reward import Reward
+from unidiff.rewards.segment_view import SegmentView
 from unidiff.tasks.frozen_lake_board import (
     DIRECTIONS,
     MAX_SIZE,
@@ -30,6 +32,7 @@ from unidiff.tasks.frozen_lake_board import (
     move_text,
     region,
 )
+from unidiff.tasks.frozen_lake_rewards import REWARDS, measure
 from unidiff.tasks.frozen_lake_render import check_tile, draw, read
 
 QUESTION = "find a safe way to the goal"
@@ -197,6 +200,16 @@ class FrozenLake:
         """[rows, columns] bool: the image tokens of the cells that the text names (the text only)."""
         return region(text, self.size, grid)
 
+    # --- judging ------------------------------------------------------------------------------------------------
+
+    def rewards(self) -> tuple[Reward, ...]:
+        """The task's own reward functions; see frozen_lake_rewards."""
+        return REWARDS
+
+    def measure(self, rows: Sequence[tuple[SegmentView, ...]], examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        """Held-out figures of responses, one value a row: success, image_exact, format, ..."""
+        return measure(rows, [e.board for e in examples])
+
 
 def _left_hand_rule(heading: str) -> list[str]:
     """Directions in the order in which a wanderer tries them: straight on, left, right, back."""
@@ -237,9 +250,7 @@ def _frozen(rows: Sequence[str]) -> Iterator[Cell]:
 
 
 def _place(rows: Sequence[str], letters: dict[Cell, str]) -> tuple[str, ...]:
-    return tuple(
-        "".join(letters.get((r, c), letter) for c, letter in enumerate(row)) for r, row in enumerate(rows)
-    )
+    return tuple("".join(letters.get((r, c), letter) for c, letter in enumerate(row)) for r, row in enumerate(rows))
 
 
 def _generator(use: int, split: str, *words: int) -> np.random.Generator:

@@ -58,9 +58,7 @@ class Board:
     def __post_init__(self) -> None:
         letters = "".join(self.rows)
         if not MIN_SIZE <= self.size <= MAX_SIZE or any(len(row) != self.size for row in self.rows):
-            raise ValueError(
-                f"rows: expected a square map of {MIN_SIZE} to {MAX_SIZE} rows, got {self.rows!r}"
-            )
+            raise ValueError(f"rows: expected a square map of {MIN_SIZE} to {MAX_SIZE} rows, got {self.rows!r}")
         if set(letters) - set(LETTERS) or letters.count("S") != 1 or letters.count("G") != 1:
             raise ValueError(f"rows: expected letters S F H G with one S and one G, got {self.rows!r}")
 

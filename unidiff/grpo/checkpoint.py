@@ -1,0 +1,115 @@
+"""Run folders: what is written, when, and how a run goes on after it was stopped.
+
+    config.json          settings of the run
+    metrics.jsonl        one line a step
+    checkpoints/step-000040/   accelerate's state (model, optimizer, scheduler) and progress.json
+    model/               the model in its family's published layout, at the end
+
+All noise is a function of (seed, step, …), so the step is all the state that random numbers need.
+Every write goes to a temporary name first and is renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from unidiff.grpo.config import GRPOConfig
+
+KEPT = 2  # checkpoints that stay
+
+
+class RunFolder:
+    """The output directory of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        found = self.path.glob("checkpoints/step-*")
+        return sorted(p for p in found if (p / "progress.json").is_file())
+
+    def open(self, config: GRPOConfig) -> None:
+        """Claims the folder for a run. Raises ValueError if it holds another run, or one with other settings."""
+        known = self.path / "config.json"
+        if known.is_file():
+            before = json.loads(known.read_text())
+            if not config.resume:
+                raise ValueError(
+                    f"{self.path} holds another run; go on with it (--resume), choose another --output_dir, or delete it"
+                )
+            now = json.loads(json.dumps(config.trained_as()))
+            changed = [k for k, v in now.items() if before.get(k, v) != v]
+            if changed:
+                was = ", ".join(f"{k} was {before[k]!r}, is {now[k]!r}" for k in changed)
+                raise ValueError(f"{self.path} cannot be resumed with other settings: {was}")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(known, config.to_dict())
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Metrics of the steps before `step`; later lines, of steps that are to be done again, are dropped."""
+        kept = [m for m in read_metrics(self.metrics) if m["step"] < step]
+        write_text(self.metrics, "".join(json.dumps(m) + "\n" for m in kept))
+        return kept
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def save(self, accelerator: Accelerator, step: int) -> Path:
+        """A checkpoint after `step` steps; called by every process."""
+        final = self.path / "checkpoints" / f"step-{step:06d}"
+        draft = final.with_name(final.name + ".draft")
+        if accelerator.is_main_process:
+            shutil.rmtree(draft, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(draft))
+        if accelerator.is_main_process:
+            write_json(draft / "progress.json", {"step": step, "processes": accelerator.num_processes})
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(draft, final)
+            for old in self.checkpoints()[:-KEPT]:
+                shutil.rmtree(old)
+        accelerator.wait_for_everyone()
+        return final
+
+    def load(self, accelerator: Accelerator) -> int:
+        """Restores the last checkpoint; the number of steps done, 0 if there is none."""
+        found = self.checkpoints()
+        if not found:
+            return 0
+        accelerator.load_state(str(found[-1]))
+        return json.loads((found[-1] / "progress.json").read_text())["step"]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl; a last line that a kill cut off is left out."""
+    if not path.is_file():
+        return []
+    out = []
+    for line in path.read_text().splitlines():
+        try:
+            out.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return out
+
+
+def write_text(path: Path, text: str) -> None:
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(text)
+    os.replace(draft, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")

@@ -1,0 +1,93 @@
+"""One step's experience: rollouts, what they earned, and what the update needs of them, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unidiff.estimators import View
+from unidiff.model import UnifiedModel
+from unidiff.rewards.router import Routed
+from unidiff.rewards.segment_view import SegmentView, link_row
+from unidiff.rewards.table import RewardTable
+from unidiff.sampling.rollout import Rollout
+from unidiff.sequence import Canvas, Modality
+
+
+@dataclass
+class Experience:
+    """The rollouts of one step on this process, B of them.
+
+    table, routed: rewards and advantages of these rows. canvas: the rows laid out. views: one for each inner
+    iteration; masks are data, drawn once. advantage_BL: the advantage of the segment that a token is in, float32.
+    trained_BL: bool, tokens whose segment has an advantage. keys_B: the rows' noise keys.
+    """
+
+    rollouts: list[Rollout]
+    rows: list[tuple[SegmentView, ...]]
+    examples: list[Any]
+    table: RewardTable
+    routed: Routed
+    canvas: Canvas
+    views: list[View]
+    advantage_BL: Tensor
+    trained_BL: Tensor
+
+    def weight_BL(self, iteration: int) -> Tensor:
+        """float32 [B, L]: 1 at sampled tokens masked in this iteration's view whose segment has an advantage."""
+        return (self.views[iteration].mask & self.trained_BL).float()
+
+    def micro_batches(self, size: int) -> list[Tensor]:
+        """Row indices of each micro-batch, rows of like length together so that little is padded."""
+        length = self.canvas.clean.valid.sum(1) + self.canvas.noisy.valid.sum(1)
+        return list(length.argsort(stable=True).split(size))
+
+
+def segment_views(
+    model: UnifiedModel, rollouts: Sequence[Rollout], examples: Sequence[Any]
+) -> list[tuple[SegmentView, ...]]:
+    """Decodes rollouts for reward functions: texts by the tokenizer, pictures in one batch, each distinct one once."""
+    pixels = iter(_decode_images(model, rollouts))
+    rows = []
+    for rollout, example in zip(rollouts, examples):
+        views = []
+        for segment in rollout.segments:
+            if segment.modality is Modality.TEXT:
+                ended = int(segment.tokens[-1]) in model.spec.text_end
+                text = model.decode_text(segment.tokens)
+                views.append(SegmentView(modality=Modality.TEXT, tokens=segment.tokens, text=text, ended=ended))
+            else:
+                edited = None if segment.edited is None else segment.edited.reshape(segment.grid).numpy()
+                views.append(
+                    SegmentView(modality=Modality.IMAGE, tokens=segment.tokens, pixels=next(pixels), edited=edited)
+                )
+        rows.append(link_row(views, prompt=example.prompt, task=example, columns=example.columns))
+    return rows
+
+
+def _decode_images(model: UnifiedModel, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+    """uint8 [H, W, 3] for every image of every response, in order. Grids may differ between rollouts."""
+    images = [s for r in rollouts for s in r.segments if s.modality is Modality.IMAGE]
+    out: list[np.ndarray] = [np.empty(0)] * len(images)
+    for grid in {s.grid for s in images if s.grid is not None}:
+        at = [i for i, s in enumerate(images) if s.grid == grid]
+        distinct, which = torch.stack([images[i].tokens for i in at]).unique(dim=0, return_inverse=True)
+        decoded = model.decode_pixels(distinct, grid).float().clamp(0, 1) * 255
+        arrays = decoded.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        for i, j in zip(at, which.tolist()):
+            out[i] = arrays[j]
+    return out
+
+
+def spread(values_BS: Tensor, canvas: Canvas, rollouts: Sequence[Rollout]) -> Tensor:
+    """Values of sampled segments [B, S] -> values of tokens [B, L], 0 outside sampled segments."""
+    given = torch.tensor([len(r.sequence.prompt) for r in rollouts], device=canvas.ids.device)
+    ordinal = canvas.segment - given[:, None]
+    inside = (ordinal >= 0) & canvas.clean.valid
+    ordinal = ordinal.clamp(0, max(values_BS.shape[1] - 1, 0))
+    return values_BS.to(canvas.ids.device).gather(1, ordinal) * inside
