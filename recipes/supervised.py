@@ -30,13 +30,15 @@ ROOT = Path(__file__).resolve().parent.parent
 @dataclass
 class Config(supervised.SupervisedConfig):
     """init: checkpoint to continue from; None = a fresh model on tokenizers/native. output_dir: where it is saved.
-    save_every: steps between checkpoints. d_model, layers: size of a fresh model. The rest: SupervisedConfig."""
+    save_every: steps between checkpoints. d_model, layers: size of a fresh model. max_seconds: end after so much
+    training time, the learning rate falling with time instead of steps. The rest: SupervisedConfig."""
 
     init: str | None = None
     output_dir: str = "outputs/base"
     save_every: int = 500
     d_model: int = 128
     layers: int = 6
+    max_seconds: float | None = None
 
 
 def main() -> None:
@@ -50,10 +52,16 @@ def main() -> None:
 
     optimizers = supervised.optimizers(model, config)
     rates = [o.param_groups[0]["lr"] for o in optimizers]
-    model.train()
+    start_training = time.perf_counter()
     with (out / "supervised.jsonl").open("a") as log:
         for step in range(config.steps):
-            factor = supervised.lr_factor(step, config.steps, config.warmup, config.decay)
+            done, planned = step, config.steps
+            if config.max_seconds is not None:
+                elapsed = time.perf_counter() - start_training
+                if elapsed >= config.max_seconds:
+                    break
+                planned = max(step + 1, round(step * config.max_seconds / max(elapsed, 1e-9))) if step else config.steps
+            factor = supervised.lr_factor(done, planned, config.warmup, config.decay)
             for optimizer, rate in zip(optimizers, rates):
                 optimizer.param_groups[0]["lr"] = rate * factor
             canvas, mask = supervised.batch(model, rows, config, step)
@@ -69,8 +77,9 @@ def main() -> None:
                 print(line, flush=True)
                 log.write(json.dumps(line) + "\n")
                 log.flush()
-            if (step + 1) % config.save_every == 0 or step == config.steps - 1:
+            if (step + 1) % config.save_every == 0:
                 model.save_pretrained(out)
+    model.save_pretrained(out)
     (out / "training.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
 
 

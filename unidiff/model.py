@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from unidiff.images import ImageTokenizer
+    from unidiff.sampling.rollout import Rollout
 
 # Rows of [positions, head rows] logits that are alive at once when scoring, in numbers (256 MiB of float32).
 _LOGITS_AT_ONCE = 1 << 26
@@ -142,7 +143,7 @@ class UnifiedModel(nn.Module):
     def decode_text(self, tokens: Tensor) -> str:
         """Text of ids [n], without its end token."""
         end = torch.tensor(self.spec.text_end, device=tokens.device)
-        return self.tokenizer.decode(tokens[~torch.isin(tokens, end)].tolist())
+        return str(self.tokenizer.decode(tokens[~torch.isin(tokens, end)].tolist()))
 
     def decode_pixels(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Image ids [..., n] of one grid -> pixels [..., 3, H, W] in [0, 1]."""
@@ -168,9 +169,22 @@ class UnifiedModel(nn.Module):
         if canvas.shape[1] > self.spec.max_positions:
             raise ValueError(f"a sequence of {canvas.shape[1]} tokens exceeds the {self.spec.max_positions} positions")
         grid = getattr(self.embedding, "grid", None)
-        if grid is not None and (others := {s.grid for row in rows for s in row} - {None, tuple(grid)}):
+        grids = {s.grid for row in rows for s in row if s.grid is not None}
+        if grid is not None and (others := grids - {tuple(grid)}):
             raise ValueError(f"the model embeds images of {tuple(grid)} tokens, not of {sorted(others)}; resize them")
         return canvas
+
+    def rollout(self, prompt: Sequence[str | Image], locate: Any = None, seed: int = 0, **settings: Any) -> Rollout:
+        """One interleaved response to texts and PIL images: `model.rollout(["Where is the way out?", image])`.
+
+        locate: finds the place that a text names, for edit="region" (a task's `region`, or `edit.box(…)`). settings:
+        fields of `SamplerConfig`. See `InterleavedSampler` for batches.
+        """
+        from unidiff import noise
+        from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
+
+        sampler = InterleavedSampler(self, SamplerConfig(**settings), locate)
+        return sampler.sample([self.encode(prompt)], [noise.key(seed)])[0]
 
     # ---------------------------------------------------------------- forward passes
 
@@ -178,13 +192,18 @@ class UnifiedModel(nn.Module):
         table = self.backbone.get_input_embeddings()
         return table(tokens.ids) if self.embedding is None else self.embedding(tokens, table)
 
+    def positions(self, tokens: Tokens) -> Tensor:
+        """[B, N] what the rotary embedding sees: the place in the sequence, or what the family's embedding says."""
+        own = getattr(self.embedding, "positions", None)
+        return tokens.position if own is None else own(tokens)
+
     def hidden(self, tokens: Tokens, mask: Tensor, cache: Any = None) -> Tensor:
         """Final hidden states [B, Q, d] of tokens [B, Q] under an additive mask [B, 1, Q, K]."""
         body = self.backbone.get_decoder() if hasattr(self.backbone, "get_decoder") else self.backbone.model
         return body(
             inputs_embeds=self.embed(tokens),
             attention_mask=mask,
-            position_ids=tokens.position,
+            position_ids=self.positions(tokens),
             past_key_values=cache,
             use_cache=False,
         ).last_hidden_state

@@ -251,15 +251,31 @@ class _Row:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def render(rows: Sequence[Interleaved], spec: ModelSpec, device: torch.device | str = "cpu") -> Canvas:
-    """Lays interleaved sequences out for a model, padded at the right.
+@dataclass(frozen=True)
+class Window:
+    """A part of a sequence, for training: the segments that are seen, by ordinal, and those of them that are scored.
+
+    The others are left out, but count: what is kept has the ordinals and previous images that it has in the whole.
+    """
+
+    seen: frozenset[int]
+    scored: frozenset[int]
+
+
+def render(
+    rows: Sequence[Interleaved],
+    spec: ModelSpec,
+    device: torch.device | str = "cpu",
+    windows: Sequence[Window] | None = None,
+) -> Canvas:
+    """Lays interleaved sequences out for a model, or a window of each, padded at the right.
 
     Raises ValueError where an id is outside its modality's range, or a sampled text is longer than the spec's
     text length (see `ModelSpec.check_segment`).
     """
     clean, noisy = [], []
-    for row in rows:
-        a, b = _render_row(row, spec)
+    for i, row in enumerate(rows):
+        a, b = _render_row(row, spec, None if windows is None else windows[i])
         clean.append(a)
         noisy.append(b)
     tokens, sampled = _stack(clean, extra_pad=0)
@@ -267,7 +283,7 @@ def render(rows: Sequence[Interleaved], spec: ModelSpec, device: torch.device | 
     return Canvas(tokens, sampled.bool(), copy, source).to(device)
 
 
-def _render_row(row: Interleaved, spec: ModelSpec) -> tuple[_Row, _Row]:
+def _render_row(row: Interleaved, spec: ModelSpec, window: Window | None = None) -> tuple[_Row, _Row]:
     clean, noisy = _Row(), _Row()
     last_image: Segment | None = None
     for ordinal, segment in enumerate(row):
@@ -284,11 +300,15 @@ def _render_row(row: Interleaved, spec: ModelSpec) -> tuple[_Row, _Row]:
         else:
             end = np.isin(ids, spec.text_end)
             sampled &= end.cumsum() - end == 0  # what lies behind an end token does not exist
+        if window is not None and ordinal not in window.seen:
+            continue
+        scored = not segment.prompt and (window is None or ordinal in window.scored)
+        sampled &= scored
         start = clean.length
         common = {"segment": ordinal, "modality": int(segment.modality)}
         position = start + np.arange(len(ids))
         clean.add(sampled, ids=ids, position=position, offset=offset, previous=previous, **common)
-        if segment.prompt:
+        if not scored:
             continue
         at = np.flatnonzero(sampled)
         noisy.add(start + at, ids=ids[at], position=position[at], offset=offset[at], previous=previous[at], **common)

@@ -107,7 +107,8 @@ class ModelSpec:
         names = {f.name for f in fields(cls)}
         if unknown := set(values) - names:
             raise ValueError(f"ModelSpec has no field {', '.join(sorted(unknown))}")
+        typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            return cls(**typed)
         except TypeError as error:
             raise ValueError(f"ModelSpec: {error}") from error

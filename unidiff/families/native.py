@@ -1,8 +1,9 @@
 """The native family: the small model that ships with unidiff (recipes/base).
 
-Body: transformers' Llama, run block-causally. Input embeddings have three parts besides the token's own (`NativeEmbedding`);
-a trial without them needed hours instead of minutes to learn that a picture is mostly a copy of the one before.
-Layout of a folder: config.json, model.safetensors, the text tokenizer's files, and image/ with the VQ tokenizer.
+Body: transformers' Llama, run block-causally. Its input embeddings have three parts besides the token's own (see
+`NativeEmbedding`); a trial without them needed hours instead of minutes to learn that a picture is mostly a copy of the
+one before. Layout of a folder: config.json, model.safetensors, the text tokenizer's files, and image/ with the VQ
+tokenizer.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ class NativeEmbedding(nn.Module):
         for table in (self.row, self.column, self.parity, self.offset, self.segment):
             nn.init.normal_(table.weight, std=0.02)
         nn.init.normal_(self.previous.weight, std=d_model**-0.5)
+
+    def positions(self, tokens: Tokens) -> Tensor:
+        """[B, N] rotary positions: the ordinal of the token's segment. Places inside a segment are embedded, so that
+        rotation does not blur looking a cell up by its name, and "the picture before this text" is one distance."""
+        return tokens.segment.clamp(min=0)
 
     def forward(self, tokens: Tokens, table: nn.Embedding) -> Tensor:
         """Embeds `tokens` [B, N] with the body's token table -> [B, N, d_model]."""
@@ -195,6 +201,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 def _weights(model: UnifiedModel) -> dict[str, Tensor]:
     """Names in the file: transformers' own for the body, `embedding.…` for the rest."""
+    assert model.embedding is not None
     body = model.backbone.state_dict()
     return {**body, **{f"embedding.{k}": v for k, v in model.embedding.state_dict().items()}}
 

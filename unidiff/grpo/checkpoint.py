@@ -2,7 +2,7 @@
 
     config.json          settings of the run
     metrics.jsonl        one line a step
-    checkpoints/step-000040/   accelerate's state (model, optimizer, scheduler) and progress.json
+    checkpoints/step-000040/   accelerate's state (model, optimizer) and progress.json
     model/               the model in its family's published layout, at the end
 
 All noise is a function of (seed, step, …), so the step is all the state that random numbers need.
@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from unidiff.grpo.config import GRPOConfig
 
 KEPT = 2  # checkpoints that stay
+_DRAFT = ".draft"  # ends the name of what is still being written
 
 
 class RunFolder:
@@ -37,17 +38,20 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         found = self.path.glob("checkpoints/step-*")
-        return sorted(p for p in found if (p / "progress.json").is_file())
+        return sorted(p for p in found if p.suffix != _DRAFT and (p / "progress.json").is_file())
 
     def open(self, config: GRPOConfig) -> None:
-        """Claims the folder for a run. Raises ValueError if it holds another run, or one with other settings."""
+        """Claims the folder for a run. Raises ValueError if it holds another run, or one with other settings.
+
+        A run that ended before its first step has left nothing to protect, so that a mistaken setting can be mended.
+        """
         known = self.path / "config.json"
-        if known.is_file():
-            before = json.loads(known.read_text())
+        if self.begun:
             if not config.resume:
                 raise ValueError(
-                    f"{self.path} holds another run; go on with it (--resume), choose another --output_dir, or delete it"
+                    f"{self.path} holds another run; go on with it (--resume), choose another --output_dir or delete it"
                 )
+            before = json.loads(known.read_text()) if known.is_file() else {}
             now = json.loads(json.dumps(config.trained_as()))
             changed = [k for k, v in now.items() if before.get(k, v) != v]
             if changed:
@@ -55,6 +59,11 @@ class RunFolder:
                 raise ValueError(f"{self.path} cannot be resumed with other settings: {was}")
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(known, config.to_dict())
+
+    @property
+    def begun(self) -> bool:
+        """A step has been made here, or an evaluation finished."""
+        return bool(read_metrics(self.metrics) or self.checkpoints() or (self.path / "summary.json").is_file())
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Metrics of the steps before `step`; later lines, of steps that are to be done again, are dropped."""
@@ -69,12 +78,15 @@ class RunFolder:
     def save(self, accelerator: Accelerator, step: int) -> Path:
         """A checkpoint after `step` steps; called by every process."""
         final = self.path / "checkpoints" / f"step-{step:06d}"
-        draft = final.with_name(final.name + ".draft")
+        draft = final.with_name(final.name + _DRAFT)
         if accelerator.is_main_process:
             shutil.rmtree(draft, ignore_errors=True)
         accelerator.wait_for_everyone()
         accelerator.save_state(str(draft))
+        accelerator.wait_for_everyone()  # every process has written its part
         if accelerator.is_main_process:
+            for states in draft.glob("random_states_*.pkl"):
+                states.unlink()  # of the global generators, which a run neither uses nor may change
             write_json(draft / "progress.json", {"step": step, "processes": accelerator.num_processes})
             shutil.rmtree(final, ignore_errors=True)
             os.replace(draft, final)
@@ -106,7 +118,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".draft")
+    draft = path.with_name(path.name + _DRAFT)
     draft.write_text(text)
     os.replace(draft, path)
 

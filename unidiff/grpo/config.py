@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from unidiff.estimators import ESTIMATORS
 from unidiff.sampling.rollout import SamplerConfig
-
-LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo", "gspo")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class GRPOConfig(SamplerConfig):
     Optimisation
       max_steps: steps; 0 = evaluate only. num_iterations: μ, passes over a step's rollouts, each with masks of its
       own. micro_batch_size: rows in one backward pass; changes memory and speed, not results. learning_rate,
-      warmup_steps, lr_schedule (linear: down to 0 at max_steps; constant), adam_beta2, weight_decay, max_grad_norm.
+      warmup_steps, lr_schedule (linear: down to 0 at max_steps; constant), adam_beta2, weight_decay, max_grad_norm
+      (inf = gradients are not clipped).
     Objective
       loss_type: grpo, bnpo, dapo, dr_grpo, gspo. epsilon, epsilon_high (None = epsilon): clip range. delta: dual clip,
       the cap of a loss with negative advantage, in advantages (None = off). beta: weight of the KL to the model at
@@ -35,11 +36,17 @@ class GRPOConfig(SamplerConfig):
       of masked tokens, for estimators with a ladder of ratios.
     Run
       output_dir, resume (go on from the last checkpoint in output_dir), save_steps (0 = only at the end and when
-      stopped), log_rollouts_every (steps between galleries of the report; 0 = none), eval_size: held-out prompts of an evaluation,
-      eval_split, eval_steps: evaluate every so many steps too (0 = only before and after). check_ratio_every: steps
-      between measurements of the first-iteration ratio when num_iterations is 1. tracker: tensorboard, wandb, ….
-      quiet: no live display.
+      stopped), log_rollouts_every (steps between galleries of the report; 0 = none), eval_size, eval_split: held-out
+      prompts of an evaluation, eval_steps: steps between greedy evaluations on the way (0 = only before and after).
+      check_ratio_every: steps between measurements of the first-iteration ratio when num_iterations is 1 (0 = none).
+      tracker: tensorboard, wandb, …. quiet: no live display.
     """
+
+    # What a run may change when it goes on: how fast it is and what it shows, not what it learns.
+    FREE: ClassVar[frozenset[str]] = frozenset(
+        {"output_dir", "resume", "save_steps", "log_rollouts_every", "eval_steps", "check_ratio_every", "tracker"}
+        | {"quiet", "micro_batch_size", "cache"}
+    )
 
     num_prompts: int = 8
     num_generations: int = 8
@@ -85,27 +92,58 @@ class GRPOConfig(SamplerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_choices()
         if self.num_generations < 2:
             raise ValueError(
                 f"num_generations is {self.num_generations}; a group needs at least 2 rollouts to compare, 8 is usual"
             )
-        for name in ("num_prompts", "num_iterations", "micro_batch_size"):
+        if self.greedy:
+            raise ValueError(
+                "greedy is true; greedy rollouts of a prompt are all the same, and there is nothing to learn"
+            )
+        for name in ("num_prompts", "num_iterations", "micro_batch_size", "eval_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("max_steps", "warmup_steps", "save_steps", "log_rollouts_every", "eval_size", "beta"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        for name in ("text_estimator", "image_estimator"):
-            if getattr(self, name) not in ESTIMATORS:
-                nearest = difflib.get_close_matches(getattr(self, name), ESTIMATORS, 1, 0.0)[0]
-                raise ValueError(f"{name} is {getattr(self, name)!r}; did you mean {nearest!r}?")
+        at_least_0 = (
+            "max_steps",
+            "warmup_steps",
+            "save_steps",
+            "log_rollouts_every",
+            "eval_steps",
+            "check_ratio_every",
+        )
+        for name in (*at_least_0, "beta", "epsilon", "weight_decay", "text_weight", "image_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a number that is not negative")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         for name in ("text_min_ratio", "image_min_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1]")
-        if self.delta is not None and self.delta <= 1 + (self.epsilon_high or self.epsilon):
-            raise ValueError(f"delta is {self.delta}; it must be above 1 + epsilon, or none")
+        if self.epsilon_high is not None and not 0 <= self.epsilon_high < math.inf:
+            raise ValueError(f"epsilon_high is {self.epsilon_high}; it must not be negative, or none for epsilon")
+        if self.delta is not None and not self.delta > 1 + self.clip_range[1]:
+            raise ValueError(f"delta is {self.delta}; it must be above 1 + epsilon_high, or none")
+
+    def _check_choices(self) -> None:
+        """Settings of a few values, estimators among them. Raises ValueError with the nearest value."""
+        choices: dict[str, Collection[Any]] = dict.fromkeys(("text_estimator", "image_estimator"), ESTIMATORS)
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                choices[name] = get_args(kind)
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                nearest = difflib.get_close_matches(str(value), [str(a) for a in allowed], 1, 0.0)[0]
+                raise ValueError(
+                    f"{name} is {value!r}; did you mean {nearest!r}? Known: {', '.join(map(str, allowed))}"
+                )
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """ε below and above 1."""
+        return self.epsilon, self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     def sampler(self, **changes: Any) -> SamplerConfig:
         """The settings of the rollouts alone."""
@@ -117,6 +155,4 @@ class GRPOConfig(SamplerConfig):
 
     def trained_as(self) -> dict[str, Any]:
         """The settings that change a run's numbers: two runs may be joined by `resume` only if these agree."""
-        free = {"output_dir", "resume", "save_steps", "log_rollouts_every", "eval_steps", "tracker", "quiet"}
-        free |= {"eval_size", "eval_split", "check_ratio_every", "micro_batch_size", "cache"}
-        return {k: v for k, v in self.to_dict().items() if k not in free}
+        return {k: v for k, v in self.to_dict().items() if k not in self.FREE}

@@ -1,4 +1,4 @@
-"""Held-out evaluation: greedy and sampled figures on prompts that training never sees."""
+"""Held-out evaluation: figures of responses to prompts that training never sees; and means over processes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from unidiff import noise
 from unidiff.grpo.experience import segment_views
@@ -21,13 +23,16 @@ _EVAL = 1 << 20  # keeps evaluation noise apart from training steps
 
 @dataclass
 class Evaluation:
-    """figures: mean of each measure over the prompts. rollouts, rows: the responses. compute: mean of a rollout."""
+    """figures: mean of each measure over all prompts; 0 where it applies to none. compute: mean cost of all responses.
+    per_row: each measure of this process's prompts, NaN where it does not apply. rollouts, rows, examples: this
+    process's responses."""
 
     figures: dict[str, float]
+    compute: Compute
+    per_row: dict[str, np.ndarray]
     rollouts: list[Rollout]
     rows: list[tuple[SegmentView, ...]]
     examples: list[Any]
-    compute: Compute
 
 
 def evaluate(
@@ -39,8 +44,14 @@ def evaluate(
     split: str = "test",
     seed: int = 0,
     batch_size: int = 128,
+    accelerator: Accelerator | None = None,
 ) -> Evaluation:
-    """One response to each prompt of a split. Its noise does not depend on the batch size or on training."""
+    """One response to each prompt of a split; with an accelerator, its processes share the prompts out.
+
+    A response's noise depends on (seed, index) alone: not on the batch size, the processes or the training before.
+    """
+    if accelerator is not None:
+        indices = indices[accelerator.process_index :: accelerator.num_processes]
     inner = InterleavedSampler(model, sampler, task.region)
     rollouts: list[Rollout] = []
     examples = [task.example(split, i) for i in indices]
@@ -49,18 +60,25 @@ def evaluate(
         keys = [noise.key(seed, _EVAL, i, 0) for i in indices[start : start + batch_size]]
         rollouts += inner.sample([model.encode(e.prompt) for e in part], keys)
     rows = segment_views(model, rollouts, examples)
-    figures = {
-        k: float(np.nanmean(v)) if np.isfinite(v).any() else 0.0 for k, v in task.measure(rows, examples).items()
-    }
-    compute = sum((r.compute for r in rollouts), Compute()).scaled(1 / max(len(rollouts), 1))
-    return Evaluation(figures, rollouts, rows, examples, compute)
+    per_row = task.measure(rows, examples)
+    compute = mean_compute(rollouts, accelerator)
+    return Evaluation(means(per_row, accelerator), compute, per_row, rollouts, rows, examples)
 
 
-def both_ways(model: UnifiedModel, task: Task, sampler: SamplerConfig, indices: Sequence[int], **options: Any) -> dict:
-    """{"greedy": Evaluation, "sampled": Evaluation}."""
-    from dataclasses import replace
+def everybody(value: Any, accelerator: Accelerator | None) -> list[Any]:
+    """The value of each process, in order."""
+    many = accelerator is not None and accelerator.num_processes > 1
+    return gather_object([value]) if many else [value]
 
-    return {
-        "greedy": evaluate(model, task, replace(sampler, greedy=True), indices, **options),
-        "sampled": evaluate(model, task, replace(sampler, greedy=False), indices, **options),
-    }
+
+def means(per_row: dict[str, np.ndarray], accelerator: Accelerator | None = None) -> dict[str, float]:
+    """Mean of each measure over the rows of all processes; NaN is left out, and 0 where nothing else is."""
+    parts = everybody(per_row, accelerator)
+    columns = {name: np.concatenate([p[name] for p in parts]) for name in per_row}
+    return {name: float(np.nanmean(v)) if np.isfinite(v).any() else 0.0 for name, v in columns.items()}
+
+
+def mean_compute(rollouts: Sequence[Rollout], accelerator: Accelerator | None = None) -> Compute:
+    """Mean cost of a rollout, over those of all processes."""
+    parts = everybody((sum((r.compute for r in rollouts), Compute()), len(rollouts)), accelerator)
+    return sum((c for c, _ in parts), Compute()).scaled(1 / max(sum(n for _, n in parts), 1))

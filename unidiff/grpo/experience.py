@@ -15,7 +15,7 @@ from unidiff.model import UnifiedModel
 from unidiff.rewards.router import Routed
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import RewardTable
-from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sequence import Canvas, Modality
 
 
@@ -42,10 +42,17 @@ class Experience:
         """float32 [B, L]: 1 at sampled tokens masked in this iteration's view whose segment has an advantage."""
         return (self.views[iteration].mask & self.trained_BL).float()
 
-    def micro_batches(self, size: int) -> list[Tensor]:
-        """Row indices of each micro-batch, rows of like length together so that little is padded."""
+    def micro_batches(self, size: int, everything: bool = True) -> list[Tensor]:
+        """Row indices of each micro-batch, rows of like length together so that little is padded; at least one.
+
+        everything: also the rows without any advantage, whose policy gradient is zero whatever their probability.
+        """
         length = self.canvas.clean.valid.sum(1) + self.canvas.noisy.valid.sum(1)
-        return list(length.argsort(stable=True).split(size))
+        order = length.argsort(stable=True)
+        if not everything:
+            useful = (self.advantage_BL != 0).any(1)[order]
+            order = order[useful] if useful.any() else order[:1]
+        return list(order.split(size))
 
 
 def segment_views(
@@ -55,13 +62,15 @@ def segment_views(
     pixels = iter(_decode_images(model, rollouts))
     rows = []
     for rollout, example in zip(rollouts, examples):
-        views = []
-        for segment in rollout.segments:
+        views, last = [], len(rollout.segments) - 1
+        for i, segment in enumerate(rollout.segments):
             if segment.modality is Modality.TEXT:
-                ended = int(segment.tokens[-1]) in model.spec.text_end
+                # The last text has to be an answer: neither cut off nor left at the announcement of a picture.
+                ended = i < last or rollout.stop is Stop.ANSWERED
                 text = model.decode_text(segment.tokens)
                 views.append(SegmentView(modality=Modality.TEXT, tokens=segment.tokens, text=text, ended=ended))
             else:
+                assert segment.grid is not None
                 edited = None if segment.edited is None else segment.edited.reshape(segment.grid).numpy()
                 views.append(
                     SegmentView(modality=Modality.IMAGE, tokens=segment.tokens, pixels=next(pixels), edited=edited)

@@ -6,6 +6,8 @@ Deviations from the papers, and simplifications:
 - With μ = 1 the old policy is the new one, detached; no second forward pass is made.
 - Micro-batches hold rollouts of like length. Losses are sums over the step's global denominators, so how a step is cut
   into micro-batches and processes changes nothing but speed.
+- Rollouts whose every advantage is 0 count in the denominators but are not run: without a KL term their gradient is 0.
+- The learning rate is a function of the step, and so is all noise: a checkpoint is weights, optimizer state and step.
 """
 
 from __future__ import annotations
@@ -18,22 +20,24 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from unidiff import estimators, noise
 from unidiff.grpo.checkpoint import RunFolder
 from unidiff.grpo.config import GRPOConfig
+from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, mean_compute, means
 from unidiff.grpo.experience import Experience, segment_views, spread
 from unidiff.grpo.losses import Denominators, LossStats, modality_loss
 from unidiff.model import UnifiedModel
 from unidiff.rewards.reward import Reward, as_rewards
-from unidiff.rewards.router import Routed, RewardRouter
-from unidiff.rewards.table import RewardTable, evaluate
-from unidiff.sampling.compute import Compute
-from unidiff.sampling.rollout import InterleavedSampler, Rollout
+from unidiff.rewards.router import RewardRouter, Routed
+from unidiff.rewards.table import RewardTable
+from unidiff.rewards.table import evaluate as score_rewards
+from unidiff.sampling.rollout import InterleavedSampler, Rollout, Stop
 from unidiff.sequence import Modality
 from unidiff.tasks import Task
 
@@ -65,6 +69,8 @@ class GRPOTrainer:
         if config.num_prompts % processes:
             raise ValueError(f"num_prompts is {config.num_prompts}; it must be a multiple of the {processes} processes")
         self.rewards = as_rewards(task.rewards() if rewards is None else rewards)
+        if not self.rewards:
+            raise ValueError("rewards is empty; give at least one reward function, or None for the task's own")
         self.router = router or RewardRouter(
             assignment=config.assignment, scale=config.scale_rewards, leave_one_out=config.leave_one_out
         )
@@ -79,36 +85,55 @@ class GRPOTrainer:
             betas=(0.9, config.adam_beta2),
             weight_decay=config.weight_decay,
         )
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.policy, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        self.accelerator.register_for_checkpointing(self.scheduler)
         self.folder = RunFolder(config.output_dir)
+        self.start = 0  # steps done before this run began
         self.stopped = False
+        self._claimed = False
 
-    def _lr_factor(self, step: int) -> float:
-        warm = min((step + 1) / max(self.config.warmup_steps, 1), 1.0)
-        if self.config.lr_schedule == "constant":
-            return warm
-        return warm * max(1 - step / max(self.config.max_steps, 1), 0.0)
+    def learning_rate(self, step: int) -> float:
+        """Of a step: a linear rise over warmup_steps, then constant or falling to 0 at max_steps."""
+        config = self.config
+        warm = min((step + 1) / max(config.warmup_steps, 1), 1.0)
+        left = 1.0 if config.lr_schedule == "constant" else max(1 - step / max(config.max_steps, 1), 0.0)
+        return config.learning_rate * warm * left
 
     # ---------------------------------------------------------------- the loop
 
+    def claim(self) -> None:
+        """Takes the output directory for this run and, with `resume`, restores its last checkpoint. `train` does it
+        unless it has been done. Raises ValueError if the directory holds another run."""
+        if self._claimed:
+            return
+        error: list[str | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                self.folder.open(self.config)
+            except ValueError as problem:
+                error = [str(problem)]
+        broadcast_object_list(error)  # or the other processes would wait for this one for ever
+        if error[0] is not None:
+            raise ValueError(error[0])
+        if self.config.resume:
+            self.start = self.folder.load(self.accelerator)
+        self._claimed = True
+
     def train(self) -> list[dict[str, float]]:
-        """Runs up to max_steps steps and returns their metrics. SIGINT or SIGTERM ends the run after the step in
-        progress, with a checkpoint; `stopped` then says so."""
-        config, start, history = self.config, 0, []
-        if self.accelerator.is_main_process:
-            self.folder.open(config)
-        self.accelerator.wait_for_everyone()
-        if config.resume:
-            start = self.folder.load(self.accelerator)
-        if self.accelerator.is_main_process:
-            history = self.folder.rewind(start)
+        """Runs up to max_steps steps and returns the metrics of all steps so far (on the main process).
+
+        SIGINT or SIGTERM ends the run after the step in progress, with a checkpoint; `stopped` then says so.
+        """
+        config = self.config
+        self.claim()
+        history = self.folder.rewind(self.start) if self.accelerator.is_main_process else []
         if config.tracker:
             self.accelerator.init_trackers("unidiff", config=_flat(config.to_dict()))
         with self._stop_signals() as asked:
-            for step in range(start, config.max_steps):
+            for step in range(self.start, config.max_steps):
                 metrics, experience = self.step(step)
+                done, last = step + 1, step + 1 == config.max_steps
+                if config.eval_steps and done % config.eval_steps == 0 and not last:
+                    metrics |= {f"eval/{k}": v for k, v in self.held_out(("greedy",))["greedy"].figures.items()}
                 if self.accelerator.is_main_process:
                     history.append(metrics)
                     self.folder.append(metrics)
@@ -116,34 +141,48 @@ class GRPOTrainer:
                         self.on_step(step, metrics, experience)
                 if config.tracker:
                     self.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=step)
-                self.stopped = self._any_process(bool(asked))
-                last = step + 1 == config.max_steps
-                if self.stopped or last or (config.save_steps and (step + 1) % config.save_steps == 0):
-                    self.folder.save(self.accelerator, step + 1)
+                self.stopped = self._largest(float(bool(asked))) > 0
+                if self.stopped or last or (config.save_steps and done % config.save_steps == 0):
+                    self.folder.save(self.accelerator, done)
                 if self.stopped:
                     break
-        if config.tracker:
-            self.accelerator.end_training()
         return history
 
     def step(self, step: int) -> tuple[dict[str, float], Experience]:
         """One step: experience, then the update. Returns its metrics (equal on every process) and experience."""
-        clock = {"start": time.perf_counter()}
+        clock = _Clock()
         rollouts, rows, examples = self._rollouts(step, clock)
-        table, routed, everything = self._rewards(rows, clock)
+        table, routed = self._rewards(rows, clock)
         experience = self._experience(step, rollouts, rows, examples, table, routed)
-        clock["route"] = time.perf_counter()
+        clock.lap("route")
         metrics = {"step": step, **self._update(step, experience)}
-        clock["update"] = time.perf_counter()
-        metrics |= everything | self._held(rollouts, rows, examples)
-        names, times = list(clock), list(clock.values())
-        metrics |= {f"seconds/{n}": b - a for n, a, b in zip(names[1:], times, times[1:])}
-        metrics["seconds"] = times[-1] - times[0]
-        return {k: round(v, 6) if isinstance(v, float) else v for k, v in metrics.items()}, experience
+        clock.lap("update")
+        metrics |= routed.metrics | self._figures(experience)
+        clock.lap("measure")
+        metrics |= {f"seconds/{name}": value for name, value in clock.seconds.items()}
+        metrics["seconds"] = sum(clock.seconds.values())
+        return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}, experience
+
+    def held_out(self, ways: Sequence[str] = ("greedy", "sampled")) -> dict[str, Evaluation]:
+        """Figures on eval_size prompts of eval_split, with the most probable values and with the sampler's own
+        temperatures."""
+        config = self.config
+        return {
+            way: evaluate(
+                self.model,
+                self.task,
+                config.sampler(greedy=way == "greedy"),
+                range(config.eval_size),
+                split=config.eval_split,
+                seed=config.seed,
+                accelerator=self.accelerator,
+            )
+            for way in ways
+        }
 
     # ---------------------------------------------------------------- experience
 
-    def _rollouts(self, step: int, clock: dict[str, float]) -> tuple[list[Rollout], list[Any], list[Any]]:
+    def _rollouts(self, step: int, clock: _Clock) -> tuple[list[Rollout], list[Any], list[Any]]:
         config = self.config
         share = config.num_prompts // self.accelerator.num_processes
         mine = range(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
@@ -151,23 +190,23 @@ class GRPOTrainer:
         prompts = [self.task.example("train", i) for i in indices]
         keys = [noise.key(config.seed, step, p, g) for p in mine for g in range(config.num_generations)]
         rollouts = self.sampler.sample([self.model.encode(e.prompt) for e in prompts], keys)
-        clock["rollout"] = time.perf_counter()
+        clock.lap("rollout")
         examples = [e for e in prompts for _ in range(config.num_generations)]
         rows = segment_views(self.model, rollouts, examples)
-        clock["decode"] = time.perf_counter()
+        clock.lap("decode")
         return rollouts, rows, examples
 
-    def _rewards(self, rows: list[Any], clock: dict[str, float]) -> tuple[RewardTable, Routed, dict[str, float]]:
-        """This process's rewards; they are routed together with everybody's, since a batch may share statistics."""
-        own = evaluate(self.rewards, rows)
-        clock["reward"] = time.perf_counter()
-        tables = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+    def _rewards(self, rows: list[Any], clock: _Clock) -> tuple[RewardTable, Routed]:
+        """This process's rewards and advantages. All rollouts are routed together: a batch may share statistics."""
+        own = score_rewards(self.rewards, rows)
+        clock.lap("reward")
+        tables = everybody(own, self.accelerator)
         table = RewardTable.concatenate(tables)
         groups = torch.arange(len(table.values_BSF)) // self.config.num_generations
         routed = self.router.route(table, groups)
-        first = sum(len(t.values_BSF) for t in tables[: self.accelerator.process_index])
-        mine = slice(first, first + len(own.values_BSF))
-        return own, Routed(routed.advantage_BS[mine], routed.valid_BS[mine], routed.metrics), routed.metrics
+        first = self.accelerator.process_index * len(rows)
+        mine = slice(first, first + len(rows))
+        return own, Routed(routed.advantage_BS[mine], routed.valid_BS[mine], routed.metrics)
 
     def _experience(
         self,
@@ -190,62 +229,65 @@ class GRPOTrainer:
     # ---------------------------------------------------------------- the update
 
     def _update(self, step: int, experience: Experience) -> dict[str, float]:
-        batches = experience.micro_batches(self.config.micro_batch_size)
+        config = self.config
+        batches = experience.micro_batches(config.micro_batch_size, everything=self.reference is not None)
         old = self._old_log_probs(experience, batches)
+        rate = self.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         total: dict[Modality, LossStats] = {}
         first: dict[str, float] = {}
         norms = []
-        for iteration in range(self.config.num_iterations):
+        for iteration in range(config.num_iterations):
             stats = self._pass(experience, iteration, batches, old)
             if iteration == 0:
                 first = self._first_ratio(step, experience, batches, stats)
-            total = {m: total[m] + s if m in total else s for m, s in stats.items()}
-            norms.append(self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm))
+            total = _added(total, stats)
+            norms.append(self.accelerator.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm))
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        metrics = {"lr": self.scheduler.get_last_lr()[0], "grad_norm": float(torch.stack(norms).mean()), **first}
-        self.scheduler.step()
+        metrics = {"lr": rate, "grad_norm": float(torch.stack(norms).mean()), **first}
         for modality, stats in total.items():
             name = modality.name.lower()
             values = self._reduced(stats).means()
-            metrics |= {f"{k}/{name}": values[k] for k in ("clip_low", "clip_high", "tokens") if k in values}
-            metrics[f"kl/{name}"] = values["kl_ref" if self.config.beta else "kl_old"]
+            metrics |= {f"{k}/{name}": values[k] for k in ("clip_low", "clip_high", "tokens")}
+            metrics[f"kl/{name}"] = values["kl_old" if self.reference is None else "kl_ref"]
         return metrics
 
     def _pass(
         self, experience: Experience, iteration: int, batches: list[Tensor], old: list[list[Tensor]] | None
     ) -> dict[Modality, LossStats]:
         """Gradients of one inner iteration, accumulated over micro-batches."""
-        config, processes = self.config, self.accelerator.num_processes
+        config = self.config
+        gspo = config.loss_type == "gspo"
         weight = experience.weight_BL(iteration)
         denominators = self._denominators(weight, experience)
+        # Gradients are averaged over processes and divided by the steps of an accumulation that accelerate was told of;
+        # sums are meant.
+        factor = self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
         total: dict[Modality, LossStats] = {}
         for at, rows in enumerate(batches):
             sync = contextlib.nullcontext() if at + 1 == len(batches) else self.accelerator.no_sync(self.policy)
             with sync:
                 new = self._score(self.policy, experience, iteration, rows)
-                reference = None
-                if self.reference is not None:
-                    with torch.no_grad():
-                        reference = self._score(self.reference, experience, iteration, rows)
                 loss, stats = modality_loss(
                     new,
                     new.detach() if old is None else old[iteration][at],
                     experience.advantage_BL[rows],
                     weight[rows],
                     experience.canvas.modality[rows],
-                    loss_type="grpo" if config.loss_type == "gspo" else config.loss_type,
+                    loss_type="grpo" if gspo else config.loss_type,
                     denominators=denominators,
                     weights={Modality.TEXT: config.text_weight, Modality.IMAGE: config.image_weight},
-                    level="sequence" if config.loss_type == "gspo" else "token",
-                    epsilon_low=config.epsilon,
-                    epsilon_high=config.epsilon if config.epsilon_high is None else config.epsilon_high,
+                    level="sequence" if gspo else "token",
+                    epsilon_low=config.clip_range[0],
+                    epsilon_high=config.clip_range[1],
                     delta=config.delta,
                     beta=config.beta,
-                    logp_ref_BL=reference,
+                    logp_ref_BL=self._reference_log_probs(experience, iteration, rows),
                 )
-                self.accelerator.backward(loss * processes)  # gradients are averaged over processes, sums are meant
-            total = {m: total[m] + s if m in total else s for m, s in stats.items()}
+                self.accelerator.backward(loss * factor)
+            total = _added(total, stats)
         return total
 
     def _score(self, model: Any, experience: Experience, iteration: int, rows: Tensor) -> Tensor:
@@ -254,16 +296,24 @@ class GRPOTrainer:
         temperature = (self.config.text_temperature, self.config.image_temperature)
         return model(experience.canvas.rows(rows), view.mask[rows], hide, temperature)
 
+    @torch.no_grad()
+    def _reference_log_probs(self, experience: Experience, iteration: int, rows: Tensor) -> Tensor | None:
+        if self.reference is None:
+            return None
+        with self.accelerator.autocast():  # as the prepared policy does
+            return self._score(self.reference, experience, iteration, rows)
+
+    @torch.no_grad()
     def _old_log_probs(self, experience: Experience, batches: list[Tensor]) -> list[list[Tensor]] | None:
         """Log-probabilities of every iteration's view before the first update; None if there is only one."""
         if self.config.num_iterations == 1:
             return None
-        with torch.no_grad():
-            return [
-                [self._score(self.model, experience, iteration, rows) for rows in batches]
-                for iteration in range(self.config.num_iterations)
-            ]
+        return [
+            [self._score(self.model, experience, iteration, rows) for rows in batches]
+            for iteration in range(self.config.num_iterations)
+        ]
 
+    @torch.no_grad()
     def _first_ratio(
         self, step: int, experience: Experience, batches: list[Tensor], stats: dict[Modality, LossStats]
     ) -> dict[str, float]:
@@ -274,64 +324,48 @@ class GRPOTrainer:
             peak = max((float(s.peak) for s in stats.values()), default=0.0)
         elif every and step % every == 0:
             rows = batches[0][:4]
-            with torch.no_grad():
-                alone = self._score(self.model, experience, 0, rows)
-                among = self._score(self.model, experience, 0, batches[0])[: len(rows)]
+            alone = self._score(self.model, experience, 0, rows)
+            among = self._score(self.model, experience, 0, batches[0])[: len(rows)]
             peak = float((alone - among).exp().sub(1).abs().max())
         else:
             return {}
-        return {"ratio_first_iteration_max_dev": self._reduce_max(peak)}
+        return {"ratio_first_iteration_max_dev": self._largest(peak)}
 
     def _denominators(self, weight: Tensor, experience: Experience) -> dict[Modality, Denominators]:
         """Of the whole step, over all processes."""
-        longest = float(self.model.spec.text_length * (self.config.max_rounds + 1))
-        pixels = self.model.spec.image_grid[0] * self.model.spec.image_grid[1] * self.config.max_rounds
-        out = {}
-        for modality, length in ((Modality.TEXT, longest), (Modality.IMAGE, float(pixels))):
-            own = Denominators.of(weight * (experience.canvas.modality == modality), length)
-            sums = self.accelerator.reduce(own.tensor().to(weight.device), "sum")
-            out[modality] = Denominators.from_tensor(sums, length)  # type: ignore[arg-type]
-        return out
+        spec, rounds = self.model.spec, self.config.max_rounds
+        longest = {
+            Modality.TEXT: float(spec.text_length * (rounds + 1)),
+            Modality.IMAGE: float(spec.image_grid[0] * spec.image_grid[1] * rounds),
+        }
+        own = [Denominators.of(weight * (experience.canvas.modality == m), longest[m]).tensor() for m in longest]
+        sums: Any = self.accelerator.reduce(torch.stack(own).to(weight.device), "sum")
+        return {m: Denominators.from_tensor(sums[i], longest[m]) for i, m in enumerate(longest)}
 
     # ---------------------------------------------------------------- metrics
 
-    def _held(self, rollouts: list[Rollout], rows: list[Any], examples: list[Any]) -> dict[str, float]:
+    def _figures(self, experience: Experience) -> dict[str, float]:
         """The task's figures of the step's rollouts, why they stopped, and their mean cost; over all processes."""
-        figures = self.task.measure(rows, examples)
-        cost = sum((r.compute for r in rollouts), Compute())
-        sums: dict[str, tuple[float, int]] = {}
-        for name, values in figures.items():
-            kept = values[values == values]
-            sums[name] = (float(kept.sum()), len(kept))
-        for rollout in rollouts:
-            name = f"stop/{rollout.stop.name.lower()}"
-            sums[name] = (sums.get(name, (0.0, 0))[0] + 1, len(rollouts))
-        for phase, c in (*cost.items(), ("total", cost.total)):
-            for kind, value in c.to_dict().items():
-                if kind in ("token_forwards", "flops") or phase == "total":
-                    sums[f"compute/{phase}/{kind}"] = (value, len(rollouts))
-        everybody = gather_object([sums]) if self.accelerator.num_processes > 1 else [sums]
-        total = sum(len(rollouts) for _ in everybody)
-        out = {}
-        for name in {n: None for one in everybody for n in one}:
-            parts = [one.get(name, (0.0, 0)) for one in everybody]
-            count = total if name.startswith("stop/") else sum(n for _, n in parts)
-            out[name] = sum(v for v, _ in parts) / max(count, 1)
-        return out
+        per_row = self.task.measure(experience.rows, experience.examples)
+        for stop in Stop:
+            per_row[f"stop/{stop.name.lower()}"] = np.array([r.stop is stop for r in experience.rollouts], float)
+        cost = mean_compute(experience.rollouts, self.accelerator)
+        phases = {
+            f"compute/{p}/{kind}": getattr(c, kind) for p, c in cost.items() for kind in ("token_forwards", "flops")
+        }
+        total = {f"compute/total/{kind}": value for kind, value in cost.total.to_dict().items()}
+        return means(per_row, self.accelerator) | phases | total
 
     def _reduced(self, stats: LossStats) -> LossStats:
+        """Of all processes."""
         if self.accelerator.num_processes == 1:
             return stats
-        sums = self.accelerator.reduce(stats.sums_K.to(self.accelerator.device), "sum")
-        return LossStats(sums, torch.tensor(self._reduce_max(float(stats.peak))))  # type: ignore[arg-type]
+        sums: Any = self.accelerator.reduce(stats.sums_K, "sum")
+        return LossStats(sums, torch.tensor(self._largest(float(stats.peak))))
 
-    def _reduce_max(self, value: float) -> float:
-        if self.accelerator.num_processes == 1:
-            return value
-        return float(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).max())  # type: ignore[union-attr]
-
-    def _any_process(self, flag: bool) -> bool:
-        return self._reduce_max(float(flag)) > 0
+    def _largest(self, value: float) -> float:
+        """Of a number that every process has."""
+        return max(everybody(value, self.accelerator))
 
     @contextlib.contextmanager
     def _stop_signals(self) -> Iterator[list[int]]:
@@ -343,7 +377,7 @@ class GRPOTrainer:
             signal.signal(number, previous[number])
 
         try:
-            previous = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+            previous: dict[int, Any] = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:  # not in the main thread: signals are somebody else's business
             yield asked
             return
@@ -359,6 +393,10 @@ def prompt_index(seed: int, step: int, prompt: int) -> int:
     return int(noise.uniform(noise.keys(seed, step, prompt), (_PROMPT,), 1) * _TRAIN_PROMPTS)
 
 
+def _added(total: dict[Modality, LossStats], stats: dict[Modality, LossStats]) -> dict[Modality, LossStats]:
+    return {m: total[m] + s if m in total else s for m, s in stats.items()}
+
+
 def _estimator(name: str, min_ratio: float) -> estimators.Estimator:
     cls = estimators.ESTIMATORS[name]
     has_ladder = "min_ratio" in getattr(cls, "__dataclass_fields__", {})
@@ -368,3 +406,16 @@ def _estimator(name: str, min_ratio: float) -> estimators.Estimator:
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """What trackers accept as hyper-parameters."""
     return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}
+
+
+class _Clock:
+    """Seconds of each phase of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Ends a phase, which began where the one before it ended."""
+        now = time.perf_counter()
+        self.seconds[phase], self._last = now - self._last, now

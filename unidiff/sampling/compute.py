@@ -112,7 +112,9 @@ class ComputeMeter:
         counts = {phase: c.T.tolist() for phase, c in self.counts.items()}
         phases = {**self.counts, **self.seconds}
         zero = [[0.0, 0.0, 0.0]] * self.batch
-        return [
-            Compute({p: Cost(*counts.get(p, zero)[i], self.seconds.get(p, 0.0) / self.batch) for p in phases})
-            for i in range(self.batch)
-        ]
+
+        def cost(phase: str, row: int) -> Cost:
+            forwards, tokens, flops = counts.get(phase, zero)[row]
+            return Cost(forwards, tokens, flops, self.seconds.get(phase, 0.0) / self.batch)
+
+        return [Compute({p: cost(p, i) for p in phases}) for i in range(self.batch)]

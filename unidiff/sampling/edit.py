@@ -53,7 +53,7 @@ def lowest(score_Bn: Tensor, share: float, threshold: float | None = None) -> Te
     if threshold is not None:
         return score_Bn < threshold
     count = max(1, round(share * score_Bn.shape[1]))
-    lowest_first = score_Bn.argsort(1, stable=True)[:, :count]
+    lowest_first = score_Bn.argsort(dim=1, stable=True)[:, :count]
     return torch.zeros_like(score_Bn, dtype=torch.bool).scatter(1, lowest_first, True)
 
 

@@ -32,8 +32,8 @@ from unidiff.tasks.frozen_lake_board import (
     move_text,
     region,
 )
-from unidiff.tasks.frozen_lake_rewards import REWARDS, measure
 from unidiff.tasks.frozen_lake_render import check_tile, draw, read
+from unidiff.tasks.frozen_lake_rewards import REWARDS, measure
 
 QUESTION = "find a safe way to the goal"
 SPLITS: dict[str, range] = {"train": range(0, 8), "dev": range(8, 9), "test": range(9, 10)}  # layout % 10

@@ -70,14 +70,12 @@ def cells_right(views: Sequence[SegmentView], boards: Sequence[Board]) -> np.nda
     """[N] share of each picture's cells that show the board after the moves named before it; 0 behind a malformed
     text. Pictures are read back in one batch for each board size."""
     share = np.zeros(len(views))
-    for size in {b.size for b in boards}:
-        at = [i for i, b in enumerate(boards) if b.size == size]
+    judged = [i for i, v in enumerate(views) if v.texts_before and parse_move(v.texts_before[-1]) is not None]
+    for size in {boards[i].size for i in judged}:
+        at = [i for i in judged if boards[i].size == size]
         pixels = np.stack([views[i].pixels for i in at])  # type: ignore[arg-type]
-        seen = read(pixels, size, pixels.shape[1] // size)
-        for i, cells in zip(at, seen):
-            texts = views[i].texts_before
-            if texts and parse_move(texts[-1]) is not None:
-                share[i] = (cells == board_after(boards[i], texts)).mean()
+        for i, cells in zip(at, read(pixels, size, pixels.shape[1] // size)):
+            share[i] = (cells == board_after(boards[i], views[i].texts_before)).mean()
     return share
 
 
@@ -106,25 +104,31 @@ REWARDS: tuple[Reward, ...] = (
 
 def measure(rows: Sequence[tuple[SegmentView, ...]], boards: Sequence[Board]) -> dict[str, np.ndarray]:
     """Held-out figures of responses, one value a row [B]: success, agreement, format (every segment well formed, answer
-    included), legal and progress (share of the moves), image_exact and image_cells (mean over the pictures, NaN if there
-    is none)."""
-    out: dict[str, list[float]] = {k: [] for k in ("success", "agreement", "format", "legal", "progress")}
-    for row, board in zip(rows, boards):
-        texts = [v.text or "" for v in row if v.modality is Modality.TEXT]
-        answer = judge_answer(board, texts[:-1], texts[-1])
-        whole = replay(board, texts[:-1])
-        ended = row[-1].ended
-        out["success"].append(float(ended and answer["success"]))
-        out["agreement"].append(float(ended and answer["agreement"]))
-        out["format"].append(float(ended and answer["format"] and all(whole.well_formed)))
-        out["legal"].append(float(np.mean(whole.legal)) if whole.legal else 0.0)
-        out["progress"].append(float(np.mean(whole.progressed)) if whole.progressed else 0.0)
-    figures = {k: np.array(v) for k, v in out.items()}
+    included), legal and progress (share of the moves, 0 without any), image_exact and image_cells (mean over the
+    pictures, NaN without any)."""
+    words = [_measure_texts(row, board) for row, board in zip(rows, boards)]
+    figures = {name: np.array([w[name] for w in words], float) for name in _TEXT_FIGURES}
     pictures = [(i, v) for i, row in enumerate(rows) for v in row if v.modality is Modality.IMAGE]
     owner = np.array([i for i, _ in pictures], int)
-    share = cells_right([v for _, v in pictures], [boards[i] for i in owner]) if pictures else np.zeros(0)
+    share = cells_right([v for _, v in pictures], [boards[i] for i in owner])
     count = np.bincount(owner, minlength=len(rows))
     for name, value in (("image_exact", share == 1), ("image_cells", share)):
         total = np.bincount(owner, weights=value.astype(float), minlength=len(rows))
         figures[name] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return figures
+
+
+_TEXT_FIGURES = ("success", "agreement", "format", "legal", "progress")
+
+
+def _measure_texts(row: tuple[SegmentView, ...], board: Board) -> dict[str, float]:
+    """One response's `_TEXT_FIGURES`."""
+    texts = [v.text or "" for v in row if v.modality is Modality.TEXT and not v.last]
+    moves, final = replay(board, texts), row[-1]
+    answer = judge_answer(board, texts, final.text or "" if final.ended else "")
+    return {
+        **answer,
+        "format": answer["format"] and all(moves.well_formed),
+        "legal": float(np.mean(moves.legal or 0.0)),
+        "progress": float(np.mean(moves.progressed or 0.0)),
+    }

@@ -1,0 +1,176 @@
+"""GRPO on interleaved visual-textual reasoning: the main job.
+
+    accelerate launch recipes/interleaved_reasoning.py                                # minutes, on 2 CPU cores
+    accelerate launch recipes/interleaved_reasoning.py --assignment joint --seed 1 --output_dir outputs/joint
+    accelerate launch recipes/interleaved_reasoning.py --config recipes/configs/frozen_lake.yaml --max_steps 0
+
+The model reads a question and a picture of a frozen lake. It answers in rounds of a sentence that names a move and a
+picture of the board after it, then lists its moves. Each new picture starts as a copy of the one before; only the
+tokens of the cells that the sentence names are denoised again. Rewards judge every sentence and every picture where it
+stands, and the router sends each to the tokens that earned it.
+
+--help lists the settings. OUTPUT_DIR gets summary.json, metrics.jsonl, curves.png, report.html, checkpoints, the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel
+from unidiff.config import parse
+from unidiff.grpo.checkpoint import read_metrics, write_json
+from unidiff.grpo.evaluation import Evaluation
+from unidiff.grpo.experience import Experience
+from unidiff.report.curves import draw_curves
+from unidiff.report.page import write_page
+from unidiff.report.progress import Progress, results_table
+from unidiff.report.record import RolloutRecord, record
+from unidiff.report.results import duration
+from unidiff.rewards.reward import RewardError
+from unidiff.tasks import FrozenLake
+
+ROOT = Path(__file__).resolve().parent
+GALLERY = 6  # rollouts in each gallery of the report
+
+
+@dataclass(frozen=True)
+class Config(GRPOConfig):
+    """model: checkpoint folder or hub name. board_size: cells a side. rewards: names of reward functions, such as
+    package.module:function, separated by commas; none = the task's own. threads: of a process on a CPU; none = the
+    cores divided among the processes (accelerate would leave it at one). The rest: GRPOConfig and SamplerConfig."""
+
+    model: str = str(ROOT / "base")
+    board_size: int = 4
+    rewards: tuple[str, ...] | None = None
+    threads: int | None = None
+
+    FREE = GRPOConfig.FREE | {"threads"}
+
+
+def main() -> None:
+    config = parse(Config, description=__doc__ or "")
+    began = time.perf_counter()
+    galleries: dict[str, list[RolloutRecord]] = {}
+
+    def on_step(step: int, metrics: dict[str, float], experience: Experience) -> None:
+        progress.update(metrics)
+        if config.log_rollouts_every and step % config.log_rollouts_every == 0:
+            galleries[f"training, step {step}"] = best_and_worst(model, experience, config.num_generations)
+
+    try:
+        accelerator = Accelerator(log_with=config.tracker, project_dir=config.output_dir)
+        if accelerator.device.type == "cpu":
+            torch.set_num_threads(config.threads or max((os.cpu_count() or 1) // accelerator.num_processes, 1))
+        model = UnifiedModel.from_pretrained(config.model)
+        task = FrozenLake(size=config.board_size)
+        trainer = GRPOTrainer(model, task, config, config.rewards, accelerator=accelerator, on_step=on_step)
+        trainer.claim()
+        base = trainer.held_out() if trainer.start == 0 else None  # a resumed run has it
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+    main_process, out = accelerator.is_main_process, trainer.folder.path
+    if base is not None and main_process:
+        galleries["before training"] = gallery(model, base)
+        write_json(out / "base.json", figures(base))
+    with Progress(config.max_steps, trainer.start, quiet=config.quiet or not main_process) as progress:
+        try:
+            trainer.train()
+        except RewardError as error:
+            sys.exit(f"error: {error}")
+    if trainer.stopped:
+        progress.message(f"stopped; go on with --resume --output_dir {config.output_dir}")
+        accelerator.end_training()
+        sys.exit(130)
+
+    final = trainer.held_out() if base is None or config.max_steps else base
+    if main_process:
+        galleries["after training"] = gallery(model, final)
+        finish(config, trainer, final, galleries, time.perf_counter() - began)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def figures(held: dict[str, Evaluation]) -> dict:
+    """Held-out figures: greedy ones at the top level, both kinds by name beneath."""
+    return {**held["greedy"].figures, **{way: one.figures for way, one in held.items()}}
+
+
+def finish(
+    config: Config,
+    trainer: GRPOTrainer,
+    final: dict[str, Evaluation],
+    galleries: dict[str, list[RolloutRecord]],
+    seconds: float,
+) -> None:
+    """Writes the run's results and prints their table."""
+    out = trainer.folder.path
+    metrics = read_metrics(trainer.folder.metrics)
+    rollout = final["sampled"].compute
+    summary = {
+        "base": json.loads((out / "base.json").read_text()),
+        "final": figures(final),
+        "rollout": {**rollout.total.to_dict(), "phases": {k: c.to_dict() for k, c in rollout.items()}},
+        "seconds": seconds,
+        "seconds_training": sum(m["seconds"] for m in metrics),
+        "steps": len(metrics),
+        "processes": trainer.accelerator.num_processes,
+        "config": config.to_dict(),
+    }
+    write_json(out / "summary.json", summary)
+    if config.max_steps:
+        trainer.model.save_pretrained(out / "model")
+    if metrics:
+        draw_curves(metrics, out / "curves.png")
+    shown = summary | {side: {way: summary[side][way] for way in final} for side in ("base", "final")}
+    write_page(out / "report.html", title=f"unidiff · {out.name}", summary=shown, metrics=metrics, galleries=galleries)
+    print(results_table(shown))
+    print(f"{duration(seconds)}; look at {out / 'report.html'}")
+
+
+def gallery(model: UnifiedModel, held: dict[str, Evaluation]) -> list[RolloutRecord]:
+    """The first sampled responses of an evaluation."""
+    one = held["sampled"]
+    return [
+        record(
+            one.rollouts[i],
+            one.rows[i],
+            title=f"test board {one.examples[i].index}",
+            decode_token=lambda token: str(model.tokenizer.decode(token)),
+            figures={k: float(v[i]) for k, v in one.per_row.items()},
+        )
+        for i in range(min(GALLERY, len(one.rows)))
+    ]
+
+
+def best_and_worst(model: UnifiedModel, experience: Experience, group: int) -> list[RolloutRecord]:
+    """Of each of a step's first groups, the rollouts with the highest and the lowest advantage."""
+    total = experience.routed.advantage_BS.sum(1)
+    chosen: list[tuple[int, str]] = []
+    for start in range(0, min(len(total), group * GALLERY // 2), group):
+        inside = total[start : start + group]
+        chosen += [(start + int(inside.argmax()), "best"), (start + int(inside.argmin()), "worst")]
+    return [
+        record(
+            experience.rollouts[i],
+            experience.rows[i],
+            table=experience.table,
+            routed=experience.routed,
+            row=i,
+            title=f"{rank} of the group of board {experience.examples[i].index}",
+            decode_token=lambda token: str(model.tokenizer.decode(token)),
+        )
+        for i, rank in chosen
+    ]
+
+
+if __name__ == "__main__":
+    main()

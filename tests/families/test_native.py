@@ -1,0 +1,307 @@
+"""The native family: its embedding by loops, saving and loading, and every way in which a folder can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from unidiff import families
+from unidiff.families import native
+from unidiff.images.patch_vq import PatchVQ
+from unidiff.model import UnifiedModel
+from unidiff.sequence import Interleaved, Modality
+from unidiff.spec import ModelSpec
+
+RandomRows = Callable[..., list[Interleaved]]
+
+
+@pytest.fixture(scope="module")
+def rows(model: UnifiedModel, random_rows: RandomRows) -> list[Interleaved]:
+    return random_rows(model.spec, 6, 3)
+
+
+@pytest.fixture(scope="module")
+def saved(model: UnifiedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("native") / "model"
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of a saved checkpoint that a test may spoil."""
+    return Path(shutil.copytree(saved, tmp_path / "checkpoint"))
+
+
+def scores(model: UnifiedModel, rows: list[Interleaved]) -> Tensor:
+    canvas = model.render(rows)
+    return model.score(canvas, canvas.sampled).detach()
+
+
+# ---------------------------------------------------------------- the model
+
+
+def test_embedding_is_its_formula(model: UnifiedModel, rows: list[Interleaved]) -> None:
+    clean, parts = model.render(rows).clean, model.embedding
+    table = model.backbone.get_input_embeddings().weight
+    found = model.embed(clean).detach()
+    kinds = set()
+    for b, n in clean.valid.nonzero().tolist():
+        token, offset, previous = (int(getattr(clean, f)[b, n]) for f in ("ids", "offset", "previous"))
+        expected = table[token]
+        if offset >= 0 and clean.modality[b, n] == Modality.TEXT:
+            expected = expected + parts.offset.weight[min(offset, 7)] + parts.segment.weight[clean.segment[b, n]]
+        elif offset >= 0:
+            row, column = divmod(offset, 8)
+            expected = expected + parts.row.weight[row // 2] + parts.column.weight[column // 2]
+            expected = expected + parts.parity.weight[2 * (row % 2) + column % 2]
+            if previous >= 0:
+                expected = expected + parts.previous.weight @ table[previous]
+        kinds.add((int(clean.modality[b, n]), offset >= 0, previous >= 0))
+        torch.testing.assert_close(found[b, n], expected.detach(), rtol=1e-5, atol=1e-5)
+    assert len(kinds) == 5  # words, picture tokens with and without one before, delimiters of both
+
+
+def test_build_depends_on_its_seed_alone(
+    rng_untouched: None, tokenizer: PreTrainedTokenizerBase, images: PatchVQ
+) -> None:
+    def weights(seed: int) -> list[Tensor]:
+        model = native.build(tokenizer, images, d_model=16, layers=1, heads=2, d_mlp=16, seed=seed)
+        return list(model.state_dict().values())
+
+    first = weights(1)
+    torch.rand(3, generator=torch.Generator())  # no matter what was drawn before
+    assert all(torch.equal(a, b) for a, b in zip(first, weights(1)))
+    assert not all(torch.equal(a, b) for a, b in zip(first, weights(2)))
+
+
+def test_spec_follows_from_the_tokenizers(tokenizer: PreTrainedTokenizerBase) -> None:
+    spec = native.build_spec(tokenizer, 128, (8, 8), text_length=8, max_positions=64)
+    words = len(tokenizer)
+    assert spec.text_range == (tokenizer.convert_tokens_to_ids("<eos>"), words) and spec.image_range == (
+        words,
+        words + 128,
+    )
+    assert all(tokenizer.convert_ids_to_tokens(i) in ("<eos>", "<eot>") for i in spec.text_end)
+    for token in ("<pad>", "<mask>", "<bos>", "<soi>", "<eoi>", "<unk>"):
+        assert tokenizer.convert_tokens_to_ids(token) < spec.text_range[0], f"{token} could be drawn"
+
+
+# ---------------------------------------------------------------- saving and loading
+
+
+def test_a_checkpoint_survives_saving_and_loading(
+    rng_untouched: None, model: UnifiedModel, saved: Path, rows: list[Interleaved], tmp_path: Path
+) -> None:
+    """Invariant 10."""
+    loaded = UnifiedModel.from_pretrained(saved)
+    assert loaded.spec == model.spec and not loaded.training
+    for (name, a), (other, b) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
+        assert name == other and torch.equal(a, b)
+    assert torch.equal(scores(loaded, rows), scores(model, rows))
+    loaded.save_pretrained(tmp_path / "again")
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "image/model.safetensors", "image/config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes(), name
+
+
+def test_names_in_the_file_are_published_ones(model: UnifiedModel, saved: Path) -> None:
+    with safe_open(saved / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    body = {f"model.layers.{i}.{n}.weight" for i in range(2) for n in LAYER}
+    assert names == body | {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"} | EMBEDDING
+    assert json.loads((saved / "config.json").read_text())["model_type"] == "unidiff_native"
+    assert not list(saved.rglob("*.partial"))
+
+
+LAYER = ["input_layernorm", "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+LAYER += [f"self_attn.{x}_proj" for x in "qkvo"]
+EMBEDDING = {f"embedding.{x}.weight" for x in ("row", "column", "parity", "offset", "segment", "previous")}
+
+
+@pytest.mark.parametrize("kind", ["str", "relative", "relative_str", "family"])
+def test_paths_of_every_kind(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent.parent)
+    relative = folder.relative_to(folder.parent.parent)
+    assert len(relative.parts) == 2  # as the name of a repository has
+    path = {"str": str(folder), "relative": relative, "relative_str": str(relative), "family": folder}[kind]
+    loaded = UnifiedModel.from_pretrained(path, family="native" if kind == "family" else None)
+    assert loaded.spec.family == "native"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_scores_in_float32(
+    dtype: torch.dtype, saved: Path, model: UnifiedModel, rows: list[Interleaved]
+) -> None:
+    loaded = UnifiedModel.from_pretrained(saved, dtype=dtype)
+    assert loaded.dtype == dtype and loaded.images.codebook.dtype == torch.float32
+    found, expected = scores(loaded, rows), scores(model, rows)
+    assert found.dtype == torch.float32 and found.isfinite().all()
+    assert (found - expected).abs().mean() < 0.1 < expected.abs().mean()
+
+
+def test_a_save_that_is_cut_off_leaves_the_old_one(
+    folder: Path, build_model: Callable[..., UnifiedModel], rows: list[Interleaved], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = scores(UnifiedModel.from_pretrained(folder), rows)
+
+    def killed(weights: dict[str, Tensor], path: Path, **_: object) -> None:
+        path.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(native, "save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build_model(seed=5).save_pretrained(folder)
+    assert torch.equal(scores(UnifiedModel.from_pretrained(folder), rows), before)
+
+
+# ---------------------------------------------------------------- what can be wrong with a folder
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def other_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["zebra"] = max(content["model"]["vocab"].values()) + 1
+    path.write_text(json.dumps(content))
+
+
+def tokenizer_without_soi(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = folder / name
+        path.write_text(path.read_text().replace("<soi>", "<other>"))
+
+
+SPOILED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
+    "no folder": (shutil.rmtree, FileNotFoundError, "checkpoint is not a checkpoint: it has no config.json"),
+    "no config": (lambda f: (f / "config.json").unlink(), FileNotFoundError, "it has no config.json"),
+    "config no JSON": (lambda f: (f / "config.json").write_text("{"), ValueError, "config.json is not JSON"),
+    "config no object": (lambda f: (f / "config.json").write_text("[]"), ValueError, "must hold an object, .* list"),
+    "unknown model": (
+        lambda f: edit_config(f, lambda c: c.update(model_type="gpt9")),
+        ValueError,
+        "no family recognises model_type 'gpt9'; known families: .*native.*family=",
+    ),
+    "no spec": (lambda f: edit_config(f, lambda c: c.pop("spec")), ValueError, "config.json lacks spec"),
+    "no sizes": (lambda f: edit_config(f, lambda c: c.pop("backbone")), ValueError, "config.json lacks backbone"),
+    "wrong field": (
+        lambda f: edit_config(f, lambda c: c["spec"].update(masks=1)),
+        ValueError,
+        "ModelSpec has no field masks",
+    ),
+    "wrong embedding": (
+        lambda f: edit_config(f, lambda c: c["embedding"].update(colour=1)),
+        ValueError,
+        "config.json: .*colour",
+    ),
+    "wrong mask id": (
+        lambda f: edit_config(f, lambda c: c["spec"].update(mask=2)),
+        ValueError,
+        "spec.mask is 2, but the tokenizers say 1",
+    ),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, r"lacks model\.safetensors"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), FileNotFoundError, r"lacks tokenizer\.json"),
+    "no image tokenizer": (lambda f: shutil.rmtree(f / "image"), FileNotFoundError, r"lacks image/model\.safetensors"),
+    "truncated": (truncate, ValueError, r"model\.safetensors cannot be read"),
+    "no safetensors": (
+        lambda f: (f / "model.safetensors").write_bytes(b"abc"),
+        ValueError,
+        r"model\.safetensors cannot be read",
+    ),
+    "weight missing": (
+        lambda f: edit_weights(f, lambda w: w.pop("lm_head.weight")),
+        ValueError,
+        r"missing weights \['lm_head.weight'\]",
+    ),
+    "weight too many": (
+        lambda f: edit_weights(f, lambda w: w.update(extra=torch.zeros(1))),
+        ValueError,
+        r"unexpected weights \['extra'\]",
+    ),
+    "weight of another shape": (
+        lambda f: edit_weights(f, lambda w: w.update({"model.norm.weight": torch.zeros(31)})),
+        ValueError,
+        r"model\.norm\.weight is \(31,\), the config says \(32,\)",
+    ),
+    "other tokenizer": (other_tokenizer, ValueError, "do not belong to this checkpoint"),
+    "tokenizer without <soi>": (tokenizer_without_soi, ValueError, "text tokenizer has no <soi>"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_spoiled_folders_are_named(name: str, folder: Path) -> None:
+    spoil, error, message = SPOILED[name]
+    spoil(folder)
+    with pytest.raises(error, match=message):
+        UnifiedModel.from_pretrained(folder)
+
+
+def test_head_and_spec_must_agree(model: UnifiedModel) -> None:
+    spec = ModelSpec.from_dict({**model.spec.to_dict(), "logit_rows": model.spec.logit_rows + 1})
+    with pytest.raises(ValueError, match="logit_rows is 225, but the head has 224 rows"):
+        UnifiedModel(model.backbone, spec, model.tokenizer, model.images)
+
+
+def test_unknown_families_are_named(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"family 'mmadaa' is not known; known families: .*native"):
+        UnifiedModel.from_pretrained(folder, family="mmadaa")
+
+
+def test_a_repository_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def offline(*_: object, **__: object) -> str:
+        raise ConnectionError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(FileNotFoundError, match=r"someone/model is no folder, and no repository .* no network"):
+        UnifiedModel.from_pretrained("someone/model")
+
+
+# ---------------------------------------------------------------- a family from outside
+
+
+def test_a_family_can_be_added_from_outside(
+    folder: Path, model: UnifiedModel, rows: list[Interleaved], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+
+    @families.register
+    class Toy:
+        name = "toy"
+
+        def detect(self, config: dict[str, Any]) -> bool:
+            return config.get("model_type") == "toy"
+
+        def load(self, folder: Path, config: dict[str, Any], dtype: torch.dtype) -> UnifiedModel:
+            return native.Native().load(folder, config, dtype)
+
+        def save(self, model: UnifiedModel, folder: Path) -> None: ...
+
+    edit_config(folder, lambda c: c.update(model_type="toy"))
+    assert torch.equal(scores(UnifiedModel.from_pretrained(folder), rows), scores(model, rows))
+    assert families.find({}, "toy").name == "toy" and isinstance(Toy, type)

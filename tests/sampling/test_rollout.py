@@ -1,0 +1,530 @@
+"""Rollouts: what is recorded is what scoring finds, edits stay inside their mask, and no row knows of the others."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from unidiff import noise
+from unidiff.model import UnifiedModel
+from unidiff.sampling.edit import EDITS, Locate, box
+from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig, Stop
+from unidiff.sequence import Interleaved, Modality, Segment
+from unidiff.tasks import FrozenLake
+
+Sample = Callable[..., list[Rollout]]
+Lean = Callable[[UnifiedModel, dict[int, float]], UnifiedModel]
+ORDERS = ["confidence", "margin", "entropy", "random"]
+# Every option at least once, and each edit with each image sampler.
+SETTINGS: list[dict[str, Any]] = [
+    {"edit": edit, "image_sampler": sampler, **text}
+    for (edit, sampler), text in zip(
+        itertools.product(EDITS, ("maskgit", "emerge")),
+        [
+            {},
+            {"text_threshold": 0.3, "text_block": 3},
+            {"text_threshold": None, "text_order": "margin", "text_steps": 3},
+            {"text_threshold": None, "text_order": "entropy", "text_block": 4},
+            {"text_threshold": None, "text_order": "random", "text_temperature": 1.7, "image_temperature": 0.8},
+            {"greedy": True, "image_schedule": "linear"},
+            {"text_threshold": None, "text_order": "confidence", "text_steps": 8, "image_noise": 0.0},
+            {"text_threshold": 0.0, "image_steps": 5},
+        ],
+    )
+]
+ALL = pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s['edit']}-{s['image_sampler']}")
+
+
+def texts(rollouts: list[Rollout]) -> list[Segment]:
+    return [s for r in rollouts for s in r.segments if s.modality is Modality.TEXT]
+
+
+def images(rollouts: list[Rollout]) -> list[Segment]:
+    return [s for r in rollouts for s in r.segments if s.modality is Modality.IMAGE]
+
+
+def same(a: Rollout, b: Rollout) -> bool:
+    """Bit-identical tokens, steps and edit masks, and the same end; probabilities up to rounding."""
+    if a.stop is not b.stop or len(a.sequence) != len(b.sequence):
+        return False
+    for x, y in zip(a.segments, b.segments):
+        fields = [(x.tokens, y.tokens), (x.step, y.step), (x.edited, y.edited)]
+        if any((p is None) != (q is None) or (p is not None and not torch.equal(p, q)) for p, q in fields):
+            return False
+        if (x.probability - y.probability).abs().max() > 1e-5:
+            return False
+    return True
+
+
+# ---------------------------------------------------------------- sampling and scoring agree
+
+
+def recorded_less_scored(model: UnifiedModel, rollout: Rollout, step: int) -> torch.Tensor:
+    """Of the tokens committed in a step of their segment: recorded probability less what score finds with them and
+    all later ones masked."""
+    canvas = model.render([rollout.sequence])
+    at = torch.full(canvas.shape, -1)
+    recorded = torch.ones(canvas.shape)
+    for s, segment in enumerate(rollout.sequence):
+        if not segment.prompt:
+            inside = (canvas.segment == s) & (canvas.clean.offset >= 0)
+            at[inside], recorded[inside] = segment.step.long(), segment.probability
+    settings = rollout.settings
+    temperature = settings.text_temperature, settings.image_temperature
+    scored = model.score(canvas, canvas.sampled & (at >= step), temperature=temperature).detach().exp()
+    return (recorded - scored)[canvas.sampled & (at == step)]
+
+
+TEMPERATURES = pytest.mark.parametrize("temperature", [1.0, 0.6, 1.8])
+
+
+@TEMPERATURES
+@pytest.mark.parametrize("edit", EDITS)
+def test_probabilities_of_one_step_are_scores(
+    edit: str, temperature: float, model: UnifiedModel, sample: Sample
+) -> None:
+    """Invariant 1, between sampling and scoring: everything drawn in one step, so everything masked."""
+    settings = {"text_temperature": temperature, "image_temperature": temperature, "edit_share": 0.3}
+    for rollout in sample(edit=edit, image_steps=1, text_threshold=None, text_steps=1, **settings):
+        error = recorded_less_scored(model, rollout, 0)
+        assert len(error) == sum(int(s.sampled.sum()) for s in rollout.segments) and error.abs().max() < 1e-5
+
+
+@TEMPERATURES
+@pytest.mark.parametrize("threshold", [0.5, None])
+def test_first_tokens_are_scored_with_everything_masked(
+    threshold: float | None, temperature: float, model: UnifiedModel, sample: Sample
+) -> None:
+    settings = {"text_threshold": threshold, "text_temperature": temperature, "image_temperature": temperature}
+    errors = [recorded_less_scored(model, rollout, 0).abs() for rollout in sample(edit="random", **settings)]
+    # A row may have none: a token of the first step is cut off where the text later ends before it.
+    assert sum(map(len, errors)) > 10 and torch.cat(errors).max() < 1e-5
+
+
+@pytest.mark.parametrize("sampler", ["maskgit", "emerge"])
+@pytest.mark.parametrize("edit", ["region", "full"])
+@pytest.mark.parametrize("which", ["model", "plain_model"])
+def test_every_step_is_scored_as_it_was_sampled(
+    which: str, edit: str, sampler: str, sample: Sample, request: pytest.FixtureRequest
+) -> None:
+    """Texts written from left to right, a token a step; images by their step map: each token in the state in which it
+    was drawn."""
+    model = request.getfixturevalue(which)
+    settings = {"text_block": 1, "text_temperature": 0.8, "image_temperature": 1.3}
+    for rollout in sample(of=model, edit=edit, image_sampler=sampler, image_steps=4, **settings):
+        for text in texts([rollout]):
+            assert text.step.tolist() == list(range(len(text)))
+        for step in range(8):
+            error = recorded_less_scored(model, rollout, step)
+            assert not len(error) or error.abs().max() < 1e-5
+
+
+# ---------------------------------------------------------------- edits
+
+
+@pytest.mark.parametrize("edit", ["region", "confidence", "random"])
+@pytest.mark.parametrize("sampler", ["maskgit", "emerge"])
+@pytest.mark.parametrize("steps", [1, 5, 16])
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_tokens_outside_an_edit_are_the_image_before(
+    edit: str, sampler: str, steps: int, share: float, prompts: list[Interleaved], sample: Sample
+) -> None:
+    """Invariant 3."""
+    rollouts = sample(prompts * 2, range(8), edit=edit, image_sampler=sampler, image_steps=steps, edit_share=share)
+    changed = 0
+    for rollout in rollouts:
+        before = rollout.sequence.prompt.last_image()
+        for segment in images([rollout]):
+            assert segment.edited is not None and segment.edited.dtype == torch.bool
+            assert torch.equal(segment.tokens[~segment.edited], before.tokens[~segment.edited])
+            assert (segment.step[~segment.edited] == -1).all() and (segment.probability[~segment.edited] == 1).all()
+            assert (segment.step[segment.edited] >= 0).all() and (segment.probability[segment.edited] < 1).all()
+            changed += int((segment.tokens != before.tokens).sum())
+            before = segment
+    assert changed
+
+
+def test_full_regenerates_everything(sample: Sample) -> None:
+    for segment in images(sample(edit="full")):
+        assert segment.edited is None and segment.sampled.all() and (segment.step >= 0).all()
+
+
+@pytest.mark.parametrize(("edit", "share"), [("random", 0.125), ("confidence", 0.125), ("random", 0.4), ("full", 1.0)])
+@pytest.mark.parametrize("steps", [1, 4, 12])
+@pytest.mark.parametrize("sampler", ["maskgit", "emerge"])
+def test_steps_scale_with_the_edit(edit: str, share: float, steps: int, sampler: str, sample: Sample) -> None:
+    for segment in images(sample(edit=edit, edit_share=share, image_steps=steps, image_sampler=sampler)):
+        count = int(segment.sampled.sum())
+        assert count == round(share * 64)
+        planned = max(1, -(-steps * count // 64))
+        taken = segment.step[segment.sampled].unique().tolist()
+        assert max(taken) < planned
+        if sampler == "maskgit":
+            assert taken == list(range(planned))
+
+
+def test_regions_are_what_the_text_names(
+    model: UnifiedModel, prompts: list[Interleaved], locate: Locate, sample: Sample
+) -> None:
+    counts = set()
+    for rollout in sample(prompts * 2, range(8), edit="region"):
+        for text, image in itertools.pairwise(rollout.segments):
+            if image.modality is Modality.IMAGE:
+                named = torch.from_numpy(locate(model.decode_text(text.tokens), image.grid)).flatten()
+                assert torch.equal(image.edited, named)
+                counts.add(int(named.sum()))
+    assert len(counts) > 3 and 0 in counts
+
+
+def test_a_user_can_give_a_box(model: UnifiedModel, prompts: list[Interleaved]) -> None:
+    sampler = InterleavedSampler(model, SamplerConfig(max_rounds=1), box(2, 3, 4, 8))
+    inside = torch.zeros(8, 8, dtype=torch.bool)
+    inside[2:4, 3:8] = True
+    found = images(sampler.sample(prompts, range(4)))
+    assert found and all(torch.equal(s.edited, inside.flatten()) for s in found)
+
+
+def test_confidence_picks_the_least_likely_tokens_of_the_copy(model: UnifiedModel, sample: Sample) -> None:
+    shared, limited = (sample(edit="confidence", **s) for s in ({"edit_share": 0.25}, {"edit_threshold": 0.02}))
+    for rollouts in (shared, limited):
+        for rollout in rollouts:
+            if len(rollout.segments) < 2:
+                continue
+            text, image = rollout.segments[:2]
+            copy = Segment(Modality.IMAGE, rollout.sequence.prompt.last_image().tokens, grid=image.grid)
+            canvas = model.render([Interleaved([*rollout.sequence.prompt, text, copy])])
+            place = canvas.sampled & (canvas.modality == Modality.IMAGE)
+            probability = model.score(canvas, place).detach().exp()[place]
+            if rollouts is shared:
+                assert image.edited.sum() == 16
+                assert probability[image.edited].max() <= probability[~image.edited].min() + 1e-6
+            else:
+                assert torch.equal(image.edited, probability < 0.02)
+
+
+# ---------------------------------------------------------------- rows are on their own
+
+
+@ALL
+def test_a_row_is_the_same_in_any_batch(settings: dict[str, Any], prompts: list[Interleaved], sample: Sample) -> None:
+    """Invariant 4: alone, in another order, among others, with prompts of other lengths beside it."""
+    rows = prompts * 2
+    keys = [noise.key(7, i) for i in range(len(rows))]
+    together = sample(rows, keys, **settings)
+    assert len({len(r.sequence) for r in together}) > 1 or "greedy" in settings
+    assert [r.key for r in together] == keys
+    for batch in ([0], [5], [7, 2, 4], [6, 5, 4, 3, 2, 1, 0, 7]):
+        for i, rollout in zip(batch, sample([rows[i] for i in batch], [keys[i] for i in batch], **settings)):
+            assert same(rollout, together[i]), f"row {i} in batch {batch}"
+
+
+def test_samples_of_one_prompt(prompts: list[Interleaved], sample: Sample) -> None:
+    keys = list(range(8))
+    group = sample(prompts[:2], keys)
+    spread = sample([prompts[i // 4] for i in range(8)], keys)
+    assert all(same(a, b) for a, b in zip(group, spread))
+    assert all(r.sequence[: len(p)] == p for r, p in zip(group, [prompts[0]] * 4 + [prompts[1]] * 4))
+    assert not same(group[0], group[1])
+
+
+@ALL
+def test_a_cache_changes_nothing(settings: dict[str, Any], prompts: list[Interleaved], sample: Sample) -> None:
+    """Invariant 5."""
+    rows, keys = prompts * 2, range(8)
+    for a, b in zip(sample(rows, keys, **settings), sample(rows, keys, cache=False, **settings)):
+        assert same(a, b)
+
+
+def test_rotary_positions_know_no_padding(
+    plain_model: UnifiedModel, prompts: list[Interleaved], sample: Sample
+) -> None:
+    """Invariants 4 and 5, of a model that tells places by positions alone."""
+    rows, keys, settings = prompts * 2, list(range(8)), {"of": plain_model, "edit": "random", "edit_share": 0.3}
+    together = sample(rows, keys, **settings)
+    assert sum(len(r.segments) > 1 for r in together) > 3
+    for a, b in zip(together, sample(rows, keys, cache=False, **settings)):
+        assert same(a, b)
+    for i, rollout in enumerate(together):
+        assert same(rollout, sample([rows[i]], [keys[i]], **settings)[0])
+
+
+@ALL
+def test_global_random_state_stays(settings: dict[str, Any], rng_untouched: None, sample: Sample) -> None:
+    """Invariant 6."""
+    sample(**settings)
+
+
+def test_sampling_does_not_depend_on_the_global_random_state(sample: Sample) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        first = sample()
+        torch.manual_seed(2)
+        assert all(same(a, b) for a, b in zip(first, sample()))
+
+
+def test_the_mode_of_the_model_is_kept(build_model: Callable[..., UnifiedModel], sample: Sample) -> None:
+    model = build_model(seed=4)
+    for training in (True, False):
+        model.train(training)
+        rollouts = sample(of=model)
+        assert model.training is training and not any(s.probability.requires_grad for s in texts(rollouts))
+
+
+def test_rows_that_finish_leave_the_batch(
+    model: UnifiedModel, prompts: list[Interleaved], sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, read = [], UnifiedModel.read
+
+    def spy(self: UnifiedModel, context: Any, block: Any) -> torch.Tensor:
+        sizes.append(block.shape[0])
+        return read(self, context, block)
+
+    monkeypatch.setattr(UnifiedModel, "read", spy)
+    rollouts = sample(prompts * 2, range(8), max_rounds=3)
+    alive = [sum(len(r.segments) >= 2 * turn + 1 for r in rollouts) for turn in range(4)]
+    assert sizes == sorted(sizes, reverse=True) and set(sizes) == set(alive) - {0} and len(set(sizes)) > 2
+
+
+# ---------------------------------------------------------------- texts
+
+
+def test_texts_end_at_their_first_end_token(model: UnifiedModel, prompts: list[Interleaved], sample: Sample) -> None:
+    for settings in ({}, {"text_threshold": None, "text_order": "random"}, {"text_threshold": 0.0}):
+        found = texts(sample(prompts * 3, range(12), **settings))
+        ends = [[t in model.spec.text_end for t in s.tokens.tolist()] for s in found]
+        assert all(not any(e[:-1]) for e in ends) and any(e[-1] for e in ends) and not all(e[-1] for e in ends)
+        assert all(e[-1] or len(e) == model.spec.text_length for e in ends)
+        assert all((s.step >= 0).all() and s.edited is None for s in found)
+        low, high = model.spec.text_range
+        assert all(s.tokens.min() >= low and s.tokens.max() < high for s in found)
+
+
+@pytest.fixture(scope="module")
+def endless(model: UnifiedModel, lean: Lean) -> UnifiedModel:
+    """A model that never ends a text."""
+    return lean(model, dict.fromkeys(model.spec.text_end, -60.0))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("steps", [1, 3, 5, 8, 20])
+def test_fixed_steps_commit_the_published_plan(order: str, steps: int, endless: UnifiedModel, sample: Sample) -> None:
+    """k // T tokens a step, and one more in the first k mod T."""
+    taken = min(steps, 8)
+    plan = sorted((8 // taken + (i < 8 % taken) for i in range(taken)), reverse=True)
+    for text in texts(sample(of=endless, text_threshold=None, text_steps=steps, text_order=order)):
+        assert text.step.long().bincount().tolist() == plan
+
+
+@pytest.mark.parametrize(("block", "steps"), [(4, 8), (4, 4), (4, 2), (3, 8), (1, 8), (8, 4), (50, 4)])
+def test_blocks_are_written_from_left_to_right(block: int, steps: int, endless: UnifiedModel, sample: Sample) -> None:
+    found = sample(of=endless, text_threshold=None, text_steps=steps, text_block=block)
+    for rollout in found:
+        (text,) = rollout.segments
+        parts = text.step.split(min(block, 8))
+        assert all(int(a.max()) < int(b.min()) for a, b in itertools.pairwise(parts))
+        taken = sum(min(-(-steps * len(p) // 8), len(p)) for p in parts)
+        assert rollout.compute["text"].forwards == taken == int(text.step.max()) + 1
+
+
+def test_orders_differ(endless: UnifiedModel, sample: Sample) -> None:
+    steps = {}
+    for order in ORDERS:
+        found = texts(sample(of=endless, text_threshold=None, text_order=order))
+        steps[order] = tuple(tuple(s.step.tolist()) for s in found)
+    assert len(set(steps.values())) == 4
+
+
+def test_confident_tokens_come_first(endless: UnifiedModel, prompts: list[Interleaved], sample: Sample) -> None:
+    """With one token a step, the first is the likeliest of those drawn while all were masked."""
+    settings = {"text_threshold": None, "text_order": "confidence", "greedy": True}
+    one, eight = (sample(of=endless, text_steps=n, **settings) for n in (1, 8))
+    for a, b in zip(texts(one), texts(eight)):
+        assert int(a.probability.argmax()) == int(b.step.argmin())
+
+
+def test_thresholds(endless: UnifiedModel, sample: Sample) -> None:
+    at_once, one_by_one, some = (texts(sample(of=endless, text_threshold=t)) for t in (0.0, 1.0, 0.3))
+    assert all((s.step == 0).all() for s in at_once)
+    assert all(sorted(s.step.tolist()) == list(range(8)) for s in one_by_one)
+    assert {int(s.step.max()) for s in some} - {0, 7}
+    for text in some:
+        for step in range(int(text.step.max()) + 1):
+            now = text.probability[text.step == step]
+            assert len(now) == 1 or (now >= 0.3 - 1e-6).sum() >= len(now) - 1
+
+
+@pytest.mark.parametrize("threshold", [0.9, None])
+def test_greedy_needs_no_key(threshold: float | None, prompts: list[Interleaved], sample: Sample) -> None:
+    for sampler, edit in itertools.product(("maskgit",), ("region", "full")):
+        settings = {"greedy": True, "text_threshold": threshold, "image_sampler": sampler, "edit": edit}
+        for a, b in zip(sample(prompts, range(4), **settings), sample(prompts, range(50, 54), **settings)):
+            assert same(a, b)
+    drawn = {"text_threshold": threshold}
+    assert not all(
+        same(a, b) for a, b in zip(sample(prompts, range(4), **drawn), sample(prompts, range(50, 54), **drawn))
+    )
+
+
+# ---------------------------------------------------------------- how rollouts end
+
+
+@pytest.mark.parametrize(
+    ("end", "stop", "rounds"), [("answer", Stop.ANSWERED, 0), ("image", Stop.MAX_ROUNDS, 2), ("none", Stop.NO_END, 0)]
+)
+@pytest.mark.parametrize("settings", [{}, {"text_threshold": None}, {"text_block": 4}, {"greedy": True}])
+def test_every_stop_can_be_reached(
+    end: str,
+    stop: Stop,
+    rounds: int,
+    settings: dict[str, Any],
+    model: UnifiedModel,
+    endless: UnifiedModel,
+    lean: Lean,
+    sample: Sample,
+) -> None:
+    answer = next(e for e in model.spec.text_end if e != model.spec.image_next)
+    wanted = {"answer": answer, "image": model.spec.image_next, "none": None}[end]
+    leaning = endless if wanted is None else lean(model, {wanted: 60.0})
+    for rollout in sample(of=leaning, **settings):
+        assert rollout.stop is stop and len(images([rollout])) == rounds
+        assert [s.modality for s in rollout.segments] == [Modality.TEXT, Modality.IMAGE] * rounds + [Modality.TEXT]
+        last = int(rollout.segments[-1].tokens[-1])
+        assert last == wanted if wanted is not None else last not in model.spec.text_end
+        assert len(rollout.segments[-1]) == (model.spec.text_length if wanted is None else 1)
+
+
+def test_rollouts_carry_what_they_were_made_with(prompts: list[Interleaved], sample: Sample) -> None:
+    keys = [5, -7, 1 << 62, 0]
+    rollouts = sample(prompts, keys, edit_share=0.3, edit="random")
+    assert [r.key for r in rollouts] == keys and rollouts[0].settings.edit_share == 0.3
+    for rollout, prompt in zip(rollouts, prompts):
+        assert rollout.sequence.prompt == prompt and not any(s.prompt for s in rollout.segments)
+        for segment in rollout.segments:
+            assert segment.step.dtype == torch.int32 and segment.probability.dtype == torch.float32
+            assert (
+                segment.tokens.dtype == torch.int64 and ((segment.probability > 0) & (segment.probability <= 1)).all()
+            )
+
+
+# ---------------------------------------------------------------- prompts of other kinds
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_prompts_without_an_image(
+    edit: str, model: UnifiedModel, lean: Lean, prompts: list[Interleaved], sample: Sample
+) -> None:
+    talkative = lean(model, {model.spec.image_next: 8.0})
+    rows = [prompts[0], Interleaved(prompts[1][:1]), prompts[2], Interleaved(prompts[3][:1])]
+    mixed = sample(rows, range(4), of=talkative, edit=edit)
+    for i, rollout in enumerate(mixed):
+        (alone,) = sample([rows[i]], [i], of=talkative, edit=edit)
+        assert same(rollout, alone)
+        first, second = images([rollout])
+        assert first.grid == second.grid == model.spec.image_grid
+        assert (first.edited is None) == (i % 2 == 1 or edit == "full") and (second.edited is None) == (edit == "full")
+        assert (recorded_less_scored(talkative, rollout, 0).abs() < 1e-5).all()
+    for a, b in zip(mixed, sample(rows, range(4), of=talkative, edit=edit, cache=False)):
+        assert same(a, b)
+
+
+def test_empty_prompts(sample: Sample) -> None:
+    a, b = sample([Interleaved()], [3], edit="full"), sample([Interleaved()], [3], edit="full", cache=False)
+    assert same(a[0], b[0]) and a[0].sequence.prompt == ()
+
+
+def test_a_task_from_end_to_end(model: UnifiedModel, lean: Lean, task: FrozenLake) -> None:
+    sampler = InterleavedSampler(lean(model, {model.spec.image_next: 8.0}), SamplerConfig(max_rounds=1), task.region)
+    examples = [task.example("test", i) for i in range(2)]
+    for rollout, example in zip(sampler.sample([model.encode(e.prompt) for e in examples], range(2)), examples):
+        assert [type(p) for p in model.decode(rollout.sequence)] == [str, Image.Image, str, Image.Image, str]
+        image = rollout.segments[1]
+        named = task.region(model.decode_text(rollout.segments[0].tokens), image.grid)
+        assert image.edited.reshape(8, 8).tolist() == named.tolist() and example.board.size == 4
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("text_order", "best", r"text_order is 'best'; choose one of confidence, margin, entropy, random"),
+        ("edit", "some", r"edit is 'some'; choose one of region, confidence, random, full"),
+        ("image_sampler", "x", r"image_sampler is 'x'; choose one of maskgit, emerge"),
+        ("image_schedule", "x", r"image_schedule is 'x'; choose one of"),
+        ("text_steps", 0, r"text_steps is 0; it must be at least 1"),
+        ("image_steps", 0, r"image_steps is 0"),
+        ("max_rounds", 0, r"max_rounds is 0"),
+        ("text_block", 0, r"text_block is 0; it must be at least 1, or None"),
+        ("text_temperature", 0.0, r"text_temperature is 0\.0; it must be above 0 \(use greedy"),
+        ("image_temperature", -1.0, r"image_temperature is -1\.0"),
+        ("image_noise", -0.1, r"image_noise is -0\.1; it must not be negative"),
+        ("edit_share", 0.0, r"edit_share is 0\.0; it must lie in \(0, 1\]"),
+        ("edit_share", 1.1, r"edit_share is 1\.1"),
+        ("text_threshold", 1.5, r"text_threshold is 1\.5; a probability lies in \[0, 1\]"),
+        ("edit_threshold", -0.5, r"edit_threshold is -0\.5"),
+    ],
+)
+def test_wrong_settings_are_named(field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplerConfig(**{field: value})
+
+
+def test_region_needs_a_way_to_find_it(model: UnifiedModel) -> None:
+    with pytest.raises(ValueError, match=r"edit='region' needs locate=…"):
+        InterleavedSampler(model, SamplerConfig())
+    InterleavedSampler(model, SamplerConfig(edit="full"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"attention": "bidirectional"}, "needs a block_causal model"), ({"row_separator": 5}, "without row separators")],
+)
+def test_models_of_another_kind_are_refused(
+    change: dict[str, Any],
+    message: str,
+    toy_spec: Callable[..., Any],
+    model: UnifiedModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model, "spec", toy_spec(**change))
+    with pytest.raises(ValueError, match=message):
+        InterleavedSampler(model, SamplerConfig(edit="full"))
+
+
+@pytest.mark.parametrize(("rows", "keys"), [(2, 3), (3, 2), (2, 0), (0, 2)])
+def test_keys_have_to_fit(rows: int, keys: int, model: UnifiedModel, prompts: list[Interleaved]) -> None:
+    sampler = InterleavedSampler(model, SamplerConfig(edit="full"))
+    with pytest.raises(ValueError, match=f"{keys} keys do not fit {rows} prompts"):
+        sampler.sample(prompts[:rows], range(keys))
+
+
+def test_prompts_have_one_grid(
+    model: UnifiedModel, prompts: list[Interleaved], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.embedding, "grid", None)  # of a model that takes images of any size
+    tokens = torch.full((32,), model.spec.image_offset)
+    wide = Interleaved([Segment(Modality.IMAGE, tokens, True, (4, 8))])
+    sampler = InterleavedSampler(model, SamplerConfig(edit="full"))
+    for rows in ([prompts[0], wide], [wide, Interleaved(prompts[0][:1])]):
+        with pytest.raises(
+            ValueError, match=r"different grids \[\(4, 8\), \(8, 8\)\]; sample them in separate batches"
+        ):
+            sampler.sample(rows, [0, 1])
+
+
+def test_prompts_that_leave_no_room_are_refused(model: UnifiedModel, prompts: list[Interleaved]) -> None:
+    sampler = InterleavedSampler(model, SamplerConfig(edit="full", max_rounds=12))
+    with pytest.raises(ValueError, match=r"prompts of 74 tokens and 12 rounds need 970 positions|need \d+ positions"):
+        sampler.sample([Interleaved([*prompts[0], *prompts[0][1:] * 2])], [0])
+
+
+def test_regions_of_another_shape_are_named(model: UnifiedModel, lean: Lean, prompts: list[Interleaved]) -> None:
+    sampler = InterleavedSampler(lean(model, {model.spec.image_next: 60.0}), SamplerConfig(), box(0, 0, 9, 9))
+    with pytest.raises(ValueError, match=r"does not fit a grid of \(8, 8\)"):
+        sampler.sample(prompts[:1], [0])

@@ -1,0 +1,271 @@
+"""Settings: every type, the file and the command line, and the errors that a user reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from unidiff.config import build, convert, from_yaml, help_text, parse
+
+
+@dataclass
+class Base:
+    """steps: how many."""
+
+    steps: int = 10
+
+
+@dataclass
+class Settings(Base):
+    """rate: how fast. kind: which."""
+
+    rate: float = 0.1
+    kind: Literal["a", "b"] = "a"
+    level: Literal[1, 2] = 1
+    verbose: bool = False
+    name: str = "run"
+    limit: float | None = None
+    parent: str | None = "x"
+    either: int | str = 0
+    sizes: tuple[int, ...] = (1, 2)
+    pair: tuple[int, float] = (1, 0.5)
+    names: list[str] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)
+    anything: Any = None
+
+
+def given(*words: str) -> Settings:
+    return parse(Settings, words)
+
+
+# ---------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--steps", "7"], "steps", 7),
+        (["--steps", "-7"], "steps", -7),
+        (["--steps=7"], "steps", 7),
+        (["--steps", str(2**62 + 1)], "steps", 2**62 + 1),
+        (["--rate", "1e-3"], "rate", 1e-3),
+        (["--rate", "2"], "rate", 2.0),
+        (["--kind", "b"], "kind", "b"),
+        (["--level", "2"], "level", 2),
+        (["--verbose"], "verbose", True),
+        (["--verbose", "--steps", "3"], "verbose", True),
+        (["--verbose", "yes"], "verbose", True),
+        (["--verbose", "False"], "verbose", False),
+        (["--verbose=0"], "verbose", False),
+        (["--name", "a=b"], "name", "a=b"),
+        (["--name=a=b"], "name", "a=b"),
+        (["--name="], "name", ""),
+        (["--name=--odd"], "name", "--odd"),
+        (["--limit", "0.5"], "limit", 0.5),
+        (["--limit", "none"], "limit", None),
+        (["--parent", "None"], "parent", None),
+        (["--parent", "null"], "parent", None),
+        (["--either", "3"], "either", 3),
+        (["--either", "three"], "either", "three"),
+        (["--sizes", "3,4,5"], "sizes", (3, 4, 5)),
+        (["--sizes", "3"], "sizes", (3,)),
+        (["--sizes="], "sizes", ()),
+        (["--pair", "3, 4"], "pair", (3, 4.0)),
+        (["--names", "x, y"], "names", ["x", "y"]),
+        (["--weights", "a=1,b=0.5"], "weights", {"a": 1.0, "b": 0.5}),
+        (["--anything", "word"], "anything", "word"),
+        (["--steps", "1", "--steps", "2"], "steps", 2),
+    ],
+)
+def test_words_become_values(words: list[str], name: str, value: object) -> None:
+    found = getattr(given(*words), name)
+    assert found == value and type(found) is type(value)
+
+
+def test_dashes_may_stand_for_underscores() -> None:
+    @dataclass
+    class Config:
+        learning_rate: float = 0.1
+
+    assert parse(Config, ["--learning-rate", "2"]).learning_rate == 2.0
+
+
+def test_nothing_given_is_the_default() -> None:
+    assert given() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (int, 3, 3),
+        (int, 3.0, 3),
+        (int, 2**62 + 1, 2**62 + 1),
+        (float, 3, 3.0),
+        (float, "1e-4", 1e-4),  # YAML reads 1e-4, without a point, as a text
+        (bool, True, True),
+        (bool, "no", False),
+        (str, 3, "3"),
+        (int | None, None, None),
+        (tuple[int, ...], [1, 2], (1, 2)),
+        (list[float], [1, "2"], [1.0, 2.0]),
+        (list, [1, "2"], [1, "2"]),
+        (dict[str, int], {"a": 1}, {"a": 1}),
+        (dict, {"a": [1]}, {"a": [1]}),
+        (Literal[1, 2], 2, 2),
+    ],
+)
+def test_values_of_a_file_are_converted(kind: Any, value: object, expected: object) -> None:
+    found = convert(value, kind, "x")
+    assert found == expected and type(found) is type(expected)
+
+
+# ---------------------------------------------------------------- errors
+
+WRONG = [
+    (["--steps", "many"], "steps is 'many'; it must be a whole number"),
+    (["--steps", "1.5"], "steps is '1.5'; it must be a whole number"),
+    (["--steps"], "steps is 'true'; it must be a whole number"),
+    (["--rate", "fast"], "rate is 'fast'; it must be a number"),
+    (["--rate", "none"], "rate is 'none'; it must be a number"),
+    (["--kind", "c"], "kind is 'c'; choose one of a, b"),
+    (["--level", "3"], "level is '3'; choose one of 1, 2"),
+    (["--verbose", "maybe"], "verbose is 'maybe'; it must be true or false"),
+    (["--limit", "low"], "limit is 'low'; it must be a number"),
+    (["--sizes", "1,x"], "sizes is 'x'; it must be a whole number"),
+    (["--pair", "1,2,3"], "pair is ['1', '2', '3']; it must be 2 values"),
+    (["--weights", "a"], "weights is 'a'; it must be a mapping, or name=value with commas between them"),
+    (["--weights", "a=b"], "weights.a is 'b'; it must be a number"),
+    (["--stpes", "3"], "unknown setting 'stpes'; did you mean 'steps'?"),
+    (["--verbos"], "unknown setting 'verbos'; did you mean 'verbose'?"),
+    (["steps", "3"], "expected --setting value, got 'steps'"),
+    (["--steps", "3", "4"], "expected --setting value, got '4'"),
+    (["--config", "no/such.yaml"], "config file no/such.yaml does not exist"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG)
+def test_wrong_words_are_named(words: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        given(*words)
+    assert caught.value.code == f"error: {message}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("steps", 1.5, "steps is 1.5; it must be a whole number"),
+        ("steps", True, "steps is True; it must be a whole number"),
+        ("steps", None, "steps is None; it must be a whole number"),
+        ("steps", float("inf"), "steps is inf; it must be a whole number"),
+        ("steps", float("nan"), "steps is nan; it must be a whole number"),
+        ("rate", True, "rate is True; it must be a number"),
+        ("rate", [1], r"rate is \[1\]; it must be a number"),
+        ("name", None, "name is None; it must be a text"),
+        ("name", ["a"], "must be a text"),
+        ("verbose", None, "verbose is None; it must be true or false"),
+        ("verbose", 2, "verbose is 2; it must be true or false"),
+        ("sizes", 3, "sizes is 3; it must be a list, or values with commas"),
+        ("names", {"a": 1}, "it must be a list"),
+        ("weights", [1], "must be a mapping"),
+        (True, 1, "unknown setting True"),  # YAML reads the key `on` so
+    ],
+)
+def test_wrong_values_of_a_file_are_named(name: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(Settings, {name: value})
+
+
+def test_required_settings_are_named() -> None:
+    @dataclass
+    class Config:
+        path: str
+        parts: list[int]
+        steps: int = 1
+
+    with pytest.raises(SystemExit, match="error: setting 'path' is required; give --path"):
+        parse(Config, ["--steps", "3"])
+    assert parse(Config, ["--path", "x", "--parts", "1"]).path == "x"
+
+
+def test_errors_of_the_dataclass_itself_are_shown() -> None:
+    @dataclass
+    class Config:
+        steps: int = 1
+
+        def __post_init__(self) -> None:
+            if self.steps < 1:
+                raise ValueError("steps must be at least 1")
+
+    with pytest.raises(SystemExit, match="error: steps must be at least 1"):
+        parse(Config, ["--steps", "0"])
+
+
+def test_a_dataclass_without_fields() -> None:
+    @dataclass
+    class Config: ...
+
+    with pytest.raises(SystemExit, match="error: unknown setting 'x'"):
+        parse(Config, ["--x"])
+
+
+# ---------------------------------------------------------------- files
+
+
+def written(path: Path, content: str) -> str:
+    path.write_text(content)
+    return str(path)
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path / "c.yaml", "steps: 3\nrate: 1e-4\nlimit: null\nsizes: [7]\nweights: {a: 2}\nverbose: on\n")
+    for words in (["--config", path, "--steps", "5"], ["--steps", "5", f"--config={path}"]):
+        found = given(*words)
+        assert (found.steps, found.rate, found.limit, found.sizes) == (5, 1e-4, None, (7,))
+        assert found.weights == {"a": 2.0} and found.verbose is True and found.kind == "a"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- steps", "must hold keys and values, it holds list"),
+        ("steps", "must hold keys and values, it holds str"),
+        ("steps: [", "is not YAML"),
+        ("stpes: 3", "unknown setting 'stpes'; did you mean 'steps'?"),
+        ("steps: many", "steps is 'many'; it must be a whole number"),
+    ],
+)
+def test_wrong_files_are_named(content: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as caught:
+        given("--config", written(tmp_path / "c.yaml", content))
+    assert str(caught.value).startswith("error: ") and message in str(caught.value)
+
+
+def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
+    assert from_yaml(written(tmp_path / "c.yaml", "# steps: 3\n")) == {}
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_prints_and_ends(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(Settings, ["--steps", "many", flag], description="Runs it.")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Runs it.")
+    assert "rate: how fast." in shown and "steps: how many." in shown  # what it extends is explained too
+
+
+def test_help_lists_every_setting() -> None:
+    @dataclass
+    class Config:
+        path: str
+        sizes: list[int] = field(default_factory=lambda: [3])
+
+    text = help_text(Config)
+    assert "--path  (required)" in text.replace("'", "") and "--sizes  [3]" in text
+    assert all(f"--{name}" in help_text(Settings) for name in vars(Settings()))

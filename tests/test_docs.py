@@ -1,0 +1,251 @@
+"""The documents say what is so: examples run, commands and links lead somewhere, settings are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from unidiff.config import build, from_yaml, parse
+from unidiff.estimators import ESTIMATORS
+from unidiff.families import FAMILIES
+from unidiff.model import UnifiedModel
+from unidiff.rewards.reward import REWARDS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+CARDS = [*sorted(ROOT.glob("tokenizers/**/*.md")), *sorted(ROOT.glob("recipes/**/*.md"))]
+CODE = [p for folder in ("unidiff", "recipes", "tools") for p in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _files() -> list[Path]:
+    """What is, or would be, under version control."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [p for word in listed.stdout.split(b"\0") if word and (p := ROOT / os.fsdecode(word)).is_file()]
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(model: UnifiedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """recipes/base; a small random model in its place where it is not there."""
+    shipped = ROOT / "recipes" / "base"
+    if (shipped / "config.json").is_file():
+        return shipped
+    folder = tmp_path_factory.mktemp("base")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def elsewhere(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory that looks like the repository root to an example; what it registers is forgotten."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "base").symlink_to(base, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    known = [(registry, dict(registry)) for registry in (ESTIMATORS, FAMILIES, REWARDS)]
+    yield tmp_path
+    for registry, before in known:
+        registry.clear()
+        registry.update(before)
+
+
+def examples(page: Path) -> list[Any]:
+    """The python blocks of a page, compiled so that a traceback names the page's own lines."""
+    text = page.read_text()
+    blocks = []
+    for found in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S):
+        lines = text.count("\n", 0, found.start(1))
+        blocks.append(compile("\n" * lines + found[1], str(page), "exec"))
+    return blocks
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if examples(p)], ids=_name)
+def test_examples_run(page: Path, elsewhere: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in examples(page):
+        exec(block, namespace)
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Commands as words: from bash blocks and inline code of a page, and from comments and docstrings of a program."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        lines = "\n".join(re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S)).replace("\\\n", " ").splitlines()
+        lines += re.findall(r"`((?:python|accelerate|pip|pytest) [^`\n]+)`", text)
+    else:
+        lines = re.findall(r"^[#\s]+((?:python|accelerate launch) \S+[./]\S+.*)$", text, re.M)
+    words = [shlex.split(part, comments=True) for line in lines for part in line.split(" && ")]
+    return [w for w in words if w]
+
+
+@functools.cache
+def program(path: Path) -> ModuleType:
+    """A recipe or a tool as a module."""
+    spec = importlib.util.spec_from_file_location(f"_program_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the types of their fields
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_command(words: list[str]) -> None:
+    """Raises AssertionError, or SystemExit with the program's own words, for what does not exist."""
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    if words[0] == "pip":
+        extras = re.search(r"\[(.+)\]", words[-1])
+        known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert not extras or set(extras[1].split(",")) <= set(known)
+        return
+    if words[0] == "pytest":
+        assert all((ROOT / w).exists() for w in words[1:] if not w.startswith("-"))
+        return
+    words = words[2:] if words[:2] == ["accelerate", "launch"] else words[1:]
+    if words[0] == "--config_file":
+        assert (ROOT / words[1]).is_file(), f"{words[1]} does not exist"
+        words = words[2:]
+    script, given = ROOT / words[0], words[1:]
+    assert script.is_file(), f"{words[0]} does not exist"
+    if "unidiff.config" in script.read_text():
+        check_settings(program(script), given)
+    else:
+        assert all(f'"{w.partition("=")[0]}"' in script.read_text() for w in given if w.startswith("--"))
+
+
+def check_settings(module: Any, given: list[str]) -> None:
+    if hasattr(module, "COMMANDS"):
+        assert given[0] in module.COMMANDS, f"{given[0]} is not a command of {module.__file__}"
+        given = given[1:]
+    if hasattr(module, "split"):  # compare.py hands on what it does not know
+        given, handed_on = module.split(given)
+        parse(program(ROOT / "recipes" / "interleaved_reasoning.py").Config, handed_on)
+    if "--help" not in given:
+        parse(module.Config, given)
+
+
+SPEAKING = [*PAGES, *CARDS, *CODE, *sorted(ROOT.glob("recipes/**/*.yaml"))]
+
+
+@pytest.mark.parametrize("path", [p for p in SPEAKING if commands(p)], ids=_name)
+def test_commands_name_what_exists(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for words in commands(path):
+        try:
+            check_command(words)
+        except (AssertionError, SystemExit) as error:
+            pytest.fail(f"{' '.join(words)}\n{error}")
+
+
+def test_a_wrong_command_is_found() -> None:
+    recipe = "recipes/interleaved_reasoning.py"
+    for wrong in (
+        "python recipes/nothing.py",
+        f"accelerate launch {recipe} --max_step 3",
+        f"accelerate launch {recipe} --assignment facorized",
+        f"accelerate launch --config_file recipes/accelerate/9_gpu.yaml {recipe}",
+        "python recipes/compare.py --arms edit --max_step 0",
+        "python tools/bench.py edit",
+        'pip install -e ".[everything]"',
+    ):
+        with pytest.raises((AssertionError, SystemExit)):
+            check_command(shlex.split(wrong))
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that a page's headings can be linked by."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *CARDS], ids=_name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        file, _, anchor = target.partition("#")
+        linked = (page.parent / file).resolve() if file else page
+        assert linked.exists(), f"{_name(page)} links to {target}, which does not exist"
+        assert not anchor or anchor in anchors(linked), f"{_name(page)} links to {target}: no such heading"
+
+
+def test_documents_named_in_the_code_exist() -> None:
+    named = {(path, name) for path in CODE for name in re.findall(r"\bdocs/\w+\.md", path.read_text())}
+    assert not [f"{_name(path)}: {name}" for path, name in sorted(named) if not (ROOT / name).is_file()]
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_default_yaml_holds_every_default() -> None:
+    config = program(ROOT / "recipes" / "interleaved_reasoning.py").Config
+    written = from_yaml(ROOT / "recipes" / "configs" / "frozen_lake.yaml")
+    assert set(written) == {f.name for f in fields(config)} - {"model"}
+    assert build(config, written) == config()
+
+
+def test_every_setting_is_read() -> None:
+    """An option that is read by nothing is a promise that is not kept."""
+    config = program(ROOT / "recipes" / "interleaved_reasoning.py").Config
+    own = ROOT / "unidiff" / "grpo" / "config.py"
+    text = "".join(p.read_text() for p in CODE if p != own)
+    read = set(re.findall(r"onfig\.(\w+)", text))
+    for function in ast.walk(ast.parse(own.read_text())):  # what it offers under another name; its checks do not count
+        if isinstance(function, ast.FunctionDef) and not function.name.startswith("_"):
+            read |= {node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)}
+    assert not {f.name for f in fields(config)} - read
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/accelerate/*.yaml")), ids=_name)
+def test_accelerate_takes_its_configs(path: Path) -> None:
+    config = load_config_from_file(str(path))  # raises ValueError for a key that it does not know
+    processes = {"cpu": 1, "1_gpu": 1, "8_gpu": 8}[path.stem]
+    assert config.num_processes == processes
+    assert config.distributed_type == ("MULTI_GPU" if processes > 1 else "NO")
+    assert config.use_cpu == (path.stem == "cpu") and config.mixed_precision == "no"
+
+
+# --- what must not stand in the repository ----------------------------------------------------------------------------
+
+
+def test_no_path_of_a_developers_machine() -> None:
+    private = re.compile(rb"(?<![\w.])/(?:home|Users|root|work)/|index[-]url|find[-]links")
+    assert not [_name(p) for p in _files() if private.search(p.read_bytes())]
+
+
+def test_no_source_file_is_long() -> None:
+    long = {_name(p): n for p in _files() if p.suffix == ".py" and (n := p.read_text().count("\n")) > 500}
+    assert not long
+
+
+def test_ids_of_model_families_stand_in_their_files_only() -> None:
+    ids = re.compile(r"\b126_?(?:336|349|356|084)\b")
+    families = ROOT / "unidiff" / "families"
+    assert not [_name(p) for p in CODE if families not in p.parents and ids.search(p.read_text())]

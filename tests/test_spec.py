@@ -1,0 +1,100 @@
+"""ModelSpec: it refuses numbers that contradict each other, and says which field to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+
+from unidiff.sequence import Modality, Segment
+from unidiff.spec import ModelSpec
+
+Spec = Callable[..., ModelSpec]
+
+WRONG = [
+    ({"image_next": 9}, r"image_next is 9, which is not in text_end \(3, 4\)"),
+    ({"text_range": (3, 31)}, r"text_range \[3, 31\) is not inside the 30 logit rows"),
+    ({"text_range": (8, 3)}, r"text_range \[8, 3\)"),
+    ({"text_range": (-1, 8)}, r"text_range \[-1, 8\)"),
+    ({"codebook_size": 11}, r"image_range \[20, 31\)"),
+    ({"codebook_size": 0}, r"image_range \[20, 20\)"),
+    ({"text_range": (3, 21)}, r"text_range \(3, 21\) overlaps the image codes \(20, 28\)"),
+    ({"text_range": (3, 30)}, r"overlaps"),
+    ({"text_range": (4, 20)}, r"text_end \[3\] lies outside text_range"),
+    ({"mask": 30}, r"mask: 30 is no id below logit_rows 30"),
+    ({"mask": None}, r"mask: None is no id"),
+    ({"pad": -1}, r"pad: -1 is no id"),
+    ({"bos": "2"}, r"bos: '2' is no id"),
+    ({"image_begin": (5, 99)}, r"image_begin: 99 is no id"),
+    ({"image_end": (-2,)}, r"image_end: -2 is no id"),
+    ({"row_separator": 77}, r"row_separator: 77 is no id"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG)
+def test_contradictions_are_named(change: dict[str, Any], message: str, toy_spec: Spec) -> None:
+    with pytest.raises(ValueError, match=message):
+        toy_spec(**change)
+
+
+def test_ranges(toy_spec: Spec) -> None:
+    spec = toy_spec(bos=None, text_range=(3, 5), image_offset=10)
+    assert spec.range_of(Modality.TEXT) == (3, 5) and spec.range_of(Modality.IMAGE) == spec.image_range == (10, 18)
+    assert spec.codes(torch.tensor([10, 17])).tolist() == [0, 7]
+    assert toy_spec(text_range=(28, 30), text_end=(28, 29), image_next=29).text_range == (28, 30)  # behind the codes
+
+
+def test_a_spec_survives_json(toy_spec: Spec) -> None:
+    spec = toy_spec(row_separator=8, sampler={"image_steps": 12}, attention="bidirectional", pixel_range=(-1.0, 1.0))
+    assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert set(spec.to_dict()) == {f.name for f in fields(ModelSpec)}
+
+
+def test_unknown_and_missing_fields_are_named(toy_spec: Spec) -> None:
+    with pytest.raises(ValueError, match="ModelSpec has no field maks, zzz"):
+        ModelSpec.from_dict({**toy_spec().to_dict(), "zzz": 1, "maks": 0})
+    with pytest.raises(ValueError, match=r"ModelSpec: .*codebook_size"):
+        ModelSpec.from_dict({k: v for k, v in toy_spec().to_dict().items() if k != "codebook_size"})
+
+
+def segment(kind: str, ids: list[int]) -> Segment:
+    if kind == "image":
+        return Segment(Modality.IMAGE, torch.tensor(ids), grid=(1, len(ids)))
+    return Segment(Modality.TEXT, torch.tensor(ids, dtype=torch.int64), prompt=kind == "prompt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids"),
+    [
+        ("text", [3, 19, 4]),
+        ("text", [9] * 6),
+        ("text", []),
+        ("prompt", [0, 2, 19, 28, 29]),
+        ("prompt", [9] * 40),
+        ("image", [20, 27]),
+    ],
+)
+def test_good_segments_pass(kind: str, ids: list[int], toy_spec: Spec) -> None:
+    toy_spec().check_segment(segment(kind, ids))
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids", "message"),
+    [
+        ("text", [9, 2], r"text\[2\]: ids \[2\] do not lie in \[3, 20\), the text range of family 'toy'"),
+        ("text", [28], r"ids \[28\] do not lie in \[3, 20\)"),
+        ("text", [-1], r"ids \[-1\]"),
+        ("text", [9] * 7, "a sampled text of 7 tokens is longer than text_length 6"),
+        ("prompt", [9, 20, 27], r"prompt text\[3\]: ids \[20, 27\] .* without the image codes \[20, 28\]"),
+        ("prompt", [30], r"ids \[30\] do not lie in \[0, 30\)"),
+        ("image", [20, 28], r"image\[1×2\]: ids \[28\] do not lie in \[20, 28\), the image range"),
+        ("image", [0, 20], r"ids \[0\]"),
+    ],
+)
+def test_wrong_segments_are_named(kind: str, ids: list[int], message: str, toy_spec: Spec) -> None:
+    with pytest.raises(ValueError, match=message):
+        toy_spec().check_segment(segment(kind, ids))

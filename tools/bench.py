@@ -1,0 +1,240 @@
+"""Measures cost: rollouts with and without edits and cache, an autoregressive decoder, and the seconds of a step.
+
+    python tools/bench.py edits      # localized edits against regenerating whole images, and an autoregressive decoder
+    python tools/bench.py cache      # the exact cache against no cache: same tokens, less time
+    python tools/bench.py step       # seconds of rollout and update, and the share of the matrix peak in scoring
+
+Ratios are taken within one run, arms interleaved and repeated, the fastest repeat of each counting: these machines are
+noisy. --model (default recipes/base), --prompts, --repeats.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unidiff import GRPOConfig, GRPOTrainer, InterleavedSampler, SamplerConfig, UnifiedModel, noise
+from unidiff.config import parse
+from unidiff.grpo.experience import segment_views
+from unidiff.sampling.compute import Compute, ComputeMeter, ModelFlops
+from unidiff.sampling.rollout import Rollout
+from unidiff.sequence import Interleaved, Modality, Tokens
+from unidiff.tasks import FrozenLake
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Config:
+    """model: checkpoint. prompts: held-out prompts, one rollout each. repeats: of every measurement. seed: of noise."""
+
+    model: str = str(ROOT / "recipes" / "base")
+    prompts: int = 64
+    repeats: int = 3
+    seed: int = 0
+
+
+class Bench:
+    """A model, its task and some prompts of the test split."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.model = UnifiedModel.from_pretrained(config.model)
+        self.task = FrozenLake()
+        self.examples = [self.task.example("test", i) for i in range(config.prompts)]
+        self.prompts = [self.model.encode(e.prompt) for e in self.examples]
+        self.keys = [noise.key(config.seed, i) for i in range(config.prompts)]
+
+    def rollouts(self, settings: SamplerConfig) -> list[Rollout]:
+        return InterleavedSampler(self.model, settings, self.task.region).sample(self.prompts, self.keys)
+
+    def success(self, rollouts: list[Rollout]) -> tuple[float, float]:
+        figures = self.task.measure(segment_views(self.model, rollouts, self.examples), self.examples)
+        return float(figures["success"].mean()), float(figures["image_exact"].mean())
+
+
+def fastest(arms: dict[str, Callable[[], Compute]], repeats: int) -> dict[str, Compute]:
+    """The fastest repeat of each arm, by seconds; arms take turns."""
+    best: dict[str, Compute] = {}
+    for _ in range(repeats):
+        for name, run in arms.items():
+            cost = run()
+            if name not in best or cost.total.seconds < best[name].total.seconds:
+                best[name] = cost
+    return best
+
+
+def total(rollouts: list[Rollout]) -> Compute:
+    return sum((r.compute for r in rollouts), Compute())
+
+
+def edits(config: Config) -> None:
+    """Localized edits against full regeneration and against an autoregressive decoder of the same size."""
+    bench = Bench(config)
+    greedy = SamplerConfig(greedy=True)
+    names = ("full", "region", "confidence", "random")
+    last: dict[str, list[Rollout]] = {}
+
+    def arm(name: str) -> Compute:
+        last[name] = bench.rollouts(replace(greedy, edit=name))  # type: ignore[arg-type]
+        return total(last[name])
+
+    arms: dict[str, Callable[[], Compute]] = {name: (lambda name=name: arm(name)) for name in names}
+    arms["autoregressive"] = lambda: autoregressive(bench, greedy.max_rounds)
+    best = fastest(arms, config.repeats)
+    n = config.prompts
+    print(
+        "| arm | forwards | image token-forwards | image s | token-forwards | GFLOPs | seconds | success | pictures |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, cost in best.items():
+        image = cost.get("image", Compute().total) + cost.get("select", Compute().total)
+        right = "{:.3f} | {:.3f}".format(*bench.success(last[name])) if name in last else "– | –"
+        t = cost.total
+        print(
+            f"| {name} | {t.forwards / n:.1f} | {image.token_forwards / n:.1f} | {image.seconds / n:.4f} | "
+            f"{t.token_forwards / n:.0f} | {t.flops / n / 1e9:.3f} | {t.seconds / n:.4f} | {right} |"
+        )
+    full, ours = best["full"], best["region"]
+    for kind in ("token_forwards", "seconds", "flops"):
+        saved = [
+            1 - getattr(a, kind) / getattr(b, kind) for a, b in ((_image(ours), _image(full)), (ours.total, full.total))
+        ]
+        print(f"saved by region edits, {kind}: images {saved[0]:.1%}, whole rollout {saved[1]:.1%}")
+
+
+def _image(cost: Compute):
+    return cost["image"] + cost.get("select", Compute().total)
+
+
+@torch.no_grad()
+def autoregressive(bench: Bench, rounds: int) -> Compute:
+    """The cost of a causal decoder with this body that writes every text and picture token by token, with a cache.
+
+    Only the cost: the weights were not trained to do so. Each token is one forward pass over one token a row.
+    """
+    model, spec = bench.model, bench.model.spec
+    text = len(model.encode_text("from a1 go right to a2")) + 1
+    image = spec.image_grid[0] * spec.image_grid[1] + len(spec.image_begin) + len(spec.image_end)
+    canvas = model.render([Interleaved(p) for p in bench.prompts])
+    rows = torch.arange(len(bench.prompts))
+    meter = ComputeMeter(ModelFlops.of(model.backbone), len(rows), model.device)
+    context = model.begin(canvas.shape[1] + rounds * (text + image) + text)
+    with meter.clock("prompt"):
+        length = canvas.clean.valid.sum(1)
+        meter.add("prompt", rows, length, length, length * 0, 0, length > 0)
+        model.write(context, canvas.clean)
+    for turn in range(rounds + 1):
+        for phase, modality, count in (("text", Modality.TEXT, text), ("image", Modality.IMAGE, image)):
+            if turn == rounds and phase == "image":
+                break
+            with meter.clock(phase):
+                for offset in range(count):
+                    _one_token(bench, context, meter, rows, phase, modality, 2 + 2 * turn + modality, offset)
+    return sum(meter.rows(), Compute())
+
+
+def _one_token(bench, context, meter, rows: Tensor, phase: str, modality: Modality, segment: int, offset: int) -> None:
+    model = bench.model
+    low, high = model.spec.range_of(modality)
+
+    def column(value: int) -> Tensor:
+        return torch.full((len(rows), 1), value)
+
+    ids = column(low)
+    block = Tokens(
+        ids, column(segment), column(modality), context.lengths[:, None], column(offset), column(-1), ids >= 0
+    )
+    length = context.lengths + 1
+    one = torch.ones_like(length)
+    meter.add(phase, rows, one, length, one, high - low, one > 0)
+    model.log_probs(model.read(context, block), modality).argmax(-1)
+    context.append(block)
+
+
+def cache(config: Config) -> None:
+    """The exact cache against running the whole sequence at every step."""
+    bench = Bench(config)
+    tokens: dict[bool, list[Rollout]] = {}
+
+    def arm(cached: bool, edit: str) -> Compute:
+        tokens[cached] = bench.rollouts(SamplerConfig(cache=cached, edit=edit))  # type: ignore[arg-type]
+        return total(tokens[cached])
+
+    print("| edit | seconds without | with cache | ratio | token-forwards ratio | same tokens |")
+    print("|---|---|---|---|---|---|")
+    for edit in ("region", "full"):
+        best = fastest({str(c): (lambda c=c, edit=edit: arm(c, edit)) for c in (False, True)}, config.repeats)
+        same = all(
+            len(a.segments) == len(b.segments)
+            and all(torch.equal(x.tokens, y.tokens) for x, y in zip(a.segments, b.segments))
+            for a, b in zip(tokens[False], tokens[True])
+        )
+        slow, quick = best["False"].total, best["True"].total
+        print(
+            f"| {edit} | {slow.seconds:.2f} | {quick.seconds:.2f} | {slow.seconds / quick.seconds:.2f} | "
+            f"{slow.token_forwards / quick.token_forwards:.2f} | {'yes' if same else 'NO'} |"
+        )
+
+
+def step(config: Config) -> None:
+    """Seconds of a GRPO step of 64 rollouts by phase, and the share of the machine's matrix peak in scoring."""
+    bench = Bench(config)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = GRPOConfig(
+            output_dir=folder, max_steps=config.repeats + 1, save_steps=0, quiet=True, check_ratio_every=0
+        )
+        seconds: list[dict[str, float]] = []
+        trainer = GRPOTrainer(
+            bench.model, bench.task, settings, on_step=lambda step, metrics, experience: seconds.append(metrics)
+        )
+        trainer.train()
+        _, experience = trainer.step(config.repeats + 1)
+    best = min(seconds[1:], key=lambda m: m["seconds"])
+    phases = {k.removeprefix("seconds/"): v for k, v in best.items() if k.startswith("seconds/")}
+    print("| " + " | ".join(phases) + " | step |\n" + "|---" * (len(phases) + 1) + "|")
+    print("| " + " | ".join(f"{v:.2f} s" for v in phases.values()) + f" | {best['seconds']:.2f} s |")
+
+    canvas, _ = experience.canvas.rows(experience.micro_batches(16)[-1]).trimmed()
+    mask = canvas.sampled
+    tokens = canvas.clean.shape[1] + canvas.noisy.shape[1]
+    count = torch.full((len(mask),), tokens)
+    flops = float(ModelFlops.of(bench.model.backbone).forward(count, count, count * 0, 0).sum())
+    with torch.no_grad():
+        score = _seconds(lambda: bench.model.score(canvas, mask), config.repeats)
+    peak = max(_matrix_rate(n) for n in (512, 1024, 2048))
+    print(
+        f"scoring {len(mask)} rows × {tokens} tokens: {score:.3f} s, {flops / score / 1e9:.1f} GFLOP/s, "
+        f"{flops / score / peak:.1%} of the matrix peak of {peak / 1e9:.1f} GFLOP/s, "
+        f"{torch.get_num_threads()} threads"
+    )
+
+
+def _seconds(run: Callable[[], object], repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _matrix_rate(n: int) -> float:
+    """FLOP/s of an n × n matrix product."""
+    a = torch.randn(n, n, generator=torch.Generator().manual_seed(0))
+    return 2 * n**3 / _seconds(lambda: a @ a, 5)
+
+
+COMMANDS = {"edits": edits, "cache": cache, "step": step}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        sys.exit(f"usage: python tools/bench.py {'|'.join(COMMANDS)} [--setting value …]\n\n{__doc__}")
+    COMMANDS[sys.argv[1]](parse(Config, sys.argv[2:], __doc__ or ""))

@@ -1,0 +1,186 @@
+"""Training curves as small multiples, from the rows of a metrics.jsonl.
+
+Grey text on a transparent ground, and lines of middle lightness: legible on white and on dark.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from matplotlib.axes import Axes
+
+INK, GRID = "#7d8590", "#7d859040"
+COLOURS = ("#2f81d8", "#d9772b", "#2a9d5c", "#a35fc9", "#d04a6a", "#1f9bb0", "#a08a1c", "#7a7f87")
+WIDTH, HEIGHT = 3.4, 2.3  # inches of one panel
+_SMOOTH = 5  # steps of the running mean
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot. keys: patterns of metric names, matched whole. unit: "number"; "share", an axis from 0 to 100 %;
+    "percent", a share on an axis that fits the data; "log". leading: among those that are looked at first."""
+
+    title: str
+    keys: tuple[str, ...]
+    unit: Literal["number", "share", "percent", "log"] = "number"
+    leading: bool = False
+
+
+PANELS = (
+    Panel("answers, training prompts", ("success", "agreement", "format"), "share", leading=True),
+    Panel("pictures, training prompts", ("image_exact", "image_cells"), "share", leading=True),
+    Panel("held out", (r"eval/.*(success|image_exact)",), "share", leading=True),
+    Panel("rewards", (r"reward/.*",), leading=True),
+    Panel("groups without spread", (r"zero_std/.*",), "share", leading=True),
+    Panel("seconds by phase", (r"seconds/.*",), leading=True),
+    Panel("text and image advantage: correlation", ("advantage_correlation",)),
+    Panel("first-iteration ratio: max |ρ − 1|", ("ratio_first_iteration_max_dev",), "log"),
+    Panel("clipped tokens", (r"clip.*",), "percent"),
+    Panel("KL", (r"kl(/.*)?",)),
+    Panel("gradient norm", ("grad_norm",)),
+    Panel("token-forwards of a rollout", (r"compute/(text|image|select|write|prompt)/token_forwards",)),
+)
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def draw_curves(
+    metrics: Rows, path_or_buffer: str | PathLike[str] | IO[bytes], *, keys: Sequence[str] | None = None
+) -> None:
+    """Writes a PNG of all panels that the rows have data for.
+
+    metrics: rows {"step": int, name: number, …}; a name may be missing from some rows. keys: patterns of the only names
+    to draw, as "reward/.*"; names that no panel shows get one each. Raises ValueError if nothing is left to draw.
+    """
+    from matplotlib.figure import Figure
+
+    drawn = _panels(metrics, keys)
+    if not drawn:
+        raise ValueError("metrics: no row holds a number that is to be drawn")
+    columns = min(3, len(drawn))
+    lines = math.ceil(len(drawn) / columns)
+    figure = Figure(figsize=(WIDTH * columns, HEIGHT * lines), layout="constrained", facecolor="none")
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis, (panel, names) in zip(axes, drawn):
+        _draw(axis, panel, names, metrics)
+    for axis in axes[len(drawn) :]:
+        axis.remove()
+    figure.savefig(path_or_buffer, format="png", dpi=160, transparent=True)
+
+
+def draw_panels(metrics: Rows) -> list[tuple[Panel, bytes]]:
+    """Each panel that the rows have data for with its PNG, of which one fills the width of a phone."""
+    from matplotlib.figure import Figure
+
+    out = []
+    for panel, names in _panels(metrics, None):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="none")
+        _draw(figure.subplots(), panel, names, metrics)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=200, transparent=True)
+        out.append((panel, buffer.getvalue()))
+    return out
+
+
+def series(metrics: Rows, name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one metric, where it is a finite number."""
+    points = [(row.get("step", i), row.get(name)) for i, row in enumerate(metrics)]
+    kept = [(float(s), float(v)) for s, v in points if isinstance(v, (int, float)) and math.isfinite(v)]
+    return [s for s, _ in kept], [v for _, v in kept]
+
+
+def _panels(metrics: Rows, keys: Sequence[str] | None) -> list[tuple[Panel, list[str]]]:
+    """Panels with the metrics that each has to draw."""
+    names = [n for n in dict.fromkeys(k for row in metrics for k in row) if n != "step" and series(metrics, n)[1]]
+    panels = list(PANELS)
+    if keys is not None:
+        names = [n for n in names if any(re.fullmatch(k, n) for k in keys)]
+        panels += [Panel(n, (re.escape(n),)) for n in names if not any(_shows(p, n) for p in PANELS)]
+    found = [(p, [n for n in names if _shows(p, n)]) for p in panels]
+    return [(p, matching) for p, matching in found if matching]
+
+
+def _shows(panel: Panel, name: str) -> bool:
+    return any(re.fullmatch(key, name) for key in panel.keys)
+
+
+def _draw(axis: Axes, panel: Panel, names: list[str], metrics: Rows) -> None:
+    for i, name in enumerate(names):
+        steps, values = series(metrics, name)
+        colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
+        if panel.unit == "log":
+            values = [max(v, 1e-9) for v in values]
+        few = len(values) <= 2 * _SMOOTH
+        smooth = values if few or panel.unit == "log" else running_mean(values, _SMOOTH)
+        if smooth is not values:
+            axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        marker = "o" if few else ""
+        axis.plot(steps, smooth, style, color=colour, linewidth=1.6, marker=marker, markersize=3, label=_label(name))
+    _dress(axis, panel)
+    if len(names) > 1:
+        _legend(axis)
+
+
+def _dress(axis: Axes, panel: Panel) -> None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    axis.set_title(panel.title, fontsize=9.5, color=INK, loc="left", fontweight="bold")
+    axis.set_facecolor("none")
+    axis.grid(axis="y", color=GRID, linewidth=0.7)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+    axis.spines["bottom"].set_color(GRID)
+    if panel.unit == "log":
+        axis.set_yscale("log")
+        low, high = axis.dataLim.intervaly
+        axis.set_ylim(10 ** math.floor(math.log10(low)), 10 ** (math.floor(math.log10(high)) + 1))
+        axis.minorticks_off()
+    elif panel.unit != "number":
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if panel.unit == "share" else None))
+        axis.set_ylim(*((-0.02, 1.02) if panel.unit == "share" else (0, None)))
+    axis.tick_params(colors=INK, labelsize=8, length=0)
+
+
+def _legend(axis: Axes) -> None:
+    """Below the panel, in as many columns as its width holds."""
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(-0.02, -0.1),
+        ncols=max(1, min(len(labels), 3, 54 // (max(map(len, labels)) + 6))),
+        fontsize=7.5,
+        labelcolor=INK,
+        frameon=False,
+        handlelength=1.2,
+        borderaxespad=0.3,
+        columnspacing=1.2,
+    )
+
+
+def running_mean(values: Sequence[float], width: int) -> list[float]:
+    """Mean of each value and up to width - 1 values before it."""
+    out = []
+    for i in range(len(values)):
+        window = values[max(0, i + 1 - width) : i + 1]
+        out.append(sum(window) / len(window))
+    return out
+
+
+def _label(name: str) -> str:
+    """A metric's name without the group that the panel's title already says."""
+    head, *rest = name.split("/")
+    if head == "compute":
+        return rest[0]
+    shown = rest if rest and not head.startswith("clip") else [head, *rest]
+    return " ".join(shown).replace("_", " ")

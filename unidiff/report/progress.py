@@ -1,0 +1,196 @@
+"""What a person sees while a run is under way: a live table on a terminal, one plain line a step elsewhere."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from unidiff.report.results import Figure, columns, duration, held_out, number
+
+_SHARES = ("success", "image_exact", "format", "agreement")
+_BARS = "▁▂▃▄▅▆▇█"
+_TREND = 24  # steps that a sparkline shows
+
+
+class Progress:
+    """Context manager that shows the steps of a run as they end.
+
+    total: steps of the whole run. start: steps already done, in a resumed run. quiet: show nothing at all, as on every
+    process but the first. console: where to; None = standard output.
+    """
+
+    def __init__(self, total: int, start: int = 0, quiet: bool = False, *, console: Console | None = None) -> None:
+        self.total, self.start, self.done, self.quiet = total, start, start, quiet
+        self.console = console or Console(highlight=False)
+        self.history: dict[str, list[float]] = {}
+        self._began = time.perf_counter()
+        self._live: Live | None = None
+        self._bar = Bar(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeElapsedColumn(),
+            _Remaining(self),
+            console=self.console,
+        )
+        self._task = self._bar.add_task("", total=total, completed=start)
+
+    @property
+    def live(self) -> bool:
+        """It draws over itself, rather than adding lines."""
+        return self.console.is_terminal and not self.quiet
+
+    def __enter__(self) -> Progress:
+        self._began = time.perf_counter()
+        if self.live:
+            self._live = Live(self._view(), console=self.console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.update(self._view(), refresh=True)
+            self._live.stop()
+            self._live = None
+
+    def update(self, metrics: Mapping[str, Any]) -> None:
+        """Takes one step's metrics: call it once a step."""
+        self.done += 1
+        for name, value in metrics.items():
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                self.history.setdefault(name, []).append(float(value))
+        if self.quiet:
+            return
+        if self._live is None:
+            self._print(plain_line(metrics, self.done, self.total, self.remaining))
+            return
+        self._bar.update(self._task, completed=self.done)
+        self._live.update(self._view())
+
+    def message(self, text: str) -> None:
+        """Says something once: above the live table, or on a line of its own."""
+        if self.quiet:
+            return
+        if self._live is not None:
+            self.console.print(Text(text))
+        else:
+            self._print(text)
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the end, at the mean pace so far; None before the first step."""
+        steps = self.done - self.start
+        return (time.perf_counter() - self._began) / steps * (self.total - self.done) if steps else None
+
+    def _print(self, text: str) -> None:
+        print(text, file=self.console.file, flush=True)
+
+    def _view(self) -> Group:
+        return Group(self._bar, figures_table(self.history)) if self.history else Group(self._bar)
+
+
+class _Remaining(ProgressColumn):
+    """Time left, at the pace that `Progress` has measured (rich's own counts steps of before a resume)."""
+
+    max_refresh = 1.0
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def render(self, task: Any) -> Text:
+        left = self._progress.remaining
+        return Text("" if left is None else f"{duration(left)} left", style="cyan")
+
+
+def plain_line(metrics: Mapping[str, Any], done: int, total: int, remaining: float | None) -> str:
+    """One step on one line: figures, rewards by kind, zero-std share by modality, ratio deviation, seconds by phase."""
+    parts = [f"step {done}/{total}"]
+    parts += [f"{name} {_shown(name, metrics[name])}" for name in _SHARES if name in metrics]
+    parts.append(_group(metrics, "reward/", "rewards"))
+    parts.append(_group(metrics, "zero_std/", "zero-std"))
+    if "ratio_first_iteration_max_dev" in metrics:
+        parts.append(f"ratio dev {metrics['ratio_first_iteration_max_dev']:.1e}")
+    if "seconds" in metrics:
+        phases = _group(metrics, "seconds/", "")
+        parts.append(f"{metrics['seconds']:.1f} s" + (f" ({phases})" if phases else ""))
+    if remaining is not None:
+        parts.append(f"{duration(remaining)} left")
+    return " | ".join(p for p in parts if p)
+
+
+def _group(metrics: Mapping[str, Any], prefix: str, title: str) -> str:
+    found = [f"{k.removeprefix(prefix)} {_shown(k, v)}" for k, v in metrics.items() if k.startswith(prefix)]
+    return f"{title} {' '.join(found)}".strip() if found else ""
+
+
+def _shown(name: str, value: float) -> str:
+    if name in _SHARES or name.startswith("zero_std/"):
+        return f"{100 * value:.0f}%"
+    return f"{value:.2f}" if name.startswith(("reward/", "seconds")) else number(value)
+
+
+def figures_table(history: Mapping[str, list[float]]) -> Group:
+    """The figures that matter, in less than the lines of a small terminal: at the first step, now, and how they went;
+    below them the last step's zero-std shares, ratio deviation and seconds."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    for head, justify in (("", "left"), ("first", "right"), ("now", "right"), ("trend", "left")):
+        table.add_column(head, justify=justify)  # type: ignore[arg-type]
+    for name in [n for n in _SHARES if n in history] + [n for n in history if n.startswith("reward/")]:
+        values = history[name]
+        now = Text(_shown(name, values[-1]), style="bold")
+        table.add_row(name, _shown(name, values[0]), now, sparkline(values))
+    last = {name: values[-1] for name, values in history.items()}
+    lines = [_group(last, "zero_std/", "groups without spread:")]
+    if "ratio_first_iteration_max_dev" in last:
+        lines.append(f"first-iteration ratio, max |ρ − 1|: {last['ratio_first_iteration_max_dev']:.1e}")
+    if "seconds" in last:
+        lines.append(f"{last['seconds']:.1f} s a step: {_group(last, 'seconds/', '')}")
+    return Group(table, *(Text(line) for line in lines if line))
+
+
+def sparkline(values: list[float], width: int = _TREND) -> str:
+    """The last values as a row of bars between their smallest and largest; empty for fewer than two."""
+    last = values[-width:]
+    if len(last) < 2:
+        return ""
+    low, high = min(last), max(last)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((v - low) * scale)] for v in last)
+
+
+def results_table(summary: Mapping[str, Any]) -> str:
+    """Held-out results before and after as plain text; empty if the summary has none (see `results.held_out`)."""
+    figures = [f for f in held_out(summary) if f.leading] or held_out(summary)
+    if not figures:
+        return ""
+    table = Table(box=box.ASCII2, title="held-out prompts", title_justify="left")
+    table.add_column("")
+    shown = columns(figures)
+    for column in shown:
+        for head in ("before", "after", "change"):
+            table.add_column(head if len(shown) == 1 else f"{head}\n{column}", justify="right")
+    for figure in figures:
+        table.add_row(figure.name, *(cell for column in shown for cell in _cells(figure, column)))
+    console = Console(file=io.StringIO(), width=120, color_system=None, force_terminal=False)
+    console.print(table)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())  # type: ignore[attr-defined]
+
+
+def _cells(figure: Figure, column: str) -> tuple[str, str, str]:
+    before, after = figure.cells.get(column, (None, None))
+    return figure.shown(before), figure.shown(after), figure.change(column) or ""

@@ -1,0 +1,129 @@
+"""Held-out results before and after training: one list of figures for the page and for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+# Ways of decoding that a summary may tell apart -> how a reader sees them.
+COLUMNS = {
+    "greedy": "greedy",
+    "sampled": "sampled, T = 1",
+    "t1": "sampled, T = 1",
+    "t=1": "sampled, T = 1",
+    "": "result",
+}
+LEADING = ("success", "image_exact", "format", "agreement", "progress", "legal", "image_cells")
+_NO_SHARE = ("seconds", "flops", "forward", "compute", "length", "tokens", "loss", "kl", "count", "size")
+
+
+@dataclass
+class Figure:
+    """One measure. cells: column -> (before, after), either None where it was not measured."""
+
+    name: str
+    cells: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+
+    @property
+    def share(self) -> bool:
+        """It is a share of 1, to be shown in percent: by its values and its name."""
+        values = [v for pair in self.cells.values() for v in pair if v is not None]
+        return all(0 <= v <= 1 for v in values) and not any(word in self.name for word in _NO_SHARE)
+
+    @property
+    def leading(self) -> bool:
+        """It belongs among the figures that are read first."""
+        return self.name in LEADING
+
+    def shown(self, value: float | None) -> str:
+        """A value as a reader sees it."""
+        if value is None:
+            return "–"
+        return f"{100 * value:.1f} %" if self.share else number(value)
+
+    def change(self, column: str) -> str | None:
+        """after - before of a column with its sign, shares in points; None unless both were measured."""
+        before, after = self.cells.get(column, (None, None))
+        if before is None or after is None:
+            return None
+        difference = after - before
+        text = f"{100 * abs(difference):.1f}" if self.share else number(abs(difference))
+        return ("+" if difference >= 0 else "−") + text
+
+    def tone(self, column: str, prompts: int | None) -> str:
+        """Whether a leading share rose or fell: "good", "bad", or "none" within two standard errors of the difference.
+
+        prompts: how many were asked before, and after; None: every difference counts. The error is that of a share
+        of yes and no, the largest that a measure between 0 and 1 can have.
+        """
+        before, after = self.cells.get(column, (None, None))
+        if before is None or after is None or not (self.leading and self.share):
+            return "none"
+        variance = (before * (1 - before) + after * (1 - after)) / prompts if prompts else 0.0
+        if abs(after - before) <= 2 * math.sqrt(variance):
+            return "none"
+        return "good" if after > before else "bad"
+
+
+def held_out(summary: Mapping[str, Any] | None) -> list[Figure]:
+    """Figures of `summary["base"]` and `summary["final"]`, leading ones first; empty without either.
+
+    Each of the two may be flat {"success": 0.4}, by decoding {"greedy": {"success": 0.4}, "sampled": {...}} or with
+    slashes {"greedy/success": 0.4}. Deeper dictionaries become names with slashes. What is no finite number is left
+    out.
+    """
+    sides = [_by_column((summary or {}).get(name)) for name in ("base", "final")]
+    names = list(dict.fromkeys(key for side in sides for key in side))
+    figures: dict[str, Figure] = {}
+    for column, name in names:
+        cells = figures.setdefault(name, Figure(name)).cells
+        cells[column] = (sides[0].get((column, name)), sides[1].get((column, name)))
+    rank = {name: i for i, name in enumerate(LEADING)}
+    return sorted(figures.values(), key=lambda f: rank.get(f.name, len(rank)))
+
+
+def columns(figures: list[Figure]) -> list[str]:
+    """The columns that any figure has, in order."""
+    present = {column for figure in figures for column in figure.cells}
+    return [c for c in dict.fromkeys(COLUMNS.values()) if c in present]
+
+
+def number(value: float) -> str:
+    """A number in few characters: 0.0312, 12.4, 3.2 k, 1.7 G."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    for limit, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if unit == ' k' else limit):.3g}{unit}"
+    return f"{value:.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in few characters: 8.3 s, 4 min 05 s, 2 h 07 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _by_column(side: Any) -> dict[tuple[str, str], float]:
+    """{(column, name): value}."""
+    out = {}
+    for path, value in _leaves(side):
+        head, rest = path[0].lower(), path[1:]
+        column, name = (COLUMNS[head], rest) if head in COLUMNS and rest else (COLUMNS[""], path)
+        out[column, "/".join(name)] = value
+    return out
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], float]]:
+    if isinstance(value, Mapping):
+        return [leaf for k, v in value.items() for leaf in _leaves(v, (*path, *str(k).split("/")))]
+    if isinstance(value, Real) and not isinstance(value, bool) and path and math.isfinite(value):
+        return [(path, float(value))]
+    return []
