@@ -34,7 +34,7 @@ from unidiff.report.page import write_page
 from unidiff.report.progress import Progress, results_table
 from unidiff.report.record import RolloutRecord, record
 from unidiff.report.results import duration
-from unidiff.rewards.reward import RewardError
+from unidiff.rewards.reward import RewardError, as_rewards
 from unidiff.tasks import FrozenLake
 
 ROOT = Path(__file__).resolve().parent
@@ -54,8 +54,13 @@ class Config(GRPOConfig):
 
     FREE = GRPOConfig.FREE | {"threads"}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        as_rewards(self.rewards or ())  # names that cannot be found are an error now, not after the model is loaded
+
 
 def main() -> None:
+    sys.path.append(os.getcwd())  # where a user's own rewards may be
     config = parse(Config, description=__doc__ or "")
     began = time.perf_counter()
     galleries: dict[str, list[RolloutRecord]] = {}
@@ -74,7 +79,7 @@ def main() -> None:
         trainer = GRPOTrainer(model, task, config, config.rewards, accelerator=accelerator, on_step=on_step)
         trainer.claim()
         base = trainer.held_out() if trainer.start == 0 else None  # a resumed run has it
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 
     main_process, out = accelerator.is_main_process, trainer.folder.path

@@ -81,6 +81,7 @@ def examples(page: Path) -> list[Any]:
     return blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if examples(p)], ids=_name)
 def test_examples_run(page: Path, elsewhere: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}

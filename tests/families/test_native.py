@@ -72,6 +72,16 @@ def test_embedding_is_its_formula(model: UnifiedModel, rows: list[Interleaved]) 
     assert len(kinds) == 5  # words, picture tokens with and without one before, delimiters of both
 
 
+def test_rotary_positions_are_ordinals_of_segments(
+    model: UnifiedModel, plain_model: UnifiedModel, rows: list[Interleaved]
+) -> None:
+    canvas = model.render(rows)
+    for tokens in (canvas.clean, canvas.noisy):
+        assert torch.equal(model.positions(tokens)[tokens.valid], tokens.segment[tokens.valid])
+        assert model.positions(tokens).min() >= 0
+    assert torch.equal(plain_model.positions(canvas.clean), canvas.clean.position)
+
+
 def test_build_depends_on_its_seed_alone(
     rng_untouched: None, tokenizer: PreTrainedTokenizerBase, images: PatchVQ
 ) -> None:

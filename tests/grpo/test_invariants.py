@@ -77,7 +77,7 @@ def recorded(trainer, monkeypatch):
 @pytest.mark.parametrize("micro_batch_size", [1, 4, 100])
 @pytest.mark.parametrize("estimator", ["fading_out", "one_step"])
 def test_each_mask_is_used_once_and_only_its_tokens_have_weight_and_gradient(
-    make_trainer, monkeypatch, estimator, micro_batch_size
+    make_trainer, model, monkeypatch, estimator, micro_batch_size
 ):
     settings = {"text_estimator": estimator, "image_estimator": "image_random", "beta": 0.1}  # KL: all rows are run
     trainer = make_trainer(num_iterations=3, micro_batch_size=micro_batch_size, image_min_ratio=0.3, **settings)
@@ -90,8 +90,12 @@ def test_each_mask_is_used_once_and_only_its_tokens_have_weight_and_gradient(
     for iteration, rows, new, weight in found:
         masked = (experience.views[iteration].mask & canvas.sampled)[rows]
         assert torch.equal(weight > 0, masked) and set(weight.unique().tolist()) <= {0.0, 1.0}
+        assert bool((new[~masked] == 0).all()) and float((new[masked] != 0).float().mean()) > 0.9  # it scored this view
         assert new.grad is not None and bool((new.grad[~masked] == 0).all())
         assert bool((new.grad[masked] != 0).any())
+        if iteration == 0:  # the policy has not changed
+            view = experience.views[0].rows(rows)
+            torch.testing.assert_close(new, model.score(canvas.rows(rows), view.mask, view.hide), atol=1e-5, rtol=0)
     masks = [view.mask for view in experience.views]
     assert not torch.equal(masks[0], masks[1]) or estimator == "one_step"
     assert all(bool((~m & canvas.sampled).any()) for m in masks[:2])  # some tokens stand: the test means something

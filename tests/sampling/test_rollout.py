@@ -1,4 +1,7 @@
-"""Rollouts: what is recorded is what scoring finds, edits stay inside their mask, and no row knows of the others."""
+"""Rollouts: what is recorded is what scoring finds, edits stay inside their mask, and no row knows of the others.
+
+Their texts, and how they end: test_rollout_texts.py.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,12 @@ from PIL import Image
 from unidiff import noise
 from unidiff.model import UnifiedModel
 from unidiff.sampling.edit import EDITS, Locate, box
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig, Stop
+from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
 from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.tasks import FrozenLake
 
 Sample = Callable[..., list[Rollout]]
 Lean = Callable[[UnifiedModel, dict[int, float]], UnifiedModel]
-ORDERS = ["confidence", "margin", "entropy", "random"]
 # Every option at least once, and each edit with each image sampler.
 SETTINGS: list[dict[str, Any]] = [
     {"edit": edit, "image_sampler": sampler, **text}
@@ -290,112 +292,7 @@ def test_rows_that_finish_leave_the_batch(
     assert sizes == sorted(sizes, reverse=True) and set(sizes) == set(alive) - {0} and len(set(sizes)) > 2
 
 
-# ---------------------------------------------------------------- texts
-
-
-def test_texts_end_at_their_first_end_token(model: UnifiedModel, prompts: list[Interleaved], sample: Sample) -> None:
-    for settings in ({}, {"text_threshold": None, "text_order": "random"}, {"text_threshold": 0.0}):
-        found = texts(sample(prompts * 3, range(12), **settings))
-        ends = [[t in model.spec.text_end for t in s.tokens.tolist()] for s in found]
-        assert all(not any(e[:-1]) for e in ends) and any(e[-1] for e in ends) and not all(e[-1] for e in ends)
-        assert all(e[-1] or len(e) == model.spec.text_length for e in ends)
-        assert all((s.step >= 0).all() and s.edited is None for s in found)
-        low, high = model.spec.text_range
-        assert all(s.tokens.min() >= low and s.tokens.max() < high for s in found)
-
-
-@pytest.fixture(scope="module")
-def endless(model: UnifiedModel, lean: Lean) -> UnifiedModel:
-    """A model that never ends a text."""
-    return lean(model, dict.fromkeys(model.spec.text_end, -60.0))
-
-
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("steps", [1, 3, 5, 8, 20])
-def test_fixed_steps_commit_the_published_plan(order: str, steps: int, endless: UnifiedModel, sample: Sample) -> None:
-    """k // T tokens a step, and one more in the first k mod T."""
-    taken = min(steps, 8)
-    plan = sorted((8 // taken + (i < 8 % taken) for i in range(taken)), reverse=True)
-    for text in texts(sample(of=endless, text_threshold=None, text_steps=steps, text_order=order)):
-        assert text.step.long().bincount().tolist() == plan
-
-
-@pytest.mark.parametrize(("block", "steps"), [(4, 8), (4, 4), (4, 2), (3, 8), (1, 8), (8, 4), (50, 4)])
-def test_blocks_are_written_from_left_to_right(block: int, steps: int, endless: UnifiedModel, sample: Sample) -> None:
-    found = sample(of=endless, text_threshold=None, text_steps=steps, text_block=block)
-    for rollout in found:
-        (text,) = rollout.segments
-        parts = text.step.split(min(block, 8))
-        assert all(int(a.max()) < int(b.min()) for a, b in itertools.pairwise(parts))
-        taken = sum(min(-(-steps * len(p) // 8), len(p)) for p in parts)
-        assert rollout.compute["text"].forwards == taken == int(text.step.max()) + 1
-
-
-def test_orders_differ(endless: UnifiedModel, sample: Sample) -> None:
-    steps = {}
-    for order in ORDERS:
-        found = texts(sample(of=endless, text_threshold=None, text_order=order))
-        steps[order] = tuple(tuple(s.step.tolist()) for s in found)
-    assert len(set(steps.values())) == 4
-
-
-def test_confident_tokens_come_first(endless: UnifiedModel, prompts: list[Interleaved], sample: Sample) -> None:
-    """With one token a step, the first is the likeliest of those drawn while all were masked."""
-    settings = {"text_threshold": None, "text_order": "confidence", "greedy": True}
-    one, eight = (sample(of=endless, text_steps=n, **settings) for n in (1, 8))
-    for a, b in zip(texts(one), texts(eight)):
-        assert int(a.probability.argmax()) == int(b.step.argmin())
-
-
-def test_thresholds(endless: UnifiedModel, sample: Sample) -> None:
-    at_once, one_by_one, some = (texts(sample(of=endless, text_threshold=t)) for t in (0.0, 1.0, 0.3))
-    assert all((s.step == 0).all() for s in at_once)
-    assert all(sorted(s.step.tolist()) == list(range(8)) for s in one_by_one)
-    assert {int(s.step.max()) for s in some} - {0, 7}
-    for text in some:
-        for step in range(int(text.step.max()) + 1):
-            now = text.probability[text.step == step]
-            assert len(now) == 1 or (now >= 0.3 - 1e-6).sum() >= len(now) - 1
-
-
-@pytest.mark.parametrize("threshold", [0.9, None])
-def test_greedy_needs_no_key(threshold: float | None, prompts: list[Interleaved], sample: Sample) -> None:
-    for sampler, edit in itertools.product(("maskgit",), ("region", "full")):
-        settings = {"greedy": True, "text_threshold": threshold, "image_sampler": sampler, "edit": edit}
-        for a, b in zip(sample(prompts, range(4), **settings), sample(prompts, range(50, 54), **settings)):
-            assert same(a, b)
-    drawn = {"text_threshold": threshold}
-    assert not all(
-        same(a, b) for a, b in zip(sample(prompts, range(4), **drawn), sample(prompts, range(50, 54), **drawn))
-    )
-
-
-# ---------------------------------------------------------------- how rollouts end
-
-
-@pytest.mark.parametrize(
-    ("end", "stop", "rounds"), [("answer", Stop.ANSWERED, 0), ("image", Stop.MAX_ROUNDS, 2), ("none", Stop.NO_END, 0)]
-)
-@pytest.mark.parametrize("settings", [{}, {"text_threshold": None}, {"text_block": 4}, {"greedy": True}])
-def test_every_stop_can_be_reached(
-    end: str,
-    stop: Stop,
-    rounds: int,
-    settings: dict[str, Any],
-    model: UnifiedModel,
-    endless: UnifiedModel,
-    lean: Lean,
-    sample: Sample,
-) -> None:
-    answer = next(e for e in model.spec.text_end if e != model.spec.image_next)
-    wanted = {"answer": answer, "image": model.spec.image_next, "none": None}[end]
-    leaning = endless if wanted is None else lean(model, {wanted: 60.0})
-    for rollout in sample(of=leaning, **settings):
-        assert rollout.stop is stop and len(images([rollout])) == rounds
-        assert [s.modality for s in rollout.segments] == [Modality.TEXT, Modality.IMAGE] * rounds + [Modality.TEXT]
-        last = int(rollout.segments[-1].tokens[-1])
-        assert last == wanted if wanted is not None else last not in model.spec.text_end
-        assert len(rollout.segments[-1]) == (model.spec.text_length if wanted is None else 1)
+# ---------------------------------------------------------------- prompts of other kinds
 
 
 def test_rollouts_carry_what_they_were_made_with(prompts: list[Interleaved], sample: Sample) -> None:
@@ -409,9 +306,6 @@ def test_rollouts_carry_what_they_were_made_with(prompts: list[Interleaved], sam
             assert (
                 segment.tokens.dtype == torch.int64 and ((segment.probability > 0) & (segment.probability <= 1)).all()
             )
-
-
-# ---------------------------------------------------------------- prompts of other kinds
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -445,6 +339,15 @@ def test_a_task_from_end_to_end(model: UnifiedModel, lean: Lean, task: FrozenLak
         image = rollout.segments[1]
         named = task.region(model.decode_text(rollout.segments[0].tokens), image.grid)
         assert image.edited.reshape(8, 8).tolist() == named.tolist() and example.board.size == 4
+
+
+def test_one_prompt_in_one_call(model: UnifiedModel, task: FrozenLake) -> None:
+    question, picture = task.example("test", 0).prompt
+    rollout = model.rollout([question, picture], edit="confidence", seed=3, max_rounds=1)
+    sampler = InterleavedSampler(model, SamplerConfig(edit="confidence", max_rounds=1))
+    assert same(rollout, sampler.sample([model.encode([question, picture])], [noise.key(3)])[0])
+    region = model.rollout([question, picture], locate=task.region, seed=3, max_rounds=1)
+    assert region.settings.edit == "region"
 
 
 # ---------------------------------------------------------------- errors

@@ -1,0 +1,310 @@
+"""The main recipe, end to end, on the tiny model: what it leaves behind, what it refuses, and how it survives kills."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from unidiff import UnifiedModel
+from unidiff.grpo.checkpoint import read_metrics
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "interleaved_reasoning.py"
+SMALL = {"num_prompts": 2, "num_generations": 2, "max_rounds": 2, "text_steps": 3, "image_steps": 2, "edit": "random"}
+SMALL |= {"edit_share": 0.2, "eval_size": 3, "max_steps": 2, "warmup_steps": 0, "threads": 1}
+
+# The tiny model earns nothing from the task's own rewards, and so would learn nothing.
+REWARDS = """
+from unidiff import reward
+
+@reward(on="image", weight=2.0)
+def bright(segments, **columns):
+    return [s.pixels.mean() / 255 for s in segments]
+
+def parity(completions, completion_ids, **columns):
+    return [float(sum(ids) % 2) for ids in completion_ids]
+
+@reward(on="text", required=True)
+def vital(segments, **columns):
+    return [None for _ in segments]
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Iterator[ModuleType]:
+    before, threads = os.environ.get("ACCELERATE_USE_CPU"), torch.get_num_threads()
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    spec = importlib.util.spec_from_file_location("interleaved_reasoning", RECIPE)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    torch.set_num_threads(threads)
+    if before is None:
+        del os.environ["ACCELERATE_USE_CPU"]
+
+
+@pytest.fixture(scope="module")
+def start(model: UnifiedModel, tmp_path_factory) -> Path:
+    """The folder of the tiny model, with a module of rewards beside its files."""
+    folder = tmp_path_factory.mktemp("start")
+    model.save_pretrained(folder)
+    (folder / "toy_rewards.py").write_text(REWARDS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(start: Path) -> Callable[..., list[str]]:
+    """words(folder, *more) -> a command line of a small run."""
+    small = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+    small += ["--model", str(start), "--rewards", "toy_rewards:bright,toy_rewards:parity"]
+    return lambda folder, *more: [*small, "--output_dir", str(folder), *more]
+
+
+@pytest.fixture(scope="module")
+def run(recipe: ModuleType, words: Callable[..., list[str]], start: Path) -> Callable[..., Path]:
+    """run(folder, *more) -> the folder, after a run in this process."""
+
+    def call(folder: Path, *more: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(start)
+            patch.setattr(sys, "argv", [str(RECIPE), *words(folder, *more)])
+            recipe.main()
+        return folder
+
+    return call
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def timeless(folder: Path) -> list[dict]:
+    return [{k: v for k, v in m.items() if "seconds" not in k} for m in read_metrics(folder / "metrics.jsonl")]
+
+
+# ---------------------------------------------------------------------------------------------- a whole run
+
+
+@pytest.fixture(scope="module")
+def finished(run: Callable[..., Path], tmp_path_factory) -> Path:
+    return run(tmp_path_factory.mktemp("runs") / "finished", "--log_rollouts_every", "1", "--eval_steps", "1")
+
+
+def test_summary(finished, start):
+    summary = summary_of(finished)
+    for side in ("base", "final"):
+        assert summary[side]["success"] == summary[side]["greedy"]["success"]
+        assert {"success", "image_exact", "format"} <= summary[side]["sampled"].keys()
+    assert summary["rollout"]["token_forwards"] > 0 and summary["rollout"]["flops"] > 0
+    assert summary["rollout"]["seconds"] > 0 and set(summary["rollout"]["phases"]) >= {"prompt", "text", "write"}
+    assert summary["seconds"] > summary["seconds_training"] > 0 and summary["steps"] == 2
+    assert summary["config"]["model"] == str(start) and summary["config"]["num_generations"] == 2
+
+
+def test_files(finished, recipe):
+    assert {p.name for p in finished.iterdir()} >= {"config.json", "metrics.jsonl", "summary.json", "report.html"}
+    assert [m["step"] for m in read_metrics(finished / "metrics.jsonl")] == [0, 1]
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    page = (finished / "report.html").read_text()
+    for gallery in ("before training", "training, step 0", "training, step 1", "after training"):
+        assert gallery in page
+    assert not list(finished.rglob("*.draft"))
+
+
+def test_the_model_loads_back(finished, start, model):
+    trained = UnifiedModel.from_pretrained(finished / "model")
+    kept = UnifiedModel.from_pretrained(start)
+    changed = [not torch.equal(a, b) for a, b in zip(trained.state_dict().values(), kept.state_dict().values())]
+    assert all(changed)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), kept.state_dict().values()))
+
+
+def test_results_are_printed(run, tmp_path, capsys):
+    run(tmp_path / "run", "--max_steps", "1")
+    out, _, page = capsys.readouterr().out.partition("look at ")
+    assert "held-out prompts" in out and "success" in out and page.strip() == str(tmp_path / "run" / "report.html")
+    assert "step 1/1" in out  # the progress display
+    assert out.count("greedy") == 3 and "result" not in out  # before, after and change: no column is told twice
+
+
+def test_evaluation_only(run, tmp_path, start):
+    folder = run(tmp_path / "run", "--max_steps", "0", "--quiet")
+    summary = summary_of(folder)
+    assert summary["base"] == summary["final"] and summary["steps"] == 0 and summary["seconds_training"] == 0
+    assert not (folder / "model").exists() and not (folder / "checkpoints").exists()
+    assert "before training" in (folder / "report.html").read_text()
+
+
+def test_resuming_a_finished_run_gives_its_results_again(run, finished):
+    before, metrics = summary_of(finished), timeless(finished)
+    run(finished, "--log_rollouts_every", "1", "--eval_steps", "1", "--resume", "--quiet")
+    after = summary_of(finished)
+    assert timeless(finished) == metrics
+    assert after["final"] == before["final"] and after["base"] == before["base"] and after["config"]["resume"]
+
+
+def test_rewards_by_name(run, finished, tmp_path):
+    metrics = read_metrics(finished / "metrics.jsonl")[0]
+    assert 0 < metrics["reward/bright"] < 1 and metrics["reward/parity"] <= 1 and "reward/progress" not in metrics
+    own = run(tmp_path / "run", "--rewards", "none", "--max_steps", "1", "--quiet")  # the task's
+    (metrics,) = read_metrics(own / "metrics.jsonl")
+    assert "reward/bright" not in metrics and "reward/progress" in metrics
+
+
+def test_rewards_are_found_where_the_user_is(run, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from unidiff import reward\n@reward\ndef f(segments): return [1.0] * len(segments)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "run", "--rewards", "mine:f", "--max_steps", "0", "--quiet")
+
+
+def test_settings_from_a_file(run, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("assignment: joint\nmax_steps: 1\nseed: 7\n")
+    words = ["--config", str(path), "--quiet", "--max_steps", "0"]
+    assert summary_of(run(tmp_path / "run", *words))["config"]["assignment"] == "joint"
+
+
+# ---------------------------------------------------------------------------------------------- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--assignmet", "joint"], "unknown setting 'assignmet'; did you mean 'assignment'?"),
+        (["--modle", "x"], "unknown setting 'modle'; did you mean 'model'?"),
+        (
+            ["--assignment", "both"],
+            "assignment is 'both'; choose one of joint, normalize_then_sum, factorized, segment",
+        ),
+        (["--num_generations", "1"], "num_generations is 1; a group needs at least 2"),
+        (["--text_estimator", "fade"], "text_estimator is 'fade'; did you mean 'fading_out'?"),
+        (["--model", "no/such/folder"], "no/such/folder"),
+        (["--board_size", "9"], "size: expected 3 to 8 cells, got 9"),
+        (["--board_size", "5"], "the model embeds images of (8, 8) tokens, not of [(10, 10)]"),
+        (["--max_rounds", "40"], "40 rounds need"),
+        (["--eval_split", "exam"], "split: expected one of train, dev, test, got 'exam'"),
+        (["--rewards", "no_module:f"], "no_module"),
+        (["--rewards", "math:sqrt"], "mark the function with @reward"),
+        (["--tracker", "notebook"], "notebook"),
+        (["--config", "missing.yaml"], "config file missing.yaml does not exist"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_refusals(run, tmp_path, more, message):
+    with pytest.raises(SystemExit) as refused:
+        run(tmp_path / "run", "--quiet", *more)
+    assert str(refused.value).startswith("error: ") and message in str(refused.value)
+
+
+def test_a_mended_setting_may_use_the_same_folder(run, tmp_path):
+    with pytest.raises(SystemExit):
+        run(tmp_path / "run", "--quiet", "--eval_split", "exam", "--max_steps", "0")
+    run(tmp_path / "run", "--quiet", "--max_steps", "0")
+
+
+def test_a_folder_that_holds_another_run(run, finished):
+    with pytest.raises(SystemExit, match="holds another run"):
+        run(finished)
+    with pytest.raises(SystemExit, match="cannot be resumed with other settings: seed was 0, is 1"):
+        run(finished, "--resume", "--seed", "1")
+    assert summary_of(finished)["steps"] == 2
+
+
+def test_a_folder_that_holds_an_evaluation(run, tmp_path):
+    run(tmp_path / "run", "--quiet", "--max_steps", "0")
+    with pytest.raises(SystemExit, match="holds another run"):
+        run(tmp_path / "run", "--quiet")
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json", "image/model.safetensors", "config.json"])
+def test_a_checkpoint_that_lacks_files(run, tmp_path, model, missing):
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / missing).unlink()
+    with pytest.raises(SystemExit, match=missing):
+        run(tmp_path / "run", "--model", str(tmp_path / "model"))
+
+
+def test_a_required_reward_that_fails(run, tmp_path):
+    with pytest.raises(SystemExit, match="error: reward 'vital' is required"):
+        run(tmp_path / "run", "--rewards", "toy_rewards:vital", "--quiet")
+
+
+def test_help(run, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path / "run", "--help")
+    out = capsys.readouterr().out
+    assert ended.value.code == 0 and not (tmp_path / "run").exists()
+    assert "accelerate launch recipes/interleaved_reasoning.py" in out and "--text_estimator  'fading_out'" in out
+
+
+# ---------------------------------------------------------------------------------------------- kills
+
+LONG = ("--max_steps", "8", "--save_steps", "2", "--eval_steps", "1", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def unbroken(run, tmp_path_factory) -> Path:
+    return run(tmp_path_factory.mktemp("runs") / "unbroken", *LONG)
+
+
+def ended_by(number: int, words: list[str], start: Path, folder: Path, lines: int) -> int:
+    """Starts a run as a user does, sends it a signal once it has written so many lines of metrics; its exit code."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(start)}
+    process = subprocess.Popen(
+        [sys.executable, str(RECIPE), *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while process.poll() is None and len(read_metrics(folder / "metrics.jsonl")) < lines:
+        time.sleep(0.002)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode in (-number, 130), out[-2000:]
+    return process.returncode
+
+
+def same_results(first: Path, second: Path) -> None:
+    assert timeless(first) == timeless(second)
+    weights = [(f / "model" / "model.safetensors").read_bytes() for f in (first, second)]
+    assert weights[0] == weights[1]
+    summaries = [summary_of(f) for f in (first, second)]
+    assert all(summaries[0][side] == summaries[1][side] for side in ("base", "final"))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(run, words, start, unbroken, tmp_path):
+    folder = tmp_path / "run"
+    assert ended_by(signal.SIGKILL, words(folder, *LONG), start, folder, lines=3) == -signal.SIGKILL
+    done = len(read_metrics(folder / "metrics.jsonl"))
+    assert 3 <= done < 8 and not (folder / "summary.json").exists()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lr"')  # a line that the kill cut off
+    run(folder, *LONG, "--resume")
+    same_results(folder, unbroken)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_saves_what_it_has_and_goes_on(run, words, start, unbroken, tmp_path):
+    folder = tmp_path / "run"
+    assert ended_by(signal.SIGINT, words(folder, *LONG), start, folder, lines=1) == 130
+    done = len(read_metrics(folder / "metrics.jsonl"))
+    assert 1 <= done < 8
+    last = sorted((folder / "checkpoints").iterdir())[-1]
+    assert json.loads((last / "progress.json").read_text())["step"] == done
+    run(folder, *LONG, "--resume")
+    same_results(folder, unbroken)
