@@ -239,17 +239,33 @@ def test_gradients_are_clipped(make_trainer, weights, difference):
     assert moved[1e-12] < 0.1 * moved[1.0]
 
 
-def test_accumulation_that_accelerate_was_told_of_changes_nothing(make_trainer):
-    expected, _ = make_trainer().step(0)
-    for state in (GradientState, AcceleratorState):
-        state._reset_state()
-    try:
-        accelerator = Accelerator(gradient_accumulation_steps=4)
-        metrics, _ = make_trainer(options={"accelerator": accelerator}).step(0)
-    finally:
+@pytest.fixture
+def accelerate_with():
+    """accelerate_with(**options) -> an accelerator with other options than the others of this process."""
+
+    def make(**options):
         for state in (GradientState, AcceleratorState):
             state._reset_state()
+        return Accelerator(**options)
+
+    yield make
+    for state in (GradientState, AcceleratorState):
+        state._reset_state()
+
+
+def test_accumulation_that_accelerate_was_told_of_changes_nothing(make_trainer, accelerate_with):
+    expected, _ = make_trainer().step(0)
+    accelerator = accelerate_with(gradient_accumulation_steps=4)
+    metrics, _ = make_trainer(options={"accelerator": accelerator}).step(0)
     assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+
+
+def test_mixed_precision_is_the_same_for_policy_old_policy_and_reference(make_trainer, accelerate_with):
+    accelerator = accelerate_with(mixed_precision="bf16")
+    trainer = make_trainer(beta=0.1, num_iterations=2, learning_rate=1e-9, options={"accelerator": accelerator})
+    metrics, _ = trainer.step(0)
+    assert metrics["ratio_first_iteration_max_dev"] == 0
+    assert metrics["kl/text"] == pytest.approx(0, abs=1e-9) and metrics["kl/image"] == pytest.approx(0, abs=1e-9)
 
 
 # ---------------------------------------------------------------------------------------------- nothing to learn from

@@ -54,7 +54,7 @@ class GRPOConfig(SamplerConfig):
 
     max_steps: int = 40
     num_iterations: int = 1
-    micro_batch_size: int = 16
+    micro_batch_size: int = 8
     learning_rate: float = 5e-4
     warmup_steps: int = 4
     lr_schedule: Literal["linear", "constant"] = "linear"
