@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
+from unidiff import reward
 from unidiff.config import build, from_yaml, parse
 from unidiff.estimators import ESTIMATORS
 from unidiff.families import FAMILIES
@@ -156,6 +157,9 @@ SPEAKING = [*PAGES, *CARDS, *CODE, *sorted(ROOT.glob("recipes/**/*.yaml"))]
 @pytest.mark.parametrize("path", [p for p in SPEAKING if commands(p)], ids=_name)
 def test_commands_name_what_exists(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    mine = ModuleType("my_rewards")  # the file of a reader of docs/rewards.md
+    mine.__dict__["polite"] = reward(name="polite")(lambda segments, **columns: [0.0] * len(segments))
+    monkeypatch.setitem(sys.modules, "my_rewards", mine)
     for words in commands(path):
         try:
             check_command(words)

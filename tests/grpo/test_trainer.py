@@ -330,6 +330,16 @@ def test_rollouts_without_advantage_are_not_run_and_change_nothing(
     assert outcome[False][1] == outcome[True][1] / 2
 
 
+def test_rollouts_without_advantage_are_run_for_their_kl(make_trainer, rewards):
+    halves = [reward(first_prompt_only(rewards[0]), on="text", name="a")]
+    metrics, experience = make_trainer(halves, beta=0.1).step(0)
+    assert (experience.advantage_BL[3:] == 0).all() and (experience.advantage_BL[:3] != 0).any()
+    weight = experience.weight_BL(0) * (experience.canvas.modality == Modality.TEXT)
+    assert metrics["tokens/text"] == weight.sum() and weight[3:].sum() > 0
+    alone, _ = make_trainer(halves).step(0)
+    assert alone["tokens/text"] == weight[:3].sum()
+
+
 # ---------------------------------------------------------------------------------------------- lost rewards
 
 

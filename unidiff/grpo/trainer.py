@@ -46,8 +46,8 @@ _TRAIN_PROMPTS = 1 << 30
 
 
 class GRPOTrainer:
-    """Trains `model` on `task` with `rewards` (default: the task's own). Prompts are examples of the task's "train" split,
-    of any index below 2**30.
+    """Trains `model` on `task` with `rewards` (default: the task's own). Prompts are the task's train examples, of any
+    index below 2**30.
 
     on_step(step, metrics, experience): called after each step, on the main process, with its own share of the
     rollouts. router: instead of the one that the config names. Raises ValueError for settings that do not fit.
