@@ -216,7 +216,15 @@ def test_a_signal_ends_the_run_after_the_step_in_progress(make_trainer, number):
     assert len(resumed.train()) == 4 and not resumed.stopped
 
 
-def test_a_second_interrupt_ends_it_at_once(make_trainer):
+@pytest.fixture
+def interruptible():
+    """Python's own handler of SIGINT: a process started in the background by a script may have none."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_ends_it_at_once(make_trainer, interruptible):
     def interrupt(step, metrics, experience):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
