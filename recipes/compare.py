@@ -26,7 +26,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from unidiff.config import parse
-from unidiff.grpo.checkpoint import read_metrics, write_json, write_text
+from unidiff.files import write_json, write_text
+from unidiff.grpo.checkpoint import read_metrics
 
 ROOT = Path(__file__).resolve().parent
 

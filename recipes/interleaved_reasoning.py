@@ -26,7 +26,8 @@ from accelerate import Accelerator
 
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel
 from unidiff.config import parse
-from unidiff.grpo.checkpoint import read_metrics, write_json
+from unidiff.files import write_json
+from unidiff.grpo.checkpoint import read_metrics
 from unidiff.grpo.evaluation import Evaluation
 from unidiff.grpo.experience import Experience
 from unidiff.report.curves import draw_curves

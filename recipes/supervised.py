@@ -55,13 +55,13 @@ def main() -> None:
     start_training = time.perf_counter()
     with (out / "supervised.jsonl").open("a") as log:
         for step in range(config.steps):
-            done, planned = step, config.steps
+            planned = config.steps
             if config.max_seconds is not None:
                 elapsed = time.perf_counter() - start_training
                 if elapsed >= config.max_seconds:
                     break
                 planned = max(step + 1, round(step * config.max_seconds / max(elapsed, 1e-9))) if step else config.steps
-            factor = supervised.lr_factor(done, planned, config.warmup, config.decay)
+            factor = supervised.lr_factor(step, planned, config.warmup, config.decay)
             for optimizer, rate in zip(optimizers, rates):
                 optimizer.param_groups[0]["lr"] = rate * factor
             canvas, mask = supervised.batch(model, rows, config, step)

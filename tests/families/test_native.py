@@ -130,7 +130,7 @@ def test_names_in_the_file_are_published_ones(model: UnifiedModel, saved: Path) 
     body = {f"model.layers.{i}.{n}.weight" for i in range(2) for n in LAYER}
     assert names == body | {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"} | EMBEDDING
     assert json.loads((saved / "config.json").read_text())["model_type"] == "unidiff_native"
-    assert not list(saved.rglob("*.partial"))
+    assert not list(saved.rglob("*.draft"))
 
 
 LAYER = ["input_layernorm", "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unidiff import files
 from unidiff.report import page
 from unidiff.report.page import environment, write_page
 from unidiff.report.record import RewardRecord, RolloutRecord, SegmentRecord, png, record
@@ -206,7 +207,7 @@ def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch) -> None:
     def fail(*_) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(page.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_page(path, title="new")
     assert path.read_text() == old and [p.name for p in tmp_path.iterdir()] == ["page.html"]

@@ -8,8 +8,6 @@ tokenizer.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from unidiff.families import register
+from unidiff.files import write_json, write_whole
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
 from unidiff.sequence import Modality, Tokens
@@ -181,8 +180,8 @@ class Native:
             },
         }
         weights = {k: v.detach().cpu().contiguous() for k, v in _weights(model).items()}
-        _write(folder / "model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))
-        _write(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+        write_whole(folder / "model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))
+        write_json(folder / "config.json", config)
         model.tokenizer.save_pretrained(folder)
         (folder / "image").mkdir(exist_ok=True)
         model.images.save_pretrained(folder / "image")
@@ -190,13 +189,6 @@ class Native:
 
 # Written by transformers for its own book-keeping; `LlamaForCausalLM` is what a native body always is.
 _NOT_SAVED = {"transformers_version", "architectures", "model_type", "dtype", "_name_or_path"}
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file in one piece or not at all: a run that is killed leaves the one that was there."""
-    partial = path.with_name(f"{path.name}.partial")
-    write(partial)
-    partial.replace(path)
 
 
 def _weights(model: UnifiedModel) -> dict[str, Tensor]:

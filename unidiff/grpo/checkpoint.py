@@ -19,10 +19,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from unidiff.files import DRAFT, write_json, write_text
 from unidiff.grpo.config import GRPOConfig
 
 KEPT = 2  # checkpoints that stay
-_DRAFT = ".draft"  # ends the name of what is still being written
 
 
 class RunFolder:
@@ -38,7 +38,7 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         found = self.path.glob("checkpoints/step-*")
-        return sorted(p for p in found if p.suffix != _DRAFT and (p / "progress.json").is_file())
+        return sorted(p for p in found if p.suffix != DRAFT and (p / "progress.json").is_file())
 
     def open(self, config: GRPOConfig) -> None:
         """Claims the folder for a run. Raises ValueError if it holds another run, or one with other settings.
@@ -78,7 +78,7 @@ class RunFolder:
     def save(self, accelerator: Accelerator, step: int) -> Path:
         """A checkpoint after `step` steps; called by every process."""
         final = self.path / "checkpoints" / f"step-{step:06d}"
-        draft = final.with_name(final.name + _DRAFT)
+        draft = final.with_name(final.name + DRAFT)
         if accelerator.is_main_process:
             shutil.rmtree(draft, ignore_errors=True)
         accelerator.wait_for_everyone()
@@ -115,13 +115,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return out
-
-
-def write_text(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + _DRAFT)
-    draft.write_text(text)
-    os.replace(draft, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1) + "\n")

@@ -10,7 +10,6 @@ import io
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from unidiff.files import write_text
 from unidiff.report.curves import draw_panels
 from unidiff.report.record import RewardRecord, RolloutRecord, SegmentRecord, data_uri
 from unidiff.report.results import columns, duration, held_out, number
@@ -67,7 +67,10 @@ def write_page(
             pictures=pictures,
         )
     )
-    return _write(Path(path), html)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, html)
+    return path
 
 
 def environment() -> Environment:
@@ -364,18 +367,3 @@ def _training(metrics: Sequence[Mapping[str, Any]]) -> str:
         large = sorted(((v / total, k) for k, v in phases.items() if v / total >= 0.01), reverse=True)
         parts.append(", ".join(f"{name} {100 * share:.0f} %" for share, name in large))
     return " · ".join(p for p in parts if p)
-
-
-def _write(path: Path, text: str) -> Path:
-    """Replaces the file in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".draft")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
-    return path
