@@ -22,9 +22,11 @@ from unidiff.config import parse
 from unidiff.families import native
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
+from unidiff.sequence import Interleaved
 from unidiff.tasks import FrozenLake
 
 ROOT = Path(__file__).resolve().parent.parent
+FROZEN = (0.75, 0.6, 0.9)  # chance that a cell is ice
 
 
 @dataclass
@@ -45,9 +47,9 @@ def main() -> None:
     config = parse(Config, description=__doc__ or "")
     out = Path(config.output_dir)
     out.mkdir(parents=True, exist_ok=True)
-    model, task = start(config), FrozenLake()
+    model = start(config)
     began = time.perf_counter()
-    rows = supervised.corpus(model, task, range(config.corpus))
+    rows = demonstrations(model, config.corpus)
     print(f"{len(rows)} demonstrations in {time.perf_counter() - began:.0f} s", flush=True)
 
     optimizers = supervised.optimizers(model, config)
@@ -81,6 +83,12 @@ def main() -> None:
                 model.save_pretrained(out)
     model.save_pretrained(out)
     (out / "training.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+
+
+def demonstrations(model: UnifiedModel, count: int) -> list[Interleaved]:
+    """Walks over boards with few, some and many holes: more layouts to learn from than those of the task alone."""
+    tasks = [FrozenLake(frozen_probability=p) for p in FROZEN]
+    return [row for i, task in enumerate(tasks) for row in supervised.corpus(model, task, range(i, count, len(tasks)))]
 
 
 def start(config: Config) -> UnifiedModel:

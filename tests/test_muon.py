@@ -51,6 +51,15 @@ def test_step_is_nesterov_momentum_scaled_by_shape(shape: tuple[int, int]) -> No
         torch.testing.assert_close(w.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_weight_decay_is_decoupled() -> None:
+    plain, decayed = (nn.Parameter(gradients(1, 4, 6)[0]) for _ in range(2))
+    start = plain.detach().clone()
+    for weight, decay in ((plain, 0.0), (decayed, 0.5)):
+        weight.grad = gradients(1, 4, 6, seed=1)[0]
+        Muon([weight], lr=0.1, weight_decay=decay).step()
+    torch.testing.assert_close(plain - decayed, 0.1 * 0.5 * start)
+
+
 def test_parameters_without_gradient_stay() -> None:
     moved, still = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3))
     moved.grad = torch.eye(3)

@@ -181,8 +181,18 @@ def test_windows_are_scored_at_high_ratios(model: UnifiedModel, rows: list[Inter
     canvas, mask = supervised.batch(model, rows, config, 0)
     assert not (mask & ~canvas.sampled).any() and (canvas.modality[canvas.sampled] == Modality.TEXT).all()
     share = mask.sum(1) / canvas.sampled.sum(1)
-    assert share.mean().item() == pytest.approx(0.75, abs=0.03)
+    assert share.mean().item() == pytest.approx(0.8, abs=0.03)
     assert (canvas.segment[canvas.sampled].unique() > 1).all()
+
+
+def test_masks_do_not_depend_on_padding(model: UnifiedModel, rows: list[Interleaved]) -> None:
+    longest = max(rows, key=len)
+    row = Interleaved(longest[:4])
+    keys = torch.tensor([noise.key(2, 0), noise.key(2, 1)])
+    alone, padded = model.render([row]), model.render([row, longest])
+    assert padded.shape[1] > alone.shape[1]
+    length = alone.shape[1]
+    assert torch.equal(draw_mask(alone, keys[:1])[0, :length], draw_mask(padded, keys)[0, :length])
 
 
 def test_a_window_of_everything_before_scores_as_the_whole(model: UnifiedModel, rows: list[Interleaved]) -> None:

@@ -27,10 +27,13 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; for the matrices of a transformer's blocks. lr: spectral norm of a step."""
+    """Nesterov momentum, orthogonalised; for the matrices of a transformer's blocks. lr: spectral norm of a step.
+    weight_decay: decoupled, as AdamW's: a step shrinks the matrices by lr · weight_decay of themselves."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95) -> None:
-        super().__init__(list(params), {"lr": lr, "momentum": momentum})
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim != 2:
@@ -45,9 +48,10 @@ class Muon(torch.optim.Optimizer):
                     by_shape.setdefault(p.shape, []).append(p)
             for shape, params in by_shape.items():
                 updates = [self._momentum(p, group["momentum"]) for p in params]
+                keep = 1 - group["lr"] * group["weight_decay"]
                 scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for p, update in zip(params, orthogonalised(torch.stack(updates))):
-                    p.add_(update, alpha=-scale)
+                    p.mul_(keep).add_(update, alpha=-scale)
 
     def _momentum(self, p: Tensor, momentum: float) -> Tensor:
         assert p.grad is not None

@@ -24,6 +24,7 @@ from unidiff.muon import Muon
 from unidiff.sequence import Canvas, Interleaved, Modality, Window, render
 
 _FORM, _EXTRA, _RATIO, _MASK, _PICK, _WINDOW = range(6)  # noise streams
+_SEGMENT_STRIDE = 1 << 32  # noise counter of a token = segment · stride + offset: larger than any segment
 
 
 class Demonstrated(Protocol):
@@ -42,18 +43,20 @@ class SupervisedConfig:
     sequences, window_batch of them. lr: Muon's, for the matrices of the blocks.
     lr_rest: AdamW's, for everything else. warmup: first steps, over which both rise linearly.
     decay: last share of the steps, over which both fall linearly to 0.
-    corpus: number of demonstrations. edit_extra: chance that an edit also denoises tokens outside its region.
-    changed_weight: weight of an image token that differs from the picture before. seed: of data and masks."""
+    weight_decay: Muon's. corpus: number of demonstrations. edit_extra: chance that an edit also denoises tokens
+    outside its region. changed_weight: weight of an image token that differs from the picture before.
+    seed: of data and masks."""
 
-    steps: int = 3600
+    steps: int = 4000
     batch_size: int = 16
     window_share: float = 0.75
     window_batch: int = 80
-    lr: float = 0.015
-    lr_rest: float = 2e-3
+    lr: float = 0.01
+    lr_rest: float = 1.5e-3
     warmup: int = 50
-    decay: float = 0.5
-    corpus: int = 24_000
+    decay: float = 0.75
+    weight_decay: float = 0.1
+    corpus: int = 42_000
     edit_extra: float = 0.3
     changed_weight: float = 4.0
     seed: int = 0
@@ -120,7 +123,7 @@ def draw_mask(canvas: Canvas, keys_B: Tensor, smallest: float = 0.0) -> Tensor:
     ratio = noise.uniform(keys_B, (_RATIO,), int(segment.max()) + 1).gather(1, segment)
     # At least 2 % so that a segment of 64 tokens is rarely left without any.
     ratio = (smallest + (1 - smallest) * ratio).clamp(min=0.02)
-    counter = segment * canvas.shape[1] + canvas.clean.offset
+    counter = segment * _SEGMENT_STRIDE + canvas.clean.offset
     return canvas.sampled & (noise.uniform(keys_B, (_MASK,), counter) < ratio)
 
 
@@ -142,7 +145,7 @@ def optimizers(model: UnifiedModel, config: SupervisedConfig) -> list[torch.opti
     inside = {id(p) for p in blocks}
     rest = [p for p in model.parameters() if id(p) not in inside]
     return [
-        Muon(blocks, config.lr),
+        Muon(blocks, config.lr, weight_decay=config.weight_decay),
         torch.optim.AdamW(rest, config.lr_rest, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
@@ -165,6 +168,6 @@ def batch(
     if windowed:
         windows = [draw_window(row, k) for row, k in zip(chosen, keys)]
         canvas = render(chosen, model.spec, model.device, windows)
-        return canvas, draw_mask(canvas, keys_B, smallest=0.5)  # a move is decided while most of its text is hidden
+        return canvas, draw_mask(canvas, keys_B, smallest=0.6)  # a move is decided while most of its text is hidden
     canvas = model.render([draw_forms(row, k, config.edit_extra) for row, k in zip(chosen, keys)])
     return canvas, draw_mask(canvas, keys_B)
