@@ -51,8 +51,9 @@ class Runs:
             return
         success = 0.5 + 0.1 * int(words[words.index("--seed") + 1]) + (0.2 if "segment" in words else 0.0)
         (folder / "summary.json").write_text(json.dumps(summary(success)))
-        step = {"step": 0, "success": success, "image_exact": 1.0, "progress": 0.1}
-        (folder / "metrics.jsonl").write_text(json.dumps(step) + "\n")
+        shared = {"success": success, "image_exact": 1.0, "progress": 0.1, "zero_std/text": success / 2}
+        steps = [{"step": 0, **shared}, {"step": 1, **shared, "eval/success": success / 4}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
 
 
 def go(compare: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> Runs:
@@ -72,7 +73,11 @@ def test_every_arm_has_every_seed_and_the_shared_settings(compare, monkeypatch, 
     data = json.loads((tmp_path / "compare.json").read_text())
     assert data["segment"]["greedy/success"]["mean"] == pytest.approx(0.75)
     assert data["joint"]["sampled/success"]["mean"] == pytest.approx(0.275)
-    assert "0.750 ±" in capsys.readouterr().out and (tmp_path / "compare.png").stat().st_size > 1000
+    shown = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("| segment | 2 | 0.750 ±") for line in shown)
+    row = next(line for line in shown if line.startswith("| segment | 0.188 ±"))  # success at step 2
+    assert row.endswith("| 0.38 | – | – |")  # zero-std share of text; there is none of images, nor a correlation
+    assert (tmp_path / "compare.png").stat().st_size > 1000
     assert go(compare, monkeypatch, *words).calls == []  # what is there is not done again
 
 
