@@ -52,10 +52,10 @@ class GRPOConfig(SamplerConfig):
     num_generations: int = 8
     seed: int = 0
 
-    max_steps: int = 40
+    max_steps: int = 80
     num_iterations: int = 1
     micro_batch_size: int = 8
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-4
     warmup_steps: int = 4
     lr_schedule: Literal["linear", "constant"] = "linear"
     adam_beta2: float = 0.99
