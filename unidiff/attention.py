@@ -11,12 +11,31 @@ import torch
 from torch import Tensor
 
 from unidiff.sequence import Canvas, Tokens
+from unidiff.spec import PAD_POLICIES
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """[B, Q, K] bool -> [B, 1, Q, K] additive mask."""
     hidden = torch.finfo(dtype).min / 2
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, hidden)[:, None]
+
+
+def pad_bias(valid: Tensor | None, policy: str, additive_to: str, dtype: torch.dtype) -> Tensor | None:
+    """Additive mask [B, 1, 1 or L, L] for rows of which `valid` [B, L] (False or 0 = pad) says what is a pad.
+
+    policy: "hard" = pads are never attended. "attend" = they are tokens like any other (None is returned, as it is
+    without `valid`). "additive_one" = they are attended, but 1 is added to the scores of what is valid: of pairs
+    of which query and key are valid (additive_to="valid_pairs"), or of every valid key ("valid_keys").
+    """
+    if valid is None or policy == "attend":
+        return None
+    valid = valid.bool()
+    if policy == "hard":
+        return additive(valid[:, None, :], dtype)
+    if policy != "additive_one":
+        raise ValueError(f"pad_policy is {policy!r}; choose one of {', '.join(PAD_POLICIES)}")
+    keys = valid[:, None, None, :]
+    return (keys & valid[:, None, :, None] if additive_to == "valid_pairs" else keys).to(dtype)
 
 
 def seen_block_causal(query: Tokens, key: Tokens) -> Tensor:

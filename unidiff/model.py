@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import LongTensor, Tensor, nn
 
-from unidiff.attention import Context, additive, seen_block_causal, seen_clean_and_noisy
+from unidiff.attention import Context, additive, pad_bias, seen_clean_and_noisy
 from unidiff.images import to_pil, to_pixels
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, render
 from unidiff.spec import ModelSpec
@@ -33,9 +33,9 @@ _LOGITS_AT_ONCE = 1 << 26
 class UnifiedModel(nn.Module):
     """A masked-diffusion model of interleaved text and images.
 
-    backbone: a transformers causal-LM module with `.model` (body) and `.lm_head`. embedding: the family's own input
-    embedding `(tokens, table) -> [B, N, d]`, or None for the plain token table; if it has a `grid`, images of that
-    grid are all that it can embed.
+    backbone: a transformers causal-LM module with `.model` (body) and `.lm_head`. images: None = a model of text
+    alone. embedding: the family's own input embedding `(tokens, table) -> [B, N, d]`, or None for the plain token
+    table; if it has a `grid`, images of that grid are all that it can embed.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class UnifiedModel(nn.Module):
         backbone: Any,
         spec: ModelSpec,
         tokenizer: PreTrainedTokenizerBase,
-        images: ImageTokenizer,
+        images: ImageTokenizer | None,
         embedding: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -77,18 +77,20 @@ class UnifiedModel(nn.Module):
         family: str | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        **options: Any,
     ) -> UnifiedModel:
         """Loads a checkpoint folder, or a repository of the Hugging Face hub by name.
 
+        options: of the family. The published ones take pad_policy, device_map (of transformers, instead of device)
+        and image_tokenizer (the folder of the image tokenizer, if it is not in the checkpoint's).
         Raises FileNotFoundError if it lacks files, ValueError if no family recognises it or its parts disagree.
         """
         from unidiff import families
 
-        folder = Path(path)
-        if not folder.exists() and len(folder.parts) == 2 and not folder.is_absolute():
-            folder = _downloaded(str(path))
+        folder = families.folder_of(path)
         config = families.read_config(folder)
-        return families.find(config, family).load(folder, config, dtype).to(device).eval()
+        model = families.find(config, family).load(folder, config, dtype, **options)
+        return (model if options.get("device_map") else model.to(device)).eval()
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a folder in the family's published layout."""
@@ -100,7 +102,8 @@ class UnifiedModel(nn.Module):
 
     def to(self, *args: Any, **kwargs: Any) -> UnifiedModel:
         super().to(*args, **kwargs)
-        self._images[0] = self.images.to(self.device)  # device only: the VQ tokenizer stays in float32
+        if self.images is not None:
+            self._images[0] = self.images.to(self.device)  # device only: the VQ tokenizer stays in float32
         return self
 
     # ---------------------------------------------------------------- encoding and decoding
@@ -114,6 +117,8 @@ class UnifiedModel(nn.Module):
 
     def encode_images(self, images: Sequence[Image]) -> list[tuple[LongTensor, tuple[int, int]]]:
         """Tokens [n] in the model's vocabulary and grid of each image; images of one size."""
+        if self.images is None:
+            raise ValueError(f"family {self.spec.family} is one of text alone: it takes no images")
         with torch.no_grad():
             codes = self.images.encode(to_pixels(list(images)).to(self.device)).cpu()
         grid = (codes.shape[1], codes.shape[2])
@@ -232,12 +237,17 @@ class UnifiedModel(nn.Module):
         return (logits / (temperature or 1.0)).log_softmax(-1)
 
     def logits(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Full logits [B, L, V] of plain ids [B, L] that all see each other: for tests and parity only."""
+        """Full logits [B, L, V] of plain ids [B, L] that all see each other: for tests and parity only.
+
+        valid: [B, L], False or 0 = pad, which does what the spec's `pad_policy` says.
+        """
         valid = torch.ones_like(ids, dtype=torch.bool) if valid is None else valid.bool()
         nothing = torch.full_like(ids, -1)
         position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         tokens = Tokens(ids, torch.zeros_like(ids), nothing, position, nothing, nothing, valid)
-        mask = additive(seen_block_causal(tokens, tokens), self.dtype)
+        mask = pad_bias(valid, self.spec.pad_policy, self.spec.additive_to, self.dtype)
+        if mask is None:
+            mask = additive(torch.ones_like(valid)[:, None], self.dtype)
         return self.backbone.lm_head(self.hidden(tokens, mask))
 
     def score(
@@ -291,11 +301,3 @@ class UnifiedModel(nn.Module):
         ]
         return torch.cat(parts)
 
-
-def _downloaded(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repository))
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{repository} is no folder, and no repository that can be had: {error}") from error
