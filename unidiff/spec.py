@@ -90,11 +90,14 @@ class ModelSpec:
     def check_segment(self, segment: Segment) -> None:
         """Raises ValueError if an id is out of range or a sampled text does not fit its canvas.
 
-        An image holds image codes; a sampled text ids that a text may draw; a text of a prompt any id but image codes.
+        An image holds image codes; a sampled text ids that a text may draw, the mask never among them; a text of a
+        prompt any id but image codes.
         """
         given_text = segment.modality is Modality.TEXT and segment.prompt
         low, high = (0, self.logit_rows) if given_text else self.range_of(segment.modality)
         wrong = (segment.tokens < low) | (segment.tokens >= high)
+        if not segment.prompt:
+            wrong |= segment.tokens == self.mask
         if given_text:
             wrong |= (segment.tokens >= self.image_range[0]) & (segment.tokens < self.image_range[1])
         if bool(wrong.any()):

@@ -52,9 +52,7 @@ def find(config: dict[str, Any], name: str | None = None) -> Family:
     if (name := name or own.get("family")) is not None:
         if name not in FAMILIES:
             nearest = get_close_matches(name, FAMILIES, 1, 0.0)
-            raise ValueError(
-                f"family {name!r} is not known; known families: {known}; did you mean {nearest[0]!r}?"
-            )
+            raise ValueError(f"family {name!r} is not known; known families: {known}; did you mean {nearest[0]!r}?")
         return FAMILIES[name]
     for family in FAMILIES.values():
         if family.detect(config):
