@@ -2,8 +2,8 @@
 
 Under block-causal attention a token sees every earlier segment and all of its own segment. A finished segment's keys
 and values then never change, so a cache of them is exact. Under bidirectional attention every token sees every other,
-so a segment is scored on the sequence as it was when the segment was sampled. Masks are additive: 0 where a key is seen, a large
-negative number elsewhere (not -inf: a pad's row of -inf would be NaN after softmax).
+so a segment is scored on the sequence as it was when the segment was sampled. Masks are additive: 0 where a key is
+seen, a large negative number elsewhere (not -inf: a pad's row of -inf would be NaN after softmax).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def seen_clean_and_noisy(canvas: Canvas) -> Tensor:
 
 
 def cut_after_segments(canvas: Canvas, mask: Tensor, hide: int) -> tuple[Tokens, Tensor, Tensor, Tensor]:
-    """What a bidirectional model saw of each segment while it sampled it: one row for every segment that `mask` touches.
+    """What a bidirectional model saw of each segment while it sampled it: one row a segment that `mask` touches.
 
     canvas: [B, L], with a noisy copy [B, N]. mask: [B, L] bool, the tokens to hide. hide: id of the mask token. A
     row is the clean sequence before the segment, and the segment with its masked tokens hidden: an image with its

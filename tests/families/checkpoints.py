@@ -41,32 +41,8 @@ CONFIG: dict[str, Any] = {
     **{"init_cutoff_factor": None, "precision": "amp_bf16", "use_cache": False},
 }
 
-WORDS = [
-    "find",
-    "a",
-    "safe",
-    "way",
-    "to",
-    "the",
-    "goal",
-    "go",
-    "from",
-    "right",
-    "left",
-    "up",
-    "down",
-    "red",
-    "blue",
-    "cube",
-    "ball",
-    "on",
-    "is",
-    ".",
-    ",",
-    "?",
-    "what",
-    "then",
-]
+WORDS = ["find", "a", "safe", "way", "to", "the", "goal", "go", "from", "right", "left", "up", "down", "what", "then"]
+WORDS += ["red", "blue", "cube", "ball", "on", "is", ".", ",", "?"]
 CODES = 64
 
 _SETTINGS: dict[str, tuple[str, str, dict[str, Token], str | None]] = {  # model_type, class, tokens, image folder

@@ -1,4 +1,4 @@
-"""Published bodies: the references' logits, float32 rotation, names in the file, and every way a folder can be wrong."""
+"""Published bodies: the references' logits, float32 rotation, names in files, and ways a folder can be wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 
 from unidiff import families
 from unidiff.attention import pad_bias
-from unidiff.families import checkpoint, llada
+from unidiff.families import backbone, checkpoint, llada
 from unidiff.families.backbone import Float32RotaryEmbedding, rotate
 
 # fixture -> family to name, None where the config tells it
@@ -65,10 +65,21 @@ def test_logits_are_the_references(name: str, golden: dict[str, tuple[Path, dict
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", FIXTURES)
-def test_bfloat16_logits_are_the_references(name: str, golden: dict[str, tuple[Path, dict[str, Tensor]]]) -> None:
+def test_bfloat16_logits_are_the_references(
+    name: str, golden: dict[str, tuple[Path, dict[str, Tensor]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits alone cannot tell bfloat16 from float32 rotation: a change of kernel moves them as much."""
     folder, expected = golden[name]
     body = families.load_backbone(folder, FIXTURES[name], dtype=torch.bfloat16)
+    turned = []
+
+    def spy(*given: Tensor) -> tuple[Tensor, Tensor]:
+        turned.append([t.dtype for t in given])
+        return rotate(*given)
+
+    monkeypatch.setattr(backbone, "rotate", spy)
     found = body.logits(expected["input_ids"])
+    assert turned == [[torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]] * 2  # a layer each
     off = (found.float() - expected["logits_bf16"].float()).abs()
     assert found.dtype == torch.bfloat16 and off.mean() < 1.5e-2 and off.max() < 0.15
 
@@ -343,7 +354,7 @@ def test_spoiled_folders_are_named(name: str, folder: Path) -> None:
 
 
 def test_other_mistakes_are_named(folder: Path) -> None:
-    with pytest.raises(ValueError, match="family 'lada' is not known; .*did you mean 'llada'"):
+    with pytest.raises(ValueError, match=r"family 'lada' is not known; .*did you mean 'llada'"):
         families.load_backbone(folder, family="lada")
     with pytest.raises(ValueError, match="pad_policy is 'soft'; choose one of"):
         families.load_backbone(folder, pad_policy="soft")

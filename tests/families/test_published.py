@@ -213,7 +213,7 @@ def test_ids_that_the_config_states_win_and_are_checked() -> None:
 @pytest.mark.parametrize("token", ["uncondition", "system_start", "mask"])
 def test_tokens_that_a_prompt_is_cut_at_must_be_tokens(token: str) -> None:
     tokens = {k: t for k, t in DIMOO_TOKENS.items() if k != token}
-    with pytest.raises(ValueError, match="the tokenizer has no '<.*: it is not one of family dimoo"):
+    with pytest.raises(ValueError, match=r"the tokenizer has no '<.*: it is not one of family dimoo"):
         families.FAMILIES["dimoo"].build_spec(  # type: ignore[attr-defined]
             {"max_sequence_length": 4096, "vocab_size": 134548}, sparse_tokenizer(tokens, 126355), 134548
         )

@@ -60,7 +60,7 @@ class Dimoo(Llada):
         }
 
     def check_size(self, spec: ModelSpec, size: int) -> None:
-        """Whether the published tokenizer has an entry for every id below the codes is not known; none may be behind."""
+        """Whether the published tokenizer has all ids below the codes is not known; it may have none behind."""
         if size > spec.image_offset:
             raise ValueError(
                 f"ModelSpec.image_offset is {spec.image_offset}, but the tokenizer goes on to id {size - 1}, among the "

@@ -51,9 +51,8 @@ class Mmada(Llada):
         }
 
     def check_size(self, spec: ModelSpec, size: int) -> None:
-        if size != spec.image_offset:
+        if off := size - spec.image_offset:
             raise ValueError(
-                f"ModelSpec.image_offset is {spec.image_offset}, but the tokenizer ends at id {size - 1}, so image "
-                f"codes would begin at {size}: {abs(size - spec.image_offset)} token"
-                f"{'s' if abs(size - spec.image_offset) > 1 else ''} too {'many' if size > spec.image_offset else 'few'}"
+                f"ModelSpec.image_offset is {spec.image_offset}, but the tokenizer ends at id {size - 1}, so codes "
+                f"would begin at {size}: {abs(off)} token{'s' * (abs(off) > 1)} too {'many' if off > 0 else 'few'}"
             )
