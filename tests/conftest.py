@@ -6,11 +6,14 @@ Random weights make strict tests: every token, position and mask counts, and not
 from __future__ import annotations
 
 import copy
+import functools
+import importlib.util
 import os
 import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest runs a process a core
@@ -34,6 +37,23 @@ from unidiff.tasks import FrozenLake
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = ("find a safe way to the goal", "find the goal", "go", "find a safe way")
+
+
+@pytest.fixture(scope="session")
+def checkpoints() -> ModuleType:
+    """tests/families/checkpoints.py: `checkpoints.make_checkpoint(family, folder)` and more."""
+    path = ROOT / "tests" / "families" / "checkpoints.py"
+    spec = importlib.util.spec_from_file_location("checkpoints", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def published(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """published(family) -> a tiny checkpoint in published layout. Tests do not change it."""
+    return functools.cache(lambda family: checkpoints.make_checkpoint(family, tmp_path_factory.mktemp(family)))
 
 
 @pytest.fixture(scope="session")
@@ -166,7 +186,7 @@ def random_rows() -> Callable[[ModelSpec, int, int], list[Interleaved]]:
     texts with and without an end token, rows without prompt or without response."""
 
     def draw_row(spec: ModelSpec, rng: np.random.Generator, grids: Sequence[tuple[int, int]]) -> Interleaved:
-        words = [i for i in range(*spec.text_range) if i not in spec.text_end]
+        words = [i for i in range(*spec.text_range) if i not in spec.text_end and i != spec.mask]
         given, total = rng.integers(0, 4), rng.integers(1, 7)
         segments = []
         for i in range(total):

@@ -1,8 +1,9 @@
 """Which token sees which, and the exact key/value cache of block-causal models.
 
 Under block-causal attention a token sees every earlier segment and all of its own segment. A finished segment's keys
-and values then never change, so a cache of them is exact. Masks are additive: 0 where a key is seen, a large
-negative number elsewhere (not -inf: a pad's row of -inf would be NaN after softmax).
+and values then never change, so a cache of them is exact. Under bidirectional attention every token sees every other,
+so a segment is scored on the sequence as it was when the segment was sampled. Masks are additive: 0 where a key is
+seen, a large negative number elsewhere (not -inf: a pad's row of -inf would be NaN after softmax).
 """
 
 from __future__ import annotations
@@ -10,13 +11,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unidiff.sequence import Canvas, Tokens
+from unidiff.sequence import Canvas, Modality, Tokens
+from unidiff.spec import PAD_POLICIES
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """[B, Q, K] bool -> [B, 1, Q, K] additive mask."""
     hidden = torch.finfo(dtype).min / 2
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, hidden)[:, None]
+
+
+def pad_bias(valid: Tensor | None, policy: str, additive_to: str, dtype: torch.dtype) -> Tensor | None:
+    """Additive mask [B, 1, 1 or L, L] for rows of which `valid` [B, L] (False or 0 = pad) says what is a pad.
+
+    policy: "hard" = pads are never attended. "attend" = they are tokens like any other (None is returned, as it is
+    without `valid`). "additive_one" = they are attended, but 1 is added to the scores of what is valid: of pairs
+    of which query and key are valid (additive_to="valid_pairs"), or of every valid key ("valid_keys").
+    """
+    if valid is None or policy == "attend":
+        return None
+    valid = valid.bool()
+    if policy == "hard":
+        return additive(valid[:, None, :], dtype)
+    if policy != "additive_one":
+        raise ValueError(f"pad_policy is {policy!r}; choose one of {', '.join(PAD_POLICIES)}")
+    keys = valid[:, None, None, :]
+    return (keys & valid[:, None, :, None] if additive_to == "valid_pairs" else keys).to(dtype)
 
 
 def seen_block_causal(query: Tokens, key: Tokens) -> Tensor:
@@ -39,6 +59,43 @@ def seen_clean_and_noisy(canvas: Canvas) -> Tensor:
     seen[:, L:, :L] = (clean.segment[:, None, :] < segment) & clean.valid[:, None, :]
     seen[:, L:, L:] = (noisy.segment[:, None, :] == segment) & noisy.valid[:, None, :]
     return seen
+
+
+def cut_after_segments(canvas: Canvas, mask: Tensor, hide: int) -> tuple[Tokens, Tensor, Tensor, Tensor]:
+    """What a bidirectional model saw of each segment while it sampled it: one row a segment that `mask` touches.
+
+    canvas: [B, L], with a noisy copy [B, N]. mask: [B, L] bool, the tokens to hide. hide: id of the mask token. A
+    row is the clean sequence before the segment, and the segment with its masked tokens hidden: an image with its
+    delimiters and kept tokens, a text with its canvas up to the spec's length. Nothing behind it existed yet.
+
+    Returns tokens [R, W], with pads at the right; source [R, W], column of `clean` that each is (-1 = none); scored
+    [R, W] bool, the masked ones; owner [R], row of the canvas. R is at least 1.
+    """
+    clean, noisy = canvas.clean, canvas.noisy
+    touched = clean.segment.new_zeros(mask.shape[0], int(clean.segment.max()) + 2)
+    touched.scatter_(1, (clean.segment + 1) * mask, 1)
+    touched[:, 0] = 0  # where nothing is masked
+    if not bool(touched.any()):
+        touched[0, 1] = 1
+    owner, ordinal = (touched[:, 1:]).nonzero(as_tuple=True)
+    both = Tokens.cat([clean, noisy]).rows(owner)
+    column = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    source = torch.cat([column, canvas.source], 1)[owner]
+    copy = torch.zeros_like(source, dtype=torch.bool)
+    copy[:, mask.shape[1] :] = True
+    here = both.segment == ordinal[:, None]
+    image = both.modality == Modality.IMAGE
+    keep = both.valid & torch.where(copy, here & ~image, (both.segment < ordinal[:, None]) | (here & image))
+    scored = keep & here & (source >= 0) & mask[owner].gather(1, source.clamp(min=0))
+    hidden = scored | (keep & (source < 0))
+    tokens = both.with_ids(both.ids.masked_fill(hidden, hide))
+    tokens.valid = keep
+    order = keep.int().argsort(dim=1, descending=True, stable=True)[:, : max(int(keep.sum(1).max()), 1)]
+
+    def packed(x: Tensor) -> Tensor:
+        return x.gather(1, order)
+
+    return tokens.map(packed), packed(source), packed(scored), owner
 
 
 class SegmentCache:

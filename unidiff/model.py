@@ -7,6 +7,7 @@ of the head, so what is scored is what was sampled.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import LongTensor, Tensor, nn
 
-from unidiff.attention import Context, additive, seen_block_causal, seen_clean_and_noisy
+from unidiff.attention import Context, additive, cut_after_segments, pad_bias, seen_clean_and_noisy
 from unidiff.images import to_pil, to_pixels
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, render
 from unidiff.spec import ModelSpec
@@ -29,13 +30,17 @@ if TYPE_CHECKING:
 # Rows of [positions, head rows] logits that are alive at once when scoring, in numbers (256 MiB of float32).
 _LOGITS_AT_ONCE = 1 << 26
 
+# Hidden states [R, W, d] of what is scored, and for each place its modality, its column in the canvas and whether it is
+# scored, all [R, W]; and of each row the row of the canvas, [R].
+_States = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
 
 class UnifiedModel(nn.Module):
     """A masked-diffusion model of interleaved text and images.
 
-    backbone: a transformers causal-LM module with `.model` (body) and `.lm_head`. embedding: the family's own input
-    embedding `(tokens, table) -> [B, N, d]`, or None for the plain token table; if it has a `grid`, images of that
-    grid are all that it can embed.
+    backbone: a transformers causal-LM module with `.model` (body) and `.lm_head`. images: None = a model of text
+    alone. embedding: the family's own input embedding `(tokens, table) -> [B, N, d]`, or None for the plain token
+    table; if it has a `grid`, images of that grid are all that it can embed.
     """
 
     def __init__(
@@ -43,7 +48,7 @@ class UnifiedModel(nn.Module):
         backbone: Any,
         spec: ModelSpec,
         tokenizer: PreTrainedTokenizerBase,
-        images: ImageTokenizer,
+        images: ImageTokenizer | None,
         embedding: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -77,18 +82,20 @@ class UnifiedModel(nn.Module):
         family: str | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        **options: Any,
     ) -> UnifiedModel:
         """Loads a checkpoint folder, or a repository of the Hugging Face hub by name.
 
+        options: of the family. The published ones take pad_policy, device_map (of transformers, instead of device)
+        and image_tokenizer (the folder of the image tokenizer, if it is not in the checkpoint's).
         Raises FileNotFoundError if it lacks files, ValueError if no family recognises it or its parts disagree.
         """
         from unidiff import families
 
-        folder = Path(path)
-        if not folder.exists() and len(folder.parts) == 2 and not folder.is_absolute():
-            folder = _downloaded(str(path))
+        folder = families.folder_of(path)
         config = families.read_config(folder)
-        return families.find(config, family).load(folder, config, dtype).to(device).eval()
+        model = families.find(config, family).load(folder, config, dtype, **options)
+        return (model if options.get("device_map") else model.to(device)).eval()
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a folder in the family's published layout."""
@@ -100,7 +107,8 @@ class UnifiedModel(nn.Module):
 
     def to(self, *args: Any, **kwargs: Any) -> UnifiedModel:
         super().to(*args, **kwargs)
-        self._images[0] = self.images.to(self.device)  # device only: the VQ tokenizer stays in float32
+        if self.images is not None:
+            self._images[0] = self.images.to(self.device)  # device only: the VQ tokenizer stays in float32
         return self
 
     # ---------------------------------------------------------------- encoding and decoding
@@ -114,6 +122,8 @@ class UnifiedModel(nn.Module):
 
     def encode_images(self, images: Sequence[Image]) -> list[tuple[LongTensor, tuple[int, int]]]:
         """Tokens [n] in the model's vocabulary and grid of each image; images of one size."""
+        if self.images is None:
+            raise ValueError(f"family {self.spec.family} is one of text alone: it takes no images")
         with torch.no_grad():
             codes = self.images.encode(to_pixels(list(images)).to(self.device)).cpu()
         grid = (codes.shape[1], codes.shape[2])
@@ -225,19 +235,26 @@ class UnifiedModel(nn.Module):
         context.append(block)
 
     def log_probs(self, hidden: Tensor, modality: Modality, temperature: float = 1.0) -> Tensor:
-        """float32 log-probabilities [..., rows] over a modality's own range. Temperature 0 is taken as 1: greedy
-        choice does not depend on it."""
+        """float32 log-probabilities [..., rows] over a modality's own range. The mask token, where it lies in it, has
+        none: it is no value of a token. Temperature 0 is taken as 1: greedy choice does not depend on it."""
         low, high = self.spec.range_of(modality)
         logits = nn.functional.linear(hidden, self.backbone.lm_head.weight[low:high]).float()
+        if low <= self.spec.mask < high:
+            logits[..., self.spec.mask - low] = -torch.inf
         return (logits / (temperature or 1.0)).log_softmax(-1)
 
     def logits(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Full logits [B, L, V] of plain ids [B, L] that all see each other: for tests and parity only."""
+        """Full logits [B, L, V] of plain ids [B, L] that all see each other: for tests and parity only.
+
+        valid: [B, L], False or 0 = pad, which does what the spec's `pad_policy` says.
+        """
         valid = torch.ones_like(ids, dtype=torch.bool) if valid is None else valid.bool()
         nothing = torch.full_like(ids, -1)
         position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         tokens = Tokens(ids, torch.zeros_like(ids), nothing, position, nothing, nothing, valid)
-        mask = additive(seen_block_causal(tokens, tokens), self.dtype)
+        mask = pad_bias(valid, self.spec.pad_policy, self.spec.additive_to, self.dtype)
+        if mask is None:
+            mask = additive(torch.ones_like(valid)[:, None], self.dtype)
         return self.backbone.lm_head(self.hidden(tokens, mask))
 
     def score(
@@ -251,8 +268,9 @@ class UnifiedModel(nn.Module):
 
         canvas: [B, L]. mask: [B, L] bool, a subset of `canvas.sampled`: the tokens to mask and score. hide: [B, L]
         bool, clean tokens to replace by the mask token too (a perturbed prompt), or None. temperature: of text and
-        of image tokens. Returns [B, L] float32, 0 where nothing is scored. One forward pass over the clean sequence
-        and its noisy copy; logits exist only at masked positions × the rows of their modality, in chunks.
+        of image tokens. Returns [B, L] float32, 0 where nothing is scored. One forward pass: block-causal, over the
+        clean sequence and its noisy copy; bidirectional, over one row for each segment, the sequence cut after it.
+        Logits exist only at masked positions × the rows of their modality, in chunks.
         """
         if mask.shape != canvas.shape:
             raise ValueError(f"score: mask has shape {tuple(mask.shape)}, the canvas {tuple(canvas.shape)}")
@@ -261,23 +279,35 @@ class UnifiedModel(nn.Module):
         full_width = canvas.shape[1]
         canvas, width = canvas.trimmed()
         mask = mask[:, :width]
+        if hide is not None:
+            clean = canvas.clean.with_ids(canvas.clean.ids.masked_fill(hide[:, :width], self.spec.mask))
+            seen = dataclasses.replace(canvas, clean=clean)
+        else:
+            seen = canvas
+        states = self._cut_states if self.spec.attention == "bidirectional" else self._copy_states
+        hidden, modalities, source, scored, owner = states(seen, mask)
+        out = hidden.new_zeros(mask.shape[0], full_width, dtype=torch.float32)
+        for modality in Modality if self.spec.codebook_size else (Modality.TEXT,):
+            row, column = (scored & (modalities == modality)).nonzero(as_tuple=True)
+            place = owner[row], source[row, column]
+            values = self._target_log_probs(hidden[row, column], canvas.ids[place], modality, temperature[modality])
+            out = out.index_put(place, values)
+        return out
+
+    def _copy_states(self, canvas: Canvas, mask: Tensor) -> _States:
+        """Block-causal: one row a sequence, the clean one followed by its noisy copy."""
         masked = (canvas.source < 0) | mask.gather(1, canvas.source.clamp(min=0))
         noisy = canvas.noisy.with_ids(torch.where(masked, self.spec.mask, canvas.noisy.ids))
-        clean = canvas.clean
-        if hide is not None:
-            clean = clean.with_ids(clean.ids.masked_fill(hide[:, :width], self.spec.mask))
-        both = Tokens.cat([clean, noisy])
         seen = additive(seen_clean_and_noisy(canvas), self.dtype)
-        hidden = self.hidden(both, seen)[:, width:]
+        hidden = self.hidden(Tokens.cat([canvas.clean, noisy]), seen)[:, mask.shape[1] :]
         scored = masked & (canvas.source >= 0) & noisy.valid
-        out = hidden.new_zeros(mask.shape[0], full_width, dtype=torch.float32)
-        for modality in Modality:
-            row, column = (scored & (noisy.modality == modality)).nonzero(as_tuple=True)
-            values = self._target_log_probs(
-                hidden[row, column], canvas.noisy.ids[row, column], modality, temperature[modality]
-            )
-            out = out.index_put((row, canvas.source[row, column]), values)
-        return out
+        return hidden, noisy.modality, canvas.source, scored, torch.arange(len(mask), device=mask.device)
+
+    def _cut_states(self, canvas: Canvas, mask: Tensor) -> _States:
+        """Bidirectional: one row a segment, the sequence cut after it."""
+        tokens, source, scored, owner = cut_after_segments(canvas, mask, self.spec.mask)
+        hidden = self.hidden(tokens, additive(tokens.valid[:, None], self.dtype))
+        return hidden, tokens.modality, source, scored, owner
 
     forward = score  # so that wrappers (DDP, FSDP) see the pass whose gradients they reduce
 
@@ -290,12 +320,3 @@ class UnifiedModel(nn.Module):
             for h, t in zip(hidden.split(chunk), target.split(chunk))
         ]
         return torch.cat(parts)
-
-
-def _downloaded(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repository))
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{repository} is no folder, and no repository that can be had: {error}") from error

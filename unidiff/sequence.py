@@ -217,20 +217,29 @@ def _used(valid: Tensor) -> int:
     return int(columns.max()) + 1 if len(columns) else 1
 
 
-def wrap(segment: Segment, spec: ModelSpec) -> tuple[np.ndarray, np.ndarray]:
-    """A segment as it stands in a sequence: ids with the family's delimiters, and offsets (-1 at delimiters)."""
+def wrap(segment: Segment, spec: ModelSpec, announced: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """A segment as it stands in a sequence: ids with the family's delimiters, and offsets (-1 at delimiters).
+
+    announced: the text before an image ended with the token that begins images, so it is not written again.
+    """
     ids = segment.tokens.numpy()
     offset = np.arange(len(ids))
     if segment.modality is Modality.TEXT:
         before, after = ((spec.bos,) if segment.prompt and spec.bos is not None else ()), ()
     else:
-        before, after = spec.image_begin, spec.image_end
+        before, after = spec.image_begin[int(announced) :], spec.image_end
         if spec.row_separator is not None and segment.grid is not None:
             rows, columns = segment.grid
             at = np.arange(1, rows + 1) * columns
             ids, offset = np.insert(ids, at, spec.row_separator), np.insert(offset, at, -1)
     outside = [-1] * len(before), [-1] * len(after)
     return np.concatenate([before, ids, after]).astype(np.int64), np.concatenate([outside[0], offset, outside[1]])
+
+
+def _announces(segment: Segment, spec: ModelSpec) -> bool:
+    """Whether a segment's last token is the first delimiter of the image that follows."""
+    last = int(segment.tokens[-1]) if len(segment) else None
+    return segment.modality is Modality.TEXT and last == spec.image_next and spec.image_begin[:1] == (last,)
 
 
 class _Row:
@@ -288,7 +297,7 @@ def _render_row(row: Interleaved, spec: ModelSpec, window: Window | None = None)
     last_image: Segment | None = None
     for ordinal, segment in enumerate(row):
         spec.check_segment(segment)
-        ids, offset = wrap(segment, spec)
+        ids, offset = wrap(segment, spec, ordinal > 0 and _announces(row[ordinal - 1], spec))
         inside = offset >= 0
         previous = np.full(len(ids), -1)
         sampled = np.zeros(len(ids), bool)

@@ -9,6 +9,8 @@ import torch
 
 from unidiff.sequence import Modality, Segment
 
+PAD_POLICIES = ("hard", "attend", "additive_one")
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -16,11 +18,13 @@ class ModelSpec:
 
     text_range: ids that a text token may be drawn from, and the rows of the head that score it. image_offset: id of
     code 0 of the codebook. logit_rows: rows of the LM head. text_end: ids that end a sampled text: after `image_next`
-    an image follows, after any other the response is finished. text_length: tokens in the canvas of one sampled text.
+    an image follows, after any other the response is finished. A model of text alone has image_next None, no
+    delimiters of images and codebook_size 0. text_length: tokens in the canvas of one sampled text.
     attention: "block_causal" = a token sees every earlier segment and all of its own; "bidirectional" = everything.
-    pad_policy: what published training did with pads ("hard" = never attended). image_grid: the grid of generated
-    images when there is none to edit. max_positions: longest sequence. sampler: the family's published sampler
-    defaults, by name of `SamplerConfig` field.
+    pad_policy, additive_to: what a pad does (see `attention.pad_bias`). image_grid: the grid of generated images when
+    there is none to edit. max_positions: longest sequence. row_separator: stands behind every row of an image.
+    special: other tokens that the family's templates use, by name. sampler: the family's published sampler defaults,
+    by name of `SamplerConfig` field.
     """
 
     family: str
@@ -28,7 +32,7 @@ class ModelSpec:
     pad: int
     bos: int | None
     text_end: tuple[int, ...]
-    image_next: int
+    image_next: int | None
     image_begin: tuple[int, ...]
     image_end: tuple[int, ...]
     text_range: tuple[int, int]
@@ -41,14 +45,21 @@ class ModelSpec:
     row_separator: int | None = None
     attention: Literal["block_causal", "bidirectional"] = "block_causal"
     pad_policy: Literal["hard", "attend", "additive_one"] = "hard"
+    additive_to: Literal["valid_pairs", "valid_keys"] = "valid_pairs"
     pixel_range: tuple[float, float] = (0.0, 1.0)
+    special: dict[str, int] = field(default_factory=dict)
     sampler: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.image_next not in self.text_end:
+        if self.pad_policy not in PAD_POLICIES:
+            raise ValueError(f"ModelSpec.pad_policy is {self.pad_policy!r}; choose one of {', '.join(PAD_POLICIES)}")
+        if self.image_next is not None and self.image_next not in self.text_end:
             raise ValueError(f"ModelSpec.image_next is {self.image_next}, which is not in text_end {self.text_end}")
         self._check_ids()
-        for name, low, high in (("text_range", *self.text_range), ("image_range", *self.image_range)):
+        ranges = {"text_range": self.text_range}
+        if self.image_next is not None or self.codebook_size:
+            ranges["image_range"] = self.image_range
+        for name, (low, high) in ranges.items():
             if not 0 <= low < high <= self.logit_rows:
                 raise ValueError(f"ModelSpec.{name} [{low}, {high}) is not inside the {self.logit_rows} logit rows")
         if self.text_range[0] < self.image_range[1] and self.image_range[0] < self.text_range[1]:
@@ -61,6 +72,7 @@ class ModelSpec:
     def _check_ids(self) -> None:
         ids = {name: getattr(self, name) for name in ("text_end", "image_begin", "image_end")}
         ids |= {"mask": (self.mask,), "pad": (self.pad,)}
+        ids |= {f"special[{name!r}]": (value,) for name, value in self.special.items()}
         ids |= {name: (value,) for name in ("bos", "row_separator") if (value := getattr(self, name)) is not None}
         for name, values in ids.items():
             for value in values:
@@ -78,11 +90,14 @@ class ModelSpec:
     def check_segment(self, segment: Segment) -> None:
         """Raises ValueError if an id is out of range or a sampled text does not fit its canvas.
 
-        An image holds image codes; a sampled text ids that a text may draw; a text of a prompt any id but image codes.
+        An image holds image codes; a sampled text ids that a text may draw, the mask never among them; a text of a
+        prompt any id but image codes.
         """
         given_text = segment.modality is Modality.TEXT and segment.prompt
         low, high = (0, self.logit_rows) if given_text else self.range_of(segment.modality)
         wrong = (segment.tokens < low) | (segment.tokens >= high)
+        if not segment.prompt:
+            wrong |= segment.tokens == self.mask
         if given_text:
             wrong |= (segment.tokens >= self.image_range[0]) & (segment.tokens < self.image_range[1])
         if bool(wrong.any()):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +34,40 @@ class ImageTokenizer(Protocol):
     def decode(self, ids: Tensor) -> Tensor:
         """ids [B, h, w] -> [B, 3, h * factor, w * factor] float in [0, 1]."""
         ...
+
+
+KINDS: dict[str, Any] = {}
+_Kind = TypeVar("_Kind", bound=type)
+
+
+def register(kind: str) -> Callable[[_Kind], _Kind]:
+    """Class decorator: `load(kind, folder)` then calls the class's `from_pretrained(folder)`."""
+
+    def add(tokenizer: _Kind) -> _Kind:
+        KINDS[kind] = tokenizer
+        return tokenizer
+
+    return add
+
+
+def load(kind: str, folder: str | Path, codebook_size: int | None = None) -> ImageTokenizer:
+    """The image tokenizer of a folder, frozen and in evaluation mode.
+
+    kind: "patch_vq", "magvit2", "diffusers_vq", or what else is registered. codebook_size: of the model that it
+    is for (`ModelSpec.codebook_size`). Raises ValueError for an unknown kind, files that are damaged or do not fit,
+    and another codebook size; FileNotFoundError for missing files.
+    """
+    if kind not in KINDS:
+        nearest = get_close_matches(kind, KINDS, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"image tokenizer {kind!r} is not known; known kinds: {', '.join(sorted(KINDS))}{hint}")
+    tokenizer: ImageTokenizer = KINDS[kind].from_pretrained(folder)
+    if codebook_size is not None and tokenizer.codebook_size != codebook_size:
+        raise ValueError(
+            f"the image tokenizer in {folder} has {tokenizer.codebook_size} codes, ModelSpec.codebook_size is "
+            f"{codebook_size}: it is not the one that this model was trained with"
+        )
+    return tokenizer
 
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
@@ -79,3 +115,6 @@ def check_ids(ids: Tensor, codebook_size: int) -> None:
             f"ids: expected 0 to {codebook_size - 1}, got {int(ids.min())} to {int(ids.max())}; "
             "subtract the vocabulary's image offset first"
         )
+
+
+from unidiff.images import patch_vq as patch_vq  # noqa: E402  (registers itself)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from unidiff.images import check_ids, check_pixels
+from unidiff.images import check_ids, check_pixels, register
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -33,6 +33,7 @@ class PatchVQConfig:
     widths: tuple[int, ...] = (40, 64, 112)
 
 
+@register("patch_vq")
 class PatchVQ(nn.Module):
     """The tokenizer; an `ImageTokenizer`. Weights are fp32."""
 

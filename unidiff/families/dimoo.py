@@ -1,0 +1,68 @@
+"""Lumina-DiMOO: LLaDA's body and words, eight tokens more, then the 8,192 codes of an aMUSEd-type VQ tokenizer.
+
+Images have any size in multiples of 16 pixels, with a separator behind every row of tokens, the last one too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from unidiff.families import register
+from unidiff.families.llada import LLADA_TOKENS, Llada, Token, is_dimoo
+from unidiff.spec import ModelSpec
+
+# The four of the prompt are spliced at, so each must be one token; their ids were never published.
+DIMOO_TOKENS = LLADA_TOKENS | {
+    "row_separator": Token("<end-of-line>", 126084),
+    "filler": Token("<|filler|>", 126339, "optional"),  # behind </answer> in training; the tokenizer's name is unknown
+    "soi": Token("<IMAGE>", 126349),
+    "eoi": Token("</IMAGE>", 126350),
+    "uncondition": Token("<uncondition>", 126351, "named"),
+    "answer_start": Token("<answer>", 126354),
+    "answer_end": Token("</answer>", 126355),
+    "system_start": Token("<system>", None, "named"),
+    "system_end": Token("</system>", None, "named"),
+    "user_start": Token("<user>", None, "named"),
+    "user_end": Token("</user>", None, "named"),
+}
+
+
+@register
+class Dimoo(Llada):
+    name: ClassVar[str] = "dimoo"
+    rows: ClassVar[int] = 134548  # 126356 and 8192
+    tokens: ClassVar[dict[str, Token]] = DIMOO_TOKENS
+    image_offset: ClassVar[int | None] = 126356
+    codebook_size: ClassVar[int] = 8192
+    vq: ClassVar[tuple[str, str] | None] = ("diffusers_vq", "vqvae")
+
+    def detect(self, config: dict[str, Any]) -> bool:
+        return config.get("model_type") == "llada" and is_dimoo(config)
+
+    def other_offset(self, config: dict[str, Any], rows: int, size: int) -> int:
+        """Image codes are the last rows of the head, so the offset follows from their number."""
+        return config.get("text_vocab_size") or rows - config.get("codebook_size", self.codebook_size)
+
+    def layout(self, ids: dict[str, int], offset: int, rows: int, positions: int) -> dict[str, Any]:
+        sampler = {"text_steps": 128, "text_block": 256, "text_threshold": None, "image_steps": 64}
+        return {
+            "text_end": (ids["answer_end"], ids["eos"], ids["soi"]),
+            "image_next": ids["soi"],
+            "image_begin": (ids["soi"],),
+            "image_end": (ids["eoi"],),
+            "row_separator": ids["row_separator"],
+            "text_range": (0, offset),
+            "image_grid": (64, 64),
+            "text_length": 1024,
+            # Trained on 5,120 positions, whatever the config says: a picture of 1024 x 1024 takes 4,160.
+            "max_positions": max(positions, 5120) if rows == self.rows else positions,
+            "sampler": {**sampler, "image_sampler": "maskgit", "image_schedule": "cosine"},
+        }
+
+    def check_size(self, spec: ModelSpec, size: int) -> None:
+        """Whether the published tokenizer has all ids below the codes is not known; it may have none behind."""
+        if size > spec.image_offset:
+            raise ValueError(
+                f"ModelSpec.image_offset is {spec.image_offset}, but the tokenizer goes on to id {size - 1}, among the "
+                f"image codes: {size - spec.image_offset} token{'s' if size - spec.image_offset > 1 else ''} too many"
+            )

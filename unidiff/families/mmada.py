@@ -1,0 +1,58 @@
+"""MMaDA (8B-Base, 8B-MixCoT): LLaDA's body and words, then 8,192 codes of a MAGVIT-v2 tokenizer.
+
+Image codes begin where the tokenizer ends, so one more token in it shifts every picture: checked when it loads.
+The image tokenizer is a repository of its own (showlab/magvitv2); its folder here is `magvitv2`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from unidiff.families import register
+from unidiff.families.llada import LLADA_TOKENS, Llada, Token
+from unidiff.spec import ModelSpec
+
+# Ids that LLaDA reserved; published tokenizers may still call them <|reserved_token_…|>.
+MMADA_TOKENS = LLADA_TOKENS | {
+    "soi": Token("<|soi|>", 126084),
+    "eoi": Token("<|eoi|>", 126085),
+    "t2i": Token("<|t2i|>", 126088),
+    "mmu": Token("<|mmu|>", 126089),
+    "ipad": Token("[iPAD]", 126093),
+    "r2i": Token("<|r2i|>", 126094),
+}
+
+
+@register
+class Mmada(Llada):
+    name: ClassVar[str] = "mmada"
+    rows: ClassVar[int] = 134656  # 126464 of LLaDA and 8192; the last 115 are not used
+    tokens: ClassVar[dict[str, Token]] = MMADA_TOKENS
+    image_offset: ClassVar[int | None] = 126349
+    codebook_size: ClassVar[int] = 8192
+    vq: ClassVar[tuple[str, str] | None] = ("magvit2", "magvitv2")
+
+    def detect(self, config: dict[str, Any]) -> bool:
+        return config.get("model_type") == "mmada"
+
+    def layout(self, ids: dict[str, int], offset: int, rows: int, positions: int) -> dict[str, Any]:
+        sampler = {"text_steps": 256, "text_block": 128, "text_threshold": None, "image_steps": 15}
+        return {
+            "text_end": tuple(ids[name] for name in ("eos", "eot", "soi") if name in ids),
+            "image_next": ids["soi"],
+            "image_begin": (ids["soi"],),
+            "image_end": (ids["eoi"],),
+            "text_range": (0, offset),
+            "image_grid": (32, 32),
+            "text_length": 512,
+            "max_positions": positions,
+            "pixel_range": (-1.0, 1.0),
+            "sampler": {**sampler, "image_sampler": "maskgit", "image_schedule": "cosine"},
+        }
+
+    def check_size(self, spec: ModelSpec, size: int) -> None:
+        if off := size - spec.image_offset:
+            raise ValueError(
+                f"ModelSpec.image_offset is {spec.image_offset}, but the tokenizer ends at id {size - 1}, so codes "
+                f"would begin at {size}: {abs(off)} token{'s' * (abs(off) > 1)} too {'many' if off > 0 else 'few'}"
+            )

@@ -1,0 +1,74 @@
+"""MMaDA-Parallel: text and image denoised side by side. Two variants, told apart by their config.
+
+-M grew out of MMaDA: its vocabulary, two task tokens more, MAGVIT-v2. -A grew out of Lumina-DiMOO: its vocabulary, row
+separators, VQ tokenizer. Neither config names the family, so it is given: `family="mmada_parallel"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from unidiff.families import register
+from unidiff.families.backbone import Backbone
+from unidiff.families.dimoo import Dimoo
+from unidiff.families.llada import Llada, Token
+from unidiff.families.mmada import MMADA_TOKENS, Mmada
+from unidiff.model import UnifiedModel
+from unidiff.spec import ModelSpec
+
+
+class ParallelM(Mmada):
+    name: ClassVar[str] = "mmada_parallel"
+    tokens: ClassVar[dict[str, Token]] = MMADA_TOKENS | {"interleave": Token("<|interleave|>", 126095)}
+    additive_to: ClassVar[str] = "valid_keys"
+
+    def layout(self, ids: dict[str, int], offset: int, rows: int, positions: int) -> dict[str, Any]:
+        fields = super().layout(ids, offset, rows, positions)
+        sampler = {**fields["sampler"], "text_steps": 128, "text_block": None, "image_steps": 30}
+        return {**fields, "text_length": 256, "sampler": sampler}
+
+
+class ParallelA(Dimoo):
+    name: ClassVar[str] = "mmada_parallel"
+
+    def layout(self, ids: dict[str, int], offset: int, rows: int, positions: int) -> dict[str, Any]:
+        fields = super().layout(ids, offset, rows, positions)
+        sampler = {**fields["sampler"], "text_steps": 128, "text_block": None}
+        return {**fields, "image_grid": (32, 32), "text_length": 256, "sampler": sampler}
+
+
+@register
+class MmadaParallel:
+    """Hands everything to the variant that a config is of."""
+
+    name = "mmada_parallel"
+    M, A = ParallelM(), ParallelA()
+
+    def detect(self, config: dict[str, Any]) -> bool:
+        return False
+
+    def variant(self, config: dict[str, Any]) -> Llada:
+        return self.M if config.get("model_type") == "mmada" else self.A
+
+    def load_backbone(self, folder: Path, config: dict[str, Any], *args: Any, **kwargs: Any) -> Backbone:
+        return self.variant(config).load_backbone(folder, config, *args, **kwargs)
+
+    def build_spec(self, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, rows: int) -> ModelSpec:
+        return self.variant(config).build_spec(config, tokenizer, rows)
+
+    def spec_of(self, folder: Path, config: dict[str, Any]) -> ModelSpec:
+        return self.variant(config).spec_of(folder, config)
+
+    def load(self, folder: Path, config: dict[str, Any], dtype: torch.dtype, **kwargs: Any) -> UnifiedModel:
+        return self.variant(config).load(folder, config, dtype, **kwargs)
+
+    def save(self, model: UnifiedModel, folder: Path) -> None:
+        self.variant(model.backbone.published).save(model, folder)
+
+    def checks(self, folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, Callable[[], str]]]:
+        return self.variant(config).checks(folder, config)
