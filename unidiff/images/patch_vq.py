@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from unidiff.images import check_ids, check_pixels
+from unidiff.images import check_ids, check_pixels, register
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -33,9 +33,11 @@ class PatchVQConfig:
     widths: tuple[int, ...] = (40, 64, 112)
 
 
+@register("patch_vq")
 class PatchVQ(nn.Module):
     """The tokenizer; an `ImageTokenizer`. Weights are fp32."""
 
+    pixel_range = (0.0, 1.0)
     codebook: Tensor
 
     def __init__(self, config: PatchVQConfig | None = None) -> None:
