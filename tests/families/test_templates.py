@@ -318,6 +318,8 @@ def test_answers_are_filled_up():
 def test_turns_of_a_chat():
     turns = [("user", "a ball"), ("assistant", "blue"), ("user", "what ?")]
     assert made("llada").chat(turns, 1).conditional.ids.count(126348) == 3
+    ours, theirs = (made(family).chat(turns, 1).conditional.ids for family in ("mmada", "llada"))
+    assert ours == tuple(1259 if i == 1252 else i for i in theirs) and 1252 in theirs  # one line break, not two
 
 
 def test_a_prompt_longer_than_its_place():
@@ -335,6 +337,7 @@ def test_the_family_s_own():
         made("mmada").parallel("make it red", DOG, HOLE, 3)
     with pytest.raises(ValueError, match="at least one picture; without one the task is text_to_image"):
         made("dimoo").edit("make it red", [], HOLE)
+    assert len(made("dimoo").understand("what is it ?", [], 4).conditional.targets()) == 4  # no picture: text alone
     with pytest.raises(ValueError, match="family 'native' has no templates"):
         variant(replace(spec_of("mmada"), family="native"), {})
 

@@ -79,7 +79,7 @@ def templates(spec: ModelSpec, special: Mapping[str, int], tokenize: Tokenize, p
     parallel = _id(special, kind, "interleave") if kind == "parallel_m" else None
     ids["interleaved"] = ids["reason"] if parallel is None else parallel
     # one line break behind a chat header, where LLaDA has two
-    return TaskTokenTemplates(TaskTokenIds(**common, **ids, parallel=parallel), tokenize, prefix, ChatMarkup(gap="\n"))
+    return TaskTokenTemplates(TaskTokenIds(**common, **ids, parallel=parallel), tokenize, ChatMarkup(gap="\n"), prefix)
 
 
 def _id(special: Mapping[str, int], kind: str, name: str) -> int:

@@ -29,7 +29,7 @@ class ChatMarkup:
 
 @dataclass(frozen=True)
 class ChatTemplates:
-    """LLaDA's text tasks."""
+    """Tasks of text alone."""
 
     ids: Ids
     tokenize: Tokenize

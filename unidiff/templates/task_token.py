@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from unidiff.templates.chat import ChatMarkup
-from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, Tokenize, filled
+from unidiff.templates.chat import ChatTemplates
+from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, filled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +31,15 @@ class TaskTokenIds(Ids):
 
 
 @dataclass(frozen=True)
-class TaskTokenTemplates:
-    """prefix: tokens before the picture of text-to-image, to which prompts are padded at the left or cut: the family
-    was trained at this length."""
+class TaskTokenTemplates(ChatTemplates):
+    """The tasks with pictures; text and chat are inherited, they have no task token.
+
+    prefix: tokens before the picture of text-to-image, to which prompts are padded at the left or cut: the family was
+    trained at this length.
+    """
 
     ids: TaskTokenIds
-    tokenize: Tokenize
     prefix: int
-    markup: ChatMarkup
 
     # ---------------------------------------------------------------- sampling
 
