@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from unidiff import images
 from unidiff.images import KINDS, load, register
@@ -32,6 +33,16 @@ def test_a_kind_from_outside(monkeypatch, magvit_folder):
         pass
 
     assert isinstance(load("mine", magvit_folder), Mine)
+
+
+def test_half_precision_files_are_run_in_float32(magvit_folder, vq_folder, tmp_path):
+    for kind, folder in (("magvit2", magvit_folder), ("diffusers_vq", vq_folder)):
+        copy = shutil.copytree(folder, tmp_path / kind)
+        path = next(copy.glob("*.safetensors"))
+        weights = load_file(path)
+        save_file({name: w.half() if w.is_floating_point() else w for name, w in weights.items()}, path)
+        found = next(v for v in load(kind, copy).state_dict().values() if v.is_floating_point())
+        assert found.dtype == torch.float32
 
 
 def test_unknown_kind(tmp_path):

@@ -52,7 +52,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Puts weights into a module (built on the meta device), in the file's dtype.
+    """Puts weights into a module (built on the meta device), in the module's dtypes whatever the file's are.
 
     Raises ValueError naming the first weights that are missing, unexpected or of another shape.
     """
@@ -69,4 +69,4 @@ def fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
                 f"{path} does not fit {type(module).__name__}: {name} is {list(weights[name].shape)}, "
                 f"expected {list(value.shape)}"
             )
-    module.load_state_dict(weights, assign=True)
+    module.load_state_dict({name: weights[name].to(value.dtype) for name, value in wanted.items()}, assign=True)
