@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from unidiff import noise
+from unidiff.images import grid
 from unidiff.sampling import edit
 
 CPU = torch.device("cpu")
@@ -40,6 +41,13 @@ def test_box_is_half_open() -> None:
     assert np.asarray(locate("whatever", (4, 3))).tolist() == expected
     with pytest.raises(ValueError, match=r"box \(1, 0, 3, 2\) does not fit a grid of \(2, 2\)"):
         locate("", (2, 2))
+
+
+def test_given_tokens_whatever_the_text_says() -> None:
+    mask = grid.from_box((4, 0, 8, 5), (8, 12), 4)  # pixels
+    assert edit.region(["a", ""], (2, 3), edit.given(mask), CPU).tolist() == [[False] * 3 + [True, True, False]] * 2
+    with pytest.raises(ValueError, match=r"is \(2, 3\), the image's grid \(3, 3\)"):
+        edit.region(["a"], (3, 3), edit.given(mask), CPU)
 
 
 @pytest.mark.parametrize("sides", [(1, 0, 1, 2), (0, 2, 3, 2), (-1, 0, 1, 1), (0, -1, 1, 1), (3, 0, 1, 1)])

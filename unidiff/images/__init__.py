@@ -1,4 +1,5 @@
-"""Image tokenizers: what every one of them offers, and the way from PIL images to pixels and back."""
+"""Image tokenizers: what every one of them offers, loading one by its kind, and the way from PIL images to pixels
+and back. A kind is registered by name with a decorator; one file a kind."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ class ImageTokenizer(Protocol):
 
     factor: pixels a token, along each side.
     codebook_size: K; ids lie in 0..K-1, without the offset that a model's vocabulary adds.
+    pixel_range: what the network itself works on; `encode` takes and `decode` gives [0, 1] whatever it is.
     """
 
     @property
@@ -26,6 +28,9 @@ class ImageTokenizer(Protocol):
 
     @property
     def codebook_size(self) -> int: ...
+
+    @property
+    def pixel_range(self) -> tuple[float, float]: ...
 
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] float in [0, 1] -> ids [B, H / factor, W / factor] int64."""
@@ -97,12 +102,26 @@ def to_pil(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in rounded.permute(0, 2, 3, 1).cpu().numpy()]
 
 
+# Numbers of pixels (all channels) that go through a tokenizer at once: four images of 512 x 512. A convolution
+# at full resolution then holds 0.5 GB of float32 for each of its inputs and outputs.
+_PIXELS_AT_ONCE = 3 << 20
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
+    """function(rows) [B, ...], computed a few rows at a time; `size`: numbers of pixels that one row makes."""
+    return torch.cat([function(part) for part in rows.split(max(_PIXELS_AT_ONCE // max(size, 1), 1))])
+
+
 def check_pixels(pixels: Tensor, factor: int) -> None:
     """Raise ValueError unless pixels are float [B, 3, H, W] with sides that are multiples of `factor`."""
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
         raise ValueError(f"pixels: expected float [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
     height, width = pixels.shape[2:]
-    if height % factor or width % factor or not height or not width:
+    if not len(pixels):
+        raise ValueError("pixels: expected at least one image, got none")
+    if height < factor or width < factor:
+        raise ValueError(f"pixels: one token is {factor} x {factor} pixels, got {height} x {width}; enlarge the image")
+    if height % factor or width % factor:
         raise ValueError(f"pixels: sides must be multiples of {factor}, got {height} x {width}; resize it")
 
 
@@ -117,4 +136,6 @@ def check_ids(ids: Tensor, codebook_size: int) -> None:
         )
 
 
-from unidiff.images import patch_vq as patch_vq  # noqa: E402  (registers itself)
+from unidiff.images import diffusers_vq as diffusers_vq  # noqa: E402  (registers itself, as do the others)
+from unidiff.images import magvit2 as magvit2  # noqa: E402
+from unidiff.images import patch_vq as patch_vq  # noqa: E402

@@ -37,6 +37,7 @@ class PatchVQConfig:
 class PatchVQ(nn.Module):
     """The tokenizer; an `ImageTokenizer`. Weights are fp32."""
 
+    pixel_range = (0.0, 1.0)
     codebook: Tensor
 
     def __init__(self, config: PatchVQConfig | None = None) -> None:

@@ -47,6 +47,11 @@ def box(top: int, left: int, bottom: int, right: int) -> Locate:
     return locate
 
 
+def given(mask: np.ndarray | Tensor) -> Locate:
+    """A user's tokens [rows, columns] bool, whatever the text says: from pixels by `unidiff.images.grid`."""
+    return lambda _text, _grid: mask
+
+
 def lowest(score_Bn: Tensor, share: float, threshold: float | None = None) -> Tensor:
     """[B, n] bool: tokens whose score is below the threshold, or without one the lowest `share` (at least one; the
     first of equal ones)."""

@@ -1,0 +1,72 @@
+"""Reading published tensors into a module: names and shapes must agree, and what does not is named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+def find_file(folder: Path, names: Sequence[str]) -> Path:
+    """The first of the names that the folder has. Raises FileNotFoundError naming all of them."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder} has no {' and no '.join(names)}: it is not this image tokenizer's folder")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError if it is none."""
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold an object, it holds {type(config).__name__}")
+    return config
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a .bin or .pt file, of which tensors are read and nothing is executed.
+
+    Raises ValueError if the file is damaged, holds anything but tensors, or would run code.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} holds more than tensors and is not loaded: {error}") from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be read, fetch it again: {error}") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{path} must hold a table of tensors by name")
+    return weights
+
+
+def fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Puts weights into a module (built on the meta device), in the module's dtypes whatever the file's are.
+
+    Raises ValueError naming the first weights that are missing, unexpected or of another shape.
+    """
+    wanted = module.state_dict()
+    missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    if missing or extra:
+        raise ValueError(
+            f"{path} does not fit {type(module).__name__}: {len(missing)} weights are missing {missing[:3]}, "
+            f"{len(extra)} are unexpected {extra[:3]}"
+        )
+    for name, value in wanted.items():
+        if value.shape != weights[name].shape:
+            raise ValueError(
+                f"{path} does not fit {type(module).__name__}: {name} is {list(weights[name].shape)}, "
+                f"expected {list(value.shape)}"
+            )
+    module.load_state_dict({name: weights[name].to(value.dtype) for name, value in wanted.items()}, assign=True)

@@ -1,0 +1,23 @@
+"""Templates: how published families write a task down as one sequence of ids. Data only, no model.
+
+A template is made of ids (a small dataclass that the family fills in) and a `tokenize` function; its methods give a
+`Layout`, or for guidance a `Guided`. Three styles cover the published families: `chat` (LLaDA), `task_token`
+(MMaDA, MMaDA-Parallel-M), `answer_tag` (Lumina-DiMOO, MMaDA-Parallel-A).
+"""
+
+from unidiff.templates.answer_tag import AnswerTagTemplates
+from unidiff.templates.chat import ChatTemplates
+from unidiff.templates.layout import Guided, Layout, Part, Picture, Role, Text
+from unidiff.templates.task_token import TaskTokenTemplates
+
+__all__ = [
+    "AnswerTagTemplates",
+    "ChatTemplates",
+    "Guided",
+    "Layout",
+    "Part",
+    "Picture",
+    "Role",
+    "TaskTokenTemplates",
+    "Text",
+]

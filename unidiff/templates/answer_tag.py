@@ -1,0 +1,146 @@
+"""Templates whose output stands between answer tags: Lumina-DiMOO and MMaDA-Parallel-A.
+
+A prompt is <system>S</system><user>U</user>; pictures that it is about stand before </user>. Every row of a picture
+ends with a row separator, the last one too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, Tokenize, filled
+
+SYSTEM, SYSTEM_END, USER, USER_END, NOTHING = "<system>", "</system>", "<user>", "</user>", "<uncondition>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerTagIds(Ids):
+    """answer_begin, answer_end: around the output. uncondition: stands for the user's words in guidance. filler: what
+    fills an answer up in training. image_next: end id of a text that a picture follows."""
+
+    answer_begin: int
+    answer_end: int
+    uncondition: int
+    filler: int
+    image_next: int
+
+
+@dataclass(frozen=True)
+class AnswerTagTemplates:
+    """systems: the system prompt of each task ("text_to_image", "edit", ..., by method name).
+
+    Raises ValueError if the tokenizer does not know the tags as single tokens with the ids' values: prompts are put
+    together around them.
+    """
+
+    ids: AnswerTagIds
+    tokenize: Tokenize
+    systems: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = {
+            "<answer>": self.ids.answer_begin,
+            "</answer>": self.ids.answer_end,
+            "<IMAGE>": self.ids.image_begin,
+            "</IMAGE>": self.ids.image_end,
+            NOTHING: self.ids.uncondition,
+        }
+        for tag in (SYSTEM, SYSTEM_END, USER, USER_END, *known):
+            found = list(self.tokenize(tag))
+            if len(found) != 1 or found[0] != known.get(tag, found[0]):
+                wanted = f"the id {known[tag]}" if tag in known else "one token"
+                raise ValueError(f"tokenizer: {tag} must be {wanted}, it is {found}; these files are not this family's")
+
+    # ---------------------------------------------------------------- sampling
+
+    def text_to_image(self, user: str, picture: Picture, system: str | None = None) -> Guided:
+        """prompt <answer> picture </answer>. Guidance "text": the user's words are <uncondition>.
+
+        A picture with known cells is an edit in place (inpainting, outpainting).
+        """
+        system = self._system("text_to_image", system)
+        output = self._output(self.ids.image(picture))
+        return Guided(self._prompt(system, user) + output, {"text": self._prompt(system, NOTHING) + output})
+
+    def edit(self, user: str, given: Sequence[Picture], picture: Picture, system: str | None = None) -> Guided:
+        """prompt with pictures <answer> picture </answer>. Guidance leaves out the words ("text": <uncondition>, the
+        pictures stay) and the pictures ("image": the words stay)."""
+        return self._guided(self._system("edit", system), user, given, self._output(self.ids.image(picture)))
+
+    def understand(self, user: str, given: Sequence[Picture], length: int, system: str | None = None) -> Guided:
+        """prompt with pictures <answer> M x length </answer>. (The reference's script inserts delimiters and row
+        separators twice; this is its evaluation's layout.)"""
+        system = self._system("understand", system)
+        return Guided(self._prompt(system, user, given) + self._output(self.ids.hole(length)))
+
+    def parallel(
+        self, user: str, given: Sequence[Picture], picture: Picture, length: int, system: str | None = None
+    ) -> Guided:
+        """Text and picture at once: prompt with pictures <answer> picture M x length </answer>. Guidance as in `edit`.
+
+        (The reference writes the unconditional prompts over the head of the conditional sequence, though they are
+        shorter: picture and text are then out of place. Here the prompt is replaced and the output follows it.)
+        """
+        output = self._output(self.ids.image(picture) + self.ids.hole(length))
+        return self._guided(self._system("parallel", system), user, given, output)
+
+    def interleaved(
+        self, prompt: Sequence[Text | Picture], response: Sequence[Part], system: str | None = None
+    ) -> Guided:
+        """Rounds of text and picture (ours; made of the family's own delimiters): the prompt's parts in their order as
+        the user's words, <answer> the response part by part </answer>.
+
+        A string of the response gets its end id (see `Ids.response`). Guidance leaves out the prompt's words ("text":
+        <uncondition>, before the pictures) and, if it has any, its pictures ("image"); the response so far stays.
+        """
+        system = self._system("interleaved", system)
+        answer = self.ids.response(response, self.tokenize, self.ids.image_next, self.ids.answer_end)
+        begin, end = self.ids.marks(self.ids.answer_begin), self.ids.marks(self.ids.answer_end)
+        output = begin + answer + (Layout() if answer.ids[-1] == self.ids.answer_end else end)
+        pictures = [part for part in prompt if isinstance(part, Picture)]
+        without: dict[str, Sequence[Text | Picture]] = {"text": [NOTHING, *pictures]}
+        if pictures:
+            without["image"] = [part for part in prompt if not isinstance(part, Picture)]
+        return Guided(
+            self._mixed(system, prompt) + output,
+            {name: self._mixed(system, parts) + output for name, parts in without.items()},
+        )
+
+    # ---------------------------------------------------------------- training
+
+    def train_understand(
+        self, user: str, given: Sequence[Picture], answer: Text, length: int, system: str | None = None
+    ) -> Layout:
+        """prompt with pictures <answer> answer </answer> filler.., `length` targets behind <answer>."""
+        system = self._system("understand", system)
+        ids = (*(self.tokenize(answer) if isinstance(answer, str) else answer), self.ids.answer_end)
+        target = self.ids.text(filled(ids, length, self.ids.filler, cut=self.ids.answer_end), learn_from=0)
+        return self._prompt(system, user, given) + self.ids.marks(self.ids.answer_begin) + target
+
+    # ---------------------------------------------------------------- parts
+
+    def _prompt(self, system: str, user: str, given: Sequence[Picture] = ()) -> Layout:
+        return self._mixed(system, [user, *given])
+
+    def _mixed(self, system: str, parts: Sequence[Text | Picture]) -> Layout:
+        return self.ids.mixed([f"{SYSTEM}{system}{SYSTEM_END}{USER}", *parts, USER_END], self.tokenize)
+
+    def _output(self, content: Layout) -> Layout:
+        return self.ids.marks(self.ids.answer_begin) + content + self.ids.marks(self.ids.answer_end)
+
+    def _guided(self, system: str, user: str, given: Sequence[Picture], output: Layout) -> Guided:
+        if not given:
+            raise ValueError("given: expected at least one picture; without one the task is text_to_image")
+        return Guided(
+            self._prompt(system, user, given) + output,
+            {
+                "text": self._prompt(system, NOTHING, given) + output,
+                "image": self._prompt(system, user) + output,
+            },
+        )
+
+    def _system(self, task: str, given: str | None) -> str:
+        if given is None and task not in self.systems:
+            raise ValueError(f"system: this family has no system prompt for {task}; give one")
+        return self.systems[task] if given is None else given

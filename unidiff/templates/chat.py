@@ -1,0 +1,57 @@
+"""Text tasks: LLaDA's plain and chat prompts. The chat markup is used by MMaDA too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unidiff.templates.layout import Guided, Ids, Layout, Text, Tokenize
+
+
+@dataclass(frozen=True)
+class ChatMarkup:
+    """The strings around the turns of a chat. gap: what stands between a header and its text."""
+
+    bos: str = "<|startoftext|>"
+    header_begin: str = "<|start_header_id|>"
+    header_end: str = "<|end_header_id|>"
+    turn_end: str = "<|eot_id|>"
+    gap: str = "\n\n"
+
+    def opening(self, role: str) -> str:
+        return f"{self.header_begin}{role}{self.header_end}{self.gap}"
+
+    def prompt(self, *turns: tuple[str, str]) -> str:
+        """Turns (role, text) up to the assistant's header, behind which the answer begins."""
+        said = "".join(f"{self.opening(role)}{text}{self.turn_end}" for role, text in turns)
+        return f"{self.bos}{said}{self.opening('assistant')}"
+
+
+@dataclass(frozen=True)
+class ChatTemplates:
+    """Tasks of text alone."""
+
+    ids: Ids
+    tokenize: Tokenize
+    markup: ChatMarkup
+
+    def text(self, prompt: Text, length: int, prompt_length: int | None = None) -> Guided:
+        """lm: the prompt as it is, then `length` tokens to be sampled.
+
+        prompt_length: pads with eos at the left to this many tokens, for a batch. Raises ValueError if the prompt is
+        longer. Guidance "prompt" masks the prompt.
+        """
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else prompt
+        if prompt_length is not None and len(ids) > prompt_length:
+            raise ValueError(f"prompt_length is {prompt_length}, the prompt has {len(ids)} tokens")
+        pads = 0 if prompt_length is None else prompt_length - len(ids)
+        return self._answered(self.ids.pads(pads, self.ids.eos) + self.ids.text(ids), length)
+
+    def chat(self, user: str | Sequence[tuple[str, str]], length: int) -> Guided:
+        """lm_chat: what the user says, or turns (role, text), then the answer to be sampled."""
+        turns = [("user", user)] if isinstance(user, str) else user
+        return self.text(self.markup.prompt(*turns), length)
+
+    def _answered(self, prompt: Layout, length: int) -> Guided:
+        layout = prompt + self.ids.hole(length)
+        return Guided(layout, {"prompt": self.ids.hidden(layout)})

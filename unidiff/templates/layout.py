@@ -1,0 +1,227 @@
+"""Layout: one sequence of ids, and what each of them is. Layouts are built by adding parts up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+Tokenize = Callable[[str], Sequence[int]]  # no bos or eos added
+Text = str | Sequence[int]  # words to tokenize, or ids
+
+
+class Role(IntEnum):
+    """What an id of a layout is. MARK: a delimiter, a task token, a row separator."""
+
+    PAD = -1
+    TEXT = 0
+    IMAGE = 1
+    MARK = 2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A sequence as a model reads it, all fields [L].
+
+    segment: ordinal of the text or picture that an id belongs to, -1 = mark or pad. target: ids that are sampled, or in
+    training predicted. What is to be sampled holds the mask id.
+    """
+
+    ids: tuple[int, ...] = ()
+    role: tuple[Role, ...] = ()
+    segment: tuple[int, ...] = ()
+    target: tuple[bool, ...] = ()
+
+    def __add__(self, other: Layout) -> Layout:
+        after = self.segments
+        moved = tuple(s if s < 0 else s + after for s in other.segment)
+        return Layout(self.ids + other.ids, self.role + other.role, self.segment + moved, self.target + other.target)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def segments(self) -> int:
+        """Number of texts and pictures."""
+        return max(self.segment, default=-1) + 1
+
+    @property
+    def valid(self) -> tuple[bool, ...]:
+        """False at pads."""
+        return tuple(role is not Role.PAD for role in self.role)
+
+    def targets(self, *roles: Role) -> list[int]:
+        """Places of the targets, or of those with one of these roles."""
+        return [i for i, hit in enumerate(self.target) if hit and (not roles or self.role[i] in roles)]
+
+    def places(self, segment: int) -> list[int]:
+        """Places of a text or picture; of a picture without its row separators."""
+        return [i for i, own in enumerate(self.segment) if own == segment]
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A layout and the ones that guidance compares it with, by what they leave out: "text", "image" or "prompt" (both).
+
+    All have the same targets in the same order: what is sampled for one is put into every one.
+    """
+
+    conditional: Layout
+    unconditional: dict[str, Layout] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wanted = len(self.conditional.targets())
+        for name, layout in self.unconditional.items():
+            if len(layout.targets()) != wanted:
+                raise ValueError(f"guidance {name!r}: {len(layout.targets())} targets, the conditional has {wanted}")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as codes of its tokenizer (no vocabulary offset), in raster order; None = to be sampled.
+
+    grid: rows, columns. Raises ValueError if the cells do not fill it.
+    """
+
+    cells: tuple[int | None, ...]
+    grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if len(self.cells) != self.grid[0] * self.grid[1] or not self.cells:
+            raise ValueError(f"Picture: {len(self.cells)} cells do not fill a grid of {self.grid}")
+
+    @classmethod
+    def blank(cls, rows: int, columns: int) -> Picture:
+        """A picture to be sampled as a whole."""
+        return cls((None,) * (rows * columns), (rows, columns))
+
+    @classmethod
+    def of(cls, codes: Tensor) -> Picture:
+        """The picture of codes [rows, columns], as an `ImageTokenizer` gives them. ValueError for another shape."""
+        if codes.ndim != 2:
+            raise ValueError(f"codes: expected [rows, columns], got {list(codes.shape)}")
+        return cls(tuple(codes.flatten().tolist()), (codes.shape[0], codes.shape[1]))
+
+    def edited(self, mask: Tensor) -> Picture:
+        """The same picture, the cells of a mask [rows, columns] bool (`unidiff.images.grid`) to be sampled again."""
+        if tuple(mask.shape) != self.grid:
+            raise ValueError(f"mask is {list(mask.shape)}, the picture's grid {list(self.grid)}")
+        flat: list[bool] = mask.flatten().to(torch.bool).tolist()
+        return replace(self, cells=tuple(None if hit else cell for cell, hit in zip(self.cells, flat)))
+
+
+Part = Text | Picture | int  # of an interleaved response; a number = so many text tokens to be sampled
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Ids that every family has, and the parts of layouts that are made of them.
+
+    image_begin, image_end, image_offset: None = the family has no pictures.
+    """
+
+    mask: int
+    bos: int
+    eos: int
+    image_begin: int | None = None
+    image_end: int | None = None
+    image_offset: int | None = None
+    codebook_size: int = 0
+    row_separator: int | None = None
+
+    def marks(self, *ids: int) -> Layout:
+        n = len(ids)
+        return Layout(ids, (Role.MARK,) * n, (-1,) * n, (False,) * n)
+
+    def pads(self, count: int, pad: int) -> Layout:
+        return Layout((pad,) * count, (Role.PAD,) * count, (-1,) * count, (False,) * count)
+
+    def text(self, ids: Sequence[int], learn_from: int | None = None) -> Layout:
+        """A text of known ids; those from `learn_from` on are targets. Nothing is no segment."""
+        n = len(ids)
+        target = (False,) * n if learn_from is None else tuple(i >= learn_from for i in range(n))
+        return Layout(tuple(ids), (Role.TEXT,) * n, (0,) * n, target)
+
+    def hole(self, length: int) -> Layout:
+        """A text to be sampled. Raises ValueError if it has no tokens."""
+        if length < 1:
+            raise ValueError(f"length: a text to be sampled needs at least one token, got {length}")
+        return self.text((self.mask,) * length, learn_from=0)
+
+    def rows(self, picture: Picture, learn: bool = False) -> Layout:
+        """The cells of a picture, each row followed by the family's row separator. Targets: the unknown cells; with
+        `learn` all of them. Raises ValueError for codes outside the codebook."""
+        if self.image_offset is None:
+            raise ValueError("this family has no pictures")
+        if wrong := [c for c in picture.cells if c is not None and not 0 <= c < self.codebook_size]:
+            raise ValueError(
+                f"Picture: codes {wrong[:3]} do not lie in 0 to {self.codebook_size - 1}; they are codes of the image "
+                "tokenizer, without the vocabulary's offset"
+            )
+        separator = [] if self.row_separator is None else [(self.row_separator, Role.MARK, -1, False)]
+        places: list[tuple[int, Role, int, bool]] = []
+        for i, code in enumerate(picture.cells):
+            token = self.mask if code is None else self.image_offset + code
+            places.append((token, Role.IMAGE, 0, learn or code is None))
+            if (i + 1) % picture.grid[1] == 0:
+                places += separator
+        return Layout(*zip(*places))
+
+    def image(self, picture: Picture, learn: bool = False) -> Layout:
+        """A picture between its delimiters."""
+        rows = self.rows(picture, learn)
+        assert self.image_begin is not None and self.image_end is not None
+        return self.marks(self.image_begin) + rows + self.marks(self.image_end)
+
+    def images(self, pictures: Iterable[Picture]) -> Layout:
+        return sum((self.image(picture) for picture in pictures), Layout())
+
+    def hidden(self, layout: Layout) -> Layout:
+        """The same layout with everything but the targets masked: LLaDA's way to leave a prompt out."""
+        ids = tuple(i if hit else self.mask for i, hit in zip(layout.ids, layout.target))
+        return replace(layout, ids=ids)
+
+    def mixed(self, parts: Sequence[Text | Picture], tokenize: Tokenize) -> Layout:
+        """Texts and pictures as they follow one another. Neighbouring strings are tokenized as one."""
+        layout, words = Layout(), ""
+        for part in (*parts, ()):
+            if isinstance(part, str):
+                words += part
+                continue
+            layout, words = layout + self.text(tokenize(words) if words else ()), ""
+            layout += self.image(part) if isinstance(part, Picture) else self.text(part)
+        return layout
+
+    def response(self, parts: Sequence[Part], tokenize: Tokenize, image_next: int, text_end: int) -> Layout:
+        """The response of an interleaved sequence: texts and pictures that are done, and holes.
+
+        A string gets its end id: `image_next` before a picture, `text_end` as the last part; ids have theirs already.
+        Where a text's own last id has opened the picture (`image_next` is `image_begin`), it is not opened twice.
+        Raises ValueError if there is nothing to respond.
+        """
+        if not parts:
+            raise ValueError("response: expected at least one text, picture or number of tokens to be sampled")
+        layout = Layout()
+        for part, following in zip(parts, (*parts[1:], None)):
+            if isinstance(part, int):
+                layout += self.hole(part)
+            elif isinstance(part, Picture):
+                opened = layout.ids[-1:] == (self.image_begin,)
+                image = self.rows(part) + self.marks(*(() if self.image_end is None else (self.image_end,)))
+                layout += image if opened else self.image(part)
+            elif isinstance(part, str):
+                end = (image_next,) if isinstance(following, Picture) else (text_end,) if following is None else ()
+                layout += self.text((*tokenize(part), *end))
+            else:
+                layout += self.text(part)
+        return layout
+
+
+def filled(ids: Sequence[int], length: int, eos: int, cut: int | None = None) -> tuple[int, ...]:
+    """Exactly `length` ids: filled up with eos, or cut, the last one then being `cut` if it is given."""
+    if len(ids) <= length:
+        return (*ids, *[eos] * (length - len(ids)))
+    return tuple(ids[:length]) if cut is None else (*ids[: length - 1], cut)

@@ -1,0 +1,162 @@
+"""Templates that begin with a task token: MMaDA and MMaDA-Parallel-M.
+
+Notation: [x] one id, text = bos text eos unless said otherwise, M = mask. All pictures stand between image_begin and
+image_end, without row separators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from unidiff.templates.chat import ChatTemplates
+from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, filled
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskTokenIds(Ids):
+    """pad: left pad of text-to-image. header_end: ends a chat header; in training the prompt ends with the last one.
+    text_to_image, understand, reason, parallel: task tokens (None = not trained). interleaved: the task token of
+    `interleaved`. image_next, text_end: end ids of a text that a picture follows, and of the last text."""
+
+    pad: int
+    header_end: int
+    text_to_image: int
+    understand: int
+    reason: int
+    interleaved: int
+    image_next: int
+    text_end: int
+    parallel: int | None = None
+
+
+@dataclass(frozen=True)
+class TaskTokenTemplates(ChatTemplates):
+    """The tasks with pictures; text and chat are inherited, they have no task token.
+
+    prefix: tokens before the picture of text-to-image, to which prompts are padded at the left or cut: the family was
+    trained at this length.
+    """
+
+    ids: TaskTokenIds
+    prefix: int
+
+    # ---------------------------------------------------------------- sampling
+
+    def text_to_image(self, text: Text, picture: Picture) -> Guided:
+        """[pad].. [text_to_image] bos text eos, `prefix` ids in all, then the picture. Guidance "text": no words.
+
+        A picture with known cells is an edit: they are kept, and the words say what the others become.
+        """
+        layouts = []
+        for words in (text, ()):
+            ids = (self.ids.text_to_image, *self._closed(words))
+            if len(ids) > self.prefix:
+                ids = filled(ids, self.prefix, self.ids.eos, cut=self.ids.eos)
+            prefix = self.ids.pads(self.prefix - len(ids), self.ids.pad) + self.ids.marks(ids[0])
+            layouts.append(prefix + self.ids.text(ids[1:]) + self.ids.image(picture))
+        return Guided(layouts[0], {"text": layouts[1]})
+
+    def understand(self, user: Text, pictures: Sequence[Picture], length: int) -> Guided:
+        """[understand] pictures, chat, M x length. user: what the user says, or the ids of a whole chat with all its
+        headers. Guidance "prompt" masks the prompt."""
+        layout = self.ids.marks(self.ids.understand) + self.ids.images(pictures) + self.ids.text(self._chat(user))
+        layout += self.ids.hole(length)
+        return Guided(layout, {"prompt": self.ids.hidden(layout)})
+
+    def reason_then_image(self, user: Text, picture: Picture, area: int) -> Guided:
+        """[reason] chat M.., `area` ids of text in all (512 in training), then the picture; both are sampled.
+
+        Raises ValueError if the chat leaves no room for the reasoning. Guidance "text": nothing said by the user.
+        """
+        chat = self._chat(user)
+        if len(chat) >= area:
+            raise ValueError(f"area: the prompt's {len(chat)} tokens leave no room for reasoning in {area}")
+        length = area - len(chat)
+        layouts = [
+            self.ids.marks(self.ids.reason) + self.ids.text(said) + self.ids.hole(length) + self.ids.image(picture)
+            for said in (chat, self._chat(""))
+        ]
+        return Guided(layouts[0], {"text": layouts[1]})
+
+    def parallel(self, text: Text, given: Picture, picture: Picture, length: int) -> Guided:
+        """Text and picture at once: [parallel] given bos text eos, picture bos M x (length - 1).
+
+        Guidance "prompt": the given picture's tokens are the id 0 and the text is bos eos.. of the same length, which
+        is what the family was trained and sampled with. (The reference moves the text away from the prompt, a sign
+        error: combine as for pictures.) Raises ValueError where the family has no such task.
+        """
+        if self.ids.parallel is None:
+            raise ValueError("this family was not trained on text and picture in parallel")
+        words = self._closed(text)
+        image = self.ids.image(given)
+        nothing = tuple(0 if place >= 0 else i for i, place in zip(image.ids, image.segment))
+        output = self.ids.image(picture) + self.ids.marks(self.ids.bos) + self.ids.hole(length - 1)
+        task = self.ids.marks(self.ids.parallel)
+        empty = (words[0], *[self.ids.eos] * (len(words) - 1))
+        return Guided(
+            task + image + self.ids.text(words) + output,
+            {"prompt": task + replace(image, ids=nothing) + self.ids.text(empty) + output},
+        )
+
+    def interleaved(self, prompt: Sequence[Text | Picture], response: Sequence[Part]) -> Guided:
+        """Rounds of text and picture (ours; made of the family's own delimiters): [interleaved], the prompt as a chat,
+        the response part by part.
+
+        Pictures that the prompt begins with stand before the chat, as in `understand`; others where they are. A string
+        of the response gets its end id (see `Ids.response`). Guidance leaves out the prompt's words ("text") and, if
+        it has any, its pictures ("image"); the response so far stays.
+        """
+        answer = self.ids.response(response, self.tokenize, self.ids.image_next, self.ids.text_end)
+        pictures = [part for part in prompt if isinstance(part, Picture)]
+        without: dict[str, Sequence[Text | Picture]] = {"text": pictures}
+        if pictures:
+            without["image"] = [part for part in prompt if not isinstance(part, Picture)]
+        return Guided(
+            self._interleaved(prompt) + answer,
+            {name: self._interleaved(parts) + answer for name, parts in without.items()},
+        )
+
+    def _interleaved(self, parts: Sequence[Text | Picture]) -> Layout:
+        leading = next((i for i, part in enumerate(parts) if not isinstance(part, Picture)), len(parts))
+        opening = self.markup.bos + self.markup.opening("user")
+        closing = self.markup.turn_end + self.markup.opening("assistant")
+        chat = [*parts[:leading], opening, *parts[leading:], closing]
+        return self.ids.marks(self.ids.interleaved) + self.ids.mixed(chat, self.tokenize)
+
+    # ---------------------------------------------------------------- training
+
+    def train_text(self, text: Text, length: int) -> Layout:
+        """bos text eos eos.., every id a target; what is too long is cut without an eos."""
+        return self.ids.text(filled(self._closed(text), length, self.ids.eos), learn_from=0)
+
+    def train_chat(self, text: Text, length: int) -> Layout:
+        """As `train_text`, the targets beginning behind the last header (no header: everything is prompt)."""
+        ids = filled(self._closed(text), length, self.ids.eos)
+        return self.ids.text(ids, self._behind_header(ids))
+
+    def train_understand(self, text: Text, picture: Picture, length: int) -> Layout:
+        """[understand] picture bos text eos eos.., `length` ids of text; the answer and all eos behind are targets."""
+        ids = filled(self._closed(text), length, self.ids.eos, cut=self.ids.eos)
+        return (
+            self.ids.marks(self.ids.understand) + self.ids.image(picture) + self.ids.text(ids, self._behind_header(ids))
+        )
+
+    def train_reason(self, text: Text, picture: Picture, length: int) -> Layout:
+        """[reason] bos text eos eos.., picture; the text behind the last header and the picture are targets."""
+        ids = filled(self._closed(text), length, self.ids.eos, cut=self.ids.eos)
+        words = self.ids.text(ids, self._behind_header(ids))
+        return self.ids.marks(self.ids.reason) + words + self.ids.image(picture, learn=True)
+
+    def _closed(self, text: Text) -> tuple[int, ...]:
+        """bos text eos; a bos that is there is not doubled."""
+        ids = tuple(self.tokenize(text)) if isinstance(text, str) else tuple(text)
+        begin = () if ids[:1] == (self.ids.bos,) else (self.ids.bos,)
+        return (*begin, *ids, self.ids.eos)
+
+    def _chat(self, user: Text) -> tuple[int, ...]:
+        return tuple(self.tokenize(self.markup.prompt(("user", user))) if isinstance(user, str) else user)
+
+    def _behind_header(self, ids: Sequence[int]) -> int:
+        last = max((i for i, token in enumerate(ids) if token == self.ids.header_end), default=len(ids) - 1)
+        return last + 1
