@@ -31,13 +31,14 @@ from unidiff.grpo.checkpoint import read_metrics
 
 ROOT = Path(__file__).resolve().parent
 
+CONTROL = "supervised"  # not a run of GRPO: the same seconds of supervised training
 ARMS: dict[str, dict[str, dict[str, str]]] = {
     "assignment": {a: {"assignment": a} for a in ("joint", "normalize_then_sum", "factorized", "segment")},
     "credit": {a: {"assignment": a} for a in ("joint", "segment")},
     "edit": {e: {"edit": e} for e in ("full", "region", "confidence", "random")},
     "estimator": {e: {"text_estimator": e} for e in ("fading_out", "random", "one_step")},
     "sampler": {s: {"image_sampler": s} for s in ("maskgit", "emerge")},
-    "sft": {"grpo": {}, "supervised": {}},
+    "sft": {"grpo": {}, CONTROL: {}},
 }
 FIGURES = ("success", "image_exact", "format", "agreement", "legal", "progress")
 # Student's t, two-sided 95 %, for 1…9 degrees of freedom.
@@ -61,12 +62,13 @@ def main() -> None:
     config = parse(Config, own, __doc__ or "")
     arms = ARMS.get(config.arms) or parse_arms(config.arms)
     out = Path(config.output_dir)
-    jobs = [(name, seed) for seed in config.seeds for name in arms]
+    results: dict[str, list[Path]] = {name: [] for name in arms}
     with ThreadPoolExecutor(config.parallel) as pool:
-        folders = list(pool.map(lambda job: run(config, out, job[0], job[1], arms[job[0]], rest), jobs))
-    results = {name: [] for name in arms}
-    for (name, _), folder in zip(jobs, folders):
-        results[name].append(folder)
+        for control in (False, True):  # the control trains as many seconds as the others did: it comes last
+            jobs = [(name, seed) for seed in config.seeds for name in arms if (name == CONTROL) is control]
+            folders = pool.map(lambda job: run(config, out, job[0], job[1], arms[job[0]], rest), jobs)
+            for (name, _), folder in zip(jobs, folders):
+                results[name].append(folder)
     report(out, results)
 
 
@@ -98,7 +100,7 @@ def run(config: Config, out: Path, name: str, seed: int, settings: dict[str, str
     folder = out / f"{name}-seed{seed}"
     if (folder / "summary.json").is_file():
         return folder
-    if name == "supervised":
+    if name == CONTROL:
         rest = [*rest, "--model", str(continued(config, out, seed, rest)), "--max_steps", "0"]
     words = [w for k, v in settings.items() for w in (f"--{k}", v)]
     words += ["--threads", str(threads(config))]

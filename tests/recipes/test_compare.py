@@ -82,8 +82,12 @@ def test_every_arm_has_every_seed_and_the_shared_settings(compare, monkeypatch, 
 
 
 def test_the_control_trains_as_long_as_grpo_did(compare, monkeypatch, tmp_path) -> None:
-    runs = go(compare, monkeypatch, "--arms", "sft", "--seeds", "2", "--output_dir", str(tmp_path), "--model", "mine")
-    grpo, control, evaluation = runs.calls
+    words = ("--arms", "sft", "--seeds", "2,3", "--parallel", "2", "--output_dir", str(tmp_path), "--model", "mine")
+    runs = go(compare, monkeypatch, *words)
+    assert all("--init" not in call for call in runs.calls[:2])  # all of GRPO comes first
+    grpo = runs.calls[0]
+    control = next(call for call in runs.calls if "--init" in call and call[-1].endswith("seed2"))
+    evaluation = next(call for call in runs.calls if str(tmp_path / "continued-seed2") in call and call is not control)
     assert grpo[grpo.index("--model") + 1] == "mine" == control[control.index("--init") + 1]
     assert float(control[control.index("--max_seconds") + 1]) == 33.0
     models = [evaluation[i + 1] for i, word in enumerate(evaluation) if word == "--model"]
