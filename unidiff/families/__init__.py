@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +33,12 @@ class Family(Protocol):
 FAMILIES: dict[str, Family] = {}
 
 
-def register(family: Callable[[], Family]) -> Callable[[], Family]:
+_Class = TypeVar("_Class", bound=Callable[[], Any])
+
+
+def register(family: _Class) -> _Class:
     """Class decorator: adds an instance of a family to the registry under its name."""
-    instance = family()
+    instance: Family = family()
     FAMILIES[instance.name] = instance
     return family
 

@@ -132,7 +132,7 @@ def read_architecture(config: dict[str, Any]) -> LlamaConfig:
         pad_token_id=None,
         bos_token_id=None,
         eos_token_id=None,
-        is_causal=False,
+        is_causal=False,  # type: ignore[call-arg]  (a field of every config, but of no signature)
     )
 
 
