@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from unidiff import estimators, noise
-from unidiff.estimators import Estimator, Place, View, draw_views, fading_out, independent, ladder, make
+from unidiff.estimators import Estimator, Place, View, draw_views, fading_out, ladder, make
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, render
 from unidiff.spec import ModelSpec
 
-DATA = Path(__file__).parents[1] / "data"
 NAMES = ["one_step", "random", "fading_out", "image_random"]
 SPEC = ModelSpec(
     family="toy",
@@ -382,43 +378,3 @@ def test_draw_views_checks_its_arguments() -> None:
         draw_views(canvas, one, one, 1, keys(1))
     with pytest.raises(ValueError, match="iterations is 0"):
         draw_views(canvas, one, one, 0, keys(4))
-
-
-# ---------------------------------------------------------------- golden numbers
-
-GOLDEN = json.loads((DATA / "estimators.json").read_text())
-
-
-@pytest.mark.parametrize("case", GOLDEN["arlike_keep"], ids=lambda c: f"{c['L']}-{c['ratio']}")
-def test_keep_curve_matches_the_reference(case: dict) -> None:
-    n = case["L"]
-    keep = fading_out.keep(torch.arange(n), torch.full((n,), n), case["ratio"])
-    assert torch.allclose(keep, torch.tensor(case["keep"], dtype=torch.float64), atol=1e-7)
-    assert (1 - keep).sum().item() == pytest.approx(case["expected_masked"], abs=1e-6)
-
-
-@pytest.mark.parametrize("case", GOLDEN["ratio_ladder"], ids=lambda c: str(c["num_iterations"]))
-def test_ladder_matches_the_reference(case: dict) -> None:
-    n = case["num_iterations"]
-    ratios = [ladder.ratio(case["min_mask_rate"], i, n) for i in range(n)]
-    assert ratios == pytest.approx(case["ratios"], abs=1e-12)
-
-
-def test_masks_match_the_reference_given_its_uniform_numbers() -> None:
-    data = load_file(DATA / "estimators.safetensors")
-    prompt, n = GOLDEN["model"]["prompt_len"], GOLDEN["model"]["completion_len"]
-    uniform = data["uni_u"].double()[:, :, prompt:]
-    iterations, rows = uniform.shape[:2]
-    rank = torch.arange(n).expand(rows, n)
-    length, run = torch.full_like(rank, n), torch.zeros_like(rank)
-    among = torch.ones_like(rank, dtype=torch.bool)
-    for i in range(iterations):
-        ratio = ladder.ratio(GOLDEN["uni"]["min_mask_rate"], i, iterations)
-        for name, u in (
-            ("random", uniform[i]),
-            ("arlike", 1 - uniform[i]),
-        ):  # the reference keeps where u <= keep
-            estimator = make({"arlike": "fading_out"}.get(name, name))
-            assert isinstance(estimator, independent.Independent)
-            mask = independent.threshold(u, estimator.probability(rank, length, ratio), among, run)
-            assert torch.equal(mask, data[f"{name}_mask"][i]), name

@@ -8,11 +8,12 @@ import torch
 
 import unidiff.grpo.trainer as trainer_module
 from unidiff.estimators import ESTIMATORS
+from unidiff.grpo.losses import LOSSES
 from unidiff.rewards.reward import reward
 from unidiff.rewards.router import ASSIGNMENTS
 from unidiff.sequence import Modality
 
-LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo", "gspo")
+LOSS_TYPES = tuple(LOSSES)
 WARM = {"text_temperature": 0.7, "image_temperature": 1.4}
 
 
