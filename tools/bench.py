@@ -3,6 +3,7 @@
     python tools/bench.py edits      # localized edits against regenerating whole images, and an autoregressive decoder
     python tools/bench.py cache      # the exact cache against no cache: same tokens, less time
     python tools/bench.py step       # seconds of rollout and update, and the share of the matrix peak in scoring
+    python tools/bench.py estimators --prompts 16      # what an update costs with each estimator, and how that grows
 
 Ratios are taken within one run, arms interleaved and repeated, the fastest repeat of each counting: these machines are
 noisy. --model (default recipes/base), --prompts, --repeats.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,10 +23,13 @@ from torch import Tensor
 
 from unidiff import GRPOConfig, GRPOTrainer, InterleavedSampler, SamplerConfig, UnifiedModel, noise
 from unidiff.config import parse
-from unidiff.grpo.experience import segment_views
+from unidiff.estimators import ESTIMATORS, View, draw_views
+from unidiff.families import native
+from unidiff.grpo.experience import Experience, segment_views
+from unidiff.memory import PeakMemory
 from unidiff.sampling.compute import Compute, ComputeMeter, ModelFlops
 from unidiff.sampling.rollout import Rollout
-from unidiff.sequence import Interleaved, Modality, Tokens
+from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens
 from unidiff.tasks import FrozenLake
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -232,7 +236,101 @@ def _matrix_rate(n: int) -> float:
     return 2 * n**3 / _seconds(lambda: a @ a, 5)
 
 
-COMMANDS = {"edits": edits, "cache": cache, "step": step}
+@dataclass
+class Update:
+    """What one update costs. rows, tokens: run through the model, forwards of a backward pass among them; the latter
+    alone in trained. seconds, peak bytes."""
+
+    views: int = 0
+    rows: int = 0
+    tokens: int = 0
+    trained: int = 0
+    seconds: float = 0.0
+    peak: int = 0
+
+
+def update_cost(model: UnifiedModel, canvas: Canvas, name: str, iterations: int, repeats: int) -> Update:
+    """Of the trainer's own update on some rollouts, every other one with a negative advantage."""
+    cost = Update()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = GRPOConfig(
+            output_dir=folder, num_iterations=iterations, text_estimator=name, image_estimator=name, quiet=True,
+            check_ratio_every=0, learning_rate=1e-9,
+        )  # fmt: skip
+        trainer = GRPOTrainer(model, FrozenLake(), settings)
+    keys = torch.tensor([noise.key(i) for i in range(len(canvas.ids))])
+    draws = draw_views(canvas, *trainer.estimators, iterations, keys)
+    sign = torch.tensor([1.0, -1.0]).repeat(len(canvas.ids))[: len(canvas.ids), None]
+    nothing: list = []
+    experience = Experience(
+        nothing, nothing, nothing, None, None, canvas, draws, sign * canvas.sampled, canvas.sampled  # type: ignore[arg-type]
+    )  # fmt: skip
+    cost.views, run = max(len(draw.views) for draw in draws), trainer._run
+
+    def counted(policy, canvas: Canvas, view: View) -> Tensor:
+        run_rows = view.factors.any(1)
+        tokens = int((canvas.clean.valid.sum(1) + canvas.noisy.valid.sum(1))[run_rows].sum())
+        cost.rows, cost.tokens = cost.rows + int(run_rows.sum()), cost.tokens + tokens
+        cost.trained += tokens * torch.is_grad_enabled()
+        return run(policy, canvas, view)
+
+    trainer._run = counted  # type: ignore[method-assign]
+    with PeakMemory() as memory:
+        trainer._update(0, experience)
+    cost.peak = memory.peak
+    trainer._run = run  # type: ignore[method-assign]
+    cost.seconds = _seconds(lambda: trainer._update(0, experience), repeats) if repeats else 0.0
+    return cost
+
+
+def solutions(length: int, rows: int, seed: int) -> tuple[UnifiedModel, Canvas]:
+    """A fresh model of the base's size, and texts of one length that were written two tokens a step in random order."""
+    base = Bench(Config(prompts=1)).model
+    model = native.build(base.tokenizer, base.images, text_length=length, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    low, high = model.spec.text_range
+    words = [i for i in range(low, high) if i not in model.spec.text_end]
+    prompt, sequences = Segment(Modality.TEXT, torch.tensor(words[:8]), prompt=True), []  # type: ignore[arg-type]
+    for _ in range(rows):
+        tokens = torch.tensor(words)[torch.randint(len(words), (length,), generator=generator)]
+        steps = (torch.randperm(length, generator=generator) // 2).int()
+        sequences.append(Interleaved([prompt, Segment(Modality.TEXT, tokens, step=steps)]))  # type: ignore[arg-type]
+    return model, model.render(sequences)
+
+
+def estimators(config: Config) -> None:
+    """An update with each estimator for texts and images alike, on the same rollouts; and how it grows."""
+    bench = Bench(config)
+    canvas = bench.model.render([r.sequence for r in bench.rollouts(SamplerConfig())])
+    n = config.prompts
+    print("| estimator | views | row-forwards | token-forwards | of them trained | peak MiB | seconds |")
+    print("|---|---|---|---|---|---|---|")
+    for name in ESTIMATORS:
+        cost = update_cost(bench.model, canvas, name, 1, config.repeats)
+        print(
+            f"| `{name}` | {cost.views} | {cost.rows / n:.1f} | {cost.tokens / n:.0f} | {cost.trained / n:.0f} | "
+            f"{cost.peak / 2**20:.0f} | {cost.seconds:.2f} |",
+            flush=True,
+        )
+    print(f"\n{n} rollouts, one inner iteration; forwards are those of a rollout.\n")
+    iterations, lengths = (1, 2, 4), (8, 16, 32)
+    _growth("inner iterations", iterations, lambda name, i: update_cost(bench.model, canvas, name, i, 0), n)
+    texts = {length: solutions(length, n, config.seed) for length in lengths}
+    _growth("tokens of a text", lengths, lambda name, length: update_cost(*texts[length], name, 1, 0), n)
+
+
+def _growth(what: str, sizes: Sequence[int], cost_of: Callable[[str, int], Update], rollouts: int) -> None:
+    """A table: token-forwards of a rollout, and peak memory, for each size."""
+    print(f"| {what} | " + " | ".join(f"{s}: token-forwards" for s in sizes) + " | ", end="")
+    print(" | ".join(f"{s}: peak MiB" for s in sizes) + " |\n|---" + "|---" * 2 * len(sizes) + "|")
+    for name in ESTIMATORS:
+        costs = [cost_of(name, size) for size in sizes]
+        cells = [f"{c.tokens / rollouts:.0f}" for c in costs] + [f"{c.peak / 2**20:.0f}" for c in costs]
+        print(f"| `{name}` | " + " | ".join(cells) + " |", flush=True)
+    print()
+
+
+COMMANDS = {"edits": edits, "cache": cache, "step": step, "estimators": estimators}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:

@@ -2,13 +2,12 @@
 
 import copy
 import math
-import weakref
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from unidiff.estimators import ESTIMATORS, draw_views, make
+from unidiff.memory import PeakMemory
 from unidiff.sequence import Modality
 
 MIXED = [("trace:merge=2", "elbo"), ("spg:samples=3", "coupled"), ("wd1", "left_to_right")]
@@ -233,40 +232,16 @@ def test_wd1_trains_by_weights_of_the_group(make_trainer):
                     assert found == pytest.approx([value.item()] * int(tokens.sum()), abs=1e-6)
 
 
-class Peak(TorchDispatchMode):
-    """The most bytes of tensors that are alive at once, of those that are made inside."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive, self.peak, self.known = 0, 0, set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._see(tensor.untyped_storage())
-        return out
-
-    def _see(self, storage):
-        place, size = storage.data_ptr(), storage.nbytes()
-        if size and place not in self.known:
-            self.known.add(place)
-            self.alive += size
-            self.peak = max(self.peak, self.alive)
-            weakref.finalize(storage, self._gone, place, size)
-
-    def _gone(self, place, size):
-        self.known.discard(place)
-        self.alive -= size
-
-
 def peak_of_update(make_trainer, model, **settings):
     trainer = make_trainer(policy=copy.deepcopy(model), check_ratio_every=0, **settings)
-    update = trainer._update
-    with Peak() as meter:
-        meter.peak = 0
-        trainer._update = lambda *args: (setattr(meter, "peak", meter.alive), update(*args))[1]
-        trainer.step(0)
+    meter, update = PeakMemory(), trainer._update
+
+    def watched_update(*args):
+        with meter:
+            return update(*args)
+
+    trainer._update = watched_update
+    trainer.step(0)
     return meter.peak
 
 
