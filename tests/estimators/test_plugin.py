@@ -49,8 +49,9 @@ def bright(segments, **columns):
 def test_methods_of_the_page_train(plugin: None, model: UnifiedModel, tmp_path: Path) -> None:
     for text, image in (("halves", "one_block:share=0.25"), ("fading_in", "halves")):
         config = GRPOConfig(
-            text_estimator=text, image_estimator=image, output_dir=str(tmp_path / text), num_prompts=2,
-            num_generations=2, num_iterations=2, max_rounds=1, edit="random", image_steps=2, text_steps=2, text_threshold=None, quiet=True,
+            text_estimator=text, image_estimator=image, output_dir=str(tmp_path / text), quiet=True, num_prompts=2,
+            num_generations=2, num_iterations=2, max_rounds=1, edit="random", image_steps=2, text_steps=2,
+            text_threshold=None,
         )  # fmt: skip
         trainer = GRPOTrainer(copy.deepcopy(model), FrozenLake(), config, [odd, bright])
         metrics, experience = trainer.step(0)

@@ -10,7 +10,7 @@ from unidiff.estimators import ESTIMATORS, draw_views, make
 from unidiff.memory import PeakMemory
 from unidiff.sequence import Modality
 
-MIXED = [("trace:merge=2", "elbo"), ("spg:samples=3", "coupled"), ("wd1", "left_to_right")]
+MIXED = [("trace:merge=2", "elbo"), ("spg:samples=3", "coupled"), ("left_to_right", "wd1")]
 
 
 def both(name):
@@ -84,12 +84,11 @@ def watched(trainer):
     return metrics, experience, found
 
 
-@pytest.mark.parametrize("micro_batch_size", [2, 100])
 @pytest.mark.parametrize("iterations", [1, 2, 3, 12])
-@pytest.mark.parametrize("pair", [("fading_out", "image_random"), ("coupled", "elbo")])
-def test_each_of_the_masks_is_used_exactly_once(make_trainer, pair, iterations, micro_batch_size):
+@pytest.mark.parametrize(("pair", "size"), [(("fading_out", "image_random"), 2), (("spg", "elbo"), 100)])
+def test_each_of_the_masks_is_used_exactly_once(make_trainer, pair, iterations, size):
     text, image = pair
-    settings = {"num_iterations": iterations, "micro_batch_size": micro_batch_size, "beta": 0.1}  # KL: all rows are run
+    settings = {"num_iterations": iterations, "micro_batch_size": size, "beta": 0.1}  # KL: all rows are run
     trainer = make_trainer(text_estimator=text, image_estimator=image, **settings)
     _, experience, found = watched(trainer)
     for iteration in range(iterations):
@@ -130,9 +129,9 @@ def test_first_ratio_is_1_for_mixed_methods(make_trainer, text, image, loss_type
     assert all(math.isfinite(v) for v in metrics.values())
 
 
-def gradients(make_trainer, weights, **settings):
+def gradients(make_trainer, **settings):
     """Gradients of both iterations over their norm, and metrics."""
-    trainer = make_trainer(num_iterations=2, learning_rate=1e-5, **settings)
+    trainer = make_trainer(num_iterations=2, learning_rate=1e-5, max_rounds=1, **settings)
     kept, clip = {}, trainer.accelerator.clip_grad_norm_
 
     def watched(parameters, limit):
@@ -146,10 +145,10 @@ def gradients(make_trainer, weights, **settings):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_same_gradient_for_any_micro_batch_size(make_trainer, weights, difference, timeless, name):
-    whole, metrics = gradients(make_trainer, weights, micro_batch_size=100, **both(name))
+def test_same_gradient_for_any_micro_batch_size(make_trainer, difference, timeless, name):
+    whole, metrics = gradients(make_trainer, micro_batch_size=100, **both(name))
     for size in (1, 4):
-        cut, same = gradients(make_trainer, weights, micro_batch_size=size, **both(name))
+        cut, same = gradients(make_trainer, micro_batch_size=size, **both(name))
         assert difference(whole, cut) < 2e-5, size
         assert timeless(same) == pytest.approx(timeless(metrics), abs=1e-4, rel=1e-3)
 
@@ -246,11 +245,11 @@ def peak_of_update(make_trainer, model, **settings):
 
 
 def test_memory_does_not_grow_with_iterations_or_views(make_trainer, model):
-    base = {"num_prompts": 4, "micro_batch_size": 2}
-    few, many = (peak_of_update(make_trainer, model, num_iterations=n, **base) for n in (2, 12))
-    views = [peak_of_update(make_trainer, model, text_estimator=f"elbo:samples={n}", **base) for n in (2, 8)]
-    rows = [peak_of_update(make_trainer, model, num_prompts=4, micro_batch_size=n, num_iterations=2) for n in (2, 12)]
-    assert rows[1] > 1.5 * rows[0]  # the meter sees what there is to see
+    base = {"num_prompts": 2, "micro_batch_size": 2}
+    few, many = (peak_of_update(make_trainer, model, num_iterations=n, **base) for n in (2, 6))
+    views = [peak_of_update(make_trainer, model, text_estimator=f"elbo:samples={n}", **base) for n in (2, 6)]
+    rows = peak_of_update(make_trainer, model, num_prompts=2, micro_batch_size=6, num_iterations=2)
+    assert rows > 1.5 * few  # the meter sees what there is to see
     assert many < 1.1 * few and views[1] < 1.1 * views[0]
 
 

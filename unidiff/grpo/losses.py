@@ -244,6 +244,7 @@ def _wide(values: Tensor) -> Tensor:
 
 def _unit_mean(change_BL: Tensor, weight_BL: Tensor, unit_BL: Tensor, units: int) -> Tensor:
     """The weighted mean of the log-ratios over each unit of each row, at every token of the unit."""
+    weight_BL = weight_BL.to(change_BL.dtype)
     zeros_BU = change_BL.new_zeros(len(change_BL), units)
     sum_BU = zeros_BU.scatter_add(1, unit_BL, change_BL * weight_BL)
     weight_BU = zeros_BU.scatter_add(1, unit_BL, weight_BL)
