@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -238,8 +238,8 @@ def _matrix_rate(n: int) -> float:
 
 @dataclass
 class Update:
-    """What one update costs. rows, tokens: run through the model, forwards of a backward pass among them; the latter
-    alone in trained. seconds, peak bytes."""
+    """What one update costs: the most views of a draw; rows and tokens run through the model, and the tokens of those
+    runs that have a backward pass; CPU seconds of all threads; peak bytes of tensors."""
 
     views: int = 0
     rows: int = 0
@@ -249,37 +249,51 @@ class Update:
     peak: int = 0
 
 
-def update_cost(model: UnifiedModel, canvas: Canvas, name: str, iterations: int, repeats: int) -> Update:
-    """Of the trainer's own update on some rollouts, every other one with a negative advantage."""
-    cost = Update()
+def updater(model: UnifiedModel, canvas: Canvas, name: str, iterations: int) -> tuple[GRPOTrainer, Experience]:
+    """A trainer, and experience of some rollouts, every other one with a negative advantage."""
     with tempfile.TemporaryDirectory() as folder:
         settings = GRPOConfig(
             output_dir=folder, num_iterations=iterations, text_estimator=name, image_estimator=name, quiet=True,
             check_ratio_every=0, learning_rate=1e-9,
         )  # fmt: skip
         trainer = GRPOTrainer(model, FrozenLake(), settings)
-    keys = torch.tensor([noise.key(i) for i in range(len(canvas.ids))])
-    draws = draw_views(canvas, *trainer.estimators, iterations, keys)
-    sign = torch.tensor([1.0, -1.0]).repeat(len(canvas.ids))[: len(canvas.ids), None]
-    nothing: list = []
-    experience = Experience(
-        nothing, nothing, nothing, None, None, canvas, draws, sign * canvas.sampled, canvas.sampled  # type: ignore[arg-type]
-    )  # fmt: skip
-    cost.views, run = max(len(draw.views) for draw in draws), trainer._run
+    rows = len(canvas.ids)
+    draws = draw_views(canvas, *trainer.estimators, iterations, torch.tensor([noise.key(i) for i in range(rows)]))
+    advantage = torch.tensor([1.0, -1.0]).repeat(rows)[:rows, None] * canvas.sampled
+    none: list = []
+    experience = Experience(none, none, none, None, None, canvas, draws, advantage, canvas.sampled)  # type: ignore[arg-type]
+    return trainer, experience
 
-    def counted(policy, canvas: Canvas, view: View) -> Tensor:
+
+def counted(model: UnifiedModel, canvas: Canvas, name: str, iterations: int) -> Update:
+    """What the trainer's own update would run; nothing is run."""
+    trainer, experience = updater(model, canvas, name, iterations)
+    cost = Update(views=max(len(draw.views) for draw in experience.draws))
+
+    def count(policy, canvas: Canvas, view: View) -> Tensor:
         run_rows = view.factors.any(1)
         tokens = int((canvas.clean.valid.sum(1) + canvas.noisy.valid.sum(1))[run_rows].sum())
         cost.rows, cost.tokens = cost.rows + int(run_rows.sum()), cost.tokens + tokens
         cost.trained += tokens * torch.is_grad_enabled()
-        return run(policy, canvas, view)
+        return torch.zeros(view.mask.shape, requires_grad=torch.is_grad_enabled())
 
-    trainer._run = counted  # type: ignore[method-assign]
+    trainer._run = count  # type: ignore[method-assign]
+    trainer._update(0, experience)
+    return cost
+
+
+def measured(model: UnifiedModel, canvas: Canvas, name: str, repeats: int) -> Update:
+    """The same with one inner iteration, and with seconds and memory."""
+    cost = counted(model, canvas, name, 1)
+    trainer, experience = updater(model, canvas, name, 1)
     with PeakMemory() as memory:
         trainer._update(0, experience)
-    cost.peak = memory.peak
-    trainer._run = run  # type: ignore[method-assign]
-    cost.seconds = _seconds(lambda: trainer._update(0, experience), repeats) if repeats else 0.0
+    cost.peak, times = memory.peak, []
+    for _ in range(repeats):
+        start = time.process_time()
+        trainer._update(0, experience)
+        times.append(time.process_time() - start)
+    cost.seconds = min(times)
     return cost
 
 
@@ -302,32 +316,23 @@ def estimators(config: Config) -> None:
     """An update with each estimator for texts and images alike, on the same rollouts; and how it grows."""
     bench = Bench(config)
     canvas = bench.model.render([r.sequence for r in bench.rollouts(SamplerConfig())])
-    n = config.prompts
-    print("| estimator | views | row-forwards | token-forwards | of them trained | peak MiB | seconds |")
+    n, iterations, lengths = config.prompts, (1, 2, 4, 12), (8, 16, 32, 64)
+    texts = {length: solutions(length, n, config.seed) for length in lengths}
+    sizes = [*(f"μ = {i}" for i in iterations), *(f"L = {length}" for length in lengths)]
+    print("| token-forwards | " + " | ".join(sizes) + " |\n|---" + "|---" * len(sizes) + "|")
+    for name in ESTIMATORS:
+        costs = [counted(bench.model, canvas, name, i) for i in iterations]
+        costs += [counted(*texts[length], name, 1) for length in lengths]
+        print(f"| `{name}` | " + " | ".join(f"{c.tokens / n:.0f}" for c in costs) + " |", flush=True)
+    print("\n| estimator | views | row-forwards | token-forwards | of them trained | peak MiB | CPU s |")
     print("|---|---|---|---|---|---|---|")
     for name in ESTIMATORS:
-        cost = update_cost(bench.model, canvas, name, 1, config.repeats)
+        cost = measured(bench.model, canvas, name, config.repeats)
         print(
             f"| `{name}` | {cost.views} | {cost.rows / n:.1f} | {cost.tokens / n:.0f} | {cost.trained / n:.0f} | "
-            f"{cost.peak / 2**20:.0f} | {cost.seconds:.2f} |",
+            f"{cost.peak / 2**20:.0f} | {cost.seconds / n:.2f} |",
             flush=True,
         )
-    print(f"\n{n} rollouts, one inner iteration; forwards are those of a rollout.\n")
-    iterations, lengths = (1, 2, 4), (8, 16, 32)
-    _growth("inner iterations", iterations, lambda name, i: update_cost(bench.model, canvas, name, i, 0), n)
-    texts = {length: solutions(length, n, config.seed) for length in lengths}
-    _growth("tokens of a text", lengths, lambda name, length: update_cost(*texts[length], name, 1, 0), n)
-
-
-def _growth(what: str, sizes: Sequence[int], cost_of: Callable[[str, int], Update], rollouts: int) -> None:
-    """A table: token-forwards of a rollout, and peak memory, for each size."""
-    print(f"| {what} | " + " | ".join(f"{s}: token-forwards" for s in sizes) + " | ", end="")
-    print(" | ".join(f"{s}: peak MiB" for s in sizes) + " |\n|---" + "|---" * 2 * len(sizes) + "|")
-    for name in ESTIMATORS:
-        costs = [cost_of(name, size) for size in sizes]
-        cells = [f"{c.tokens / rollouts:.0f}" for c in costs] + [f"{c.peak / 2**20:.0f}" for c in costs]
-        print(f"| `{name}` | " + " | ".join(cells) + " |", flush=True)
-    print()
 
 
 COMMANDS = {"edits": edits, "cache": cache, "step": step, "estimators": estimators}

@@ -78,6 +78,8 @@ def distribution(commits: Callable[..., Commits], name: str) -> dict[State, floa
                 confidence = {j: logp[j, w].item() for j, w in zip(masked, drawn)}
                 values = mass * float(torch.tensor(sum(confidence.values())).exp())
                 for chosen, probability in commits(masked, confidence, step, name):
+                    if probability == 0:
+                        continue
                     words = dict(zip(masked, drawn))
                     new = tuple(words[j] if j in chosen else state[j] for j in range(TOKENS))
                     following[new] = following.get(new, 0.0) + values * probability

@@ -151,14 +151,10 @@ class GRPOConfig(SamplerConfig):
 
     def estimators(self) -> tuple[Estimator, Estimator]:
         """Of text and of images. Raises ValueError for an option that does not exist or does not fit."""
-
-        def of(field: str, min_ratio: float) -> Estimator:
-            try:
-                return parse_estimator(getattr(self, field), min_ratio)
-            except ValueError as error:
-                raise ValueError(f"{field}: {error}") from error
-
-        return of("text_estimator", self.text_min_ratio), of("image_estimator", self.image_min_ratio)
+        return (
+            _estimator("text_estimator", self.text_estimator, self.text_min_ratio),
+            _estimator("image_estimator", self.image_estimator, self.image_min_ratio),
+        )
 
     def sampler(self, **changes: Any) -> SamplerConfig:
         """The settings of the rollouts alone."""
@@ -171,3 +167,10 @@ class GRPOConfig(SamplerConfig):
     def trained_as(self) -> dict[str, Any]:
         """The settings that change a run's numbers: two runs may be joined by `resume` only if these agree."""
         return {k: v for k, v in self.to_dict().items() if k not in self.FREE}
+
+
+def _estimator(field: str, text: str, min_ratio: float) -> Estimator:
+    try:
+        return parse_estimator(text, min_ratio)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error
