@@ -2,6 +2,8 @@
 
     python recipes/compare.py --arms assignment --seeds 0,1,2           # joint, normalize_then_sum, factorized, segment
     python recipes/compare.py --arms edit --max_steps 0 --model outputs/run/model
+    python recipes/compare.py --arms estimator --seeds 0,1,2            # of texts; image_estimator: of pictures
+    python recipes/compare.py --arms estimator --pictures false --model outputs/base-text
     python recipes/compare.py --arms sft --seeds 0,1,2                  # the same seconds of more supervised training
     python recipes/compare.py --arms "low: learning_rate=1e-4; high: learning_rate=1e-3"
 
@@ -32,11 +34,14 @@ from unidiff.grpo.checkpoint import read_metrics
 ROOT = Path(__file__).resolve().parent
 
 CONTROL = "supervised"  # not a run of GRPO: the same seconds of supervised training
+_ESTIMATORS = ("fading_out", "random", "one_step", "coupled", "trace", "elbo", "spg", "wd1", "left_to_right")
 ARMS: dict[str, dict[str, dict[str, str]]] = {
     "assignment": {a: {"assignment": a} for a in ("joint", "normalize_then_sum", "factorized", "segment")},
     "credit": {a: {"assignment": a} for a in ("joint", "segment")},
     "edit": {e: {"edit": e} for e in ("full", "region", "confidence", "random")},
-    "estimator": {e: {"text_estimator": e} for e in ("fading_out", "random", "one_step")},
+    "estimator": {e: {"text_estimator": e} for e in _ESTIMATORS},
+    "image_estimator": {e: {"image_estimator": e} for e in ("image_random", *_ESTIMATORS[1:])},
+    "loss": {x: {"loss_type": x, "num_iterations": "2"} for x in ("grpo", "dapo", "dr_grpo", "gspo", "gmpo")},
     "sampler": {s: {"image_sampler": s} for s in ("maskgit", "emerge")},
     "sft": {"grpo": {}, CONTROL: {}},
 }
@@ -47,7 +52,8 @@ T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass
 class Config:
-    """arms: a set by name (assignment, credit, edit, estimator, sampler, sft) or "name: key=value, …; name: …".
+    """arms: a set by name (assignment, credit, edit, estimator, image_estimator, loss, sampler, sft), or
+    "name: key=value, …; name: …".
     seeds: separated by commas. parallel: runs at once, each with its share of the cores. output_dir: one folder a run
     is made in it. Any other setting of interleaved_reasoning.py may be given too, and holds for every arm."""
 

@@ -44,12 +44,14 @@ GALLERY = 6  # rollouts in each gallery of the report
 
 @dataclass(frozen=True)
 class Config(GRPOConfig):
-    """model: checkpoint folder or hub name. board_size: cells a side. rewards: names of reward functions, such as
+    """model: checkpoint folder or hub name. board_size: cells a side. pictures: false = responses are one text, and the
+    model must be one of recipes/supervised.py --pictures false. rewards: names of reward functions, such as
     package.module:function, separated by commas; none = the task's own. threads: of a process on a CPU; none = the
     cores divided among the processes (accelerate would leave it at one). The rest: GRPOConfig and SamplerConfig."""
 
     model: str = str(ROOT / "base")
     board_size: int = 4
+    pictures: bool = True
     rewards: tuple[str, ...] | None = None
     threads: int | None = None
 
@@ -76,7 +78,7 @@ def main() -> None:
         if accelerator.device.type == "cpu":
             torch.set_num_threads(config.threads or max((os.cpu_count() or 1) // accelerator.num_processes, 1))
         model = UnifiedModel.from_pretrained(config.model)
-        task = FrozenLake(size=config.board_size)
+        task = FrozenLake(size=config.board_size, pictures=config.pictures)
         trainer = GRPOTrainer(model, task, config, config.rewards, accelerator=accelerator, on_step=on_step)
         trainer.claim()
         base = trainer.held_out() if trainer.start == 0 else None  # a resumed run has it

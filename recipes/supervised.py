@@ -2,6 +2,7 @@
 
     python recipes/supervised.py --output_dir outputs/base            # about an hour on 2 CPU cores
     python recipes/supervised.py --init recipes/base --steps 100      # a continued run
+    python recipes/supervised.py --pictures false --output_dir outputs/base-text     # responses of one text
 
 The demonstrator walks partly towards the goal and partly by habit (see FrozenLake.walker_probabilities), so that what
 is learnt is how to see, move and draw; where to go is left for reinforcement learning.
@@ -27,19 +28,22 @@ from unidiff.tasks import FrozenLake
 
 ROOT = Path(__file__).resolve().parent.parent
 FROZEN = (0.75, 0.6, 0.9)  # chance that a cell is ice
+TEXT_LENGTH = {True: 8, False: 32}  # tokens of the longest text: of a move, and of a whole solution
 
 
 @dataclass
 class Config(supervised.SupervisedConfig):
     """init: checkpoint to continue from; None = a fresh model on tokenizers/native. output_dir: where it is saved.
-    save_every: steps between checkpoints. d_model, layers: size of a fresh model. max_seconds: end after so much
-    training time, the learning rate falling with time instead of steps. The rest: SupervisedConfig."""
+    save_every: steps between checkpoints. d_model, layers: size of a fresh model. pictures: false = demonstrations of
+    one text, without pictures. max_seconds: end after so much training time, the learning rate falling with time
+    instead of steps. The rest: SupervisedConfig."""
 
     init: str | None = None
     output_dir: str = "outputs/base"
     save_every: int = 500
     d_model: int = 128
     layers: int = 6
+    pictures: bool = True
     max_seconds: float | None = None
 
 
@@ -49,7 +53,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     model = start(config)
     began = time.perf_counter()
-    rows = demonstrations(model, config.corpus)
+    rows = demonstrations(model, config.corpus, config.pictures)
     print(f"{len(rows)} demonstrations in {time.perf_counter() - began:.0f} s", flush=True)
 
     optimizers = supervised.optimizers(model, config)
@@ -85,9 +89,9 @@ def main() -> None:
     (out / "training.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
 
 
-def demonstrations(model: UnifiedModel, count: int) -> list[Interleaved]:
+def demonstrations(model: UnifiedModel, count: int, pictures: bool = True) -> list[Interleaved]:
     """Walks over boards with few, some and many holes: more layouts to learn from than those of the task alone."""
-    tasks = [FrozenLake(frozen_probability=p) for p in FROZEN]
+    tasks = [FrozenLake(frozen_probability=p, pictures=pictures) for p in FROZEN]
     return [row for i, task in enumerate(tasks) for row in supervised.corpus(model, task, range(i, count, len(tasks)))]
 
 
@@ -96,7 +100,8 @@ def start(config: Config) -> UnifiedModel:
         return UnifiedModel.from_pretrained(config.init)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tokenizers/native/text")
     images = PatchVQ.from_pretrained(ROOT / "tokenizers/native/image").eval()
-    return native.build(tokenizer, images, d_model=config.d_model, layers=config.layers, seed=config.seed)
+    sizes = {"d_model": config.d_model, "layers": config.layers, "text_length": TEXT_LENGTH[config.pictures]}
+    return native.build(tokenizer, images, **sizes, seed=config.seed)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def keys(n: int) -> Tensor:
 
 def views(canvas: Canvas, name: str, iterations: int = 2) -> list[View]:
     estimator = make(name)
-    return draw_views(canvas, estimator, estimator, iterations, keys(canvas.shape[0]))
+    draws = draw_views(canvas, estimator, estimator, iterations, keys(canvas.shape[0]))
+    return [view for draw in draws for view in draw.views]
 
 
 # ---------------------------------------------------------------- score
@@ -117,7 +118,7 @@ def test_scores_do_not_depend_on_the_batch(name: str, model: UnifiedModel, rows:
             assert ((found - whole[part]).exp() - 1).abs().max() < 1e-5
         shuffled = torch.tensor([4, 7, 1, 0, 2, 6, 3, 5])
         again = model.render([rows[i] for i in shuffled])
-        redrawn = draw_views(again, make(name), make(name), 2, keys(8)[shuffled])[0]
+        redrawn = draw_views(again, make(name), make(name), 2, keys(8)[shuffled])[0].views[0]
         found = model.score(again, redrawn.mask, redrawn.hide).detach()
         first = views(canvas, name)[0]
         expected = model.score(canvas, first.mask, first.hide).detach()[shuffled]

@@ -3,6 +3,7 @@
     python tools/bench.py edits      # localized edits against regenerating whole images, and an autoregressive decoder
     python tools/bench.py cache      # the exact cache against no cache: same tokens, less time
     python tools/bench.py step       # seconds of rollout and update, and the share of the matrix peak in scoring
+    python tools/bench.py estimators --prompts 16      # what an update costs with each estimator, and how that grows
 
 Ratios are taken within one run, arms interleaved and repeated, the fastest repeat of each counting: these machines are
 noisy. --model (default recipes/base), --prompts, --repeats.
@@ -22,10 +23,13 @@ from torch import Tensor
 
 from unidiff import GRPOConfig, GRPOTrainer, InterleavedSampler, SamplerConfig, UnifiedModel, noise
 from unidiff.config import parse
-from unidiff.grpo.experience import segment_views
+from unidiff.estimators import ESTIMATORS, View, draw_views
+from unidiff.families import native
+from unidiff.grpo.experience import Experience, segment_views
+from unidiff.memory import PeakMemory
 from unidiff.sampling.compute import Compute, ComputeMeter, ModelFlops
 from unidiff.sampling.rollout import Rollout
-from unidiff.sequence import Interleaved, Modality, Tokens
+from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens
 from unidiff.tasks import FrozenLake
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -232,7 +236,106 @@ def _matrix_rate(n: int) -> float:
     return 2 * n**3 / _seconds(lambda: a @ a, 5)
 
 
-COMMANDS = {"edits": edits, "cache": cache, "step": step}
+@dataclass
+class Update:
+    """What one update costs: the most views of a draw; rows and tokens run through the model, and the tokens of those
+    runs that have a backward pass; CPU seconds of all threads; peak bytes of tensors."""
+
+    views: int = 0
+    rows: int = 0
+    tokens: int = 0
+    trained: int = 0
+    seconds: float = 0.0
+    peak: int = 0
+
+
+def updater(model: UnifiedModel, canvas: Canvas, name: str, iterations: int) -> tuple[GRPOTrainer, Experience]:
+    """A trainer, and experience of some rollouts, every other one with a negative advantage."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = GRPOConfig(
+            output_dir=folder, num_iterations=iterations, text_estimator=name, image_estimator=name, quiet=True,
+            check_ratio_every=0, learning_rate=1e-9,
+        )  # fmt: skip
+        trainer = GRPOTrainer(model, FrozenLake(), settings)
+    rows = len(canvas.ids)
+    draws = draw_views(canvas, *trainer.estimators, iterations, torch.tensor([noise.key(i) for i in range(rows)]))
+    advantage = torch.tensor([1.0, -1.0]).repeat(rows)[:rows, None] * canvas.sampled
+    none: list = []
+    experience = Experience(none, none, none, None, None, canvas, draws, advantage, canvas.sampled)  # type: ignore[arg-type]
+    return trainer, experience
+
+
+def counted(model: UnifiedModel, canvas: Canvas, name: str, iterations: int) -> Update:
+    """What the trainer's own update would run; nothing is run."""
+    trainer, experience = updater(model, canvas, name, iterations)
+    cost = Update(views=max(len(draw.views) for draw in experience.draws))
+
+    def count(policy, canvas: Canvas, view: View) -> Tensor:
+        run_rows = view.factors.any(1)
+        tokens = int((canvas.clean.valid.sum(1) + canvas.noisy.valid.sum(1))[run_rows].sum())
+        cost.rows, cost.tokens = cost.rows + int(run_rows.sum()), cost.tokens + tokens
+        cost.trained += tokens * torch.is_grad_enabled()
+        return torch.zeros(view.mask.shape, requires_grad=torch.is_grad_enabled())
+
+    trainer._run = count  # type: ignore[method-assign]
+    trainer._update(0, experience)
+    return cost
+
+
+def measured(model: UnifiedModel, canvas: Canvas, name: str, repeats: int) -> Update:
+    """The same with one inner iteration, and with seconds and memory."""
+    cost = counted(model, canvas, name, 1)
+    trainer, experience = updater(model, canvas, name, 1)
+    with PeakMemory() as memory:
+        trainer._update(0, experience)
+    cost.peak, times = memory.peak, []
+    for _ in range(repeats):
+        start = time.process_time()
+        trainer._update(0, experience)
+        times.append(time.process_time() - start)
+    cost.seconds = min(times)
+    return cost
+
+
+def solutions(length: int, rows: int, seed: int) -> tuple[UnifiedModel, Canvas]:
+    """A fresh model of the base's size, and texts of one length that were written two tokens a step in random order."""
+    base = Bench(Config(prompts=1)).model
+    model = native.build(base.tokenizer, base.images, text_length=length, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    low, high = model.spec.text_range
+    words = [i for i in range(low, high) if i not in model.spec.text_end]
+    prompt, sequences = Segment(Modality.TEXT, torch.tensor(words[:8]), prompt=True), []  # type: ignore[arg-type]
+    for _ in range(rows):
+        tokens = torch.tensor(words)[torch.randint(len(words), (length,), generator=generator)]
+        steps = (torch.randperm(length, generator=generator) // 2).int()
+        sequences.append(Interleaved([prompt, Segment(Modality.TEXT, tokens, step=steps)]))  # type: ignore[arg-type]
+    return model, model.render(sequences)
+
+
+def estimators(config: Config) -> None:
+    """An update with each estimator for texts and images alike, on the same rollouts; and how it grows."""
+    bench = Bench(config)
+    canvas = bench.model.render([r.sequence for r in bench.rollouts(SamplerConfig())])
+    n, iterations, lengths = config.prompts, (1, 2, 4, 12), (8, 16, 32, 64)
+    texts = {length: solutions(length, n, config.seed) for length in lengths}
+    sizes = [*(f"μ = {i}" for i in iterations), *(f"L = {length}" for length in lengths)]
+    print("| token-forwards | " + " | ".join(sizes) + " |\n|---" + "|---" * len(sizes) + "|")
+    for name in ESTIMATORS:
+        costs = [counted(bench.model, canvas, name, i) for i in iterations]
+        costs += [counted(*texts[length], name, 1) for length in lengths]
+        print(f"| `{name}` | " + " | ".join(f"{c.tokens / n:.0f}" for c in costs) + " |", flush=True)
+    print("\n| estimator | views | row-forwards | token-forwards | of them trained | peak MiB | CPU s |")
+    print("|---|---|---|---|---|---|---|")
+    for name in ESTIMATORS:
+        cost = measured(bench.model, canvas, name, config.repeats)
+        print(
+            f"| `{name}` | {cost.views} | {cost.rows / n:.1f} | {cost.tokens / n:.0f} | {cost.trained / n:.0f} | "
+            f"{cost.peak / 2**20:.0f} | {cost.seconds / n:.2f} |",
+            flush=True,
+        )
+
+
+COMMANDS = {"edits": edits, "cache": cache, "step": step, "estimators": estimators}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:

@@ -168,13 +168,15 @@ class Canvas:
     clean: the sequence [B, L]. sampled: [B, L] bool, response content that the policy chose (no delimiter, no kept
     image token, nothing after an end token). noisy: [B, N] the copy of the sampled segments that is masked to score
     them: a text with its canvas up to the spec's text length, an image's sampled tokens. source: [B, N] int64,
-    column of `clean` that a noisy token copies, -1 = it only pads out a text's canvas and is always masked.
+    column of `clean` that a noisy token copies, -1 = it only pads out a text's canvas and is always masked. step:
+    [B, L] int64, the denoising step that committed a sampled token, -1 = not sampled, or not known.
     """
 
     clean: Tokens
     sampled: Tensor
     noisy: Tokens
     source: Tensor
+    step: Tensor
 
     @property
     def ids(self) -> Tensor:
@@ -194,7 +196,13 @@ class Canvas:
 
     def rows(self, index: Tensor) -> Canvas:
         """Some rows. Columns are kept, so that masks drawn for the whole batch still fit."""
-        return Canvas(self.clean.rows(index), self.sampled[index], self.noisy.rows(index), self.source[index])
+        return Canvas(
+            self.clean.rows(index),
+            self.sampled[index],
+            self.noisy.rows(index),
+            self.source[index],
+            self.step[index],
+        )
 
     def trimmed(self) -> tuple[Canvas, int]:
         """Without the columns at the right that are pads in every row; and the clean width that is left."""
@@ -205,11 +213,13 @@ class Canvas:
             self.sampled[:, :width],
             self.noisy.columns(slice(noisy)),
             self.source[:, :noisy],
+            self.step[:, :width],
         )
         return kept, width
 
     def to(self, device: torch.device | str) -> Canvas:
-        return Canvas(self.clean.to(device), self.sampled.to(device), self.noisy.to(device), self.source.to(device))
+        parts = (self.sampled, self.noisy, self.source, self.step)
+        return Canvas(self.clean.to(device), *(part.to(device) for part in parts))  # type: ignore[arg-type]
 
 
 def _used(valid: Tensor) -> int:
@@ -240,6 +250,9 @@ def _announces(segment: Segment, spec: ModelSpec) -> bool:
     """Whether a segment's last token is the first delimiter of the image that follows."""
     last = int(segment.tokens[-1]) if len(segment) else None
     return segment.modality is Modality.TEXT and last == spec.image_next and spec.image_begin[:1] == (last,)
+
+
+_NOT_SAMPLED = -2  # in place of the step of a token that was not sampled, while a row is laid out
 
 
 class _Row:
@@ -287,9 +300,9 @@ def render(
         a, b = _render_row(row, spec, None if windows is None else windows[i])
         clean.append(a)
         noisy.append(b)
-    tokens, sampled = _stack(clean, extra_pad=0)
+    tokens, commit = _stack(clean, extra_pad=_NOT_SAMPLED)
     copy, source = _stack(noisy, extra_pad=-1)
-    return Canvas(tokens, sampled.bool(), copy, source).to(device)
+    return Canvas(tokens, commit > _NOT_SAMPLED, copy, source, commit.clamp(min=-1)).to(device)
 
 
 def _render_row(row: Interleaved, spec: ModelSpec, window: Window | None = None) -> tuple[_Row, _Row]:
@@ -316,7 +329,11 @@ def _render_row(row: Interleaved, spec: ModelSpec, window: Window | None = None)
         start = clean.length
         common = {"segment": ordinal, "modality": int(segment.modality)}
         position = start + np.arange(len(ids))
-        clean.add(sampled, ids=ids, position=position, offset=offset, previous=previous, **common)
+        step = np.full(len(ids), -1)
+        if segment.step is not None:
+            step[inside] = segment.step.numpy()
+        commit = np.where(sampled, step, _NOT_SAMPLED)
+        clean.add(commit, ids=ids, position=position, offset=offset, previous=previous, **common)
         if not scored:
             continue
         at = np.flatnonzero(sampled)

@@ -36,6 +36,8 @@ SETTINGS = [
     {"scale_rewards": "batch", "assignment": "segment", "num_iterations": 2, "loss_type": "dapo"},
     {"beta": 0.1, "assignment": "normalize_then_sum", "loss_type": "dr_grpo", "micro_batch_size": 1},
     {"loss_type": "gspo", "assignment": "joint", "num_iterations": 2},
+    {"text_estimator": "trace", "image_estimator": "elbo", "num_iterations": 2, "loss_type": "gmpo"},
+    {"text_estimator": "wd1", "image_estimator": "spg", "beta": 0.1},
 ]
 SETTINGS = [{**COMMON, **own} for own in SETTINGS]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from unidiff import noise
-from unidiff.estimators import View
+from unidiff.estimators import Draw, View
 from unidiff.grpo.experience import Experience, segment_views, spread
 from unidiff.sampling.compute import Compute
 from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig, Stop
@@ -30,7 +30,9 @@ def canvas(model, rollouts):
 
 
 def experience_of(canvas, rollouts, masks, advantage_BL, trained_BL):
-    return Experience(rollouts, [], [], None, None, canvas, [View(m) for m in masks], advantage_BL, trained_BL)
+    return Experience(
+        rollouts, [], [], None, None, canvas, [Draw([View(m)], m.float()) for m in masks], advantage_BL, trained_BL
+    )
 
 
 def test_views_hold_what_was_sampled(model, rollouts, examples):

@@ -8,11 +8,12 @@ import torch
 
 import unidiff.grpo.trainer as trainer_module
 from unidiff.estimators import ESTIMATORS
+from unidiff.grpo.losses import LOSSES
 from unidiff.rewards.reward import reward
 from unidiff.rewards.router import ASSIGNMENTS
 from unidiff.sequence import Modality
 
-LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo", "gspo")
+LOSS_TYPES = tuple(LOSSES)
 WARM = {"text_temperature": 0.7, "image_temperature": 1.4}
 
 
@@ -88,15 +89,15 @@ def test_each_mask_is_used_once_and_only_its_tokens_have_weight_and_gradient(
         rows = torch.cat([r for i, r, *_ in found if i == iteration])
         assert sorted(rows.tolist()) == list(range(batch))
     for iteration, rows, new, weight in found:
-        masked = (experience.views[iteration].mask & canvas.sampled)[rows]
+        masked = (experience.draws[iteration].mask & canvas.sampled)[rows]
         assert torch.equal(weight > 0, masked) and set(weight.unique().tolist()) <= {0.0, 1.0}
         assert bool((new[~masked] == 0).all()) and float((new[masked] != 0).float().mean()) > 0.9  # it scored this view
         assert new.grad is not None and bool((new.grad[~masked] == 0).all())
         assert bool((new.grad[masked] != 0).any())
         if iteration == 0:  # the policy has not changed
-            view = experience.views[0].rows(rows)
+            (view,) = experience.draws[0].rows(rows).views
             torch.testing.assert_close(new, model.score(canvas.rows(rows), view.mask, view.hide), atol=1e-5, rtol=0)
-    masks = [view.mask for view in experience.views]
+    masks = [draw.mask for draw in experience.draws]
     assert not torch.equal(masks[0], masks[1]) or estimator == "one_step"
     assert all(bool((~m & canvas.sampled).any()) for m in masks[:2])  # some tokens stand: the test means something
 

@@ -1,13 +1,14 @@
 """Token losses and their aggregation against the golden numbers, closed forms and every cut of a batch."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from unidiff.grpo.losses import Denominators, LossStats, aggregate, modality_loss, token_losses
+from unidiff.grpo.losses import Denominators, LossStats, aggregate, k3, modality_loss, token_losses
 from unidiff.sequence import Modality
 
 DATA = Path(__file__).parent.parent / "data"
@@ -90,7 +91,7 @@ def step_gradient(loss_type, level, slices):
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
 def test_same_step_however_the_batch_is_cut(loss_type, level):
     whole = step_gradient(loss_type, level, [slice(0, 6)])
     for cut in (
@@ -128,6 +129,51 @@ def test_clip_and_dual_clip():
     assert means["clip_low"] == 0.25 and means["clip_high"] == 0.25 and means["tokens"] == 4
     assert means["ratio_max_dev"] == pytest.approx(ratio[0, 2].item() - 1)
     assert means["ratio"] == pytest.approx(ratio.mean().item())
+
+
+def test_gmpo_is_the_geometric_mean_of_clipped_ratios():
+    """Clipped one by one before the mean, and only on the side that the advantage asks for."""
+    change = torch.tensor([[0.1, 0.5, -0.6, 7.0], [0.1, 0.5, -0.6, 7.0], [0.2, 0.0, 0.0, 0.0]]).requires_grad_()
+    weight = torch.tensor([[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    advantage = torch.tensor([2.0, -1.0, 1.0])
+    options = {"epsilon_low": 0.3, "epsilon_high": 0.4, "level": "geometric"}
+    loss, stats = token_losses(change, torch.zeros(3, 4), advantage, weight, **options)
+    high, low = math.log(1.4), math.log(0.7)
+    up, down = math.exp((0.1 + high - 0.6) / 3), math.exp((0.1 + 0.5 + low) / 3)
+    expected = torch.tensor([[-2 * up] * 3 + [0.0], [down] * 3 + [0.0], [-math.exp(0.2), 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(loss, expected)
+    aggregate(loss, weight, "grpo", Denominators.of(weight, 4)).backward()
+    # d/dΔ_j of −A exp(mean) is −A exp(mean) / n, and 0 where Δ_j was clipped
+    gradient = torch.tensor([[-2 * up / 3, 0.0, -2 * up / 3], [down / 3, down / 3, 0.0], [-math.exp(0.2), 0.0, 0.0]])
+    torch.testing.assert_close(change.grad[:, :3], gradient / 3)
+    means = stats.means()
+    assert means["clip_high"] == pytest.approx(1 / 7) and means["clip_low"] == pytest.approx(1 / 7)
+
+
+def test_gmpo_within_the_clip_range_is_gspo():
+    new, old, _, advantage, weight, _ = batch()
+    near, row = old + 0.1 * (new - old), advantage[:, 0]
+    losses = [token_losses(near, old, row, weight, level=level)[0] for level in ("geometric", "sequence")]
+    torch.testing.assert_close(*losses)
+
+
+def test_without_a_ratio_the_loss_is_the_weighted_log_probability():
+    new, old, ref, advantage, weight, modality = batch()
+    new.requires_grad_()
+    loss, _ = token_losses(new, old, advantage, weight, ratio=False, level="sequence", delta=1.3)
+    torch.testing.assert_close(loss, torch.where(weight > 0, -advantage * new, 0.0))
+    (loss * weight).sum().backward()
+    torch.testing.assert_close(new.grad, -advantage * weight)
+    held, _ = token_losses(new, old, advantage, weight, ratio=False, beta=0.1, logp_ref_BL=ref)
+    torch.testing.assert_close(held - loss, torch.where(weight > 0, 0.1 * k3(new, ref, weight > 0), 0.0))
+    counts = {m: Denominators.of(weight * (modality == m), 11) for m in Modality}
+    options = {"loss_type": "dapo", "denominators": counts, "weights": dict.fromkeys(Modality, 1.0)}
+    whole, _ = modality_loss(new, old, advantage, weight, modality, without_ratio=[Modality.IMAGE], **options)
+    parts = [
+        modality_loss(new, old, advantage, weight * (modality == m), modality, without_ratio=without, **options)[0]
+        for m, without in ((Modality.TEXT, ()), (Modality.IMAGE, tuple(Modality)))
+    ]
+    torch.testing.assert_close(whole, parts[0] + parts[1])
 
 
 def test_unchanged_policy_has_ratio_one_and_the_policy_gradient():

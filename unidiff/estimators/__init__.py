@@ -1,84 +1,52 @@
 """Log-probability estimators: which sampled tokens are masked, and scored, in each inner iteration.
 
 A masked diffusion model has no cheap exact probability of a whole text or image. An estimator asks for the
-probability of some tokens while they are masked and the others stand. Its choice is data, one `View` an inner
-iteration: drawn once for a batch of rollouts, it serves the old, the reference and the new policy alike.
+probability of some tokens while they are masked and the others stand, in one forward pass or several, and makes of the
+answers a value for each token, or one for each segment. Its choice is data: drawn once for a batch of rollouts, it
+serves the old, the reference and the new policy alike.
 
 A method is a frozen dataclass in a file of its own, registered by name:
 
     @register("mine")
     @dataclass(frozen=True)
-    class Mine:
+    class Mine(Estimator):
         rate: float = 0.5
 
         def mask(self, canvas, place, modality, iteration, iterations, keys_B): ...
 
-Dimensions: B rows, L columns of `Canvas.clean`.
+Dimensions: B rows, L columns of `Canvas.clean`, K views.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypeVar
+from dataclasses import fields
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
 
-from unidiff import noise
+from unidiff.config import convert
+from unidiff.estimators.view import Draw, Place, View, segment_uniform, token_uniform
 from unidiff.sequence import Canvas, Modality
 
-# First number of every noise stream drawn here, so that no sampler shares one ("view" in ASCII).
-_STREAM = 0x76696577
-_SEGMENT_STRIDE = 1 << 32  # noise counter of a token = segment · stride + offset: larger than any segment
+__all__ = ["ESTIMATORS", "Draw", "Estimator", "Place", "View", "combine", "draw_views", "make", "parse"]
+__all__ += ["register", "run_view", "score", "segment_uniform", "token_uniform"]
 
 
-@dataclass
-class View:
-    """What one inner iteration masks; both fields [B, L] bool.
+class Estimator:
+    """Base of all methods. A method gives `mask`, or `views` where one forward pass is not enough.
 
-    mask: sampled tokens that are masked and scored. hide: prompt tokens that are masked too, and not scored;
-    None = the prompt stands as it is.
+    unit: "token": each token has a value, its log-probability as the method estimates it. "segment": a segment has
+    one, and all of its scored tokens share it: so they share their ratio too, and the segment counts in the loss as if
+    all of its sampled tokens were scored.
+    ratio: the loss is GRPO's, with the ratio of new to old policy. False: it is −advantage · value, of the current
+    policy alone; clipping and the loss types' own ratios have no say.
     """
 
-    mask: Tensor
-    hide: Tensor | None = None
-
-    def rows(self, index: Tensor) -> View:
-        return View(self.mask[index], None if self.hide is None else self.hide[index])
-
-
-@dataclass
-class Place:
-    """Where a sampled token stands among the sampled tokens of its segment; all fields [B, L] int64.
-
-    rank: 0 … length-1 (of no meaning where not sampled). length: number of sampled tokens in the segment of
-    this column. run: index of this column's segment among the runs of columns in its row, to group columns by
-    segment.
-    """
-
-    rank: Tensor
-    length: Tensor
-    run: Tensor
-
-    @classmethod
-    def of(cls, canvas: Canvas) -> Place:
-        """Reads the places off a canvas, in which a segment is one run of columns."""
-        segment, sampled = canvas.segment, canvas.sampled.long()
-        starts = torch.zeros_like(sampled)
-        starts[:, 1:] = (segment[:, 1:] != segment[:, :-1]).long()
-        run = starts.cumsum(1)
-        count = torch.zeros_like(sampled).scatter_add_(1, run, sampled)
-        earlier = count.cumsum(1) - count
-        return cls(sampled.cumsum(1) - 1 - earlier.gather(1, run), count.gather(1, run), run)
-
-
-class Estimator(Protocol):
-    """What a method gives.
-
-    It may also have `hide(canvas, iteration, keys_B) -> BoolTensor [B, L]`, the prompt tokens to hide.
-    """
+    unit: ClassVar[Literal["token", "segment"]] = "token"
+    ratio: ClassVar[bool] = True
 
     def mask(
         self,
@@ -93,17 +61,50 @@ class Estimator(Protocol):
 
         iteration: 0 … iterations-1. keys_B: [B] int64, noise keys.
         """
-        ...
+        raise NotImplementedError(f"{type(self).__name__} must define mask or views")
+
+    def hide(self, canvas: Canvas, iteration: int, keys_B: Tensor) -> Tensor | None:
+        """[B, L] bool: prompt tokens to mask, which are not scored; None = none."""
+        return None
+
+    def views(
+        self,
+        canvas: Canvas,
+        place: Place,
+        modality: Modality,
+        iteration: int,
+        iterations: int,
+        keys_B: Tensor,
+    ) -> list[View]:
+        """The forward passes of an inner iteration, one or more, alike in number for all rows."""
+        mask = self.mask(canvas, place, modality, iteration, iterations, keys_B)
+        return [View(mask, self.hide(canvas, iteration, keys_B))]
+
+    def combine(self, logp_KBL: Tensor, factor_KBL: Tensor, place: Place, advantage_BL: Tensor) -> Tensor:
+        """Values [B, L] float32 from the log-probabilities of all views: Σ_k factor · ℓ, summed over the segment if
+        that is the unit. It is differentiated, and must not mix segments.
+
+        factor_KBL: the views' factors, 0 where a token is not scored. advantage_BL: float, of each token.
+        """
+        value_BL = (logp_KBL * factor_KBL).sum(0)
+        return place.total(value_BL) if self.unit == "segment" else value_BL
+
+    def credit(self, advantage_N: Tensor, group_N: Tensor) -> Tensor:
+        """What the loss uses in place of the advantages, [N] float32. group_N: int64, equal for segments that are
+        compared with each other: the k-th ones of their modality in the rollouts of one prompt."""
+        return advantage_N
 
 
-ESTIMATORS: dict[str, Callable[..., Estimator]] = {}
-_E = TypeVar("_E", bound=type)
+ESTIMATORS: dict[str, type[Estimator]] = {}
+_E = TypeVar("_E", bound=type[Estimator])
 
 
 def register(name: str) -> Callable[[_E], _E]:
-    """Class decorator: adds a method to the registry."""
+    """Class decorator: adds a method to the registry. Raises TypeError if it is no `Estimator`."""
 
     def add(estimator: _E) -> _E:
+        if not (isinstance(estimator, type) and issubclass(estimator, Estimator)):
+            raise TypeError(f"estimator {name!r} must be a class derived from unidiff.estimators.Estimator")
         ESTIMATORS[name] = estimator
         return estimator
 
@@ -121,23 +122,34 @@ def make(name: str, **options: Any) -> Estimator:
     return ESTIMATORS[name](**options)
 
 
+def parse(text: str, min_ratio: float | None = None) -> Estimator:
+    """An estimator as a setting names it: "trace", or with options "trace:merge=4", "elbo:samples=4:antithetic=no".
+
+    min_ratio: for methods that have this option, unless the text gives it. Raises ValueError, as `make`.
+    """
+    name, *pairs = text.split(":")
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        option, equals, options[option] = pair.partition("=")
+        if not equals:
+            raise ValueError(f"estimator {text!r}: {pair!r} is no option; write name:option=value")
+    hints = get_type_hints(ESTIMATORS[name]) if name in ESTIMATORS else {}
+    options = {k: convert(v, hints[k], f"{name}.{k}") if k in hints else v for k, v in options.items()}
+    if min_ratio is not None and "min_ratio" in hints:
+        options.setdefault("min_ratio", min_ratio)
+    return make(name, **options)
+
+
 def _nearest(word: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
     return f"; known: {', '.join(sorted(known)) or 'none'}" + (f"; nearest: {close[0]}" if close else "")
 
 
-def token_uniform(canvas: Canvas, keys_B: Tensor, *stream: int) -> Tensor:
-    """[B, L] float64 in (0, 1): a number for each content token.
-
-    A function of the row's key, the stream, the token's segment and its offset in it: so not of its column,
-    the padding or the batch.
-    """
-    counter = canvas.segment * _SEGMENT_STRIDE + canvas.clean.offset
-    return noise.uniform(keys_B.to(counter.device), (_STREAM, *stream), counter)
+# ---------------------------------------------------------------- from methods to values
 
 
-def draw_views(canvas: Canvas, text: Estimator, image: Estimator, iterations: int, keys_B: Tensor) -> list[View]:
-    """The views of all inner iterations: text masked by one estimator, images by the other, in one view.
+def draw_views(canvas: Canvas, text: Estimator, image: Estimator, iterations: int, keys_B: Tensor) -> list[Draw]:
+    """The draws of all inner iterations: text masked by one estimator, images by the other, in the same views.
 
     keys_B: [B] int64, one noise key a row. A view has one clean sequence: a prompt that one estimator hides
     is hidden for both. Raises ValueError if the keys do not fit the canvas or there is no iteration.
@@ -147,20 +159,79 @@ def draw_views(canvas: Canvas, text: Estimator, image: Estimator, iterations: in
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; at least 1 is needed")
     place = Place.of(canvas)
-    views = []
+    draws = []
     for i in range(iterations):
-        mask = text.mask(canvas, place, Modality.TEXT, i, iterations, keys_B)
-        mask = mask | image.mask(canvas, place, Modality.IMAGE, i, iterations, keys_B)
-        hide = None
-        for estimator in (text, image):
-            if (hider := getattr(estimator, "hide", None)) is not None:
-                hidden = hider(canvas, i, keys_B)
-                hide = hidden if hide is None else hide | hidden
-        views.append(View(mask, hide))
-    return views
+        own = {
+            modality: estimator.views(canvas, place, modality, i, iterations, keys_B)
+            for modality, estimator in ((Modality.TEXT, text), (Modality.IMAGE, image))
+        }
+        weight = _loss_weight(own[Modality.TEXT], place, text) + _loss_weight(own[Modality.IMAGE], place, image)
+        draws.append(Draw(_joined(*own.values()), weight))
+    return draws
 
 
-from unidiff.estimators import fading_out as fading_out  # noqa: E402  (each registers its method)
+def _joined(text: list[View], image: list[View]) -> list[View]:
+    """The k-th views of both modalities in one, which hold different tokens."""
+    few, many = sorted((text, image), key=len)
+    return [_union(a, b) for a, b in zip(few, many)] + many[len(few) :]
+
+
+def _union(a: View, b: View) -> View:
+    hide = a.hide if b.hide is None else b.hide if a.hide is None else a.hide | b.hide
+    plain = a.factor is None and b.factor is None
+    return View(a.mask | b.mask, hide, None if plain else a.factors.float() + b.factors.float())
+
+
+def _loss_weight(views: list[View], place: Place, estimator: Estimator) -> Tensor:
+    """float32 [B, L]: 1 at tokens that a view scores; where the segment is the unit, the same for each of them, and
+    the number of the segment's sampled tokens in sum."""
+    scored = Draw(views, place.rank).mask.float()
+    if estimator.unit == "token":
+        return scored
+    return scored * place.length / place.total(scored).clamp(min=1)
+
+
+def run_view(model: Any, canvas: Canvas, view: View, temperature: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+    """Log-probabilities [B, L] of a view's masked tokens. Only rows in which something is scored are run; the others
+    are 0. model: `UnifiedModel`, or a wrapper of it."""
+    rows = view.factors.any(1).nonzero()[:, 0]
+    if 0 < len(rows) < len(view.mask):
+        part = run_view(model, canvas.rows(rows), view.rows(rows), temperature)
+        return part.new_zeros(view.mask.shape).index_put((rows,), part)
+    return model(canvas, view.mask, view.hide, temperature)
+
+
+def combine(
+    canvas: Canvas, draw: Draw, logp_KBL: Tensor, text: Estimator, image: Estimator, advantage_BL: Tensor
+) -> Tensor:
+    """Values [B, L] of the scored tokens, 0 elsewhere, from the log-probabilities of a draw's views."""
+    place, factor_KBL = Place.of(canvas), torch.stack([view.factors for view in draw.views])
+    values = [e.combine(logp_KBL, factor_KBL, place, advantage_BL) for e in (text, image)]
+    value_BL = torch.where(canvas.modality == Modality.IMAGE, values[1], values[0])
+    return torch.where(draw.weight != 0, value_BL, 0.0)
+
+
+def score(
+    model: Any,
+    canvas: Canvas,
+    draw: Draw,
+    text: Estimator,
+    image: Estimator,
+    advantage_BL: Tensor,
+    temperature: tuple[float, float] = (1.0, 1.0),
+) -> Tensor:
+    """Values [B, L] of a policy: all views of a draw, run and combined."""
+    logp_KBL = torch.stack([run_view(model, canvas, view, temperature) for view in draw.views])
+    return combine(canvas, draw, logp_KBL, text, image, advantage_BL)
+
+
+from unidiff.estimators import coupled as coupled  # noqa: E402  (each registers its method)
+from unidiff.estimators import elbo as elbo  # noqa: E402
+from unidiff.estimators import fading_out as fading_out  # noqa: E402
 from unidiff.estimators import image_random as image_random  # noqa: E402
+from unidiff.estimators import left_to_right as left_to_right  # noqa: E402
 from unidiff.estimators import one_step as one_step  # noqa: E402
 from unidiff.estimators import random_mask as random_mask  # noqa: E402
+from unidiff.estimators import spg as spg  # noqa: E402
+from unidiff.estimators import trace as trace  # noqa: E402
+from unidiff.estimators import wd1 as wd1  # noqa: E402

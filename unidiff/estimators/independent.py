@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unidiff.estimators import Place, ladder, token_uniform
+from unidiff.estimators import Estimator, Place, ladder, token_uniform
 from unidiff.sequence import Canvas, Modality
 
 
 @dataclass(frozen=True)
-class Independent:
+class Independent(Estimator):
     """Base of such methods. min_ratio: γ of the ladder of mask ratios, in [0, 1]; ValueError if it is not."""
 
     min_ratio: float

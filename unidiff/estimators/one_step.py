@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unidiff.estimators import Place, register, token_uniform
+from unidiff.estimators import Estimator, Place, register, token_uniform
 from unidiff.sequence import Canvas, Modality
 
 _HIDE = 2  # noise stream beside those of the modalities
@@ -15,8 +15,8 @@ _HIDE = 2  # noise stream beside those of the modalities
 
 @register("one_step")
 @dataclass(frozen=True)
-class OneStep:
-    """Masks all sampled tokens, and hides each content token of the prompt with probability p.
+class OneStep(Estimator):
+    """ℓ_j = log p(o_j | all of o masked, and each content token of the prompt with probability p).
 
     Text and image tokens of the prompt alike, drawn anew in each inner iteration, so that iterations differ.
 

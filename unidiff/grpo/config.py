@@ -8,7 +8,8 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from unidiff.estimators import ESTIMATORS
+from unidiff.estimators import ESTIMATORS, Estimator
+from unidiff.estimators import parse as parse_estimator
 from unidiff.sampling.rollout import SamplerConfig
 
 
@@ -25,15 +26,15 @@ class GRPOConfig(SamplerConfig):
       warmup_steps, lr_schedule (linear: down to 0 at max_steps; constant), adam_beta2, weight_decay, max_grad_norm
       (inf = gradients are not clipped).
     Objective
-      loss_type: grpo, bnpo, dapo, dr_grpo, gspo. epsilon, epsilon_high (None = epsilon): clip range. delta: dual clip,
-      the cap of a loss with negative advantage, in advantages (None = off). beta: weight of the KL to the model at
-      the start (0 = no reference is kept). text_weight, image_weight: λ of the modalities' losses.
+      loss_type: grpo, bnpo, dapo, dr_grpo, gspo, gmpo. epsilon, epsilon_high (None = epsilon): clip range. delta: dual
+      clip, the cap of a loss with negative advantage, in advantages (None = off). beta: weight of the KL to the model
+      at the start (0 = no reference is kept). text_weight, image_weight: λ of the modalities' losses.
     Credit
       assignment: joint, normalize_then_sum, factorized, segment. scale_rewards: group, batch, none.
       leave_one_out: a rollout's baseline leaves itself out.
     Estimators
-      text_estimator, image_estimator: names in unidiff.estimators. text_min_ratio, image_min_ratio: γ, smallest share
-      of masked tokens, for estimators with a ladder of ratios.
+      text_estimator, image_estimator: names in unidiff.estimators, with options as in "trace:merge=4". text_min_ratio,
+      image_min_ratio: γ, smallest share of masked tokens, for estimators with a ladder of ratios.
     Run
       output_dir, resume (go on from the last checkpoint in output_dir), save_steps (0 = only at the end and when
       stopped), log_rollouts_every (steps between galleries of the report; 0 = none), eval_size, eval_split: held-out
@@ -62,7 +63,7 @@ class GRPOConfig(SamplerConfig):
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
 
-    loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo", "gspo"] = "grpo"
+    loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo", "gspo", "gmpo"] = "grpo"
     epsilon: float = 0.2
     epsilon_high: float | None = None
     delta: float | None = 3.0
@@ -125,6 +126,7 @@ class GRPOConfig(SamplerConfig):
             raise ValueError(f"epsilon_high is {self.epsilon_high}; it must not be negative, or none for epsilon")
         if self.delta is not None and not self.delta > 1 + self.clip_range[1]:
             raise ValueError(f"delta is {self.delta}; it must be above 1 + epsilon_high, or none")
+        self.estimators()
 
     def _check_choices(self) -> None:
         """Settings of a few values, estimators among them. Raises ValueError with the nearest value."""
@@ -134,6 +136,8 @@ class GRPOConfig(SamplerConfig):
                 choices[name] = get_args(kind)
         for name, allowed in choices.items():
             value = getattr(self, name)
+            if allowed is ESTIMATORS:
+                value = value.partition(":")[0]
             if value not in allowed:
                 nearest = difflib.get_close_matches(str(value), [str(a) for a in allowed], 1, 0.0)[0]
                 raise ValueError(
@@ -144,6 +148,13 @@ class GRPOConfig(SamplerConfig):
     def clip_range(self) -> tuple[float, float]:
         """ε below and above 1."""
         return self.epsilon, self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    def estimators(self) -> tuple[Estimator, Estimator]:
+        """Of text and of images. Raises ValueError for an option that does not exist or does not fit."""
+        return (
+            _estimator("text_estimator", self.text_estimator, self.text_min_ratio),
+            _estimator("image_estimator", self.image_estimator, self.image_min_ratio),
+        )
 
     def sampler(self, **changes: Any) -> SamplerConfig:
         """The settings of the rollouts alone."""
@@ -156,3 +167,10 @@ class GRPOConfig(SamplerConfig):
     def trained_as(self) -> dict[str, Any]:
         """The settings that change a run's numbers: two runs may be joined by `resume` only if these agree."""
         return {k: v for k, v in self.to_dict().items() if k not in self.FREE}
+
+
+def _estimator(field: str, text: str, min_ratio: float) -> Estimator:
+    try:
+        return parse_estimator(text, min_ratio)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error

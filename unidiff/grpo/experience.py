@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unidiff.estimators import View
+from unidiff.estimators import Draw, Estimator
 from unidiff.model import UnifiedModel
 from unidiff.rewards.router import Routed
 from unidiff.rewards.segment_view import SegmentView, link_row
@@ -23,9 +23,9 @@ from unidiff.sequence import Canvas, Modality
 class Experience:
     """The rollouts of one step on this process, B of them.
 
-    table, routed: rewards and advantages of these rows. canvas: the rows laid out. views: one for each inner
-    iteration; masks are data, drawn once. advantage_BL: the advantage of the segment that a token is in, float32.
-    trained_BL: bool, tokens whose segment has an advantage. keys_B: the rows' noise keys.
+    table, routed: rewards and advantages of these rows. canvas: the rows laid out. draws: one for each inner
+    iteration; masks are data, drawn once. advantage_BL: the advantage of the segment that a token is in, as its
+    estimator credits it, float32. trained_BL: bool, tokens whose segment has an advantage.
     """
 
     rollouts: list[Rollout]
@@ -34,13 +34,13 @@ class Experience:
     table: RewardTable
     routed: Routed
     canvas: Canvas
-    views: list[View]
+    draws: list[Draw]
     advantage_BL: Tensor
     trained_BL: Tensor
 
     def weight_BL(self, iteration: int) -> Tensor:
-        """float32 [B, L]: 1 at sampled tokens masked in this iteration's view whose segment has an advantage."""
-        return (self.views[iteration].mask & self.trained_BL).float()
+        """float32 [B, L]: of tokens scored in this iteration whose segment has an advantage; 0 elsewhere."""
+        return self.draws[iteration].weight * self.trained_BL
 
     def micro_batches(self, size: int, everything: bool = True) -> list[Tensor]:
         """Row indices of each micro-batch, rows of like length together so that little is padded; at least one.
@@ -100,3 +100,20 @@ def spread(values_BS: Tensor, canvas: Canvas, rollouts: Sequence[Rollout]) -> Te
     inside = (ordinal >= 0) & canvas.clean.valid
     ordinal = ordinal.clamp(0, max(values_BS.shape[1] - 1, 0))
     return values_BS.to(canvas.ids.device).gather(1, ordinal) * inside
+
+
+def credited(
+    advantage_BS: Tensor, valid_BS: Tensor, modality_BS: Tensor, group: int, text: Estimator, image: Estimator
+) -> Tensor:
+    """Advantages [B, S] as each modality's estimator credits them (see `Estimator.credit`).
+
+    group: rollouts of a prompt, which are consecutive rows.
+    """
+    credited_BS = advantage_BS.clone()
+    rows, segments = advantage_BS.shape
+    for modality, estimator in ((Modality.TEXT, text), (Modality.IMAGE, image)):
+        own_BS = modality_BS == modality
+        which_BS = (torch.arange(rows) // group)[:, None] * segments + own_BS.long().cumsum(1)
+        chosen = own_BS & valid_BS
+        credited_BS[chosen] = estimator.credit(advantage_BS[chosen], which_BS[chosen])
+    return credited_BS

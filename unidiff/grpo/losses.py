@@ -15,10 +15,14 @@ first backward.
                               micro-batch's own denominators, divided by the accumulation steps.
     dapo     Σ w L / Σ w      over the whole batch of the step
     dr_grpo  Σ w L / (rows · max_length)
-    gspo     level="sequence" with grpo
+    gspo     level="sequence" with grpo: a row's ratio is exp(Σ w Δℓ / Σ w), clipped as a whole
+    gmpo     level="geometric" with grpo: as gspo, but each token's Δℓ is clipped before the mean, on the side that
+             its advantage's sign asks for
 
-Sources: GRPO arXiv 2402.03300, BNPO 2506.02864, DAPO 2503.14476, Dr. GRPO 2503.20783, GSPO 2507.18071, dual
-clip 1912.09729.
+Without a ratio (`ratio=False`), L = −A ℓ_new + β k3, whatever the level.
+
+Sources: GRPO arXiv 2402.03300, BNPO 2506.02864, DAPO 2503.14476, Dr. GRPO 2503.20783, GSPO 2507.18071, GMPO
+2507.20673, dual clip 1912.09729.
 
 B rows, L positions. `weight_BL` is 0 where a token is not scored; what stands there (even NaN) has no
 influence on loss, gradient or statistics.
@@ -26,7 +30,8 @@ influence on loss, gradient or statistics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,9 +40,12 @@ from torch import Tensor
 
 from unidiff.sequence import Modality
 
-Level = Literal["token", "sequence", "segment"]
-LEVELS = ("token", "sequence", "segment")
-LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo")
+Level = Literal["token", "sequence", "segment", "geometric"]
+LEVELS = ("token", "sequence", "segment", "geometric")
+LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo")  # ways to aggregate
+# Losses by name: how tokens are aggregated, and what shares a ratio.
+LOSSES: dict[str, tuple[str, Level]] = {name: (name, "token") for name in LOSS_TYPES}
+LOSSES |= {"gspo": ("grpo", "sequence"), "gmpo": ("grpo", "geometric")}
 
 # exp(20) is far outside any clip range and its square is still finite in float32, so a policy that has run
 # away gives a huge loss with no gradient here, not inf or NaN.
@@ -119,6 +127,7 @@ def token_losses(
     logp_ref_BL: Tensor | None = None,
     level: Level = "token",
     segment_BL: Tensor | None = None,
+    ratio: bool = True,
 ) -> tuple[Tensor, LossStats]:
     """The loss of every token, float32 [B, L], 0 where weight is 0, not yet multiplied by the weight.
 
@@ -126,7 +135,8 @@ def token_losses(
     advantage: float [B] or [B, L]. weight_BL: bool or float ≥ 0.
     level: "token": each token has its ratio; "sequence": a row's tokens share the geometric mean
     exp(Σ w Δℓ / Σ w); "segment": so do the tokens of one segment of a row, by `segment_BL`
-    (int64, negative where a token is in no segment).
+    (int64, negative where a token is in no segment); "geometric": as "sequence", of Δℓ that are clipped one by one.
+    ratio: False = the loss is −A ℓ_new; level, clip range and delta have no say, and the old policy only in statistics.
     delta: dual clip, above 1 + epsilon_high; None = off. beta: weight of k3 against `logp_ref_BL`.
     """
     _check_options(delta, epsilon_high, beta, logp_ref_BL, level, segment_BL)
@@ -143,9 +153,14 @@ def token_losses(
         unit_BL = segment_BL.clamp(min=0)  # what belongs to no segment has no weight
         change_BL = _unit_mean(change_BL, weight_BL, unit_BL, units=int(unit_BL.max()) + 1)
     ratio_BL = change_BL.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    clipped_BL = ratio_BL.clamp(1 - epsilon_low, 1 + epsilon_high)
-    loss_BL = -torch.minimum(ratio_BL * advantage_BL, clipped_BL * advantage_BL)
-    if delta is not None:
+    if not ratio:
+        loss_BL = -advantage_BL * torch.where(scored_BL, _wide(logp_new_BL), 0.0)
+    elif level == "geometric":
+        loss_BL = -advantage_BL * _geometric_mean(change_BL, advantage_BL, weight_BL, epsilon_low, epsilon_high)
+    else:
+        clipped_BL = ratio_BL.clamp(1 - epsilon_low, 1 + epsilon_high)
+        loss_BL = -torch.minimum(ratio_BL * advantage_BL, clipped_BL * advantage_BL)
+    if ratio and delta is not None:
         loss_BL = torch.where(advantage_BL < 0, torch.minimum(loss_BL, -delta * advantage_BL), loss_BL)
 
     kl_ref_BL = torch.zeros_like(loss_BL)
@@ -195,37 +210,57 @@ def modality_loss(
     loss_type: str,
     denominators: Mapping[Modality, Denominators],
     weights: Mapping[Modality, float],
+    without_ratio: Collection[Modality] = (),
     **options,
 ) -> tuple[Tensor, dict[Modality, LossStats]]:
     """Σ_m λ_m · (the loss over modality m's tokens alone), so that 1,024 image tokens do not drown 60 of
     text.
 
     modality_BL: int64, other values than a Modality count for nothing. denominators, weights (λ): for every
-    modality that is to be trained. options: those of `token_losses`; at level "sequence" a rollout has one
-    ratio a modality.
+    modality that is to be trained. without_ratio: modalities whose loss is −A ℓ_new. options: those of `token_losses`;
+    at level "sequence" a rollout has one ratio a modality.
     """
     total = logp_new_BL.new_zeros((), dtype=torch.float32)
     stats: dict[Modality, LossStats] = {}
     for modality, factor in weights.items():
         own_BL = torch.where(modality_BL == modality, weight_BL.float(), 0.0)
-        loss_BL, stats[modality] = token_losses(logp_new_BL, logp_old_BL, advantage, own_BL, **options)
+        own_options = {**options, "ratio": modality not in without_ratio}
+        loss_BL, stats[modality] = token_losses(logp_new_BL, logp_old_BL, advantage, own_BL, **own_options)
         total = total + factor * aggregate(loss_BL, own_BL, loss_type, denominators[modality])
     return total, stats
 
 
 def _difference(first_BL: Tensor, second_BL: Tensor, scored_BL: Tensor) -> Tensor:
-    """first − second in float32 at scored tokens, 0 elsewhere. Masked before the subtraction: NaN − NaN has a
-    gradient of NaN times 0."""
-    first_BL = torch.where(scored_BL, first_BL.float(), 0.0)
-    return first_BL - torch.where(scored_BL, second_BL.float(), 0.0)
+    """first − second in float32 or wider at scored tokens, 0 elsewhere. Masked before the subtraction: NaN − NaN has
+    a gradient of NaN times 0."""
+    first_BL = torch.where(scored_BL, _wide(first_BL), 0.0)
+    return first_BL - torch.where(scored_BL, _wide(second_BL), 0.0)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32, or in float64 where they come so."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _unit_mean(change_BL: Tensor, weight_BL: Tensor, unit_BL: Tensor, units: int) -> Tensor:
     """The weighted mean of the log-ratios over each unit of each row, at every token of the unit."""
+    weight_BL = weight_BL.to(change_BL.dtype)
     zeros_BU = change_BL.new_zeros(len(change_BL), units)
     sum_BU = zeros_BU.scatter_add(1, unit_BL, change_BL * weight_BL)
     weight_BU = zeros_BU.scatter_add(1, unit_BL, weight_BL)
     return (sum_BU / torch.where(weight_BU > 0, weight_BU, 1.0)).gather(1, unit_BL)
+
+
+def _geometric_mean(
+    change_BL: Tensor, advantage_BL: Tensor, weight_BL: Tensor, epsilon_low: float, epsilon_high: float
+) -> Tensor:
+    """GMPO's ratio of each row, at every token: exp of the mean of log-ratios, each clipped at log(1 + ε_high) where
+    its advantage is positive and at log(1 − ε_low) where it is negative."""
+    low = math.log(1 - epsilon_low) if epsilon_low < 1 else -MAX_LOG_RATIO
+    change_BL = change_BL.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    clipped_BL = torch.where(advantage_BL < 0, change_BL.clamp(min=low), change_BL)
+    clipped_BL = torch.where(advantage_BL > 0, change_BL.clamp(max=math.log1p(epsilon_high)), clipped_BL)
+    return _unit_mean(clipped_BL, weight_BL, torch.zeros_like(weight_BL, dtype=torch.int64), units=1).exp()
 
 
 @torch.no_grad()

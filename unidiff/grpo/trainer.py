@@ -4,6 +4,8 @@ Deviations from the papers, and simplifications:
 - A token's advantage is that of its segment (`RewardRouter`); text and image tokens are averaged on their own and then
   weighted, so that many image tokens do not drown few text tokens.
 - With μ = 1 the old policy is the new one, detached; no second forward pass is made.
+- An estimator's several views are run twice: all without a graph, then one by one with it, so that memory does not grow
+  with their number.
 - Micro-batches hold rollouts of like length. Losses are sums over the step's global denominators, so how a step is cut
   into micro-batches and processes changes nothing but speed.
 - Rollouts whose every advantage is 0 count in the denominators but are not run: without a KL term their gradient is 0.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,15 +33,15 @@ from unidiff import estimators, noise
 from unidiff.grpo.checkpoint import RunFolder
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, mean_compute, means
-from unidiff.grpo.experience import Experience, segment_views, spread
-from unidiff.grpo.losses import Denominators, LossStats, modality_loss
+from unidiff.grpo.experience import Experience, credited, segment_views, spread
+from unidiff.grpo.losses import LOSSES, Denominators, LossStats, modality_loss
 from unidiff.model import UnifiedModel
 from unidiff.rewards.reward import Reward, as_rewards
 from unidiff.rewards.router import RewardRouter, Routed
 from unidiff.rewards.table import RewardTable
 from unidiff.rewards.table import evaluate as score_rewards
 from unidiff.sampling.rollout import InterleavedSampler, Rollout, Stop
-from unidiff.sequence import Modality
+from unidiff.sequence import Canvas, Modality
 from unidiff.tasks import Task
 
 _PROMPT = 1 << 21  # noise stream of the choice of training prompts
@@ -75,8 +78,7 @@ class GRPOTrainer:
         self.router = router or RewardRouter(
             assignment=config.assignment, scale=config.scale_rewards, leave_one_out=config.leave_one_out
         )
-        self.text_estimator = _estimator(config.text_estimator, config.text_min_ratio)
-        self.image_estimator = _estimator(config.image_estimator, config.image_min_ratio)
+        self.estimators = config.estimators()
         self.model = model.to(self.accelerator.device).eval()  # dropout never runs: old and new policy must agree
         self.reference = copy.deepcopy(self.model).requires_grad_(False) if config.beta else None
         self.sampler = InterleavedSampler(self.model, config.sampler(), task.region)
@@ -220,12 +222,13 @@ class GRPOTrainer:
     ) -> Experience:
         canvas = self.model.render([r.sequence for r in rollouts])
         keys = torch.tensor([noise.key(r.key, step) for r in rollouts], device=canvas.ids.device)
-        views = estimators.draw_views(
-            canvas, self.text_estimator, self.image_estimator, self.config.num_iterations, keys
+        draws = estimators.draw_views(canvas, *self.estimators, self.config.num_iterations, keys)
+        advantage_BS = credited(
+            routed.advantage_BS, routed.valid_BS, table.modality_BS, self.config.num_generations, *self.estimators
         )
-        advantage = spread(routed.advantage_BS, canvas, rollouts)
+        advantage = spread(advantage_BS, canvas, rollouts)
         trained = spread(routed.valid_BS.float(), canvas, rollouts) > 0
-        return Experience(rollouts, rows, examples, table, routed, canvas, views, advantage, trained)
+        return Experience(rollouts, rows, examples, table, routed, canvas, draws, advantage, trained)
 
     # ---------------------------------------------------------------- the update
 
@@ -242,7 +245,7 @@ class GRPOTrainer:
         for iteration in range(config.num_iterations):
             stats = self._pass(experience, iteration, batches, old)
             if iteration == 0:
-                first = self._first_ratio(step, experience, batches, stats)
+                first = self._first_ratio(step, experience, batches, None if old is None else stats)
             total = _added(total, stats)
             norms.append(self.accelerator.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm))
             self.optimizer.step()
@@ -259,43 +262,90 @@ class GRPOTrainer:
         self, experience: Experience, iteration: int, batches: list[Tensor], old: list[list[Tensor]] | None
     ) -> dict[Modality, LossStats]:
         """Gradients of one inner iteration, accumulated over micro-batches."""
-        config = self.config
-        gspo = config.loss_type == "gspo"
-        weight = experience.weight_BL(iteration)
-        denominators = self._denominators(weight, experience)
-        # Gradients are averaged over processes and divided by the steps of an accumulation that accelerate was told of;
-        # sums are meant.
-        factor = self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
+        denominators = self._denominators(experience.weight_BL(iteration), experience)
         total: dict[Modality, LossStats] = {}
         for at, rows in enumerate(batches):
-            sync = contextlib.nullcontext() if at + 1 == len(batches) else self.accelerator.no_sync(self.policy)
-            with sync:
-                new = self._score(self.policy, experience, iteration, rows)
-                loss, stats = modality_loss(
-                    new,
-                    new.detach() if old is None else old[iteration][at],
-                    experience.advantage_BL[rows],
-                    weight[rows],
-                    experience.canvas.modality[rows],
-                    loss_type="grpo" if gspo else config.loss_type,
-                    denominators=denominators,
-                    weights={Modality.TEXT: config.text_weight, Modality.IMAGE: config.image_weight},
-                    level="sequence" if gspo else "token",
-                    epsilon_low=config.clip_range[0],
-                    epsilon_high=config.clip_range[1],
-                    delta=config.delta,
-                    beta=config.beta,
-                    logp_ref_BL=self._reference_log_probs(experience, iteration, rows),
-                )
-                self.accelerator.backward(loss * factor)
-            total = _added(total, stats)
+            before = None if old is None else old[iteration][at]
+            loss_of = functools.partial(self._loss, experience, iteration, rows, denominators, before)
+            total = _added(total, self._backward(experience, iteration, rows, loss_of, last=at + 1 == len(batches)))
         return total
 
+    def _loss(
+        self,
+        experience: Experience,
+        iteration: int,
+        rows: Tensor,
+        denominators: dict[Modality, Denominators],
+        old: Tensor | None,
+        new: Tensor,
+    ) -> tuple[Tensor, dict[Modality, LossStats]]:
+        """A micro-batch's part of the step's loss. old: None = the new policy's values."""
+        config = self.config
+        loss_type, level = LOSSES[config.loss_type]
+        loss, stats = modality_loss(
+            new,
+            new.detach() if old is None else old,
+            experience.advantage_BL[rows],
+            experience.weight_BL(iteration)[rows],
+            experience.canvas.modality[rows],
+            loss_type=loss_type,
+            denominators=denominators,
+            weights={Modality.TEXT: config.text_weight, Modality.IMAGE: config.image_weight},
+            without_ratio=[m for m, estimator in zip(Modality, self.estimators) if not estimator.ratio],
+            level=level,
+            epsilon_low=config.clip_range[0],
+            epsilon_high=config.clip_range[1],
+            delta=config.delta,
+            beta=config.beta,
+            logp_ref_BL=self._reference_log_probs(experience, iteration, rows),
+        )
+        # Gradients are averaged over processes and divided by the steps of an accumulation that accelerate was told of;
+        # sums are meant.
+        return loss * self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps, stats
+
+    def _backward(
+        self,
+        experience: Experience,
+        iteration: int,
+        rows: Tensor,
+        loss_of: Callable[[Tensor], tuple[Tensor, dict[Modality, LossStats]]],
+        last: bool,
+    ) -> dict[Modality, LossStats]:
+        """Adds the gradients of a micro-batch. Processes are synchronised in the last backward pass of the last one.
+
+        Several views go one by one: the loss is differentiated by their log-probabilities, found without a graph, and
+        these by the weights, in a forward and backward pass of each view.
+        """
+        canvas, draw = experience.canvas.rows(rows), experience.draws[iteration].rows(rows)
+        if len(draw.views) == 1:
+            with self._synchronised(last):
+                loss, stats = loss_of(self._score(self.policy, experience, iteration, rows))
+                self.accelerator.backward(loss)
+            return stats
+        with torch.no_grad():
+            logp_KBL = torch.stack([self._run(self.policy, canvas, view) for view in draw.views])
+        logp_KBL.requires_grad_()
+        advantage = experience.advantage_BL[rows]
+        loss, stats = loss_of(estimators.combine(canvas, draw, logp_KBL, *self.estimators, advantage))
+        (gradient_KBL,) = torch.autograd.grad(loss, logp_KBL)
+        for k, view in enumerate(draw.views):
+            with self._synchronised(last and k + 1 == len(draw.views)):
+                self.accelerator.backward((self._run(self.policy, canvas, view) * gradient_KBL[k]).sum())
+        return stats
+
+    def _synchronised(self, now: bool) -> contextlib.AbstractContextManager[Any]:
+        """Whether a backward pass exchanges gradients with the other processes."""
+        return contextlib.nullcontext() if now else self.accelerator.no_sync(self.policy)
+
     def _score(self, model: Any, experience: Experience, iteration: int, rows: Tensor) -> Tensor:
-        view = experience.views[iteration]
-        hide = None if view.hide is None else view.hide[rows]
+        """Values [B, L] of a policy, as the estimators define them."""
+        canvas, draw = experience.canvas.rows(rows), experience.draws[iteration].rows(rows)
+        logp_KBL = torch.stack([self._run(model, canvas, view) for view in draw.views])
+        return estimators.combine(canvas, draw, logp_KBL, *self.estimators, experience.advantage_BL[rows])
+
+    def _run(self, model: Any, canvas: Canvas, view: estimators.View) -> Tensor:
         temperature = (self.config.text_temperature, self.config.image_temperature)
-        return model(experience.canvas.rows(rows), view.mask[rows], hide, temperature)
+        return estimators.run_view(model, canvas, view, temperature)
 
     @torch.no_grad()
     def _reference_log_probs(self, experience: Experience, iteration: int, rows: Tensor) -> Tensor | None:
@@ -306,8 +356,8 @@ class GRPOTrainer:
 
     @torch.no_grad()
     def _old_log_probs(self, experience: Experience, batches: list[Tensor]) -> list[list[Tensor]] | None:
-        """Log-probabilities of every iteration's view before the first update; None if there is only one."""
-        if self.config.num_iterations == 1:
+        """Values of every iteration's draw before the first update; None if there is one, or no loss has a ratio."""
+        if self.config.num_iterations == 1 or not any(estimator.ratio for estimator in self.estimators):
             return None
         return [
             [self._score(self.model, experience, iteration, rows) for rows in batches]
@@ -316,12 +366,13 @@ class GRPOTrainer:
 
     @torch.no_grad()
     def _first_ratio(
-        self, step: int, experience: Experience, batches: list[Tensor], stats: dict[Modality, LossStats]
+        self, step: int, experience: Experience, batches: list[Tensor], stats: dict[Modality, LossStats] | None
     ) -> dict[str, float]:
         """Largest |ρ − 1| at the first inner iteration, where the policy has not changed: what is not float noise is a
-        bug. With one iteration ρ is 1 by construction, so now and then some rows are scored again in other company."""
+        bug. Without an old policy (stats None) ρ is 1 by construction, so now and then some rows are scored again in
+        other company."""
         every = self.config.check_ratio_every
-        if self.config.num_iterations > 1:
+        if stats is not None:
             peak = max((float(s.peak) for s in stats.values()), default=0.0)
         elif every and step % every == 0:
             rows = batches[0][:4]
@@ -396,12 +447,6 @@ def prompt_index(seed: int, step: int, prompt: int) -> int:
 
 def _added(total: dict[Modality, LossStats], stats: dict[Modality, LossStats]) -> dict[Modality, LossStats]:
     return {m: total[m] + s if m in total else s for m, s in stats.items()}
-
-
-def _estimator(name: str, min_ratio: float) -> estimators.Estimator:
-    cls = estimators.ESTIMATORS[name]
-    has_ladder = "min_ratio" in getattr(cls, "__dataclass_fields__", {})
-    return estimators.make(name, **({"min_ratio": min_ratio} if has_ladder else {}))
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ from unidiff.tasks.frozen_lake_board import (
 )
 from unidiff.tasks.frozen_lake_render import check_tile, draw, read
 from unidiff.tasks.frozen_lake_rewards import REWARDS, measure
+from unidiff.tasks.frozen_lake_text import REWARDS as TEXT_REWARDS
+from unidiff.tasks.frozen_lake_text import measure as measure_text
 
 QUESTION = "find a safe way to the goal"
 SPLITS: dict[str, range] = {"train": range(0, 8), "dev": range(8, 9), "test": range(9, 10)}  # layout % 10
@@ -66,6 +68,8 @@ class FrozenLake:
     max_rounds: moves after which a demonstration answers in any case; None: max_distance.
     goal_directed: chance that the demonstrator takes a best move; otherwise it wanders straight on.
     tile: side of a cell in pixels, a multiple of 8.
+    pictures: False: a response has no pictures, but all of its moves and the answer in one text. It needs a model that
+        was trained so (`recipes/supervised.py --pictures false`).
 
     Raises ValueError, with the field's name, for a value out of its range.
     """
@@ -77,6 +81,7 @@ class FrozenLake:
     max_rounds: int | None = None
     goal_directed: float = 0.3
     tile: int = 16
+    pictures: bool = True
 
     def __post_init__(self) -> None:
         if not MIN_SIZE <= self.size <= MAX_SIZE:
@@ -132,7 +137,7 @@ class FrozenLake:
     # --- the demonstrator -------------------------------------------------------------------------
 
     def demonstration(self, example: Example, attempt: int = 0) -> list[str | Image.Image]:
-        """A walk as text, picture, text, picture, ..., answer: always legal, not always to the goal."""
+        """A walk as text, picture, text, picture, ..., answer; or as one text. Always legal, not always to the goal."""
         if attempt < 0:
             raise ValueError(f"attempt: expected 0 or more, got {attempt}")
         board, rng = example.board, _generator(_DEMONSTRATION, example.split, example.index, attempt)
@@ -145,7 +150,8 @@ class FrozenLake:
             parts.append(move_text(board, cell, moves[-1]))
             cell, _ = board.step(cell, moves[-1])
             parts.append(self.render(board, cell))
-        return [*parts, answer_text(moves)]
+        parts.append(answer_text(moves))
+        return parts if self.pictures else [" ".join(p for p in parts if isinstance(p, str))]
 
     def walker_probabilities(self, board: Board, cell: Cell, last_direction: str | None) -> np.ndarray:
         """[4] float64: the chance of each of DIRECTIONS for a walker at `cell` that came by `last_direction`.
@@ -204,11 +210,11 @@ class FrozenLake:
 
     def rewards(self) -> tuple[Reward, ...]:
         """The task's own reward functions; see frozen_lake_rewards."""
-        return REWARDS
+        return REWARDS if self.pictures else TEXT_REWARDS
 
     def measure(self, rows: Sequence[tuple[SegmentView, ...]], examples: Sequence[Example]) -> dict[str, np.ndarray]:
         """Held-out figures of responses, one value a row: success, image_exact, format, ..."""
-        return measure(rows, [e.board for e in examples])
+        return (measure if self.pictures else measure_text)(rows, [e.board for e in examples])
 
 
 def _left_hand_rule(heading: str) -> list[str]:

@@ -1,0 +1,82 @@
+"""Estimators in a file outside the package, written as docs/estimators.md says: registered, chosen, trained with."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, estimators
+from unidiff.estimators import ESTIMATORS, make, parse, register
+from unidiff.rewards.reward import reward
+from unidiff.tasks import FrozenLake
+
+PAGE = Path(__file__).parents[2] / "docs" / "estimators.md"
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A module with the classes of the page, imported from a folder of the user's; forgotten afterwards."""
+    page = PAGE.read_text().split("## Adding one")[1]
+    blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]
+    classes = [block for block in blocks if "@register" in block]
+    assert len(classes) == 3
+    (tmp_path / "my_estimators.py").write_text("import torch\n" + "\n".join(classes))
+    monkeypatch.syspath_prepend(tmp_path)
+    before = dict(ESTIMATORS)
+    __import__("my_estimators")
+    yield
+    ESTIMATORS.clear()
+    ESTIMATORS.update(before)
+    del sys.modules["my_estimators"]
+
+
+@reward(on="text")
+def odd(segments, **columns):
+    return [float(s.tokens.sum() % 5) for s in segments]
+
+
+@reward(on="image")
+def bright(segments, **columns):
+    return [float(s.pixels.mean()) for s in segments]
+
+
+def test_methods_of_the_page_train(plugin: None, model: UnifiedModel, tmp_path: Path) -> None:
+    for text, image in (("halves", "one_block:share=0.25"), ("fading_in", "halves")):
+        config = GRPOConfig(
+            text_estimator=text, image_estimator=image, output_dir=str(tmp_path / text), quiet=True, num_prompts=2,
+            num_generations=2, num_iterations=2, max_rounds=1, edit="random", image_steps=2, text_steps=2,
+            text_threshold=None,
+        )  # fmt: skip
+        trainer = GRPOTrainer(copy.deepcopy(model), FrozenLake(), config, [odd, bright])
+        metrics, experience = trainer.step(0)
+        assert metrics["ratio_first_iteration_max_dev"] < 1e-4 and metrics["grad_norm"] > 0
+        assert all(math.isfinite(v) for v in metrics.values())
+        assert [len(d.views) for d in experience.draws] == [2, 2]  # of halves, beside which the other has one
+    assert type(parse("one_block:share=0.25")).__module__ == "my_estimators"
+    assert parse("fading_in", 0.7) == make("fading_in", min_ratio=0.7)
+
+
+def test_a_segment_value_is_shared_by_its_tokens(plugin: None, model: UnifiedModel, prompts: list) -> None:
+    rows = [p + model.encode(["go", "find"], prompt=False) for p in prompts[:2]]
+    canvas, method = model.render(rows), make("halves")
+    (draw,) = estimators.draw_views(canvas, method, method, 1, torch.tensor([1, 2]))
+    with torch.no_grad():
+        value = estimators.score(model, canvas, draw, method, method, torch.ones(canvas.shape))
+        parts = sum(estimators.run_view(model, canvas, view) for view in draw.views)
+    for b in range(2):
+        for s in set(canvas.segment[b][canvas.sampled[b]].tolist()):
+            own = canvas.sampled[b] & (canvas.segment[b] == s)
+            assert value[b][own].tolist() == pytest.approx([parts[b][own].mean().item()] * int(own.sum()), abs=1e-5)
+
+
+def test_what_is_no_estimator_is_refused() -> None:
+    for thing in (object, lambda: None):
+        with pytest.raises(TypeError, match="estimator 'mine' must be a class derived from"):
+            register("mine")(thing)  # type: ignore[type-var]
+    assert "mine" not in ESTIMATORS

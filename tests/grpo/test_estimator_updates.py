@@ -1,0 +1,191 @@
+"""What one update does, for every estimator and loss, on a two-layer toy in float64: gradients and probabilities."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unidiff import noise
+from unidiff.estimators import ESTIMATORS, Draw, Estimator, combine, draw_views, make, parse, run_view, score
+from unidiff.grpo.experience import credited
+from unidiff.grpo.losses import LOSSES, Denominators, modality_loss
+from unidiff.sequence import Canvas, Interleaved, Modality, Segment, render
+from unidiff.spec import ModelSpec
+
+SPEC = ModelSpec(
+    family="toy", mask=0, pad=1, bos=2, text_end=(3, 4), image_next=4, image_begin=(5,), image_end=(6,),
+    text_range=(3, 12), image_offset=12, codebook_size=5, logit_rows=17, image_grid=(2, 3), text_length=6,
+    max_positions=64,
+)  # fmt: skip
+GROUP, PROMPTS = 4, 2
+ADVANTAGE = torch.tensor([1.5, -0.5, -1.0, 0.3, 0.8, -1.2, 0.4, 0.0])
+
+
+class Toy(nn.Module):
+    """Two layers of attention over everything, without positions beyond those of the row; in float64."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+
+        def matrix(*shape: int, gain: float = 1.0) -> nn.Parameter:
+            values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+            return nn.Parameter(gain * values / shape[-1] ** 0.5)
+
+        width, inner = 32, 48  # enough that different rollouts have gradients of their own
+        self.words, self.places = matrix(17, width, gain=3.0), matrix(64, width, gain=2.0)
+        self.head = matrix(17, width, gain=2.0)
+        self.mix = nn.ParameterList([matrix(3, width, width) for _ in range(2)])
+        self.wide = nn.ParameterList([matrix(inner, width) for _ in range(2)])
+        self.narrow = nn.ParameterList([matrix(width, inner) for _ in range(2)])
+
+    def forward(
+        self, canvas: Canvas, mask: Tensor, hide: Tensor | None = None, temperature: tuple[float, float] = (1, 1)
+    ) -> Tensor:
+        hidden_ids = mask if hide is None else mask | hide
+        ids = canvas.ids.masked_fill(hidden_ids, SPEC.mask)
+        x = self.words[ids] + self.places[: ids.shape[1]]
+        for mix, wide, narrow in zip(self.mix, self.wide, self.narrow):
+            query, key, value = (x @ m for m in mix)
+            weight = (
+                (query @ key.mT / x.shape[-1] ** 0.5).masked_fill(~canvas.clean.valid[:, None], -torch.inf).softmax(-1)
+            )
+            x = x + weight @ value
+            x = x + torch.tanh(x @ wide.T) @ narrow.T
+        out = torch.zeros(mask.shape, dtype=torch.float64)
+        for modality in Modality:
+            low, high = SPEC.range_of(modality)
+            logp = (x @ self.head[low:high].T / temperature[modality]).log_softmax(-1)
+            own = mask & (canvas.modality == modality)
+            target = (canvas.ids - low).clamp(0, high - low - 1)
+            out = torch.where(own, logp.gather(2, target[..., None])[..., 0], out)
+        return out
+
+
+def rollouts() -> Canvas:
+    """Two groups of four responses: a text and a picture, with step maps."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(low: int, high: int, n: int) -> Tensor:
+        return torch.randint(low, high, (n,), generator=generator)
+
+    rows = []
+    for i in range(GROUP * PROMPTS):
+        n = 3 + i % 3
+        words = torch.cat([draw(5, 12, n), torch.tensor([4])])
+        text = Segment(Modality.TEXT, words, step=draw(0, 3, n + 1).int())  # type: ignore[arg-type]
+        image = Segment(Modality.IMAGE, draw(12, 17, 6), grid=(2, 3), step=draw(0, 3, 6).int())  # type: ignore[arg-type]
+        rows.append(Interleaved([Segment(Modality.TEXT, draw(5, 12, 3), prompt=True), text, image]))
+    return render(rows, SPEC)
+
+
+CANVAS = rollouts()
+KEYS = torch.tensor([noise.key(7, i) for i in range(GROUP * PROMPTS)])
+
+
+def advantages(method: Estimator) -> Tensor:
+    """[B, L], as the trainer spreads them."""
+    modality = torch.tensor([[Modality.TEXT, Modality.IMAGE]]).expand(len(ADVANTAGE), 2)
+    plain = ADVANTAGE[:, None].expand(modality.shape)
+    given = credited(plain, torch.ones_like(plain, dtype=torch.bool), modality, GROUP, method, method)
+    return given.gather(1, (CANVAS.segment - 1).clamp(min=0)) * CANVAS.sampled
+
+
+def loss_of(new: Tensor, old: Tensor, draw: Draw, method: Estimator, loss_type: str, **options) -> Tensor:
+    aggregation, level = LOSSES[loss_type]
+    counts = {m: Denominators.of(draw.weight * (CANVAS.modality == m), 6) for m in Modality}
+    loss, _ = modality_loss(
+        new, old, advantages(method), draw.weight, CANVAS.modality, loss_type=aggregation, level=level,
+        denominators=counts, weights={Modality.TEXT: 1.0, Modality.IMAGE: 0.7},
+        without_ratio=() if method.ratio else tuple(Modality), **options,
+    )  # fmt: skip
+    return loss
+
+
+def chained_gradient(
+    policy: Toy, old: Tensor, draw: Draw, method: Estimator, loss_type: str, **options
+) -> list[Tensor]:
+    """As the trainer finds it: through the log-probabilities, view by view."""
+    with torch.no_grad():
+        logp_KBL = torch.stack([run_view(policy, CANVAS, view) for view in draw.views])
+    logp_KBL.requires_grad_()
+    value = combine(CANVAS, draw, logp_KBL, method, method, advantages(method))
+    (outer,) = torch.autograd.grad(loss_of(value, old, draw, method, loss_type, **options), logp_KBL)
+    policy.zero_grad()
+    for view, gradient in zip(draw.views, outer):
+        (run_view(policy, CANVAS, view) * gradient).sum().backward()
+    return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "gspo", "gmpo"])
+@pytest.mark.parametrize("name", [*ESTIMATORS, "trace:merge=2", "elbo:samples=3:antithetic=no", "spg:block=2:power=2"])
+def test_gradient_is_that_of_finite_differences(name: str, loss_type: str) -> None:
+    """With an old policy and a reference that differ from the policy, so that ratios, clipping and KL have a say."""
+    method, policy, other = parse(name), Toy(0), Toy(0)
+    with torch.no_grad():
+        for i, p in enumerate(other.parameters()):
+            p += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+    draw = draw_views(CANVAS, method, method, 2, KEYS)[1]
+    with torch.no_grad():
+        old = score(other, CANVAS, draw, method, method, advantages(method))
+    options = {"delta": 3.0, "beta": 0.05, "logp_ref_BL": old}
+
+    def loss() -> float:
+        with torch.no_grad():
+            new = score(policy, CANVAS, draw, method, method, advantages(method))
+            return loss_of(new, old, draw, method, loss_type, **options).item()
+
+    gradient = chained_gradient(policy, old, draw, method, loss_type, **options)
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        way = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in policy.parameters()]
+        expected = sum((g * w).sum().item() for g, w in zip(gradient, way))
+        found, h = 0.0, 1e-6
+        with torch.no_grad():
+            for sign in (1, -1):
+                for p, w in zip(policy.parameters(), way):
+                    p += sign * h * w
+                found += sign * loss() / (2 * h)
+                for p, w in zip(policy.parameters(), way):
+                    p -= sign * h * w
+        assert abs(expected) > 1e-3
+        assert found == pytest.approx(expected, rel=2e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("modality", Modality)
+@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_update_raises_rewarded_rollouts_and_lowers_the_others(
+    name: str, loss_type: str, modality: Modality
+) -> None:
+    """Their exact probability, which is that of writing them from left to right, in the modality that is trained.
+
+    Rollouts share weights, so with both signs at once one may carry another along: the sum over advantages must rise.
+    """
+    method, oracle = make(name), make("left_to_right")
+    (draw,), (every,) = (draw_views(CANVAS, m, m, 1, KEYS) for m in (method, oracle))
+    own = (CANVAS.modality == modality) & CANVAS.sampled
+
+    def change(rows: Tensor) -> Tensor:
+        """[B] of the log-probabilities, by an update with these rollouts."""
+        policy, part = Toy(1), Draw(draw.views, draw.weight * own * rows[:, None])
+
+        def log_probability() -> Tensor:
+            with torch.no_grad():
+                return (score(policy, CANVAS, every, oracle, oracle, torch.zeros(CANVAS.shape)) * own).sum(1)
+
+        before = log_probability()
+        with torch.no_grad():
+            old = score(policy, CANVAS, part, method, method, advantages(method))
+        gradient = chained_gradient(policy, old, part, method, loss_type)
+        norm = torch.stack([g.norm() for g in gradient]).norm()
+        with torch.no_grad():
+            for p, g in zip((p for p in policy.parameters() if p.grad is not None), gradient):
+                p -= 1e-4 * g / norm
+        return log_probability() - before
+
+    for sign in (1, -1):
+        rewarded = sign * ADVANTAGE > 0.2
+        assert sign * float(change(rewarded)[rewarded].sum()) > 0
+    assert float((change(torch.ones_like(ADVANTAGE)) * ADVANTAGE).sum()) > 0

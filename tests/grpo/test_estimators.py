@@ -1,0 +1,275 @@
+"""Estimators in the trainer: invariants 1, 2, 4 and 6 of the design for every one of them, and what they cost."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from unidiff.estimators import ESTIMATORS, draw_views, make
+from unidiff.memory import PeakMemory
+from unidiff.sequence import Modality
+
+MIXED = [("trace:merge=2", "elbo"), ("spg:samples=3", "coupled"), ("left_to_right", "wd1")]
+
+
+def both(name):
+    return {"text_estimator": name, "image_estimator": name}
+
+
+# ---------------------------------------------------------------- masks are data
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_draws_do_not_depend_on_order_or_batch(make_trainer, model, name):
+    """Shuffled, alone, or drawn again: the same masks, factors and weights."""
+    _, experience = make_trainer(**both("one_step")).step(0)
+    rows, method = [r.sequence for r in experience.rollouts], make(name)
+    keys = torch.tensor([r.key for r in experience.rollouts])
+    before = torch.get_rng_state()
+    whole = draw_views(experience.canvas, method, method, 3, keys)
+    order = torch.tensor([4, 2, 0, 5, 3, 1])
+    shuffled = draw_views(model.render([rows[i] for i in order]), method, method, 3, keys[order])
+    assert torch.equal(torch.get_rng_state(), before)
+    for b, row in enumerate(rows):
+        canvas, at = model.render([row]), order.tolist().index(b)
+        alone = draw_views(canvas, method, method, 3, keys[b : b + 1])
+        width = canvas.shape[1]
+        for draws in (shuffled, whole):
+            index = torch.tensor([at if draws is shuffled else b])
+            for mine, other in zip(alone, draws):
+                taken = other.rows(index)
+                assert torch.equal(mine.weight, taken.weight[:, :width])
+                assert len(mine.views) == len(taken.views)
+                for a, c in zip(mine.views, taken.views):
+                    assert torch.equal(a.mask, c.mask[:, :width]) and torch.equal(a.factors, c.factors[:, :width])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_only_sampled_tokens_of_the_modality_are_masked_and_only_masked_ones_count(make_trainer, name):
+    _, experience = make_trainer(num_iterations=2, **both(name)).step(0)
+    canvas = experience.canvas
+    for draw in experience.draws:
+        scored = torch.zeros_like(canvas.sampled)
+        for view in draw.views:
+            assert not bool((view.mask & ~canvas.sampled).any())
+            assert not bool(((view.factors != 0) & ~view.mask).any())
+            assert view.hide is None or not bool((view.hide & canvas.sampled).any())
+            scored |= view.factors != 0
+        assert torch.equal(draw.weight != 0, scored) and torch.equal(draw.mask, scored)
+        assert bool((draw.weight >= 0).all())
+        for modality in Modality:  # every sampled segment is scored
+            own = canvas.sampled & (canvas.modality == modality)
+            for b in range(len(own)):
+                assert set(canvas.segment[b][own[b]].tolist()) == set(canvas.segment[b][scored[b] & own[b]].tolist())
+
+
+def watched(trainer):
+    """Runs a step. [(iteration, rows, [(view, log-probs with their gradient) of each backward pass])]."""
+    found, back, run = [], trainer._backward, trainer._run
+
+    def watch_backward(experience, iteration, rows, loss_of, last):
+        found.append((iteration, rows, []))
+        return back(experience, iteration, rows, loss_of, last)
+
+    def watch_run(model, canvas, view):
+        out = run(model, canvas, view)
+        if out.requires_grad:
+            out.retain_grad()
+            found[-1][2].append((view, out))
+        return out
+
+    trainer._backward, trainer._run = watch_backward, watch_run
+    metrics, experience = trainer.step(0)
+    return metrics, experience, found
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 12])
+@pytest.mark.parametrize(("pair", "size"), [(("fading_out", "image_random"), 2), (("spg", "elbo"), 100)])
+def test_each_of_the_masks_is_used_exactly_once(make_trainer, pair, iterations, size):
+    text, image = pair
+    settings = {"num_iterations": iterations, "micro_batch_size": size, "beta": 0.1}  # KL: all rows are run
+    trainer = make_trainer(text_estimator=text, image_estimator=image, **settings)
+    _, experience, found = watched(trainer)
+    for iteration in range(iterations):
+        rows = torch.cat([rows for i, rows, _ in found if i == iteration])
+        assert sorted(rows.tolist()) == list(range(6))
+        for rows, passes in ((rows, p) for i, rows, p in found if i == iteration):
+            expected = experience.draws[iteration].rows(rows).views
+            assert len(passes) == len(expected)
+            for (view, _), own in zip(passes, expected):
+                assert torch.equal(view.mask, own.mask) and torch.equal(view.factors, own.factors)
+    masks = [torch.stack([view.mask for view in draw.views]) for draw in experience.draws]
+    assert all(not torch.equal(a, b) for i, a in enumerate(masks) for b in masks[:i])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_gradients_reach_scored_tokens_only(make_trainer, name):
+    _, experience, found = watched(make_trainer(num_iterations=2, **both(name)))
+    touched = 0
+    for iteration, rows, passes in found:
+        weight = experience.weight_BL(iteration)[rows]
+        for view, out in passes:
+            scored = (view.factors != 0) & (weight != 0)
+            assert bool((out.grad[~scored] == 0).all())
+            touched += int((out.grad[scored] != 0).sum())
+    assert touched > 0
+
+
+# ---------------------------------------------------------------- ratio, and any cut of a batch
+
+
+@pytest.mark.parametrize(("text", "image"), MIXED)
+@pytest.mark.parametrize("loss_type", ["grpo", "gmpo"])
+def test_first_ratio_is_1_for_mixed_methods(make_trainer, text, image, loss_type):
+    settings = {"num_iterations": 2, "beta": 0.1, "loss_type": loss_type, "text_temperature": 0.7}
+    trainer = make_trainer(text_estimator=text, image_estimator=image, **settings)
+    metrics, _ = trainer.step(0)
+    assert metrics["ratio_first_iteration_max_dev"] < 1e-4
+    assert all(math.isfinite(v) for v in metrics.values())
+
+
+def gradients(make_trainer, **settings):
+    """Gradients of both iterations over their norm, and metrics."""
+    trainer = make_trainer(num_iterations=2, learning_rate=1e-5, max_rounds=1, **settings)
+    kept, clip = {}, trainer.accelerator.clip_grad_norm_
+
+    def watched(parameters, limit):
+        grads = [p.grad for p in trainer.model.parameters()]
+        norm = torch.stack([g.norm() for g in grads]).norm()
+        kept.update({len(kept) + i: g / norm for i, g in enumerate(grads)})
+        return clip(parameters, limit)
+
+    trainer.accelerator.clip_grad_norm_ = watched
+    return kept, trainer.step(0)[0]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_same_gradient_for_any_micro_batch_size(make_trainer, difference, timeless, name):
+    whole, metrics = gradients(make_trainer, micro_batch_size=100, **both(name))
+    for size in (1, 4):
+        cut, same = gradients(make_trainer, micro_batch_size=size, **both(name))
+        assert difference(whole, cut) < 2e-5, size
+        assert timeless(same) == pytest.approx(timeless(metrics), abs=1e-4, rel=1e-3)
+
+
+def test_views_one_by_one_give_the_gradient_of_all_at_once(make_trainer):
+    """What the trainer chains together, against one graph through every view."""
+    trainer = make_trainer(text_estimator="elbo:samples=4", image_estimator="coupled", max_grad_norm=math.inf)
+    _, experience = trainer.step(0)
+    rows = torch.arange(6)
+    denominators = trainer._denominators(experience.weight_BL(0), experience)
+
+    def loss_of(new):
+        return trainer._loss(experience, 0, rows, denominators, None, new)
+
+    trainer.policy.zero_grad()
+    loss_of(trainer._score(trainer.policy, experience, 0, rows))[0].backward()
+    expected = [p.grad.clone() for p in trainer.policy.parameters()]
+    trainer.policy.zero_grad()
+    trainer._backward(experience, 0, rows, loss_of, last=True)
+    for p, gradient in zip(trainer.policy.parameters(), expected):
+        torch.testing.assert_close(p.grad, gradient, atol=1e-6, rtol=1e-4)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_resumed_run_draws_the_same_masks(make_trainer, timeless, tmp_path):
+    settings = {
+        "text_estimator": "spg",
+        "image_estimator": "trace",
+        "num_iterations": 2,
+        "max_steps": 3,
+        "save_steps": 2,
+    }
+    draws = {}
+
+    def keep(step, metrics, experience):
+        draws[step] = experience.draws
+
+    def kill(step, metrics, experience):
+        if step == 2:
+            raise Killed
+
+    history = make_trainer(options={"on_step": keep}, **settings).train()
+    first, settings["output_dir"] = draws.pop(2), str(tmp_path / "killed")
+    with pytest.raises(Killed):
+        make_trainer(options={"on_step": kill}, **settings).train()
+    resumed = make_trainer(options={"on_step": keep}, resume=True, **settings)
+    assert timeless(resumed.train()[2]) == timeless(history[2]) and resumed.start == 2
+    for draw, again in zip(first, draws[2]):
+        assert torch.equal(draw.weight, again.weight)
+        for view, same in zip(draw.views, again.views):
+            assert torch.equal(view.mask, same.mask) and torch.equal(view.factors, same.factors)
+
+
+# ---------------------------------------------------------------- credit and cost
+
+
+def test_wd1_trains_by_weights_of_the_group(make_trainer):
+    """softmax(A) − softmax(−A) over the k-th segments of a modality, times their number; no old policy is scored."""
+    trainer = make_trainer(num_iterations=2, assignment="segment", **both("wd1"))
+    seen = []
+    trainer._old_log_probs = lambda *args, make=trainer._old_log_probs: seen.append(make(*args))
+    metrics, experience = trainer.step(0)
+    assert seen == [None] and metrics["ratio_first_iteration_max_dev"] < 1e-4
+    routed, modality_BS = experience.routed, experience.table.modality_BS
+    given = torch.tensor([len(r.sequence.prompt) for r in experience.rollouts])
+    for group in range(2):
+        rows = range(3 * group, 3 * group + 3)
+        for modality in Modality:
+            for k in range(3):
+                own = [[s for s in range(modality_BS.shape[1]) if modality_BS[b, s] == modality] for b in rows]
+                held = [(b, s[k]) for b, s in zip(rows, own) if len(s) > k and routed.valid_BS[b, s[k]]]
+                plain = torch.tensor([routed.advantage_BS[b, s] for b, s in held])
+                expected = (plain.softmax(0) - (-plain).softmax(0)) * len(held)
+                for (b, s), value in zip(held, expected):
+                    tokens = (experience.canvas.segment[b] == given[b] + s) & experience.canvas.sampled[b]
+                    found = experience.advantage_BL[b][tokens].tolist()
+                    assert found == pytest.approx([value.item()] * int(tokens.sum()), abs=1e-6)
+
+
+def peak_of_update(make_trainer, model, **settings):
+    trainer = make_trainer(policy=copy.deepcopy(model), check_ratio_every=0, **settings)
+    meter, update = PeakMemory(), trainer._update
+
+    def watched_update(*args):
+        with meter:
+            return update(*args)
+
+    trainer._update = watched_update
+    trainer.step(0)
+    return meter.peak
+
+
+def test_memory_does_not_grow_with_iterations_or_views(make_trainer, model):
+    base = {"num_prompts": 2, "micro_batch_size": 2}
+    few, many = (peak_of_update(make_trainer, model, num_iterations=n, **base) for n in (2, 6))
+    views = [peak_of_update(make_trainer, model, text_estimator=f"elbo:samples={n}", **base) for n in (2, 6)]
+    rows = peak_of_update(make_trainer, model, num_prompts=2, micro_batch_size=6, num_iterations=2)
+    assert rows > 1.5 * few  # the meter sees what there is to see
+    assert many < 1.1 * few and views[1] < 1.1 * views[0]
+
+
+def test_calls_of_the_old_policy_are_chunks(make_trainer):
+    trainer = make_trainer(num_iterations=12, micro_batch_size=2)
+    sizes, run = [], trainer._run
+    trainer._run = lambda model, canvas, view: sizes.append(len(canvas.ids)) or run(model, canvas, view)
+    trainer.step(0)
+    assert max(sizes) <= 2 and len(sizes) >= 12
+
+
+def test_settings_with_options_reach_the_trainer(make_trainer):
+    trainer = make_trainer(text_estimator="trace:merge=3", image_estimator="random:min_ratio=0.9", image_min_ratio=0.1)
+    assert trainer.estimators == (make("trace", merge=3), make("random", min_ratio=0.9))
+    for wrong, message in (
+        ("trace:merg=3", "text_estimator: estimator 'trace' has no option 'merg'; known: merge; nearest: merge"),
+        ("trace:merge=x", "text_estimator: trace.merge is 'x'; it must be a whole number"),
+        ("trace:merge", "text_estimator: estimator 'trace:merge': 'merge' is no option; write name:option=value"),
+        ("elbo:samples=3", "text_estimator: samples is 3; antithetic views come in pairs"),
+        ("tracer:merge=3", "did you mean 'trace'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(text_estimator=wrong)

@@ -1,0 +1,68 @@
+"""ESPO's estimator: the evidence lower bound of a whole segment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from unidiff.estimators import Estimator, Place, View, register, segment_uniform, token_uniform
+from unidiff.sequence import Canvas, Modality
+
+
+@register("elbo")
+@dataclass(frozen=True)
+class Elbo(Estimator):
+    """A segment's value is ELBO / L, with ELBO = 1/K Σ_k 1/t_k Σ_{j ∈ M_k} log p(o_j | M_k masked). So all of its
+    tokens share the ratio exp((ELBO_new − ELBO_old) / L).
+
+    M_k is a random set of t_k·L tokens, t_k uniform on 1/L, 2/L, … 1: the mean over sets is the bound that t ~ U(0, 1)
+    and independent masking give, with less variance, and no set is empty.
+
+    samples: K views. antithetic: they come in pairs that mask the first c and the last L+1−c tokens of one random
+    order; a pair scores every token, and its ratios balance each other. False: independent sets. In both cases the
+    ratios are stratified: one in each of as many equal parts of (0, 1] as there are sets (pairs).
+
+    Sources: ESPO (arXiv 2512.03759), whose KL is k2 on the bounds where ours is k3 on the values; LLaDA
+    (arXiv 2502.09992), equation 14, for sets of a fixed size.
+    """
+
+    samples: int = 2
+    antithetic: bool = True
+
+    unit: ClassVar[Literal["token", "segment"]] = "segment"
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}; at least 1 view is needed")
+        if self.antithetic and self.samples % 2:
+            raise ValueError(f"samples is {self.samples}; antithetic views come in pairs, so it must be even")
+
+    def views(
+        self,
+        canvas: Canvas,
+        place: Place,
+        modality: Modality,
+        iteration: int,
+        iterations: int,
+        keys_B: Tensor,
+    ) -> list[View]:
+        """`samples` of them."""
+        among = canvas.sampled & (canvas.modality == modality)
+        level = segment_uniform(canvas, keys_B, iteration, modality)
+        draws = self.samples // 2 if self.antithetic else self.samples
+        masks = []
+        for k in range(draws):
+            order = place.order(token_uniform(canvas, keys_B, iteration, modality, k), among)
+            count = ((k + level) / draws * place.length).long() + 1
+            masks.append(among & (order < count))
+            if self.antithetic:
+                masks.append(among & (order >= count - 1))
+        return [View(mask, factor=mean_of_masked(mask, place) / self.samples) for mask in masks]
+
+
+def mean_of_masked(mask: Tensor, place: Place) -> Tensor:
+    """float32 [B, L]: 1/n at masked tokens, n of them in the segment. For a mask of t·L tokens that is 1/(t·L)."""
+    masked = mask.float()
+    return masked / place.total(masked).clamp(min=1)

@@ -1,0 +1,95 @@
+"""SPG: a lower bound of the likelihood where it is to rise, an upper one where it is to fall."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unidiff.estimators import Estimator, Place, View, register, segment_uniform, token_uniform
+from unidiff.estimators.elbo import mean_of_masked
+from unidiff.sequence import Canvas, Modality
+
+
+@register("spg")
+@dataclass(frozen=True)
+class Spg(Estimator):
+    """Loss −A · value, without a ratio; a segment's value is, per token,
+
+        A ≥ 0:  ELBO / L   = 1/K Σ_k mean_{j ∈ M_k} ℓ_kj
+        A < 0:  mix · EUBO / L + (1 − mix) · ELBO / L
+        EUBO = (1/b) Σ_j log [ 1/K Σ_k (L / |M_k|) · 1(j ∈ M_k) · exp(ℓ_kj)^b ]
+
+    EUBO's sum runs over tokens that some view scores, and is divided by their number instead of L.
+
+    Block masks: of a block, drawn in proportion to its length, a random set M_k is masked and scored; blocks before it
+    stand, blocks behind it are masked and not scored. So ELBO is that of writing block by block. K views, their places
+    in the segment stratified.
+
+    samples: K. block: tokens of a block. power: b. mix: the weight of EUBO. Source: SPG (arXiv 2510.09541); its
+    random masking of the prompt is left out.
+    """
+
+    samples: int = 2
+    block: int = 32
+    power: float = 1.5
+    mix: float = 0.5
+
+    unit: ClassVar[Literal["token", "segment"]] = "segment"
+    ratio: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "block"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.power < 1:
+            raise ValueError(f"power is {self.power}; it must be at least 1, or it gives no upper bound")
+        if not 0 <= self.mix <= 1:
+            raise ValueError(f"mix is {self.mix}; a weight lies in [0, 1]")
+
+    def views(
+        self,
+        canvas: Canvas,
+        place: Place,
+        modality: Modality,
+        iteration: int,
+        iterations: int,
+        keys_B: Tensor,
+    ) -> list[View]:
+        """`samples` of them."""
+        among = canvas.sampled & (canvas.modality == modality)
+        views = []
+        for k in range(self.samples):
+            where = (k + segment_uniform(canvas, keys_B, iteration, modality)) / self.samples
+            chosen = (where * place.length).long() // self.block
+            inside = among & (place.rank // self.block == chosen)
+            order = place.order(token_uniform(canvas, keys_B, iteration, modality, k), inside)
+            size = place.total(inside.long())
+            count = (segment_uniform(canvas, keys_B, iteration, modality, k) * size).long() + 1
+            scored = inside & (order < count)
+            views.append(View(scored | (among & (place.rank // self.block > chosen)), factor=scored))
+        return views
+
+    def combine(self, logp_KBL: Tensor, factor_KBL: Tensor, place: Place, advantage_BL: Tensor) -> Tensor:
+        """See `Estimator.combine`."""
+        lower, upper = bounds(logp_KBL, factor_KBL != 0, place, self.power)
+        return torch.where(advantage_BL < 0, self.mix * upper + (1 - self.mix) * lower, lower)
+
+
+def bounds(logp_KBL: Tensor, scored_KBL: Tensor, place: Place, power: float) -> tuple[Tensor, Tensor]:
+    """A segment's ELBO and EUBO per token, both float32 [B, L], the same at all columns of a segment."""
+    drawn_KBL = torch.stack([place.total(scored.float()) for scored in scored_KBL])  # |M_k|
+    views_BL = (drawn_KBL > 0).sum(0).clamp(min=1)
+    mean_KBL = torch.stack([mean_of_masked(scored, place) for scored in scored_KBL])
+    lower = place.total((logp_KBL * mean_KBL).sum(0) / views_BL)
+
+    # In logs: exp(ℓ)^b of an unlikely token is 0 in float32, and its log has no gradient.
+    weight_KBL = (place.length / drawn_KBL.clamp(min=1) / views_BL).log()
+    term_KBL = torch.where(scored_KBL, power * logp_KBL + weight_KBL, -torch.inf)
+    covered_BL = scored_KBL.any(0)
+    term_KBL = torch.where(covered_BL, term_KBL, 0.0)  # or the gradient of a row of -inf is NaN
+    value_BL = torch.where(covered_BL, term_KBL.logsumexp(0) / power, 0.0)
+    upper = place.total(value_BL) / place.total(covered_BL.float()).clamp(min=1)
+    return lower, upper

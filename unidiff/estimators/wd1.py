@@ -1,0 +1,57 @@
+"""wd1: weighted likelihood without a ratio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unidiff.estimators import Place, View, register
+from unidiff.estimators.elbo import mean_of_masked
+from unidiff.estimators.one_step import OneStep
+from unidiff.sequence import Canvas, Modality
+
+
+@register("wd1")
+@dataclass(frozen=True)
+class Wd1(OneStep):
+    """Loss of a group: −Σ_i softmax_i(A) ℓ̄_i + Σ_i softmax_i(−A) ℓ̄_i, ℓ̄_i the mean log-probability of a segment under
+    `one_step`'s view, of the current policy only. Nothing is compared with an old policy, and nothing is clipped.
+
+    i runs over the k-th segments of a modality in the rollouts of one prompt: with one segment a rollout that is the
+    paper's group.
+
+    hide_prompt: see `one_step`. Source: wd1 (arXiv 2507.08838).
+    """
+
+    unit: ClassVar[Literal["token", "segment"]] = "segment"
+    ratio: ClassVar[bool] = False
+
+    def views(
+        self,
+        canvas: Canvas,
+        place: Place,
+        modality: Modality,
+        iteration: int,
+        iterations: int,
+        keys_B: Tensor,
+    ) -> list[View]:
+        """One, `one_step`'s."""
+        mask = self.mask(canvas, place, modality, iteration, iterations, keys_B)
+        return [View(mask, self.hide(canvas, iteration, keys_B), mean_of_masked(mask, place))]
+
+    def credit(self, advantage_N: Tensor, group_N: Tensor) -> Tensor:
+        """(softmax_i(A) − softmax_i(−A)) · n in a group of n, as the loss averages over rollouts."""
+        group_N = group_N.unique(return_inverse=True)[1]
+        count_N = torch.bincount(group_N)[group_N]
+        return (_softmax(advantage_N, group_N) - _softmax(-advantage_N, group_N)) * count_N
+
+
+def _softmax(value_N: Tensor, group_N: Tensor) -> Tensor:
+    """In each group, numbered from 0."""
+    zeros = value_N.new_zeros(int(group_N.max()) + 1 if len(group_N) else 0)
+    top = zeros.scatter_reduce(0, group_N, value_N, "amax", include_self=False)
+    power_N = (value_N - top[group_N]).exp()
+    return power_N / zeros.index_add(0, group_N, power_N)[group_N]

@@ -1,0 +1,43 @@
+"""How much tensor memory a piece of code needs at most, on any device."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of tensors made inside the `with` block, those that autograd keeps among them.
+
+    peak: the most that were alive at once. What one operation uses inside itself is not seen. Slow: do not take times
+    under it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self.alive = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in _pytree.tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        return out
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage.data_ptr(), storage.nbytes()
+        if size and place not in self._known:
+            self._known.add(place)
+            self.alive += size
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self._gone, place, size)
+
+    def _gone(self, place: int, size: int) -> None:
+        self._known.discard(place)
+        self.alive -= size
