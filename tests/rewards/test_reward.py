@@ -16,13 +16,13 @@ from unidiff.rewards.reward import (
     Reward,
     RewardError,
     as_rewards,
-    from_trl,
     register,
     resolve,
     reward,
 )
 from unidiff.rewards.segment_view import SegmentView, SequenceView, link_row
 from unidiff.rewards.table import evaluate
+from unidiff.rewards.trl import from_trl
 from unidiff.sequence import Modality
 
 
