@@ -3,6 +3,7 @@
     python tools/bench.py edits      # localized edits against regenerating whole images, and an autoregressive decoder
     python tools/bench.py cache      # the exact cache against no cache: same tokens, less time
     python tools/bench.py step       # seconds of rollout and update, and the share of the matrix peak in scoring
+    python tools/bench.py rewards    # what calling rewards, their table and the router cost, as a share of a step
 
 Ratios are taken within one run, arms interleaved and repeated, the fastest repeat of each counting: these machines are
 noisy. --model (default recipes/base), --prompts, --repeats.
@@ -23,6 +24,7 @@ from torch import Tensor
 from unidiff import GRPOConfig, GRPOTrainer, InterleavedSampler, SamplerConfig, UnifiedModel, noise
 from unidiff.config import parse
 from unidiff.grpo.experience import segment_views
+from unidiff.rewards.table import RewardTable, evaluate
 from unidiff.sampling.compute import Compute, ComputeMeter, ModelFlops
 from unidiff.sampling.rollout import Rollout
 from unidiff.sequence import Interleaved, Modality, Tokens
@@ -217,6 +219,36 @@ def step(config: Config) -> None:
     )
 
 
+def rewards(config: Config) -> None:
+    """Seconds of a default GRPO step, and of what it does for its rewards apart from their own work: copies of the
+    views, calls, checks, table and router, measured with as many rewards that return at once."""
+    bench = Bench(config)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = GRPOConfig(output_dir=folder, save_steps=0, quiet=True, check_ratio_every=0)
+        trainer = GRPOTrainer(bench.model, bench.task, settings)
+        steps = [trainer.step(i) for i in range(config.repeats + 1)]
+    whole = min(metrics["seconds"] for metrics, _ in steps[1:])
+    rows = steps[-1][1].rows
+    group_B = torch.arange(len(rows)) // settings.num_generations
+    idle = [replace(r, function=lambda segments, **columns: [1.0] * len(segments)) for r in trainer.rewards]
+    table = evaluate(trainer.rewards, rows)
+
+    def routed() -> None:
+        RewardTable.concatenate([table]).rows(slice(None))
+        trainer.router.route(table, group_B)
+
+    seconds = {
+        "the rewards themselves": _seconds(lambda: evaluate(trainer.rewards, rows), 3 * config.repeats),
+        "calls, copies and table": _seconds(lambda: evaluate(idle, rows), 3 * config.repeats),
+        "router": _seconds(routed, 3 * config.repeats),
+    }
+    seconds["the rewards themselves"] -= seconds["calls, copies and table"]
+    print(f"{len(rows)} rollouts, {len(idle)} rewards, a step of {whole:.2f} s, {torch.get_num_threads()} threads")
+    print("| | seconds | share of the step |\n|---|---|---|")
+    for name, value in seconds.items():
+        print(f"| {name} | {value:.4f} | {value / whole:.2%} |")
+
+
 def _seconds(run: Callable[[], object], repeats: int) -> float:
     times = []
     for _ in range(repeats + 1):
@@ -232,7 +264,7 @@ def _matrix_rate(n: int) -> float:
     return 2 * n**3 / _seconds(lambda: a @ a, 5)
 
 
-COMMANDS = {"edits": edits, "cache": cache, "step": step}
+COMMANDS = {"edits": edits, "cache": cache, "step": step, "rewards": rewards}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:

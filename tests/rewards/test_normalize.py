@@ -117,8 +117,6 @@ def test_ranks_are_what_a_value_beats_less_what_beats_it():
     torch.testing.assert_close(ranks[:4].float(), torch.tensor([0.0, 1.0, 0.0, -1.0]))
     assert ranks[4].isnan() and ranks[5:].tolist() == [0, 0]  # missing, and alone in their groups
     torch.testing.assert_close(rank_groups(values.exp(), groups), ranks, equal_nan=True)  # order is all that counts
-    by_pairs = [sum((a > b) * 1.0 - (a < b) for b in values[:4]) / 3 for a in values[:4]]  # Pref-GRPO's win rates
-    assert ranks[:4].tolist() == pytest.approx([float(r) for r in by_pairs])
 
 
 def test_a_scale_of_its_own_keeps_missing_values_missing():

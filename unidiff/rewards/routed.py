@@ -115,10 +115,10 @@ class Routed:
 
 
 _MEANING = {
-    "joint": "weighted sum of the row's means",
-    "normalize_then_sum": "weighted sum of the row's means, each normalised in its group",
-    "factorized": "weighted sum of the row's means, its modality's alone",
-    "segment": "weighted sum of this segment's own values",
+    "joint": "sum of the row's means",
+    "normalize_then_sum": "sum of the row's means, each normalised in its group",
+    "factorized": "sum of the row's means, of its modality alone",
+    "segment": "sum of this segment's own values",
 }
 
 
