@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import unidiff.grpo.trainer as trainer_module
 from unidiff.rewards import runner
 from unidiff.rewards.reward import Cause, RewardError, reward
 from unidiff.sequence import Modality
@@ -114,6 +115,14 @@ def test_a_required_reward_leaves_a_checkpoint(make_trainer, weights, difference
     unbroken = make_trainer([*rewards, vital], output_dir=str(tmp_path / "unbroken"), **settings)
     assert [timeless(m) for m in history] == [timeless(m) for m in unbroken.train()]
     assert difference(weights(resumed), weights(unbroken)) == 0
+
+
+def test_a_required_reward_that_fails_elsewhere_ends_every_process(make_trainer, monkeypatch, tmp_path):
+    """No process may wait for one that has ended."""
+    monkeypatch.setattr(trainer_module, "everybody", lambda own, _: [own, RewardError("reward 'vital' of another")])
+    with pytest.raises(RewardError, match="of another"):
+        make_trainer().train()
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000"]
 
 
 def test_logged_numbers_reach_the_metrics(make_trainer, tmp_path, rewards):

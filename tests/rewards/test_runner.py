@@ -15,7 +15,7 @@ from PIL import Image
 
 from unidiff.rewards import runner
 from unidiff.rewards.reward import Cause, RewardError, reward
-from unidiff.rewards.table import evaluate
+from unidiff.rewards.table import Pending, evaluate
 from unidiff.sequence import Modality
 
 
@@ -59,6 +59,22 @@ def test_rewards_of_a_batch_run_side_by_side(responses):
     seen.clear()
     evaluate(rewards, responses())
     assert loops <= set(seen)  # each async reward keeps its loop
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_rewards_begin_before_their_values_are_asked_for(responses, asynchronous):
+    began = threading.Event()
+
+    def notes(segments):
+        began.set()
+        return ones(segments)
+
+    async def notes_async(segments):
+        return notes(segments)
+
+    pending = Pending([reward(notes_async if asynchronous else notes, timeout=30)], responses())
+    assert began.wait(20)
+    assert pending.table().values_BSF.nansum() == 6
 
 
 def test_single_segments_of_an_async_reward_run_side_by_side(responses, monkeypatch):

@@ -103,8 +103,15 @@ def test_explains_how_the_router_came_to_an_advantage():
     ]
     RewardRouter("segment", scale="none", leave_one_out=True).route(table, torch.tensor([5, 5, 5, 5]))
     lines = table.explain(0, 2).splitlines()
-    assert lines[1] == "  legal = 2, times weight 1 = 2" and lines[-3].endswith("own values): 1 × 2 (legal) = 2")
-    assert lines[-1] == "  advantage of each of its sampled tokens: all are equal = 0"
+    assert lines[1] == "  legal = 2, times weight 1 = 2"
+    assert lines[-3].endswith("own values): 1 × 2 (legal) + -0.5 × 1 (solved) = 1.5")
+    assert lines[-2:] == [
+        "  compared in group 0 with 3 values: mean 0.6667, std 0.7638",  # of 1.5, 0.5 and 0
+        "  advantage of each of its sampled tokens: 3/2 × (1.5 - 0.6667) = 1.25",
+    ]
+    same = evaluate([reward(lambda segments: [1.0] * len(segments), on="image", name="same")], rows())
+    RewardRouter("joint").route(same, torch.tensor([0, 0, 0]))
+    assert same.explain(1, 1).endswith("sampled tokens: all are equal = 0")
     RewardRouter("segment").route(table, torch.tensor([0, 0, 1, 1]))
     assert table.explain(1, 0).splitlines()[-1] == (
         "  no advantage: nothing to compare it with; its tokens are not trained"

@@ -48,7 +48,8 @@ _TRAIN_PROMPTS = 1 << 30
 
 
 class GRPOTrainer:
-    """Trains `model` on `task` with `rewards` (default: the task's own). Prompts are the task's train examples, of any
+    """Trains `model` on `task` with `rewards` (default: the task's own; else what `as_rewards` takes: marked functions,
+    TRL-style ones, names, those of the task's own among them). Prompts are the task's train examples, of any
     index below 2**30.
 
     on_step(step, metrics, experience): called after each step, on the main process, with its own share of the

@@ -84,7 +84,7 @@ class Routed:
         among = "batch" if a.assignment == "normalize_then_sum" else f"group {int(a.group_B[sample])}"
         spread = "" if math.isnan(std) else f", std {std:.4g}"
         lines.append(f"  compared in {among} with {int(count)} values: mean {mean:.4g}{spread}")
-        sum_of = f"({total:.4g} - {mean:.4g}) / {divisor:.4g}" if divisor != 1 else f"{total:.4g} - {mean:.4g}"
+        sum_of = f"({total:.4g} - {mean:.4g})" + (f" / {divisor:.4g}" if divisor != 1 else "")
         if a.leave_one_out and a.assignment != "normalize_then_sum" and count > 1:
             sum_of = f"{int(count)}/{int(count) - 1} × {sum_of}"  # the mean of the others
         return [*lines, self._closing(sample, segment, "all are equal" if std == 0 else sum_of)]
