@@ -128,7 +128,8 @@ def test_a_required_reward_that_fails_elsewhere_ends_every_process(make_trainer,
 def test_logged_numbers_reach_the_metrics(make_trainer, tmp_path, rewards):
     def logs(completions, trainer_state, log_metric, log_extra, **kwargs):  # as TRL has them
         log_metric("accuracy", trainer_state.global_step + 0.5)
-        log_metric("lr", 3.0)  # a name that the trainer has
+        log_metric("lr", 3.0)  # names that the trainer has
+        log_metric("seconds", 4.0)
         log_extra("length", [len(c) for c in completions])
         return [0.0] * len(completions)
 
@@ -137,7 +138,7 @@ def test_logged_numbers_reach_the_metrics(make_trainer, tmp_path, rewards):
     trainer.train()
     written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [m["accuracy"] for m in written] == [0.5, 1.5] and [m["log/lr"] for m in written] == [3.0, 3.0]
-    assert all(m["lr"] == 1e-3 for m in written)
+    assert all(m["lr"] == 1e-3 and m["log/seconds"] == 4 != m["seconds"] for m in written)
     assert "  length: " in tables[0].explain(0, 0) and len(tables[0].extra["length"]) == 6
 
 

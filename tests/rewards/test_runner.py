@@ -229,6 +229,7 @@ def test_a_late_result_changes_nothing(responses):
     release, done = threading.Event(), threading.Event()
 
     def late(segments, log_metric):
+        log_metric("early", 1.0)
         release.wait(20)
         log_metric("late", 1.0)
         done.set()

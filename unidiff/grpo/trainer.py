@@ -172,10 +172,10 @@ class GRPOTrainer:
         metrics = {"step": step, **self._update(step, experience)}
         clock.lap("update")
         metrics |= table.routed.metrics | self._figures(experience)
-        metrics |= {k if k not in metrics else f"log/{k}": v for k, v in everything.metrics.items()}
         clock.lap("measure")
         metrics |= {f"seconds/{name}": value for name, value in clock.seconds.items()}
         metrics["seconds"] = sum(clock.seconds.values())
+        metrics |= {k if k not in metrics else f"log/{k}": v for k, v in everything.metrics.items()}
         return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}, experience
 
     def held_out(self, ways: Sequence[str] = ("greedy", "sampled")) -> dict[str, Evaluation]:
