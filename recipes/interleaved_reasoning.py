@@ -45,9 +45,10 @@ GALLERY = 6  # rollouts in each gallery of the report
 @dataclass(frozen=True)
 class Config(GRPOConfig):
     """model: checkpoint folder or hub name. board_size: cells a side. pictures: false = responses are one text, and the
-    model must be one of recipes/supervised.py --pictures false. rewards: names of reward functions, such as
-    package.module:function, separated by commas; none = the task's own. threads: of a process on a CPU; none = the
-    cores divided among the processes (accelerate would leave it at one). The rest: GRPOConfig and SamplerConfig."""
+    model must be one of recipes/supervised.py --pictures false. rewards: names of reward functions, separated by
+    commas: of the task's or registered ones, or package.module:function; name=0.5 sets a weight; none = the task's own.
+    threads: of a process on a CPU; none = the cores divided among the processes (accelerate would leave it at one). The
+    rest: GRPOConfig and SamplerConfig."""
 
     model: str = str(ROOT / "base")
     board_size: int = 4
@@ -59,7 +60,8 @@ class Config(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        as_rewards(self.rewards or ())  # names that cannot be found are an error now, not after the model is loaded
+        # A name that cannot be found is an error now, not after the model is loaded.
+        as_rewards(self.rewards or (), FrozenLake().rewards())
 
 
 def main() -> None:
@@ -93,7 +95,7 @@ def main() -> None:
         try:
             trainer.train()
         except RewardError as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {error}\nMend it and go on with --resume --output_dir {config.output_dir}")
     if trainer.stopped:
         progress.message(f"stopped; go on with --resume --output_dir {config.output_dir}")
         accelerator.end_training()

@@ -4,6 +4,7 @@
     python tools/bench.py cache      # the exact cache against no cache: same tokens, less time
     python tools/bench.py step       # seconds of rollout and update, and the share of the matrix peak in scoring
     python tools/bench.py estimators --prompts 16      # what an update costs with each estimator, and how that grows
+    python tools/bench.py rewards    # what calling rewards, their table and the router cost, as a share of a step
 
 Ratios are taken within one run, arms interleaved and repeated, the fastest repeat of each counting: these machines are
 noisy. --model (default recipes/base), --prompts, --repeats.
@@ -27,6 +28,7 @@ from unidiff.estimators import ESTIMATORS, View, draw_views
 from unidiff.families import native
 from unidiff.grpo.experience import Experience, segment_views
 from unidiff.memory import PeakMemory
+from unidiff.rewards.table import RewardTable, evaluate
 from unidiff.sampling.compute import Compute, ComputeMeter, ModelFlops
 from unidiff.sampling.rollout import Rollout
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens
@@ -221,6 +223,36 @@ def step(config: Config) -> None:
     )
 
 
+def rewards(config: Config) -> None:
+    """Seconds of a default GRPO step, and of what it does for its rewards apart from their own work: copies of the
+    views, calls, checks, table and router, measured with as many rewards that return at once."""
+    bench = Bench(config)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = GRPOConfig(output_dir=folder, save_steps=0, quiet=True, check_ratio_every=0)
+        trainer = GRPOTrainer(bench.model, bench.task, settings)
+        steps = [trainer.step(i) for i in range(config.repeats + 1)]
+    whole = min(metrics["seconds"] for metrics, _ in steps[1:])
+    rows = steps[-1][1].rows
+    group_B = torch.arange(len(rows)) // settings.num_generations
+    idle = [replace(r, function=lambda segments, **columns: [1.0] * len(segments)) for r in trainer.rewards]
+    table = evaluate(trainer.rewards, rows)
+
+    def routed() -> None:
+        RewardTable.concatenate([table]).rows(slice(None))
+        trainer.router.route(table, group_B)
+
+    seconds = {
+        "the rewards themselves": _seconds(lambda: evaluate(trainer.rewards, rows), 3 * config.repeats),
+        "calls, copies and table": _seconds(lambda: evaluate(idle, rows), 3 * config.repeats),
+        "router": _seconds(routed, 3 * config.repeats),
+    }
+    seconds["the rewards themselves"] -= seconds["calls, copies and table"]
+    print(f"{len(rows)} rollouts, {len(idle)} rewards, a step of {whole:.2f} s, {torch.get_num_threads()} threads")
+    print("| | seconds | share of the step |\n|---|---|---|")
+    for name, value in seconds.items():
+        print(f"| {name} | {value:.4f} | {value / whole:.2%} |")
+
+
 def _seconds(run: Callable[[], object], repeats: int) -> float:
     times = []
     for _ in range(repeats + 1):
@@ -335,7 +367,7 @@ def estimators(config: Config) -> None:
         )
 
 
-COMMANDS = {"edits": edits, "cache": cache, "step": step, "estimators": estimators}
+COMMANDS = {"edits": edits, "cache": cache, "step": step, "rewards": rewards, "estimators": estimators}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:

@@ -442,7 +442,7 @@ def test_a_custom_reward_in_ten_lines(make_trainer):
 
 
 def test_a_router_of_ones_own(make_trainer):
-    router = RewardRouter(assignment=lambda table, groups: torch.full(table.modality_BS.shape, 0.25))
+    router = RewardRouter(assignment=lambda values, segments: torch.full(values.shape[:2], 0.25))
     _, experience = make_trainer(options={"router": router}).step(0)
     assert set(experience.advantage_BL[experience.canvas.sampled].tolist()) == {0.25}
 

@@ -198,6 +198,8 @@ def test_settings_from_a_file(run, tmp_path):
         (["--eval_split", "exam"], "split: expected one of train, dev, test, got 'exam'"),
         (["--rewards", "no_module:f"], "no_module"),
         (["--rewards", "math:sqrt"], "mark the function with @reward"),
+        (["--rewards", "sucess=2"], "unknown reward 'sucess'; did you mean 'success'?"),
+        (["--rewards", "success=high"], "reward 'success=high': the weight 'high' is not a finite number"),
         (["--tracker", "notebook"], "notebook"),
         (["--config", "missing.yaml"], "config file missing.yaml does not exist"),
     ],
@@ -238,8 +240,17 @@ def test_a_checkpoint_that_lacks_files(run, tmp_path, model, missing):
 
 
 def test_a_required_reward_that_fails(run, tmp_path):
-    with pytest.raises(SystemExit, match="error: reward 'vital' is required"):
+    with pytest.raises(SystemExit, match=r"error: reward 'vital' is required[\s\S]*go on with --resume --output_dir"):
         run(tmp_path / "run", "--rewards", "toy_rewards:vital", "--quiet")
+    assert (tmp_path / "run" / "checkpoints" / "step-000000" / "progress.json").is_file()
+
+
+def test_rewards_by_name_with_weights(run, tmp_path):
+    words = ["--rewards", "toy_rewards:bright=0.5,success=2", "--max_steps", "1", "--quiet"]
+    folder = run(tmp_path / "run", *words)
+    (metrics,) = read_metrics(folder / "metrics.jsonl")
+    assert {k for k in metrics if k.startswith("reward/")} == {"reward/bright", "reward/success"}
+    assert summary_of(folder)["config"]["rewards"] == ["toy_rewards:bright=0.5", "success=2"]
 
 
 def test_help(run, tmp_path, capsys):

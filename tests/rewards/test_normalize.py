@@ -10,9 +10,12 @@ from unidiff.rewards.normalize import (
     correlation,
     group_statistics,
     normalize_groups,
-    normalize_then_sum,
+    rank_groups,
+    rescale,
     weighted_sum,
 )
+from unidiff.rewards.router import RewardRouter
+from unidiff.rewards.table import RewardTable
 
 CASES = json.loads((Path(__file__).parent.parent / "data" / "losses.json").read_text())["advantages"]
 NAN = float("nan")
@@ -20,6 +23,21 @@ NAN = float("nan")
 
 def tensor(rows):
     return torch.tensor([[NAN if x is None else x for x in row] for row in rows])
+
+
+def whole_responses(rewards_BF, weights, groups_B):
+    """The router's normalize_then_sum of rewards on responses of one text."""
+    rows, count = rewards_BF.shape
+    table = RewardTable(
+        names=tuple(f"r{f}" for f in range(count)),
+        weights=tuple(weights),
+        on=("sequence",) * count,
+        credit=(("text",),) * count,
+        values_BSF=torch.full((rows, 1, count), NAN),
+        sequence_BF=rewards_BF,
+        modality_BS=torch.zeros(rows, 1, dtype=torch.int64),
+    )
+    return RewardRouter("normalize_then_sum").route(table, groups_B).advantage_BS[:, 0]
 
 
 def case_id(case):
@@ -31,7 +49,7 @@ def test_golden_advantages(case):
     rewards_BF, weights_F = tensor(case["rewards"]), torch.tensor(case["weights"])
     groups_B = torch.arange(len(rewards_BF)) // case["num_generations"]
     if case["aggregation"] == "normalize_then_sum":
-        advantage_B = normalize_then_sum(rewards_BF, weights_F, groups_B)
+        advantage_B = whole_responses(rewards_BF, case["weights"], groups_B)
     else:
         total_B = weighted_sum(rewards_BF, weights_F)
         torch.testing.assert_close(
@@ -90,6 +108,24 @@ def test_correlation():
     x = torch.tensor([1.0, 2.0, 4.0])
     assert correlation(x, -2 * x) == pytest.approx(-1.0)
     assert correlation(x, torch.ones(3)) is None and correlation(x[:1], x[:1]) is None
+
+
+def test_ranks_are_what_a_value_beats_less_what_beats_it():
+    values = torch.tensor([3.0, 9.0, 3.0, -5.0, NAN, 2.0, 100.0])
+    groups = torch.tensor([4, 4, 4, 4, 4, 7, -2])
+    ranks = rank_groups(values, groups)
+    torch.testing.assert_close(ranks[:4].float(), torch.tensor([0.0, 1.0, 0.0, -1.0]))
+    assert ranks[4].isnan() and ranks[5:].tolist() == [0, 0]  # missing, and alone in their groups
+    torch.testing.assert_close(rank_groups(values.exp(), groups), ranks, equal_nan=True)  # order is all that counts
+
+
+def test_a_scale_of_its_own_keeps_missing_values_missing():
+    values, groups = torch.tensor([1.0, 3.0, NAN, 8.0, 9.0]), torch.tensor([0, 0, 0, 1, 1])
+    assert torch.equal(rescale(values, groups, None)[:2], values[:2].double())
+    for scale in ("group", "batch", "none", "rank"):
+        scaled = rescale(values, groups, scale)
+        assert scaled.isnan().tolist() == [False, False, True, False, False]
+        assert scaled[:2].sum().item() == pytest.approx(0) and scaled[0] < 0 < scaled[1]
 
 
 def test_unknown_scale_is_named():

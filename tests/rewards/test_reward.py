@@ -1,8 +1,6 @@
 """Reward functions: marking, naming, calling, and every way in which one can fail."""
 
 import asyncio
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,10 +11,8 @@ from PIL import Image
 from unidiff.rewards.reward import (
     REWARDS,
     Cause,
-    Reward,
     RewardError,
     as_rewards,
-    from_trl,
     register,
     resolve,
     reward,
@@ -114,6 +110,9 @@ def test_marks_functions_objects_and_calls():
         ({"on": "picture"}, "on='picture'; choose one of text, image, sequence"),
         ({"weight": float("nan")}, "weight=nan"),
         ({"timeout": 0}, "timeout=0"),
+        ({"scale": "std"}, "scale='std'; choose one of group, batch, none, rank, or None"),
+        ({"retries": -1}, "retries=-1"),
+        ({"breaker": 0}, "breaker=0"),
         ({"on": "image", "credit": "text"}, "credit is for on='sequence'"),
         ({"on": "sequence", "credit": "words"}, "credit='words'"),
         ({"on": "sequence", "credit": ("text", "last")}, "choose 'text', 'image', 'both' or 'last'"),
@@ -143,16 +142,38 @@ def test_registry_and_names():
         del REWARDS["test/ones"]
 
 
+def test_names_with_weights():
+    @reward(on="image", weight=3.0, timeout=2.0, scale="rank")
+    def mine(segments):
+        return [1.0] * len(segments)
+
+    heavier = resolve("mine=0.25", own=[mine])
+    assert (heavier.weight, heavier.on, heavier.timeout, heavier.scale) == (0.25, "image", 2.0, "rank")
+    assert mine.weight == 3.0 and resolve(" mine ", own=[mine]) is mine
+    assert [one.weight for one in as_rewards("mine = -2e-1,", own=[mine])] == [-0.2]
+    for weight in ("heavy", "", "nan"):
+        with pytest.raises(ValueError, match=f"weight '{weight}' is not a finite number"):
+            resolve(f"mine={weight}", own=[mine])
+    with pytest.raises(ValueError, match="unknown reward 'mime'; did you mean 'mine'"):
+        resolve("mime=2", own=[mine])
+    for name in ("a=b", "a,b", "a:b", "a b", ""):
+        with pytest.raises(ValueError, match="a name has no '='"):
+            register(name)
+
+
 def test_resolve_by_module(tmp_path, monkeypatch):
     (tmp_path / "my_rewards_xyz.py").write_text(
         "from unidiff.rewards.reward import reward\n"
         "@reward(on='image')\ndef nice(segments): return [1.0] * len(segments)\n"
         "def unmarked(segments): return []\n"
+        "def like_trl(completion_ids, **kwargs): return []\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert resolve("my_rewards_xyz:nice").on == "image"
-    with pytest.raises(ValueError, match="has no 'ugly'"):
-        resolve("my_rewards_xyz:ugly")
+    assert resolve("my_rewards_xyz:nice=0.5").weight == 0.5
+    assert resolve("my_rewards_xyz:like_trl=2").weight == 2 and resolve("my_rewards_xyz:like_trl").on == "sequence"
+    with pytest.raises(ValueError, match="has no 'nise'; did you mean 'nice'"):
+        resolve("my_rewards_xyz:nise")
     with pytest.raises(ValueError, match="No module named 'nowhere_xyz'"):
         resolve("nowhere_xyz:f")
     with pytest.raises(TypeError, match="mark the function with @reward"):
@@ -255,87 +276,6 @@ def test_items_may_be_numpy_or_tensor_scalars():
     assert not only(lambda s: [np.float32(1), torch.tensor(2.0), np.bool_(True), np.int64(3), 1, True]).lost
 
 
-def hang(segments):
-    time.sleep(30)
-
-
-async def hang_politely(segments):
-    await asyncio.sleep(30)
-
-
-async def block_the_loop(segments):
-    time.sleep(2.5)
-
-
-@pytest.mark.parametrize("function", [hang, hang_politely, block_the_loop])
-def test_timeout(function, monkeypatch):
-    monkeypatch.setattr("unidiff.rewards.runner.GRACE_SECONDS", 0.1)
-    start = time.perf_counter()
-    quick = reward(lambda segments: [1.0] * len(segments), name="quick", timeout=5)
-
-    @reward
-    async def patient(segments):
-        await asyncio.sleep(0.2)
-        return [1.0] * len(segments)
-
-    table = evaluate([reward(function, name="slow", timeout=0.1), quick, patient], rows())
-    assert time.perf_counter() - start < 2
-    assert table.lost == {("slow", Cause.TIMEOUT): 6}
-    assert table.messages["slow", Cause.TIMEOUT] == "took longer than 0.1 s"
-    assert table.values_BSF[..., 1:].nansum() == 12
-
-
-def test_a_hung_reward_does_not_hold_up_the_exit():
-    code = (
-        "import time, torch\n"
-        "from unidiff.rewards.reward import reward\n"
-        "from unidiff.rewards.runner import run_rewards\n"
-        "async def nap(s): time.sleep(60)\n"
-        "slow = [reward(lambda s: time.sleep(60), name='x', timeout=0.05), reward(nap, timeout=0.05)]\n"
-        "class View: columns = {}\n"
-        "print([str(r[0].cause) for r in run_rewards(slow, [[View()]] * 2)])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
-    assert done.stdout.strip() == "['timeout', 'timeout']", done.stderr
-
-
-def test_async_rewards_run_side_by_side_and_keep_their_loop():
-    loops = []
-
-    def napper(name):
-        async def nap(segments):
-            loops.append(asyncio.get_running_loop())
-            await asyncio.sleep(0.3)
-            return [1.0] * len(segments)
-
-        return reward(nap, name=name)
-
-    rewards = [napper(f"nap{i}") for i in range(4)]
-    start = time.perf_counter()
-    assert evaluate(rewards, rows()).values_BSF.nansum() == 24
-    assert time.perf_counter() - start < 0.9
-    evaluate(rewards, rows())
-    assert set(loops[:4]) == set(loops[4:])
-
-
-def test_works_inside_a_running_loop():
-    async def one(segments):
-        return [1.0] * len(segments)
-
-    async def notebook():
-        return evaluate([reward(one)], rows())
-
-    assert asyncio.run(notebook()).values_BSF.nansum() == 6
-
-
-def test_a_plain_function_may_hand_on_a_coroutine():
-    async def one(segments):
-        return [1.0] * len(segments)
-
-    assert not only(lambda segments: one(segments)).lost
-    assert not only(lambda segments: one(segments), timeout=5).lost
-
-
 @pytest.mark.parametrize("timeout", [None, 5])
 def test_rewards_build_no_graph(timeout):
     weight = torch.ones(6, requires_grad=True)
@@ -361,26 +301,3 @@ def test_a_reward_without_segments_is_not_called():
     calls = []
     table = evaluate([reward(lambda s: calls.append(1) or [], on="image", name="f")], [link_row([text("a")]), ()])
     assert not calls and not table.lost and table.values_BSF.shape == (2, 1, 1)
-
-
-# ---------------------------------------------------------------------------------------------- TRL
-
-
-def test_trl_functions():
-    def length(prompts, completions, **kwargs):
-        assert prompts == ["q\np0", "q\np1", "q\np2"] and completions[1] == "a1\nb1"
-        return [float(len(c)) for c in completions]
-
-    def matches(completions, answer, completion_ids):
-        assert completion_ids[0] == [0, 1, *range(6), 0, 1]
-        return [float(f"a{a}" in c) for c, a in zip(completions, answer)]
-
-    async def chat(prompts, completions):
-        return [float(c[0]["role"] == "assistant" and p[0]["role"] == "user") for p, c in zip(prompts, completions)]
-
-    rewards = [from_trl(length, weight=0.5, credit="last"), matches, from_trl(chat, chat=True)]
-    table = evaluate(rewards, rows())
-    assert table.lost == {} and table.on == ("sequence",) * 3 and table.names == ("length", "matches", "chat")
-    assert table.weights == (0.5, 1.0, 1.0) and table.credit == (("last",), ("text",), ("text",))
-    assert table.sequence_BF.tolist() == [[5.0, 1.0, 1.0]] * 3
-    assert isinstance(as_rewards([matches])[0], Reward)

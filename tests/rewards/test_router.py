@@ -1,5 +1,7 @@
 """Routing: each assignment against its definition, missing values, independence of the modalities."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -219,6 +221,7 @@ def test_metrics():
     metrics = RewardRouter("joint").route(given, torch.tensor([0, 0, 1, 1])).metrics
     assert metrics["reward/r0"] == 2 and metrics["reward/r1"] == 1.5
     assert metrics["lost/r0"] == 0.25 and metrics["not_applicable/r0"] == 0.25 and metrics["lost/r1"] == 0
+    assert metrics["lost/r0/timeout"] == 0.25 and "lost/r0/none" not in metrics and "lost/r1/timeout" not in metrics
     assert metrics["zero_std/image"] == 0.5 and metrics["zero_std/text"] == 0
     assert metrics["group_std/text"] == pytest.approx(5 * 2**0.5)
     assert metrics["advantage_correlation"] == pytest.approx(-1)
@@ -227,25 +230,74 @@ def test_metrics():
 def test_custom_assignment():
     given = random_table(0)
 
-    def mine(found, groups_B):
-        assert found is given and groups_B.tolist() == [1] * 4 + [0] * 4 + [2] * 4
-        advantage = torch.ones(12, 6)
+    def mine(values, segments):
+        assert segments.group_B.tolist() == [1] * 4 + [0] * 4 + [2] * 4 and segments.table is given
+        assert segments.names == given.names and segments.weights == given.weights
+        expected = given.values_BSF.clone()  # sequence reward 3 is credited to text
+        expected[..., 3] = torch.where(given.modality_BS == T, given.sequence_BF[:, 3:], NAN)
+        torch.testing.assert_close(values, expected, equal_nan=True)
+        first = (segments.modality_BS == I) & (segments.round_BS == 0)
+        values.zero_()  # it is its own
+        advantage = torch.where(first, 2.0, 1.0)
         advantage[0] = NAN
         return advantage
 
     routed = RewardRouter(mine).route(given, GROUPS)
     exists = given.modality_BS >= 0
     assert not routed.valid_BS[0].any() and torch.equal(routed.valid_BS[1:], exists[1:])
-    assert torch.equal(routed.advantage_BS[1:], exists[1:].float())
-    assert "advantage_correlation" in routed.metrics
+    assert (routed.advantage_BS[1:, 1][exists[1:, 1]] == 2).all()
+    assert (routed.advantage_BS[1:, [0, 2, 3]][exists[1:, [0, 2, 3]]] == 1).all()
+    assert "advantage_correlation" in routed.metrics and given.values_BSF.nansum() != 0
 
-    def token_wise(found, groups_B):
+    def token_wise(values, segments):
         return torch.ones(12, 100)
 
     with pytest.raises(ValueError, match=r"'token_wise' returned torch.float32 \[12, 100\].*\[12, 6\]"):
         RewardRouter(token_wise).route(given, GROUPS)
     with pytest.raises(ValueError, match="infinite"):
-        RewardRouter(lambda found, groups_B: torch.full((12, 6), float("inf"))).route(given, GROUPS)
+        RewardRouter(lambda values, segments: torch.full((12, 6), float("inf"))).route(given, GROUPS)
+
+
+# ---------------------------------------------------------------------------------------------- scales of their own
+
+
+def scaled(given, scale):
+    """The table, its reward 1 with a scale."""
+    return replace(given, scale=(None, scale, None, None))
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("scale", ["group", "batch", "none", "rank"])
+def test_a_scale_makes_a_rewards_size_not_matter(assignment, scale):
+    router = RewardRouter(assignment)
+    given = scaled(random_table(2), scale)
+    larger = replace(given, values_BSF=given.values_BSF * torch.tensor([1.0, 1000.0, 1.0, 1.0]))
+    before, after = (router.route(t, GROUPS).advantage_BS for t in (given, larger))
+    same = torch.allclose(before, after, atol=2e-3)
+    assert same is (scale != "none")
+    shifted = replace(given, values_BSF=given.values_BSF + torch.tensor([0.0, 7.0, 0.0, 0.0]))
+    torch.testing.assert_close(router.route(shifted, GROUPS).advantage_BS, before, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("assignment", ["joint", "factorized"])
+def test_a_ranked_reward_counts_by_its_order(assignment):
+    values = torch.full((8, 1, 2), NAN)
+    values[:, 0, 0] = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
+    values[:, 0, 1] = torch.tensor([1.0, 2.0, 2.5, 1e6, 5.0, 6.0, 7.0, NAN])
+    groups = torch.tensor([0] * 4 + [1] * 4)
+    given = replace(table(values, [[T]] * 8, ["text"] * 2, weights=[1.0, 2.0]), scale=(None, "rank"))
+    ranks = torch.tensor([-1.0, -1 / 3, 1 / 3, 1.0, -1.0, 0.0, 1.0, 0.0])
+    total = values[:, 0, 0] + 2 * ranks  # the last row has its first reward alone
+    expected = torch.cat([norm(total[:4]), norm(total[4:])]).float()
+    routed = RewardRouter(assignment).route(given, groups)
+    torch.testing.assert_close(routed.advantage_BS[:, 0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_segments_are_ranked_among_those_of_their_round():
+    values = torch.tensor([[[1.0], [50.0]], [[2.0], [40.0]], [[9.0], [30.0]]])
+    given = replace(table(values, [[T, T]] * 3, ["text"]), scale=("rank",))
+    advantage = RewardRouter("segment", scale="none").route(given, torch.zeros(3, dtype=torch.long)).advantage_BS
+    assert advantage.tolist() == [[-1.0, 1.0], [0.0, 0.0], [1.0, -1.0]]
 
 
 def test_bad_settings_are_named():

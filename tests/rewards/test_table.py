@@ -1,12 +1,17 @@
 """The reward table: where values stand, how it reads, and joining tables of several processes."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from unidiff.rewards.reward import Cause, reward
+from unidiff.rewards.router import ASSIGNMENTS, RewardRouter
 from unidiff.rewards.segment_view import SegmentView, link_row
-from unidiff.rewards.table import RewardTable, evaluate
+from unidiff.rewards.table import WHOLE, RewardTable, evaluate
 from unidiff.sequence import Modality
 
 
@@ -34,7 +39,7 @@ def follows(segments):
 
 @reward(on="sequence", credit="both", weight=-0.5)
 def solved(segments):
-    return [1.0, float("inf"), 3.0][: len(segments)]
+    return [1.0, float("inf"), 3.0, 4.0, 9.0, -2.0][: len(segments)]
 
 
 def test_values_stand_at_what_they_score():
@@ -85,6 +90,97 @@ def test_explains_in_words():
     assert "no reward looks at image segments" in evaluate([legal], rows()).explain(0, 1)
     with pytest.raises(IndexError, match="sample 0 has no sampled segment 9"):
         table.explain(0, 9)
+
+
+def test_explains_how_the_router_came_to_an_advantage():
+    table = evaluate([legal, follows, solved], rows(4))
+    assert "advantage" not in table.explain(2, 1)
+    RewardRouter("factorized").route(table, torch.tensor([0, 0, 0, 0]))
+    assert table.explain(2, 1).splitlines()[-3:] == [
+        "  factorized (sum of the row's means, of its modality alone): 2 × 2 (follows) + -0.5 × 3 (solved) = 2.5",
+        "  compared in group 0 with 4 values: mean 2, std 1.871",  # of -0.5, 2, 2.5 and 4
+        "  advantage of each of its sampled tokens: (2.5 - 2) / 1.871 = 0.2672",
+    ]
+    RewardRouter("segment", scale="none", leave_one_out=True).route(table, torch.tensor([5, 5, 5, 5]))
+    lines = table.explain(0, 2).splitlines()
+    assert lines[1] == "  legal = 2, times weight 1 = 2"
+    assert lines[-3].endswith("own values): 1 × 2 (legal) + -0.5 × 1 (solved) = 1.5")
+    assert lines[-2:] == [
+        "  compared in group 0 with 3 values: mean 0.6667, std 0.7638",  # of 1.5, 0.5 and 0
+        "  advantage of each of its sampled tokens: 3/2 × (1.5 - 0.6667) = 1.25",
+    ]
+    same = evaluate([reward(lambda segments: [1.0] * len(segments), on="image", name="same")], rows())
+    RewardRouter("joint").route(same, torch.tensor([0, 0, 0]))
+    assert same.explain(1, 1).endswith("sampled tokens: all are equal = 0")
+    RewardRouter("segment").route(table, torch.tensor([0, 0, 1, 1]))
+    assert table.explain(1, 0).splitlines()[-1] == (
+        "  no advantage: nothing to compare it with; its tokens are not trained"
+    )
+    RewardRouter(lambda values, segments: torch.full((4, 3), 0.25)).route(table, torch.tensor([0, 0, 1, 1]))
+    assert table.explain(1, 0).endswith("tokens: a function of yours gave it 0.25 = 0.25")
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_the_account_of_an_advantage_is_right(assignment, scale, leave_one_out):
+    table = evaluate([legal, replace(follows, scale="rank"), solved], rows(6))
+    routed = RewardRouter(assignment, scale, leave_one_out).route(table, torch.tensor([0, 0, 0, 1, 1, 1]))
+    account, weights = routed.account, torch.tensor(table.weights).double()
+    assert account is not None and table.routed is routed and routed.valid_BS.sum() > 9
+    present = ~account.terms_BSF.isnan()
+    total = torch.where(present, account.terms_BSF * weights, 0.0).sum(-1)
+    torch.testing.assert_close(account.total_BS, total.masked_fill(~present.any(-1), float("nan")), equal_nan=True)
+    advantage = (account.total_BS - account.mean_BS) / account.divisor_BS
+    if leave_one_out and assignment != "normalize_then_sum":
+        advantage = advantage * account.count_BS / (account.count_BS - 1)
+    expected = torch.where(routed.valid_BS & (account.std_BS > 0), advantage, 0.0)
+    torch.testing.assert_close(routed.advantage_BS, expected.float())
+    for row in range(6):
+        for segment in range(3):
+            last = table.explain(row, segment).splitlines()[-1]
+            valid, value = routed.valid_BS[row, segment], routed.advantage_BS[row, segment]
+            assert last.endswith(f" = {value:.4g}") if valid else "not trained" in last
+
+
+@pytest.mark.parametrize("router", [None, RewardRouter("segment"), RewardRouter(lambda v, s: torch.ones(v.shape[:2]))])
+def test_a_table_can_be_kept(tmp_path, router):
+    table = evaluate([legal, replace(follows, scale="rank"), solved], rows(4))
+    table.extra = {"note": {(0, 1): "a", (3, WHOLE): 2.5, (1, 0): [1, 2]}}
+    table.logged = {"accuracy": [0.5, 1.0]}
+    if router is not None:
+        router.route(table, torch.tensor([0, 0, 1, 1]))
+    table.save(tmp_path / "table.safetensors")
+    kept = RewardTable.load(tmp_path / "table.safetensors")
+    for name in ("names", "weights", "on", "credit", "scale", "losses", "lost", "logged", "metrics"):
+        assert getattr(kept, name) == getattr(table, name), name
+    assert kept.extra["note"] == {(0, 1): "a", (3, WHOLE): 2.5, (1, 0): "[1, 2]"}
+    assert str(kept) == str(table)
+    for row in range(4):
+        assert [kept.explain(row, s) for s in range(3)] == [table.explain(row, s) for s in range(3)]
+    assert (kept.routed is None) is (router is None)
+    tensors, header = table.to_tensors()
+    others = {f"rewards/{name}": value for name, value in tensors.items()} | {"tokens": torch.ones(3)}
+    own = {k.removeprefix("rewards/"): v for k, v in others.items()}  # beside those of a file of rollouts
+    assert RewardTable.from_tensors(own, json.loads(json.dumps(header))).explain(0, 0) == table.explain(0, 0)
+    assert [p.name for p in tmp_path.iterdir()] == ["table.safetensors"]
+
+
+def test_a_file_without_a_table(tmp_path):
+    save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other.safetensors holds no reward table"):
+        RewardTable.load(tmp_path / "other.safetensors")
+
+
+def test_rows_of_a_table_are_the_table_of_the_rows():
+    everything = rows(4)
+    table = evaluate([legal, follows, solved], everything)
+    RewardRouter("factorized").route(table, torch.tensor([0, 0, 1, 1]))
+    part, whole = table.rows(slice(1, 3)), [table.explain(row, 1) for row in range(4)]
+    alone = evaluate([legal, follows], everything[1:3])
+    torch.testing.assert_close(part.values_BSF[..., :2], alone.values_BSF, equal_nan=True)
+    assert {k: v for k, v in part.losses.items() if k[0] < 2} == alone.losses
+    assert [part.explain(row, 1).splitlines()[1:] for row in range(2)] == [w.splitlines()[1:] for w in whole[1:3]]
 
 
 def test_concatenate_is_the_table_of_all_rows():

@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import TrainerState
 
 from unidiff import estimators, noise
 from unidiff.grpo.checkpoint import RunFolder
@@ -36,8 +37,9 @@ from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, mean_comput
 from unidiff.grpo.experience import Experience, credited, segment_views, spread
 from unidiff.grpo.losses import LOSSES, Denominators, LossStats, modality_loss
 from unidiff.model import UnifiedModel
-from unidiff.rewards.reward import Reward, as_rewards
-from unidiff.rewards.router import RewardRouter, Routed
+from unidiff.rewards.reward import Reward, RewardError, as_rewards
+from unidiff.rewards.routed import Routed
+from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.table import RewardTable
 from unidiff.rewards.table import evaluate as score_rewards
 from unidiff.sampling.rollout import InterleavedSampler, Rollout, Stop
@@ -49,7 +51,8 @@ _TRAIN_PROMPTS = 1 << 30
 
 
 class GRPOTrainer:
-    """Trains `model` on `task` with `rewards` (default: the task's own). Prompts are the task's train examples, of any
+    """Trains `model` on `task` with `rewards` (default: the task's own; else what `as_rewards` takes: marked functions,
+    TRL-style ones, names, those of the task's own among them). Prompts are the task's train examples, of any
     index below 2**30.
 
     on_step(step, metrics, experience): called after each step, on the main process, with its own share of the
@@ -72,13 +75,16 @@ class GRPOTrainer:
         processes = self.accelerator.num_processes
         if config.num_prompts % processes:
             raise ValueError(f"num_prompts is {config.num_prompts}; it must be a multiple of the {processes} processes")
-        self.rewards = as_rewards(task.rewards() if rewards is None else rewards)
+        own = task.rewards()
+        self.rewards = as_rewards(own if rewards is None else rewards, own)
         if not self.rewards:
             raise ValueError("rewards is empty; give at least one reward function, or None for the task's own")
         self.router = router or RewardRouter(
             assignment=config.assignment, scale=config.scale_rewards, leave_one_out=config.leave_one_out
         )
         self.estimators = config.estimators()
+        for module in (r.function for r in self.rewards if isinstance(r.function, nn.Module)):
+            module.to(self.accelerator.device)
         self.model = model.to(self.accelerator.device).eval()  # dropout never runs: old and new policy must agree
         self.reference = copy.deepcopy(self.model).requires_grad_(False) if config.beta else None
         self.sampler = InterleavedSampler(self.model, config.sampler(), task.region)
@@ -133,7 +139,11 @@ class GRPOTrainer:
             self.accelerator.init_trackers("unidiff", config=_flat(config.to_dict()))
         with self._stop_signals() as asked:
             for step in range(self.start, config.max_steps):
-                metrics, experience = self.step(step)
+                try:
+                    metrics, experience = self.step(step)
+                except RewardError:  # the weights are those before the step
+                    self.folder.save(self.accelerator, step)
+                    raise
                 done, last = step + 1, step + 1 == config.max_steps
                 if config.eval_steps and done % config.eval_steps == 0 and not last:
                     metrics |= {f"eval/{k}": v for k, v in self.held_out(("greedy",))["greedy"].figures.items()}
@@ -155,15 +165,19 @@ class GRPOTrainer:
         """One step: experience, then the update. Returns its metrics (equal on every process) and experience."""
         clock = _Clock()
         rollouts, rows, examples = self._rollouts(step, clock)
-        table, routed = self._rewards(rows, clock)
-        experience = self._experience(step, rollouts, rows, examples, table, routed)
+        everything = self._rewards(step, rows, clock)
+        first = self.accelerator.process_index * len(rows)
+        table = everything.rows(slice(first, first + len(rows)))
+        assert table.routed is not None
+        experience = self._experience(step, rollouts, rows, examples, table, table.routed)
         clock.lap("route")
         metrics = {"step": step, **self._update(step, experience)}
         clock.lap("update")
-        metrics |= routed.metrics | self._figures(experience)
+        metrics |= table.routed.metrics | self._figures(experience)
         clock.lap("measure")
         metrics |= {f"seconds/{name}": value for name, value in clock.seconds.items()}
         metrics["seconds"] = sum(clock.seconds.values())
+        metrics |= {k if k not in metrics else f"log/{k}": v for k, v in everything.metrics.items()}
         return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}, experience
 
     def held_out(self, ways: Sequence[str] = ("greedy", "sampled")) -> dict[str, Evaluation]:
@@ -199,17 +213,23 @@ class GRPOTrainer:
         clock.lap("decode")
         return rollouts, rows, examples
 
-    def _rewards(self, rows: list[Any], clock: _Clock) -> tuple[RewardTable, Routed]:
-        """This process's rewards and advantages. All rollouts are routed together: a batch may share statistics."""
-        own = score_rewards(self.rewards, rows)
+    def _rewards(self, step: int, rows: list[Any], clock: _Clock) -> RewardTable:
+        """All processes' rewards, routed together: a batch may share statistics. Raises RewardError on each of them if
+        a required reward failed on one."""
+        state = TrainerState(global_step=step, max_steps=self.config.max_steps, epoch=0.0)
+        own: RewardTable | RewardError
+        try:
+            own = score_rewards(self.rewards, rows, state)
+        except RewardError as error:
+            own = error
         clock.lap("reward")
         tables = everybody(own, self.accelerator)
+        for failed in tables:
+            if isinstance(failed, RewardError):
+                raise failed
         table = RewardTable.concatenate(tables)
-        groups = torch.arange(len(table.values_BSF)) // self.config.num_generations
-        routed = self.router.route(table, groups)
-        first = self.accelerator.process_index * len(rows)
-        mine = slice(first, first + len(rows))
-        return own, Routed(routed.advantage_BS[mine], routed.valid_BS[mine], routed.metrics)
+        self.router.route(table, torch.arange(len(table.values_BSF)) // self.config.num_generations)
+        return table
 
     def _experience(
         self,

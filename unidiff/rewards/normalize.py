@@ -5,7 +5,7 @@ computed in float64 (a group of equal rewards then has std 0, not 1e-9) with one
 the number of groups.
 
 Sources: GRPO arXiv 2402.03300 (group mean and std), Dr. GRPO 2503.20783 (scale "none"), leave-one-out RLOO
-2402.14740, normalize_then_sum GDPO 2601.05242.
+2402.14740, normalize_then_sum GDPO 2601.05242, ranks Pref-GRPO 2508.20751.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -58,15 +58,31 @@ def group_statistics(values_N: Tensor, groups_N: Tensor) -> GroupStatistics:
     return GroupStatistics(count_G, mean_G, std_G, group_N, present_N)
 
 
-def normalize_groups(
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Values compared with others of their group, all [N], float64 but for comparable_N.
+
+    advantage_N: 0 where there is nothing to compare. comparable_N: as in `GroupStatistics`. mean_N, std_N, count_N: of
+    the value's group. divisor_N: what its difference from the mean was divided by.
+    """
+
+    advantage_N: Tensor
+    comparable_N: Tensor
+    mean_N: Tensor
+    std_N: Tensor
+    count_N: Tensor
+    divisor_N: Tensor
+
+
+def compare_groups(
     values_N: Tensor,
     groups_N: Tensor,
     *,
     scale: Scale = "group",
     leave_one_out: bool = False,
     pools_N: Tensor | None = None,
-) -> Tensor:
-    """Advantages float64 [N]: (r − mean of the group) / (std + 1e-4).
+) -> Comparison:
+    """Advantages (r − mean of the group) / (std + 1e-4), and what they are made of.
 
     scale: "group": std of the group; "batch": std of the value's pool; "none": no division.
     leave_one_out: the mean is that of the other members, which is the same as a factor n/(n − 1).
@@ -76,17 +92,24 @@ def normalize_groups(
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r}; choose one of {', '.join(SCALES)}")
     group = group_statistics(values_N, groups_N)
-    centred_N = values_N.double() - group.mean_G[group.group_N]
+    mean_N, std_N, count_N = (part[group.group_N] for part in (group.mean_G, group.std_G, group.count_G))
+    centred_N = values_N.double() - mean_N
     if leave_one_out:
-        count_N = group.count_G[group.group_N]
         centred_N = centred_N * count_N / (count_N - 1).clamp(min=1)
-    std_N = group.std_G[group.group_N]
     useful_N = group.comparable_N & (std_N > 0)
+    divisor_N = std_N + EPSILON
     if scale == "batch":
         pool = group_statistics(values_N, torch.zeros_like(groups_N) if pools_N is None else pools_N)
-        std_N = pool.std_G[pool.group_N]
-    divisor_N = torch.ones_like(std_N) if scale == "none" else std_N + EPSILON
-    return torch.where(useful_N, centred_N / divisor_N, 0.0)
+        divisor_N = pool.std_G[pool.group_N] + EPSILON
+    elif scale == "none":
+        divisor_N = torch.ones_like(std_N)
+    advantage_N = torch.where(useful_N, centred_N / divisor_N, 0.0)
+    return Comparison(advantage_N, group.comparable_N, mean_N, std_N, count_N, divisor_N)
+
+
+def normalize_groups(values_N: Tensor, groups_N: Tensor, **options: Any) -> Tensor:
+    """The advantages alone of `compare_groups`, float64 [N]."""
+    return compare_groups(values_N, groups_N, **options).advantage_N
 
 
 def weighted_sum(values_BF: Tensor, weights_F: Tensor) -> Tensor:
@@ -96,17 +119,36 @@ def weighted_sum(values_BF: Tensor, weights_F: Tensor) -> Tensor:
     return total_B.masked_fill(~present_BF.any(-1), math.nan)
 
 
-def normalize_then_sum(values_BF: Tensor, weights_F: Tensor, groups_B: Tensor) -> Tensor:
-    """GDPO: every reward normalised in its group, their weighted sum whitened over the batch. float64 [B].
+def rank_groups(values_N: Tensor, groups_N: Tensor) -> Tensor:
+    """The share of its group's other values that a value beats, less the share that beat it: float64 [N] in [-1, 1],
+    mean 0 in each group; 0 for a lone value, NaN stays NaN.
 
-    A lone value of its group counts as 0 in the sum. The division is always by the batch's std: `scale` has
-    no say.
+    Twice Pref-GRPO's win rate, less 1 (ties count half there), with a scalar reward for its preference model.
     """
-    count = values_BF.shape[1]
-    groups_BF = groups_B[:, None] * count + torch.arange(count, device=groups_B.device)
-    normal_BF = normalize_groups(values_BF.flatten(), groups_BF.flatten()).reshape(values_BF.shape)
-    total_B = weighted_sum(normal_BF.masked_fill(values_BF.isnan(), math.nan), weights_F)
-    return normalize_groups(total_B, torch.zeros_like(groups_B))
+    _, group_N = torch.unique(groups_N, return_inverse=True)
+    values_N = values_N.double()
+    present_N = ~values_N.isnan()
+    group_N, size = torch.where(present_N, group_N, -1), len(values_N)
+    rank_N = torch.full_like(values_N, math.nan)
+    order_N = torch.arange(size, device=values_N.device)
+    for group in group_N[present_N].unique():  # groups are small: G² comparisons each
+        at = order_N[group_N == group]
+        own = values_N[at]
+        better = (own[:, None] > own).double() - (own[:, None] < own).double()
+        rank_N[at] = better.sum(1) / max(len(at) - 1, 1)
+    return rank_N
+
+
+def rescale(values_N: Tensor, groups_N: Tensor, scale: str | None, pools_N: Tensor | None = None) -> Tensor:
+    """One reward's values on a scale of its own, float64 [N]; NaN stays NaN.
+
+    scale: None: as they are. "group", "batch", "none": as in `compare_groups`. "rank": as `rank_groups`.
+    """
+    if scale is None:
+        return values_N.double()
+    if scale == "rank":
+        return rank_groups(values_N, groups_N)
+    return normalize_groups(values_N, groups_N, scale=scale, pools_N=pools_N).masked_fill(values_N.isnan(), math.nan)
 
 
 def correlation(first_N: Tensor, second_N: Tensor) -> float | None:

@@ -1,9 +1,10 @@
-"""Rewards as marked functions: the decorator, the registry, the TRL adapter and the checks of results.
+"""Rewards as marked functions: the decorator, the registry, and the names of rewards in configs.
 
 A reward is `f(segments, **columns) -> list[float | None]`, sync or async. `segments` holds the `SegmentView`s
 of one modality from all rows of the batch (or one `SequenceView` a row); each column is a list with one value
-a segment. None means "not applicable". A fault costs a reward its own values and nothing else: a lost value
-is left out of every mean, it is never a 0.
+a segment. With `batched=False` it is `f(segment, **columns) -> float | None`, called for each segment. None means
+"not applicable". A fault costs a reward its own values and nothing else: a lost value is left out of every mean,
+it is never a 0.
 """
 
 from __future__ import annotations
@@ -13,21 +14,16 @@ import functools
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
-import torch
-from PIL import Image
-
-from unidiff.rewards.segment_view import SegmentView, SequenceView
+from torch import nn
 
 TARGETS = ("text", "image", "sequence")
 CREDITS = ("text", "image", "last")
-FLOAT32_MAX = torch.finfo(torch.float32).max
+REWARD_SCALES = ("group", "batch", "none", "rank")
 
 
 class Cause(StrEnum):
@@ -38,6 +34,7 @@ class Cause(StrEnum):
     WRONG_LENGTH = "wrong_length"
     WRONG_TYPE = "wrong_type"
     NOT_FINITE = "not_finite"
+    SKIPPED = "skipped"
     NONE = "none"
 
 
@@ -53,6 +50,34 @@ class Loss:
     message: str
 
 
+@dataclass
+class Breaker:
+    """Keeps a reward that fails again and again from costing its time in every batch.
+
+    failed: batches in a row in which every value was lost to a fault. resting: batches that are still to be skipped.
+    """
+
+    REST: ClassVar[int] = 10  # batches that are skipped before the reward is tried again
+
+    failed: int = 0
+    resting: int = 0
+
+    def skips(self) -> bool:
+        """Whether this batch is skipped; counts it."""
+        if self.resting:
+            self.resting -= 1
+            return True
+        return False
+
+    def record(self, faulty: bool, limit: int | None) -> bool:
+        """Notes how a batch went; whether the reward rests from now on. One more failure after a rest is enough."""
+        self.failed = self.failed + 1 if faulty else 0
+        if limit is None or self.failed < limit:
+            return False
+        self.resting = self.REST
+        return True
+
+
 @dataclass(eq=False)
 class Reward:
     """A reward function and how it counts.
@@ -61,8 +86,13 @@ class Reward:
     weight:   finite factor of its values.
     credit:   sequence rewards: the modalities whose tokens it credits, ("text",) unless told. ("last",)
               credits text too, but only its last segment when the router works segment by segment.
+    scale:    what its values are put on before they are weighted and added to others (`normalize.rescale`):
+              None = as they are, "group", "batch", "none", "rank".
     required: a missing value ends the run with a RewardError.
-    timeout:  seconds for one batch; None waits for ever.
+    timeout:  seconds for one batch, with all attempts; None waits for ever.
+    retries:  further attempts after one that raised, with pauses that double from half a second.
+    breaker:  after so many batches in a row without any value the reward is skipped for a while; None = never.
+    batched:  it takes all segments of a batch; False: one segment a call.
     """
 
     function: Callable[..., Any]
@@ -72,6 +102,11 @@ class Reward:
     credit: tuple[str, ...] = ()
     required: bool = False
     timeout: float | None = None
+    batched: bool = True
+    scale: str | None = None
+    retries: int = 0
+    breaker: int | None = 5
+    state: Breaker = field(default_factory=Breaker, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -82,7 +117,16 @@ class Reward:
             raise ValueError(f"reward {self.name!r}: weight={self.weight!r} is not a finite number")
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"reward {self.name!r}: timeout={self.timeout!r}; give seconds above 0, or None")
+        if self.scale is not None and self.scale not in REWARD_SCALES:
+            known = ", ".join(REWARD_SCALES)
+            raise ValueError(f"reward {self.name!r}: scale={self.scale!r}; choose one of {known}, or None")
+        if self.retries < 0:
+            raise ValueError(f"reward {self.name!r}: retries={self.retries!r}; give 0 or more")
+        if self.breaker is not None and self.breaker < 1:
+            raise ValueError(f"reward {self.name!r}: breaker={self.breaker!r}; give batches from 1 up, or None")
         self.credit = _credit(self.name, self.on, self.credit)
+        if isinstance(self.function, nn.Module):
+            self.function.eval()
         functools.update_wrapper(self, self.function, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -97,8 +141,9 @@ class Reward:
         call = getattr(self.function, "asynchronous", None)
         if call is not None:
             return bool(call)
-        return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(
-            getattr(self.function, "__call__", None)  # noqa: B004 (an instance's bound method, not a test)
+        function = self.function.func if isinstance(self.function, functools.partial) else self.function
+        return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004 (an instance's bound method, not a test)
         )
 
 
@@ -123,11 +168,16 @@ def reward(
     on: str = "text",
     weight: float = 1.0,
     credit: str | Iterable[str] | None = None,
+    scale: str | None = None,
     required: bool = False,
     timeout: float | None = None,
+    retries: int = 0,
+    breaker: int | None = 5,
+    batched: bool = True,
     name: str | None = None,
 ) -> Any:
-    """Marks a function or callable object, sync or async, as a reward. See `Reward` for the options.
+    """Marks a function, callable object or `nn.Module` (set to eval mode), sync or async, as a reward. See `Reward`
+    for the options.
 
         @reward(on="image", weight=2.0)
         def is_square(segments, **columns):
@@ -138,20 +188,35 @@ def reward(
     """
 
     def mark(target: Callable[..., Any]) -> Reward:
-        title = name or getattr(target, "__name__", type(target).__name__)
-        credits = _credit(title, on, credit)
-        return Reward(target, title, on, float(weight), credits, required, timeout)
+        inner = target.func if isinstance(target, functools.partial) else target
+        title = name or getattr(inner, "__name__", type(inner).__name__)
+        return Reward(
+            target,
+            title,
+            on,
+            float(weight),
+            _credit(title, on, credit),
+            required,
+            timeout,
+            batched=batched,
+            scale=scale,
+            retries=retries,
+            breaker=breaker,
+        )
 
     return mark if function is None else mark(function)
 
 
-# ---------------------------------------------------------------------------------------------- registry
+# ---------------------------------------------------------------------------------------------- names
 
 REWARDS: dict[str, Reward] = {}
 
 
 def register(name: str) -> Callable[[Reward], Reward]:
-    """Decorator that makes a reward known to configs by name. ValueError if the name is taken."""
+    """Decorator that makes a reward known to configs by name. ValueError if the name is taken, or holds a character
+    that a list of names with weights needs."""
+    if not name or set(name) & set("=,: "):
+        raise ValueError(f"a reward cannot be registered as {name!r}: a name has no '=', ',', ':' or space")
 
     def add(marked: Reward) -> Reward:
         if name in REWARDS:
@@ -162,41 +227,65 @@ def register(name: str) -> Callable[[Reward], Reward]:
     return add
 
 
-def resolve(name: str) -> Reward:
-    """The reward that a config names: a registered name, or `package.module:function`.
+def resolve(text: str, own: Iterable[Reward] = ()) -> Reward:
+    """The reward that a config names: `name`, or `name=weight`, which replaces the weight that it was marked with.
 
-    Errors: ValueError for an unknown name (with the nearest known one) or a module without that function.
+    The name is that of one of `own` (those of the task), a registered one, or `package.module:function`.
+    Errors: ValueError for an unknown name (with the nearest known one), a module without that function, or a weight
+    that is no number.
     """
-    if name in REWARDS:
-        return REWARDS[name]
+    name, equals, weight = (part.strip() for part in text.partition("="))
+    known = {**REWARDS, **{one.name: one for one in own}}
+    found = known[name] if name in known else _imported(name, known)
+    if not equals:
+        return found
+    try:
+        return replace(found, weight=float(weight))
+    except ValueError as error:
+        raise ValueError(f"reward {text!r}: the weight {weight!r} is not a finite number") from error
+
+
+def _imported(name: str, known: Iterable[str]) -> Reward:
     module_name, colon, attribute = name.partition(":")
     if not colon:
-        near = difflib.get_close_matches(name, REWARDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"registered: {', '.join(sorted(REWARDS)) or 'none'}."
-        raise ValueError(f"unknown reward {name!r}; {hint} A function is named as package.module:function")
+        hint = _nearest(name, known, "known")
+        raise ValueError(f"unknown reward {name!r}; {hint}. A function is named as package.module:function")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ValueError(f"reward {name!r}: {error}") from error
     if not hasattr(module, attribute):
-        raise ValueError(f"reward {name!r}: module {module_name!r} has no {attribute!r}")
+        rewards = [key for key, value in vars(module).items() if isinstance(value, Reward)]
+        hint = _nearest(attribute, rewards, "its rewards")
+        raise ValueError(f"reward {name!r}: module {module_name!r} has no {attribute!r}; {hint}")
     return as_reward(getattr(module, attribute))
 
 
-def as_reward(given: Any) -> Reward:
-    """A Reward from a Reward, a name, or an unmarked function with a `completions` parameter (TRL style)."""
+def _nearest(name: str, known: Iterable[str], title: str) -> str:
+    near = difflib.get_close_matches(name, known := list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"{title}: {', '.join(sorted(known)) or 'none'}"
+
+
+def as_reward(given: Any, own: Iterable[Reward] = ()) -> Reward:
+    """A Reward from a Reward, a name, or an unmarked function with a `completions` or `completion_ids` parameter (TRL
+    style). own: rewards whose names are known beside the registered ones."""
     if isinstance(given, Reward):
         return given
     if isinstance(given, str):
-        return resolve(given)
-    if callable(given) and "completions" in _parameters(given):
+        return resolve(given, own)
+    if callable(given) and {"completions", "completion_ids"} & parameters(given).keys():
+        from unidiff.rewards.trl import from_trl  # which makes Rewards, and so imports this module
+
         return from_trl(given)
     raise TypeError(f"{given!r} is no reward: mark the function with @reward(on='text'|'image'|'sequence')")
 
 
-def as_rewards(given: Iterable[Any]) -> list[Reward]:
+def as_rewards(given: Iterable[Any], own: Iterable[Reward] = ()) -> list[Reward]:
     """All of them as Rewards. ValueError if two share a name, since metrics and faults go by name."""
-    rewards = [as_reward(one) for one in given]
+    if isinstance(given, str):
+        given = [part for part in given.split(",") if part.strip()]
+    own = list(own)
+    rewards = [as_reward(one, own) for one in given]
     names = [one.name for one in rewards]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -204,130 +293,9 @@ def as_rewards(given: Iterable[Any]) -> list[Reward]:
     return rewards
 
 
-# ---------------------------------------------------------------------------------------------- arguments
-
-
-def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Parameters of a callable by name; empty where Python cannot tell (some builtins)."""
     try:
-        return dict(inspect.signature(function).parameters)
+        return dict(inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters)
     except (TypeError, ValueError):
         return {}
-
-
-def accepted(function: Callable[..., Any], columns: dict[str, list], given: Sequence[str] = ()) -> dict[str, list]:
-    """The columns that a function's signature asks for: the named ones, or all if it takes **kwargs.
-
-    given: parameters that the caller fills itself. TypeError names a column that is asked for and not there.
-    """
-    parameters = {key: value for key, value in _parameters(function).items() if key not in given}
-    takes_all = any(value.kind is value.VAR_KEYWORD for value in parameters.values())
-    by_name = {k: v for k, v in parameters.items() if v.kind in (v.POSITIONAL_OR_KEYWORD, v.KEYWORD_ONLY)}
-    absent = [k for k, v in by_name.items() if v.default is v.empty and k not in columns]
-    if absent:
-        raise TypeError(f"it asks for the column {absent[0]!r}; the rows have: {', '.join(columns) or 'none'}")
-    return {key: column for key, column in columns.items() if key not in given and (takes_all or key in by_name)}
-
-
-def columns_of(segments: Sequence[SegmentView | SequenceView]) -> dict[str, list]:
-    """The views' columns as lists with one value a segment; None where a row lacks a column."""
-    keys = dict.fromkeys(key for view in segments for key in view.columns)
-    return {key: [view.columns.get(key) for view in segments] for key in keys}
-
-
-def call(reward: Reward, segments: Sequence[SegmentView | SequenceView]) -> Any:
-    """Calls a reward on segments with the columns that it accepts. An async one gives its coroutine."""
-    first = next(iter(_parameters(reward.function)), "segments")
-    return reward.function(list(segments), **accepted(reward.function, columns_of(segments), given=(first,)))
-
-
-# ---------------------------------------------------------------------------------------------- results
-
-
-def checked(returned: Any, count: int) -> list[float | Loss]:
-    """What a reward returned, as `count` finite floats or the reasons why there is none.
-
-    A sequence of the wrong kind or length loses every value; a bad item loses its own only.
-    """
-    if isinstance(returned, torch.Tensor | np.ndarray):
-        if returned.ndim != 1:
-            shape = list(returned.shape)
-            return [Loss(Cause.WRONG_TYPE, f"returned an array of shape {shape}, not [{count}]")] * count
-        returned = returned.tolist()
-    if not isinstance(returned, list | tuple):
-        return [Loss(Cause.WRONG_TYPE, f"returned {type(returned).__name__}, not a list of floats")] * count
-    if len(returned) != count:
-        return [Loss(Cause.WRONG_LENGTH, f"returned {len(returned)} values for {count} segments")] * count
-    return [_checked_value(value) for value in returned]
-
-
-def _checked_value(value: Any) -> float | Loss:
-    if value is None:
-        return Loss(Cause.NONE, "returned None: not applicable")
-    if isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0:
-        value = value.item()
-    if not isinstance(value, Real | np.bool_):
-        return Loss(Cause.WRONG_TYPE, f"returned a {type(value).__name__} ({str(value)[:40]!r}), not a float")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not abs(number) <= FLOAT32_MAX:
-        return Loss(Cause.NOT_FINITE, f"returned {number}, which is not finite in float32")
-    return number
-
-
-# ---------------------------------------------------------------------------------------------- TRL
-
-
-@dataclass(eq=False)
-class TRLFunction:
-    """A TRL-style function `(prompts, completions, **columns)` behind unidiff's signature.
-
-    Prompts and completions are the texts alone, joined by newlines: TRL functions know no pictures.
-    `completion_ids` (lists of ids of all sampled segments) goes to functions that ask for it.
-    chat: completions (and prompts) are given as chat messages, [{"role": …, "content": …}].
-    """
-
-    function: Callable[..., Any]
-    chat: bool = False
-
-    @property
-    def asynchronous(self) -> bool:
-        """The wrapped function is async, so calling this gives its coroutine."""
-        return Reward(self.function, "trl").asynchronous
-
-    def __call__(self, segments: list[SequenceView], **columns: list) -> Any:
-        prompts = [[part for part in view.prompt if not isinstance(part, Image.Image)] for view in segments]
-        own = {
-            "prompts": [self._message("user", "\n".join(map(str, parts))) for parts in prompts],
-            "completions": [self._message("assistant", "\n".join(view.texts)) for view in segments],
-            "completion_ids": [[i for s in view.segments for i in s.tokens.tolist()] for view in segments],
-        }
-        return self.function(**accepted(self.function, {**columns, **own}))
-
-    def _message(self, role: str, content: str) -> str | list[dict[str, str]]:
-        return [{"role": role, "content": content}] if self.chat else content
-
-
-def from_trl(
-    function: Callable[..., Any],
-    *,
-    weight: float = 1.0,
-    credit: str | Iterable[str] = "text",
-    chat: bool = False,
-    required: bool = False,
-    timeout: float | None = None,
-    name: str | None = None,
-) -> Reward:
-    """A reward on whole responses from a TRL-style `(prompts, completions, **columns)`; see `TRLFunction`."""
-    title = name or getattr(function, "__name__", type(function).__name__)
-    return reward(
-        TRLFunction(function, chat),
-        on="sequence",
-        weight=weight,
-        credit=credit,
-        required=required,
-        timeout=timeout,
-        name=title,
-    )

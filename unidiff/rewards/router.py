@@ -1,13 +1,15 @@
 """From a table of rewards to an advantage for every sampled segment.
 
 Definitions (r_{i,s,f}: value of reward f at segment s of rollout i, w_f its weight, norm_g: see
-`normalize_groups`):
+`compare_groups`; scale_f: the reward's own scale, see `rescale`, which leaves a value as it is unless one is set):
 
-    joint               R_i = Σ_f w_f mean_s r_{i,s,f};  A_i = norm_g(R_i) for every segment
-    normalize_then_sum  A_i = norm_batch(Σ_f w_f norm_g(mean_s r_{i,s,f})) for every segment
+    joint               R_i = Σ_f w_f scale_f(mean_s r_{i,s,f});  A_i = norm_g(R_i) for every segment
+    normalize_then_sum  A_i = norm_batch(Σ_f w_f norm_g(mean_s r_{i,s,f})) for every segment; a reward's own scale
+                        takes the place of its norm_g
     factorized          R_i^m as in joint, over the rewards of modality m only; A_i^m = norm_g(R_i^m) for its
                         segments
-    segment             as factorized, but every segment against the group's k-th segments of its modality
+    segment             as factorized, but every segment against the group's k-th segments of its modality, and so for
+                        the rewards' own scales
 
 `normalize_then_sum` is GDPO's (arXiv 2601.05242). `factorized` is our reconstruction from the abstract of
 arXiv 2606.14792. Sequence rewards go to the modalities that their `credit` names; "last" is text, and under
@@ -17,54 +19,67 @@ arXiv 2606.14792. Sequence rewards go to the modalities that their `credit` name
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from unidiff.rewards.normalize import (
     SCALES,
+    Comparison,
     Scale,
+    compare_groups,
     correlation,
     group_statistics,
-    normalize_groups,
-    normalize_then_sum,
+    rescale,
     weighted_sum,
 )
 from unidiff.rewards.reward import Cause
+from unidiff.rewards.routed import Account, Routed
 from unidiff.rewards.table import RewardTable
 from unidiff.sequence import Modality
 
 ASSIGNMENTS = ("joint", "normalize_then_sum", "factorized", "segment")
-Assignment = Callable[[RewardTable, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Routed:
-    """Advantages of B rollouts with S sampled segments at most.
+class Segments:
+    """What a custom assignment is told of the S sampled segments of B rollouts, beside their values.
 
-    advantage_BS: float32, 0 wherever `valid_BS` is False.
-    valid_BS:     bool: the segment exists, was scored, and has a scored sibling in its group to be compared
-                  with. A constant group is valid with advantage 0; a group that lost its values is not.
-    metrics:      `reward/<name>` (mean, unweighted), `lost/<name>` (share lost to faults),
-                  `not_applicable/<name>` (share of None), and of the factorized totals, whatever the
-                  assignment: `group_std/<modality>`, `zero_std/<modality>` (share of the scored groups),
-                  `advantage_correlation` between the modalities. A number that does not exist in this batch
-                  is absent.
+    modality_BS: int64, a `Modality`; -1 = the row has no such segment. round_BS: int64, ordinal among the row's
+    segments of this modality, from 0. group_B: int64, the group (prompt) of each row, numbered from 0. names, weights:
+    of the F rewards. table: everything that is known of them.
     """
 
-    advantage_BS: Tensor
-    valid_BS: Tensor
-    metrics: dict[str, float]
+    modality_BS: Tensor
+    round_BS: Tensor
+    group_B: Tensor
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    table: RewardTable
+
+
+Assignment = Callable[[Tensor, Segments], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """What is compared: terms_BSF and total_BS as in `Account`, and the comparison of each segment's total, [B, S]."""
+
+    terms_BSF: Tensor
+    total_BS: Tensor
+    found: Comparison
 
 
 @dataclass(frozen=True)
 class RewardRouter:
     """Routes rewards to segments.
 
-    assignment: one of `ASSIGNMENTS`, or a function `(table, groups_B) -> advantage_BS` (NaN = left out); it
-        gets the groups numbered from 0.
+    assignment: one of `ASSIGNMENTS`, or a function `(values_BSF, segments) -> advantage_BS` (NaN = left out).
+        values_BSF, float32: every reward at the segments that it is credited to, a sequence reward at all of them;
+        NaN = missing. segments: `Segments`.
     scale: what a group's centred rewards are divided by: "group" or "batch" std, or "none".
     leave_one_out: the baseline of a rollout is the mean of the other members of its group.
     """
@@ -77,75 +92,84 @@ class RewardRouter:
         if isinstance(self.assignment, str) and self.assignment not in ASSIGNMENTS:
             raise ValueError(
                 f"assignment={self.assignment!r}; choose one of {', '.join(ASSIGNMENTS)}, "
-                "or give a function (table, groups_B) -> [B, S]"
+                "or give a function (values, segments) -> [B, S]"
             )
         if self.scale not in SCALES:
             raise ValueError(f"scale={self.scale!r}; choose one of {', '.join(SCALES)}")
 
     def route(self, table: RewardTable, groups_B: Tensor) -> Routed:
-        """Advantages of every sampled segment. groups_B: int64, which group (prompt) each row belongs to.
+        """Advantages of every sampled segment; the table keeps them too, for `table.explain`.
 
+        groups_B: int64, which group (prompt) each row belongs to.
         Errors: ValueError for a group of one row, for groups_B of another length, or a custom assignment's
         bad result.
         """
-        groups_B = _checked_groups(table, groups_B)
+        group_B = _checked_groups(table, groups_B)
+        account = None
         if callable(self.assignment):
-            advantage_BS, valid_BS = self._custom(table, groups_B)
+            advantage_BS, valid_BS = self._custom(table, group_B)
         else:
-            advantage_BS, valid_BS = getattr(self, f"_{self.assignment}")(table, groups_B)
+            sums: _Sums = getattr(self, f"_{self.assignment}")(table, group_B)
+            advantage_BS, valid_BS = sums.found.advantage_N, sums.found.comparable_N
+            account = self._account(sums, group_B)
         valid_BS = valid_BS & (table.modality_BS >= 0)
         advantage_BS = torch.where(valid_BS, advantage_BS, 0.0).float()
-        return Routed(advantage_BS, valid_BS, _reward_metrics(table) | self._group_metrics(table, groups_B))
+        metrics = _reward_metrics(table) | self._group_metrics(table, group_B)
+        table.routed = Routed(advantage_BS, valid_BS, metrics, account)
+        return table.routed
 
-    def _normalize(self, values_N: Tensor, groups_N: Tensor, pools_N: Tensor | None = None):
-        """Advantages and which of them mean something, both [N]."""
-        advantage_N = normalize_groups(
-            values_N, groups_N, scale=self.scale, leave_one_out=self.leave_one_out, pools_N=pools_N
-        )
-        return advantage_N, group_statistics(values_N, groups_N).comparable_N
+    def _compare(self, values_N: Tensor, groups_N: Tensor, pools_N: Tensor | None = None) -> Comparison:
+        return compare_groups(values_N, groups_N, scale=self.scale, leave_one_out=self.leave_one_out, pools_N=pools_N)
 
-    def _joint(self, table: RewardTable, groups_B: Tensor) -> tuple[Tensor, Tensor]:
-        total_B = weighted_sum(table.row_means_BF, torch.tensor(table.weights))
-        return _to_segments(table, *self._normalize(total_B, groups_B))
+    def _joint(self, table: RewardTable, group_B: Tensor) -> _Sums:
+        terms_BF = _scaled_means(table, group_B)
+        total_B = weighted_sum(terms_BF, torch.tensor(table.weights))
+        return _to_segments(table, terms_BF, total_B, self._compare(total_B, group_B))
 
-    def _normalize_then_sum(self, table: RewardTable, groups_B: Tensor) -> tuple[Tensor, Tensor]:
-        means_BF = table.row_means_BF
-        comparable = [group_statistics(column_B, groups_B).comparable_N for column_B in means_BF.unbind(1)]
-        valid_B = torch.stack(comparable).any(0) if comparable else torch.zeros(len(groups_B), dtype=torch.bool)
-        return _to_segments(table, normalize_then_sum(means_BF, torch.tensor(table.weights), groups_B), valid_B)
+    def _normalize_then_sum(self, table: RewardTable, group_B: Tensor) -> _Sums:
+        terms_BF = _scaled_means(table, group_B, default="group")
+        total_B = weighted_sum(terms_BF, torch.tensor(table.weights))
+        found = compare_groups(total_B, torch.zeros_like(group_B))
+        comparable = [group_statistics(column_B, group_B).comparable_N for column_B in table.row_means_BF.unbind(1)]
+        valid_B = torch.stack(comparable).any(0) if comparable else torch.zeros_like(found.comparable_N)
+        return _to_segments(table, terms_BF, total_B, replace(found, comparable_N=valid_B))
 
-    def _factorized(self, table: RewardTable, groups_B: Tensor) -> tuple[Tensor, Tensor]:
-        advantage_BS = torch.zeros(table.modality_BS.shape, dtype=torch.float64)
-        valid_BS = torch.zeros_like(table.modality_BS, dtype=torch.bool)
+    def _factorized(self, table: RewardTable, group_B: Tensor) -> _Sums:
+        terms_BF = _scaled_means(table, group_B)
+        parts = []
         for modality in Modality:
-            total_B = modality_totals(table, modality)
-            own_BS = table.modality_BS == modality
-            normal_BS, scored_BS = _to_segments(table, *self._normalize(total_B, groups_B))
-            advantage_BS = torch.where(own_BS, normal_BS, advantage_BS)
-            valid_BS = valid_BS | (own_BS & scored_BS)
-        return advantage_BS, valid_BS
+            own_BF = terms_BF.masked_fill(~_credits(table, modality), math.nan)
+            total_B = weighted_sum(own_BF, torch.tensor(table.weights))
+            parts.append(_to_segments(table, own_BF, total_B, self._compare(total_B, group_B)))
+        return _by_modality(table, parts)
 
-    def _segment(self, table: RewardTable, groups_B: Tensor) -> tuple[Tensor, Tensor]:
-        advantage_BS = torch.zeros(table.modality_BS.shape, dtype=torch.float64)
-        valid_BS = torch.zeros_like(table.modality_BS, dtype=torch.bool)
+    def _segment(self, table: RewardTable, group_B: Tensor) -> _Sums:
+        values_BSF, parts = credited_values(table).double(), []
         segments = table.modality_BS.shape[1]
         for modality in Modality:
             own_BS = table.modality_BS == modality
-            round_BS = own_BS.long().cumsum(1) - 1
             # Segments of the other modality get a round of their own, so that they share no pool with these.
-            round_BS = torch.where(own_BS, round_BS, segments)
-            key_BS = groups_B[:, None] * (segments + 1) + round_BS
-            normal, scored = self._normalize(
-                segment_totals(table, modality).flatten(), key_BS.flatten(), round_BS.flatten()
-            )
-            advantage_BS = torch.where(own_BS, normal.reshape(own_BS.shape), advantage_BS)
-            valid_BS = valid_BS | (own_BS & scored.reshape(own_BS.shape))
-        return advantage_BS, valid_BS
+            round_BS = torch.where(own_BS, own_BS.long().cumsum(1) - 1, segments)
+            key_N = (group_B[:, None] * (segments + 1) + round_BS).flatten()
+            own_BSF = values_BSF.masked_fill(~own_BS[..., None], math.nan)
+            columns = [
+                rescale(values_BS.flatten(), key_N, scale, round_BS.flatten()).reshape(own_BS.shape)
+                for values_BS, scale in zip(own_BSF.unbind(2), table.scale)
+            ]
+            terms_BSF = torch.stack(columns, 2) if columns else own_BSF
+            total_BS = weighted_sum(terms_BSF, torch.tensor(table.weights))
+            found = self._compare(total_BS.flatten(), key_N, round_BS.flatten())
+            shaped = {f.name: getattr(found, f.name).reshape(own_BS.shape) for f in fields(Comparison)}
+            parts.append(_Sums(terms_BSF, total_BS, Comparison(**shaped)))
+        return _by_modality(table, parts)
 
-    def _custom(self, table: RewardTable, groups_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _custom(self, table: RewardTable, group_B: Tensor) -> tuple[Tensor, Tensor]:
         assert callable(self.assignment)
         name = getattr(self.assignment, "__name__", "assignment")
-        given = torch.as_tensor(self.assignment(table, groups_B))
+        segments = Segments(
+            table.modality_BS.clone(), _rounds(table), group_B.clone(), table.names, table.weights, table
+        )
+        given = torch.as_tensor(self.assignment(credited_values(table), segments))
         if given.shape != table.modality_BS.shape or given.is_complex():
             raise ValueError(
                 f"assignment {name!r} returned {given.dtype} {list(given.shape)}; expected a float for "
@@ -155,53 +179,91 @@ class RewardRouter:
             raise ValueError(f"assignment {name!r} returned an infinite advantage; use NaN for 'left out'")
         return given.double().nan_to_num(nan=0.0), ~given.isnan()
 
-    def _group_metrics(self, table: RewardTable, groups_B: Tensor) -> dict[str, float]:
+    def _account(self, sums: _Sums, group_B: Tensor) -> Account:
+        found = sums.found
+        return Account(
+            assignment=str(self.assignment),
+            scale=self.scale,
+            leave_one_out=self.leave_one_out,
+            group_B=group_B,
+            terms_BSF=sums.terms_BSF,
+            total_BS=sums.total_BS,
+            mean_BS=found.mean_N,
+            std_BS=found.std_N,
+            count_BS=found.count_N,
+            divisor_BS=found.divisor_N,
+        )
+
+    def _group_metrics(self, table: RewardTable, group_B: Tensor) -> dict[str, float]:
         metrics: dict[str, float] = {}
-        advantages, comparables = [], []
+        compared = []
+        terms_BF = _scaled_means(table, group_B)
         for modality in Modality:
-            total_B = modality_totals(table, modality)
-            std_G = group_statistics(total_B, groups_B).std_G
+            own_BF = terms_BF.masked_fill(~_credits(table, modality), math.nan)
+            total_B = weighted_sum(own_BF, torch.tensor(table.weights))
+            std_G = group_statistics(total_B, group_B).std_G
             std_G = std_G[~std_G.isnan()]
             if len(std_G):
                 metrics[f"group_std/{modality.name.lower()}"] = std_G.mean().item()
                 metrics[f"zero_std/{modality.name.lower()}"] = (std_G == 0).double().mean().item()
-            advantage_B, comparable_B = self._normalize(total_B, groups_B)
-            advantages.append(advantage_B)
-            comparables.append(comparable_B)
-        both_B = comparables[0] & comparables[1]
-        found = correlation(advantages[0][both_B], advantages[1][both_B])
+            compared.append(self._compare(total_B, group_B))
+        both_B = compared[0].comparable_N & compared[1].comparable_N
+        found = correlation(compared[0].advantage_N[both_B], compared[1].advantage_N[both_B])
         return metrics if found is None else metrics | {"advantage_correlation": found}
 
 
-def modality_totals(table: RewardTable, modality: Modality) -> Tensor:
-    """R_i^m, float64 [B]: the weighted sum of the row's rewards that are credited to a modality; NaN without
-    one."""
-    chosen = [f for f, credit in enumerate(table.credit) if _credits(credit, modality)]
-    return weighted_sum(table.row_means_BF[:, chosen], torch.tensor([table.weights[f] for f in chosen]))
+def credited_values(table: RewardTable) -> Tensor:
+    """float32 [B, S, F]: every reward's values at the segments that they are credited to. A sequence reward's value
+    stands at all of them; NaN elsewhere and where it is missing."""
+    values_BSF = table.values_BSF.clone()
+    text_BS = table.modality_BS == Modality.TEXT
+    last_BS = text_BS & (text_BS.long().flip(1).cumsum(1).flip(1) == 1)
+    places = {"text": text_BS, "image": table.modality_BS == Modality.IMAGE, "last": last_BS}
+    for f, (on, credit) in enumerate(zip(table.on, table.credit)):
+        if on == "sequence":
+            place_BS = torch.stack([places[part] for part in credit]).any(0)
+            values_BSF[..., f] = torch.where(place_BS, table.sequence_BF[:, f, None], math.nan)
+    return values_BSF
 
 
-def segment_totals(table: RewardTable, modality: Modality) -> Tensor:
-    """float64 [B, S]: each segment's own weighted rewards plus the sequence rewards credited to it; NaN
-    without one."""
-    own_BS = table.modality_BS == modality
-    last_BS = own_BS & (own_BS.long().flip(1).cumsum(1).flip(1) == 1)
-    values_BSF = table.values_BSF.double().masked_fill(~own_BS[..., None], math.nan)
-    for f, credit in enumerate(table.credit):
-        if table.on[f] == "sequence" and _credits(credit, modality):
-            place_BS = last_BS if modality == Modality.TEXT and "last" in credit else own_BS
-            values_BSF[..., f] = torch.where(place_BS, table.sequence_BF[:, f, None].double(), math.nan)
-    return weighted_sum(values_BSF, torch.tensor(table.weights))
+def _rounds(table: RewardTable) -> Tensor:
+    """int64 [B, S]: ordinal of each segment among those of its modality."""
+    counts = torch.stack([(table.modality_BS == m).long().cumsum(1) - 1 for m in Modality])
+    return counts.gather(0, table.modality_BS.clamp(min=0)[None])[0]
 
 
-def _credits(credit: tuple[str, ...], modality: Modality) -> bool:
-    """Whether a reward with this credit goes to a modality."""
-    return modality.name.lower() in credit or (modality == Modality.TEXT and "last" in credit)
+def _credits(table: RewardTable, modality: Modality) -> Tensor:
+    """bool [F]: the rewards that go to a modality."""
+    names = {modality.name.lower()} | ({"last"} if modality is Modality.TEXT else set())
+    return torch.tensor([bool(names & set(credit)) for credit in table.credit], dtype=torch.bool)
 
 
-def _to_segments(table: RewardTable, values_B: Tensor, valid_B: Tensor) -> tuple[Tensor, Tensor]:
-    """One value a row, repeated for its segments."""
+def _scaled_means(table: RewardTable, group_B: Tensor, default: str | None = None) -> Tensor:
+    """float64 [B, F]: each reward's mean over the row, on the reward's own scale."""
+    means_BF = table.row_means_BF
+    columns = [rescale(m_B, group_B, scale or default) for m_B, scale in zip(means_BF.unbind(1), table.scale)]
+    return torch.stack(columns, 1) if columns else means_BF
+
+
+def _to_segments(table: RewardTable, terms_BF: Tensor, total_B: Tensor, found: Comparison) -> _Sums:
+    """What holds for a row, repeated for its segments."""
     shape = table.modality_BS.shape
-    return values_B[:, None].expand(shape), valid_B[:, None].expand(shape)
+    spread = {f.name: getattr(found, f.name)[:, None].expand(shape) for f in fields(Comparison)}
+    terms_BSF = terms_BF[:, None].expand(*shape, terms_BF.shape[1])
+    return _Sums(terms_BSF, total_B[:, None].expand(shape), Comparison(**spread))
+
+
+def _by_modality(table: RewardTable, parts: Sequence[_Sums]) -> _Sums:
+    """Of the sums of text and of images, those of each segment's own modality."""
+    is_image_BS = table.modality_BS == Modality.IMAGE
+
+    def pick(text: Tensor, image: Tensor) -> Tensor:
+        return torch.where(is_image_BS if text.ndim == 2 else is_image_BS[..., None], image, text)
+
+    text, image = parts
+    found = {f.name: pick(getattr(text.found, f.name), getattr(image.found, f.name)) for f in fields(Comparison)}
+    terms, total = pick(text.terms_BSF, image.terms_BSF), pick(text.total_BS, image.total_BS)
+    return _Sums(terms, total, Comparison(**found))
 
 
 def _checked_groups(table: RewardTable, groups_B: Tensor) -> Tensor:
@@ -221,13 +283,17 @@ def _checked_groups(table: RewardTable, groups_B: Tensor) -> Tensor:
 
 def _reward_metrics(table: RewardTable) -> dict[str, float]:
     metrics: dict[str, float] = {}
+    lost: dict[str, Counter[Cause]] = {name: Counter() for name in table.names}
+    for (name, cause), count in table.lost.items():
+        lost[name][cause] += count
     for f, (name, asked) in enumerate(zip(table.names, table.asked_F.tolist())):
         if not asked:
             continue
         present = table.present(f)
         if len(present):
             metrics[f"reward/{name}"] = present.double().mean().item()
-        none = table.lost.get((name, Cause.NONE), 0)
-        metrics[f"lost/{name}"] = (asked - len(present) - none) / asked
+        none = lost[name].pop(Cause.NONE, 0)
+        metrics[f"lost/{name}"] = lost[name].total() / asked
+        metrics |= {f"lost/{name}/{cause}": count / asked for cause, count in sorted(lost[name].items())}
         metrics[f"not_applicable/{name}"] = none / asked
     return metrics

@@ -1,16 +1,26 @@
-"""Runs the reward functions of one batch: async ones side by side, sync ones in order, timeouts enforced.
+"""Runs the reward functions of one batch: all at once where they can be, each with its deadline and its retries.
 
-A fault stays inside its reward. A sync reward without a timeout runs in the caller's thread; with one it runs
-in a daemon thread, which is abandoned when the time is over (Python cannot stop it) and does not hold up the
-exit of the process. Each async reward has an event loop of its own that lives as long as the reward: clients
-that it keeps open stay usable from batch to batch, one that blocks holds up no other, and it works under
-Jupyter's running loop.
+What runs where:
+- an async reward in an event loop of its own, in a daemon thread that lives as long as the reward: clients that it
+  keeps open stay usable from batch to batch, one that blocks holds up no other, and Jupyter's running loop is no
+  hindrance;
+- a sync reward with a timeout or retries in a daemon thread of its own, started with the async ones;
+- any other sync reward in the caller's thread, one after the other, while the others run.
+
+Python cannot stop a thread. A sync reward that is over its time is given up: its thread lives on until the function
+returns, and until then the reward is not called again. What may hang for ever belongs into a process that can be
+killed, or behind an async client. A fault stays inside its reward.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
+import itertools
+import logging
+import random
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,100 +29,233 @@ from typing import Any
 
 import torch
 
-from unidiff.rewards.reward import Cause, Loss, Reward, call, checked
-from unidiff.rewards.segment_view import SegmentView, SequenceView
+from unidiff.rewards.call import Log, Views, call, calls, checked, checked_value
+from unidiff.rewards.reward import Cause, Loss, Reward
 
-Views = Sequence[SegmentView | SequenceView]
+logger = logging.getLogger(__name__)
 
-# An async reward is cancelled by its loop at its timeout; one that blocks its loop is given up later.
-GRACE_SECONDS = 1.0
+GRACE_SECONDS = 1.0  # an async reward is cancelled at its timeout; one that blocks its loop is given up later
+PAUSE_SECONDS = 0.5  # before the first retry; it doubles
+SIDE_BY_SIDE = 32  # segments that an async reward with batched=False works on at once
+PATIENCE_SECONDS = 60.0  # after which one without a timeout is said to be waited for
+
+FAULTS = (Exception, SystemExit)
 
 _LOOPS: weakref.WeakKeyDictionary[Reward, tuple[threading.Thread, asyncio.AbstractEventLoop]] = (
     weakref.WeakKeyDictionary()
 )
+_GIVEN_UP: weakref.WeakKeyDictionary[Reward, Future] = weakref.WeakKeyDictionary()
+_JITTER = random.Random()  # of pauses alone: many processes should not knock at a server at once
 
 
 class RewardTimeoutError(Exception):
     """The reward's own time is over (a TimeoutError that it raises itself counts as raised)."""
 
 
+class Job:
+    """One reward on its segments of a batch. `start` begins what runs elsewhere, `finish` waits for the values."""
+
+    def __init__(self, reward: Reward, views: Views, trainer_state: Any = None) -> None:
+        self.reward, self.views = reward, views
+        self.log = Log(trainer_state, len(views))
+        over = f"took longer than {reward.timeout:g} s" if reward.timeout else "ended without a result"
+        self._values: list[float | Loss] = [Loss(Cause.TIMEOUT, over)] * len(views)  # until there are others
+        self._future: Future | None = None
+        self._end: float | None = None
+        self._idle = not views
+
+    def start(self) -> Job:
+        """Begins an async reward, or a sync one with a timeout or retries."""
+        reward = self.reward
+        if self._idle or self._skipped():
+            return self
+        self._end = None if reward.timeout is None else time.monotonic() + reward.timeout
+        if reward.asynchronous:
+            self._future = asyncio.run_coroutine_threadsafe(self._work_async(), _loop(reward))
+        elif reward.timeout is not None or reward.retries:
+            self._future = _in_thread(self._work)
+        return self
+
+    def finish(self) -> list[float | Loss]:
+        """One finite float or `Loss` for each segment."""
+        if self._idle:
+            return list(self._values)
+        if self._future is None:
+            with torch.no_grad():
+                self._work()
+        else:
+            self._wait(self._future)
+        values = list(self._values)  # one that was given up may go on and fill its own list
+        self._judge(values)
+        return values
+
+    # ---------------------------------------------------------------- whether
+
+    def _skipped(self) -> bool:
+        """The reward rests, or an earlier call of it has not come back."""
+        given_up = _GIVEN_UP.get(self.reward)
+        if self.reward.state.skips():
+            loss = Loss(Cause.SKIPPED, f"was not called: it failed {self.reward.state.failed} times in a row")
+        elif given_up is not None and not given_up.done():
+            loss = Loss(Cause.TIMEOUT, "was not called: its call in an earlier batch has not come back yet")
+        else:
+            return False
+        self._values, self._idle = [loss] * len(self.views), True
+        return True
+
+    def _judge(self, values: list[float | Loss]) -> None:
+        """Tells the breaker how it went, and says so where it matters."""
+        reward, lost = self.reward, [v for v in values if isinstance(v, Loss) and v.cause is not Cause.NONE]
+        faulty = len(lost) == len(values)
+        rests = reward.state.record(faulty, reward.breaker)
+        if rests:
+            logger.warning(
+                "reward %r failed %d times in a row, is left out for %d batches: it %s",
+                *(reward.name, reward.state.failed, reward.state.resting, lost[0].message),
+            )
+        elif faulty and reward.state.failed == 1:
+            logger.warning("reward %r lost all values of a batch: it %s", reward.name, lost[0].message)
+
+    # ---------------------------------------------------------------- sync
+
+    def _work(self) -> None:
+        """Fills the values; raises nothing that a reward may raise."""
+        try:
+            if self.reward.batched:
+                returned = self._attempt(lambda: call(self.reward, self.views, self.log))
+                self._values[:] = checked(returned, len(self.views))
+            else:
+                for i, one in enumerate(calls(self.reward, self.views)):
+                    self._values[i] = self._one(one)
+        except RewardTimeoutError:
+            pass  # what is not there by now stays lost
+        except FAULTS as error:
+            self._values[:] = [_raised(error)] * len(self.views)
+
+    def _one(self, function: Callable[[], Any]) -> float | Loss:
+        try:
+            return checked_value(self._attempt(function))
+        except RewardTimeoutError:
+            raise
+        except FAULTS as error:
+            return _raised(error)
+
+    def _attempt(self, function: Callable[[], Any]) -> Any:
+        for attempt in itertools.count():
+            try:
+                returned = function()
+                return self._awaited(returned) if inspect.isawaitable(returned) else returned
+            except RewardTimeoutError:
+                raise
+            except FAULTS as error:
+                time.sleep(self._pause(attempt, error))
+        raise AssertionError("unreachable")
+
+    def _awaited(self, awaitable: Any) -> Any:
+        """What a plain function hands on that has to be awaited, awaited in the reward's loop."""
+
+        async def outcome() -> Any:
+            try:
+                return await awaitable
+            except SystemExit as error:  # which would end the loop
+                raise RuntimeError(repr(error)) from error
+
+        future = asyncio.run_coroutine_threadsafe(outcome(), _loop(self.reward))
+        left = None if self._end is None else max(self._end - time.monotonic(), 0)
+        if not wait([future], timeout=left).done:
+            future.cancel()
+            raise RewardTimeoutError
+        return future.result()
+
+    def _pause(self, attempt: int, error: BaseException) -> float:
+        """Seconds before the next attempt; raises the error again if there is none."""
+        pause = PAUSE_SECONDS * 2**attempt * _JITTER.uniform(0.5, 1.0)
+        if attempt >= self.reward.retries or (self._end is not None and time.monotonic() + pause > self._end):
+            raise error
+        return pause
+
+    # ---------------------------------------------------------------- async
+
+    async def _work_async(self) -> None:
+        scope = asyncio.timeout(self.reward.timeout)
+        try:
+            async with scope:
+                if self.reward.batched:
+                    returned = await self._attempt_async(lambda: call(self.reward, self.views, self.log))
+                    self._values[:] = checked(returned, len(self.views))
+                else:
+                    await self._each_async()
+        except (*FAULTS, asyncio.CancelledError) as error:
+            if not scope.expired():
+                self._values[:] = [_raised(error)] * len(self.views)
+
+    async def _each_async(self) -> None:
+        gate = asyncio.Semaphore(SIDE_BY_SIDE)
+
+        async def one(i: int, function: Callable[[], Any]) -> None:
+            async with gate:
+                try:
+                    self._values[i] = checked_value(await self._attempt_async(function))
+                except FAULTS as error:
+                    self._values[i] = _raised(error)
+
+        await asyncio.gather(*(one(i, function) for i, function in enumerate(calls(self.reward, self.views))))
+
+    async def _attempt_async(self, function: Callable[[], Any]) -> Any:
+        for attempt in itertools.count():
+            try:
+                returned = function()
+                return await returned if inspect.isawaitable(returned) else returned
+            except FAULTS as error:
+                await asyncio.sleep(self._pause(attempt, error))
+        raise AssertionError("unreachable")
+
+    # ---------------------------------------------------------------- waiting
+
+    def _wait(self, future: Future) -> None:
+        """Until the values are there or the time is over."""
+        if self._end is None:
+            patience = PATIENCE_SECONDS
+            while not wait([future], timeout=patience).done:
+                logger.warning("still waiting for reward %r, which has no timeout", self.reward.name)
+                patience *= 2
+            return
+        grace = GRACE_SECONDS if self.reward.asynchronous else 0.0
+        if wait([future], timeout=max(self._end - time.monotonic(), 0) + grace).done:
+            return
+        self.log = Log()
+        if self.reward.asynchronous:
+            future.cancel()
+            _LOOPS.pop(self.reward, None)  # its loop is blocked: the next batch gets a new one
+        else:
+            _GIVEN_UP[self.reward] = future
+
+
 def run_rewards(rewards: Sequence[Reward], batches: Sequence[Views]) -> list[list[float | Loss]]:
     """Calls reward i on batches[i]; gives one finite float or `Loss` for each of its segments."""
-    started: dict[int, Future] = {}
-    for i, (reward, views) in enumerate(zip(rewards, batches)):
-        if views and reward.asynchronous:
-            started[i] = _start_async(reward, lambda r=reward, v=views: call(r, v))
-    results: dict[int, list[float | Loss]] = {}
-    for i, (reward, views) in enumerate(zip(rewards, batches)):
-        if i not in started:
-            results[i] = _guarded(lambda r=reward, v=views: _run_sync(r, v), reward, len(views)) if views else []
-    for i, future in started.items():
-        reward, count = rewards[i], len(batches[i])
-        results[i] = _guarded(lambda r=reward, f=future: _finish_async(r, f), reward, count)
-    return [results[i] for i in range(len(rewards))]
+    jobs = [Job(reward, views).start() for reward, views in zip(rewards, batches)]
+    return [job.finish() for job in jobs]
 
 
-def _guarded(produce: Callable[[], Any], reward: Reward, count: int) -> list[float | Loss]:
-    """The checked values, or the one reason why all of them are lost."""
-    try:
-        return checked(produce(), count)
-    except RewardTimeoutError:
-        return [Loss(Cause.TIMEOUT, f"took longer than {reward.timeout:g} s")] * count
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{frame.filename}:{frame.lineno}"
-        return [Loss(Cause.RAISED, f"raised {type(error).__name__}: {error} ({place})")] * count
+def _raised(error: BaseException) -> Loss:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return Loss(Cause.RAISED, f"raised {type(error).__name__}: {error}{place}")
 
 
-def _run_sync(reward: Reward, views: Views) -> Any:
-    if reward.timeout is None:
-        with torch.no_grad():
-            returned = call(reward, views)
-    else:
-        returned = _in_thread(lambda: call(reward, views), reward.timeout)
-    if asyncio.iscoroutine(returned):  # a plain function that hands on a coroutine
-        return _finish_async(reward, _start_async(reward, lambda: returned))
-    return returned
-
-
-def _in_thread(work: Callable[[], Any], seconds: float) -> Any:
+def _in_thread(work: Callable[[], None]) -> Future:
     """Runs work in a daemon thread. A ThreadPoolExecutor would wait for a hung one at the process's exit."""
     future: Future = Future()
 
     def target() -> None:
         torch.set_grad_enabled(False)  # grad mode is thread-local
         try:
-            future.set_result(work())
-        except BaseException as error:  # also SystemExit, which would end the thread without a word
-            future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            work()
+        finally:
+            future.set_result(None)
 
     threading.Thread(target=target, daemon=True, name="unidiff-reward").start()
-    if not wait([future], timeout=seconds).done:
-        raise RewardTimeoutError
-    return future.result()
-
-
-def _start_async(reward: Reward, make: Callable[[], Any]) -> Future:
-    async def timed() -> Any:
-        scope = asyncio.timeout(reward.timeout)
-        try:
-            async with scope:
-                return await make()
-        except TimeoutError as error:
-            if scope.expired():
-                raise RewardTimeoutError from error
-            raise
-
-    return asyncio.run_coroutine_threadsafe(timed(), _loop(reward))
-
-
-def _finish_async(reward: Reward, future: Future) -> Any:
-    patience = None if reward.timeout is None else reward.timeout + GRACE_SECONDS
-    if not wait([future], timeout=patience).done:
-        future.cancel()
-        _LOOPS.pop(reward, None)  # its loop is blocked: the next batch gets a new one
-        raise RewardTimeoutError
-    return future.result()
+    return future
 
 
 def _loop(reward: Reward) -> asyncio.AbstractEventLoop:

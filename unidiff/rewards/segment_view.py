@@ -2,10 +2,14 @@
 
 A view holds references, never copies, and decodes nothing by itself: 64 rollouts of nine segments are built
 in about a millisecond, and a picture becomes a PIL image only when a reward asks for it.
+
+Reward functions get `OwnRow`s of them: copies that belong to one reward and are made field by field as it looks.
+Whatever it does to tokens, pictures or columns, no other reward sees it, nor does the training.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -145,3 +149,86 @@ def link_row(
         )
         rounds[view.modality] += 1
     return tuple(linked)
+
+
+# ---------------------------------------------------------------------------------------------- copies
+
+
+class OwnRow:
+    """One row as one reward may have it: its views are copied when they are asked for."""
+
+    def __init__(self, row: Sequence[SegmentView], memo: dict[int, Any]) -> None:
+        self._row, self._memo = row, memo
+        self._made: dict[int, SegmentView] = {}
+
+    def __getitem__(self, index: int) -> SegmentView:
+        if index not in self._made:
+            self._made[index] = _own_view(self._row[index], self)
+        return self._made[index]
+
+    def first(self, count: int) -> tuple[SegmentView, ...]:
+        """The first so many views."""
+        return tuple(self[index] for index in range(count))
+
+    def whole(self) -> SequenceView:
+        """All of them, as a reward on sequences sees them."""
+        return SequenceView(self.first(len(self._row)))
+
+    def copied(self, value: Any) -> Any:
+        """A deep copy; an object that many rows share is copied once. What cannot be copied (a lock, an open file) is
+        shared."""
+        try:
+            return copy.deepcopy(value, self._memo)
+        except Exception:
+            return value
+
+
+def own_rows(rows: Sequence[Sequence[SegmentView]]) -> list[OwnRow]:
+    """Copies of a batch for one reward."""
+    memo: dict[int, Any] = {}
+    return [OwnRow(row, memo) for row in rows]
+
+
+class _OwnView(SegmentView):
+    """A view of an `OwnRow`. A field that could be changed in place is copied when it is first looked at."""
+
+    _source: SegmentView
+    _row: OwnRow
+
+    @cached_property
+    def tokens(self) -> torch.Tensor:  # type: ignore[override]
+        return self._source.tokens.clone()
+
+    @cached_property
+    def pixels(self) -> np.ndarray | None:  # type: ignore[override]
+        return None if self._source.pixels is None else self._source.pixels.copy()
+
+    @cached_property
+    def edited(self) -> np.ndarray | None:  # type: ignore[override]
+        return None if self._source.edited is None else self._source.edited.copy()
+
+    @cached_property
+    def prompt(self) -> list[str | Image.Image]:  # type: ignore[override]
+        return [self._row.copied(part) for part in self._source.prompt]
+
+    @cached_property
+    def before(self) -> tuple[SegmentView, ...]:  # type: ignore[override]
+        return self._row.first(len(self._source.before))
+
+    @cached_property
+    def task(self) -> Any:  # type: ignore[override]
+        return self._row.copied(self._source.task)
+
+    @cached_property
+    def columns(self) -> dict[str, Any]:  # type: ignore[override]
+        return {key: self._row.copied(value) for key, value in self._source.columns.items()}
+
+
+_COPIED = frozenset({"tokens", "pixels", "edited", "prompt", "before", "task", "columns", "image"})
+
+
+def _own_view(source: SegmentView, row: OwnRow) -> SegmentView:
+    view = object.__new__(_OwnView)
+    fields = source.__dict__
+    view.__dict__.update({key: fields[key] for key in fields.keys() - _COPIED}, _source=source, _row=row)
+    return view

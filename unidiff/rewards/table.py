@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from unidiff.files import write_whole
 from unidiff.rewards.reward import Cause, Loss, Reward, RewardError, as_rewards
-from unidiff.rewards.runner import run_rewards
-from unidiff.rewards.segment_view import SegmentView, SequenceView
+from unidiff.rewards.routed import Routed
+from unidiff.rewards.runner import Job
+from unidiff.rewards.segment_view import SegmentView, own_rows
 from unidiff.sequence import Modality
 
 WHOLE = -1  # the place of a sequence reward's value on the segment axis
@@ -29,6 +36,10 @@ class RewardTable:
     modality_BS: int64, the modality of each sampled segment; -1 = the row has no such segment.
     losses:      {(f, row, segment or WHOLE): Loss}, one entry for each value that was asked for and is
                  missing.
+    scale:       one entry a reward, as in `Reward`; all None unless given.
+    logged:      numbers that rewards logged, by name (`log_metric`).
+    extra:       {column: {(row, segment or WHOLE): value}}, what they logged beside their values (`log_extra`).
+    routed:      what the router made of it; `RewardRouter.route` sets it.
     """
 
     names: tuple[str, ...]
@@ -39,16 +50,21 @@ class RewardTable:
     sequence_BF: Tensor
     modality_BS: Tensor
     losses: dict[tuple[int, int, int], Loss] = field(default_factory=dict)
+    scale: tuple[str | None, ...] = ()
+    logged: dict[str, list[float]] = field(default_factory=dict)
+    extra: dict[str, dict[tuple[int, int], Any]] = field(default_factory=dict)
+    routed: Routed | None = None
 
     def __post_init__(self) -> None:
+        self.scale = self.scale or (None,) * len(self.names)
         rows, segments, count = self.values_BSF.shape
         if self.sequence_BF.shape != (rows, count) or self.modality_BS.shape != (rows, segments):
             raise ValueError(
                 f"values_BSF {list(self.values_BSF.shape)}, sequence_BF {list(self.sequence_BF.shape)} and "
                 f"modality_BS {list(self.modality_BS.shape)} disagree"
             )
-        if not len(self.names) == len(self.weights) == len(self.on) == len(self.credit) == count:
-            raise ValueError(f"names, weights, on and credit need {count} entries each, one a reward")
+        if {len(each) for each in (self.names, self.weights, self.on, self.credit, self.scale)} != {count}:
+            raise ValueError(f"names, weights, on, credit and scale need {count} entries each, one a reward")
 
     @property
     def lost(self) -> dict[tuple[str, Cause], int]:
@@ -80,16 +96,24 @@ class RewardTable:
         values = torch.cat([self.values_BSF[..., f].flatten(), self.sequence_BF[:, f]])
         return values[~values.isnan()]
 
-    def explain(self, sample: int, segment: int) -> str:
-        """In words, what each reward said of one segment of one row, and why a value is missing.
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Means of what the rewards logged; a name without a finite number is absent."""
+        finite = {name: [v for v in values if math.isfinite(v)] for name, values in self.logged.items()}
+        return {name: sum(values) / len(values) for name, values in finite.items() if values}
 
+    def explain(self, sample: int, segment: int) -> str:
+        """In words: what each reward said of one segment of one row, or why a value is missing, and, once the table
+        is routed, how that became the advantage of the segment's tokens.
+
+        segment: the ordinal among the row's sampled segments, as `SegmentView.index`.
         Errors: IndexError if the row has no such sampled segment.
         """
         kinds = self.modality_BS[sample, segment].item() if segment < self.modality_BS.shape[1] else WHOLE
         if kinds < 0:
             raise IndexError(f"sample {sample} has no sampled segment {segment}")
         target = Modality(int(kinds)).name.lower()
-        lines = [f"Sample {sample}, segment {segment} ({target}):"]
+        lines = []
         for f, on in enumerate(self.on):
             if on == target:
                 lines.append("  " + self._sentence(f, sample, segment, self.values_BSF[sample, segment, f].item()))
@@ -97,7 +121,12 @@ class RewardTable:
             if on == "sequence":
                 said = self._sentence(f, sample, WHOLE, self.sequence_BF[sample, f].item())
                 lines.append(f"  whole response: {said}; credited to {' and '.join(self.credit[f])}")
-        return "\n".join(lines if len(lines) > 1 else [*lines, f"  no reward looks at {target} segments"])
+        lines = lines or [f"  no reward looks at {target} segments"]
+        for column, values in self.extra.items():
+            lines += [f"  {column}: {values[sample, at]}" for at in (segment, WHOLE) if (sample, at) in values]
+        if self.routed is not None:
+            lines += self.routed.explain(sample, segment, self.names, self.weights)
+        return "\n".join([f"Sample {sample}, segment {segment} ({target}):", *lines])
 
     def _sentence(self, f: int, row: int, segment: int, value: float) -> str:
         if not math.isnan(value):
@@ -128,50 +157,157 @@ class RewardTable:
         credit = "+".join(self.credit[f])
         return self.names[f], self.on[f], f"{self.weights[f]:g}", credit, scored, mean, std, lost or "-"
 
+    def rows(self, chosen: slice) -> RewardTable:
+        """The table of some rows, in order."""
+        first, last, _ = chosen.indices(len(self.modality_BS))
+        inside = range(first, last)
+        return replace(
+            self,
+            values_BSF=self.values_BSF[first:last],
+            sequence_BF=self.sequence_BF[first:last],
+            modality_BS=self.modality_BS[first:last],
+            losses={(f, row - first, s): loss for (f, row, s), loss in self.losses.items() if row in inside},
+            extra={
+                column: {(row - first, s): value for (row, s), value in values.items() if row in inside}
+                for column, values in self.extra.items()
+            },
+            routed=self.routed and self.routed.rows(slice(first, last)),
+        )
+
     @staticmethod
     def concatenate(tables: Sequence[RewardTable]) -> RewardTable:
-        """One table of all rows in order, for processes that gather theirs. ValueError if rewards differ."""
+        """One table of all rows in order, for processes that gather theirs; not routed. ValueError if rewards
+        differ."""
         first = tables[0]
-        kinds = {(t.names, t.weights, t.on, t.credit) for t in tables}
+        kinds = {(t.names, t.weights, t.on, t.credit, t.scale) for t in tables}
         if len(kinds) != 1:
             raise ValueError(f"tables of different rewards cannot be joined: {[t.names for t in tables]}")
         longest = max(t.modality_BS.shape[1] for t in tables)
         losses: dict[tuple[int, int, int], Loss] = {}
+        extra: dict[str, dict[tuple[int, int], Any]] = {}
+        logged: dict[str, list[float]] = {}
         offset = 0
         for t in tables:
             losses |= {(f, row + offset, segment): loss for (f, row, segment), loss in t.losses.items()}
+            for column, values in t.extra.items():
+                extra.setdefault(column, {}).update({(row + offset, s): value for (row, s), value in values.items()})
+            for name, numbers in t.logged.items():
+                logged.setdefault(name, []).extend(numbers)
             offset += len(t.modality_BS)
         pad = torch.nn.functional.pad
         values = [pad(t.values_BSF, (0, 0, 0, longest - t.values_BSF.shape[1]), value=math.nan) for t in tables]
         modality = [pad(t.modality_BS, (0, longest - t.modality_BS.shape[1]), value=-1) for t in tables]
-        sequence = [t.sequence_BF for t in tables]
-        joined = torch.cat(values), torch.cat(sequence), torch.cat(modality)
-        return RewardTable(first.names, first.weights, first.on, first.credit, *joined, losses)
+        joined = torch.cat(values), torch.cat([t.sequence_BF for t in tables]), torch.cat(modality)
+        names = first.names, first.weights, first.on, first.credit
+        return RewardTable(*names, *joined, losses, first.scale, logged, extra)
+
+    # ---------------------------------------------------------------- files
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """As tensors by name, and the rest as JSON-able data: parts that a file of rollouts can hold beside its own.
+        Values of `extra` that JSON does not know become their text."""
+        tensors = {name: getattr(self, name).contiguous() for name in ("values_BSF", "sequence_BF", "modality_BS")}
+        header: dict[str, Any] = {name: getattr(self, name) for name in ("names", "weights", "on", "credit", "scale")}
+        header["losses"] = [[*place, loss.cause, loss.message] for place, loss in self.losses.items()]
+        header["extra"] = {
+            column: [[*place, value if _is_plain(value) else str(value)] for place, value in values.items()]
+            for column, values in self.extra.items()
+        }
+        header["logged"] = self.logged
+        if self.routed is not None:
+            routed, header["routed"] = self.routed.to_tensors()
+            tensors |= routed
+        return tensors, json.loads(json.dumps(header))
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor], header: dict[str, Any]) -> RewardTable:
+        """The table that `to_tensors` took apart; other tensors are left alone."""
+        return RewardTable(
+            names=tuple(header["names"]),
+            weights=tuple(header["weights"]),
+            on=tuple(header["on"]),
+            credit=tuple(tuple(credit) for credit in header["credit"]),
+            values_BSF=tensors["values_BSF"],
+            sequence_BF=tensors["sequence_BF"],
+            modality_BS=tensors["modality_BS"],
+            losses={(f, row, s): Loss(Cause(cause), why) for f, row, s, cause, why in header["losses"]},
+            scale=tuple(header["scale"]),
+            logged=header["logged"],
+            extra={column: {(row, s): value for row, s, value in values} for column, values in header["extra"].items()},
+            routed=Routed.from_tensors(tensors, header["routed"]) if "routed" in header else None,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes it as safetensors with a JSON header, in one piece."""
+        tensors, header = self.to_tensors()
+        write_whole(Path(path), lambda draft: save_file(tensors, draft, {"reward_table": json.dumps(header)}))
+
+    @staticmethod
+    def load(path: str | Path) -> RewardTable:
+        """The table of a file. ValueError if it holds none."""
+        with safe_open(path, "pt") as file:
+            header = (file.metadata() or {}).get("reward_table")
+            if header is None:
+                raise ValueError(f"{path} holds no reward table")
+            names = list(file.keys())
+            return RewardTable.from_tensors({name: file.get_tensor(name) for name in names}, json.loads(header))
 
 
-def evaluate(rewards: Iterable[Reward | str], rows: Sequence[tuple[SegmentView, ...]]) -> RewardTable:
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+class Pending:
+    """Rewards of a batch that are being worked on; `table` waits for them."""
+
+    def __init__(
+        self, rewards: Iterable[Reward | str], rows: Sequence[tuple[SegmentView, ...]], trainer_state: Any = None
+    ) -> None:
+        self.rewards, self.rows = as_rewards(rewards), rows
+        self._places = [_places(reward, rows) for reward in self.rewards]
+        self._jobs = []
+        for reward, where in zip(self.rewards, self._places):
+            own = own_rows(rows)  # what one reward does to its views is its own affair
+            views = [own[row].whole() if segment == WHOLE else own[row][segment] for row, segment in where]
+            self._jobs.append(Job(reward, views, trainer_state).start())
+
+    def table(self) -> RewardTable:
+        """All values. Errors: RewardError if a reward with required=True lost one."""
+        table = _empty_table(self.rewards, self.rows)
+        results = [job.finish() for job in self._jobs]  # all, before one can end the run
+        for f, (reward, where, values) in enumerate(zip(self.rewards, self._places, results)):
+            for (row, segment), result in zip(where, values):
+                if isinstance(result, Loss):
+                    if reward.required:
+                        raise RewardError(_fatal(reward, row, segment, result))
+                    table.losses[f, row, segment] = result
+            at = [(place, v) for place, v in zip(where, values) if not isinstance(v, Loss)]
+            if at:
+                rows, segments = torch.tensor([place for place, _ in at]).unbind(1)
+                given = torch.tensor([v for _, v in at], dtype=torch.float32)
+                if reward.on == "sequence":
+                    table.sequence_BF[rows, f] = given
+                else:
+                    table.values_BSF[rows, segments, f] = given
+        for where, job in zip(self._places, self._jobs):
+            for name, numbers in job.log.metrics.items():
+                table.logged.setdefault(name, []).extend(numbers)
+            for column, values in job.log.columns.items():
+                table.extra.setdefault(column, {}).update(zip(where, values))
+        return table
+
+
+def evaluate(
+    rewards: Iterable[Reward | str], rows: Sequence[tuple[SegmentView, ...]], trainer_state: Any = None
+) -> RewardTable:
     """Runs all rewards on a batch of rollouts.
 
     rewards: what `as_rewards` takes. rows: each rollout's sampled segments in order (`link_row` makes them);
     a row without segments is scored by nothing. Each reward is called once, with all of its segments of the
-    batch.
+    batch, or with `batched=False` once for each. trainer_state: for functions that ask where the run is.
     Errors: RewardError if a reward with required=True lost a value; ValueError if two rewards share a name.
     """
-    rewards = as_rewards(rewards)
-    places = [_places(reward, rows) for reward in rewards]
-    batches = [[_view(rows, row, segment) for row, segment in where] for where in places]
-    table = _empty_table(rewards, rows)
-    for f, (reward, where, results) in enumerate(zip(rewards, places, run_rewards(rewards, batches))):
-        for (row, segment), result in zip(where, results):
-            if isinstance(result, Loss):
-                if reward.required:
-                    raise RewardError(_fatal(reward, row, segment, result))
-                table.losses[f, row, segment] = result
-            elif segment == WHOLE:
-                table.sequence_BF[row, f] = result
-            else:
-                table.values_BSF[row, segment, f] = result
-    return table
+    return Pending(rewards, rows, trainer_state).table()
 
 
 def _places(reward: Reward, rows: Sequence[tuple[SegmentView, ...]]) -> list[tuple[int, int]]:
@@ -180,10 +316,6 @@ def _places(reward: Reward, rows: Sequence[tuple[SegmentView, ...]]) -> list[tup
         return [(row, WHOLE) for row, views in enumerate(rows) if views]
     target = Modality[reward.on.upper()]
     return [(b, s) for b, views in enumerate(rows) for s, view in enumerate(views) if view.modality == target]
-
-
-def _view(rows: Sequence[tuple[SegmentView, ...]], row: int, segment: int) -> SegmentView | SequenceView:
-    return SequenceView(rows[row]) if segment == WHOLE else rows[row][segment]
 
 
 def _fatal(reward: Reward, row: int, segment: int, loss: Loss) -> str:
@@ -199,6 +331,7 @@ def _empty_table(rewards: Sequence[Reward], rows: Sequence[tuple[SegmentView, ..
         weights=tuple(r.weight for r in rewards),
         on=tuple(r.on for r in rewards),
         credit=tuple(r.credit for r in rewards),
+        scale=tuple(r.scale for r in rewards),
         values_BSF=torch.full((batch, segments, count), math.nan),
         sequence_BF=torch.full((batch, count), math.nan),
         modality_BS=torch.tensor(padded, dtype=torch.int64).reshape(batch, segments),

@@ -1,0 +1,175 @@
+"""Rewards that fail in a run: it goes on with what is left, the table shows the fault and the metrics count it."""
+
+import asyncio
+import json
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import unidiff.grpo.trainer as trainer_module
+from unidiff.rewards import runner
+from unidiff.rewards.reward import Cause, RewardError, reward
+from unidiff.sequence import Modality
+
+
+def raises_for_one(segment, **columns):
+    if segment.index == 0:
+        raise RuntimeError("this one")
+    return 1.0
+
+
+def raises(segments, **columns):
+    raise RuntimeError("the scorer is down")
+
+
+def hangs(segments, **columns):
+    time.sleep(3)
+
+
+async def hangs_for_ever(segments, **columns):
+    await asyncio.sleep(600)
+
+
+async def never_awaits(segments, **columns):
+    time.sleep(3)
+
+
+def vandal(segments, board, **columns):
+    for s in segments:
+        for view in (*s.before, s):
+            view.tokens.zero_()
+            if view.pixels is not None:
+                view.pixels[:] = 0
+        s.text = "gone"
+        s.columns.clear()
+        s.prompt.clear()
+        vars(s.task).clear()
+    count = len(segments)
+    segments.clear()
+    return [0.5] * count
+
+
+FAULTS = {
+    "raises_for_one": (reward(raises_for_one, batched=False, weight=0.0), Cause.RAISED),
+    "raises": (reward(raises), Cause.RAISED),
+    "hangs": (reward(hangs, timeout=0.05, breaker=None), Cause.TIMEOUT),
+    "hangs_for_ever": (reward(hangs_for_ever, timeout=0.05), Cause.TIMEOUT),
+    "never_awaits": (reward(never_awaits, timeout=0.05), Cause.TIMEOUT),
+    "too_few": (reward(lambda s, **c: [1.0], name="too_few"), Cause.WRONG_LENGTH),
+    "strings": (reward(lambda s, **c: ["good"] * len(s), name="strings"), Cause.WRONG_TYPE),
+    "infinite": (reward(lambda s, **c: [float("inf")] * len(s), name="infinite"), Cause.NOT_FINITE),
+    "complex": (reward(lambda s, **c: [1j] * len(s), name="complex"), Cause.WRONG_TYPE),
+    "trips": (reward(lambda s, **c: 1 / 0, name="trips", breaker=1), Cause.RAISED),
+}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(runner, "GRACE_SECONDS", 0.1)
+
+
+def test_a_run_goes_on_as_if_faulty_rewards_were_not_there(make_trainer, weights, difference, rewards, tmp_path):
+    mutes = [reward(vandal, on="text", weight=0.0), *rewards, *(one for one, _ in FAULTS.values())]
+    tables = []
+    trainer = make_trainer(mutes, options={"on_step": lambda s, m, e: tables.append(e.table)})
+    history = trainer.train()
+    sound = make_trainer(output_dir=str(tmp_path / "sound"))
+    expected = sound.train()
+    assert len(history) == len(expected) == 2
+    assert difference(weights(trainer), weights(sound)) == 0
+    for step, (metrics, reference, table) in enumerate(zip(history, expected, tables)):
+        for name in ("reward/bright", "reward/short_words", "grad_norm", "advantage_correlation"):
+            assert metrics[name] == reference[name]
+        assert metrics["reward/vandal"] == 0.5 and metrics["lost/vandal"] == 0
+        for name, (_, cause) in FAULTS.items():
+            cause = Cause.SKIPPED if name == "trips" and step else cause
+            share = metrics[f"lost/{name}/{cause}"]
+            assert share == metrics[f"lost/{name}"] and (0 < share < 1 if name == "raises_for_one" else share == 1)
+            assert f"reward/{name}" not in metrics or name == "raises_for_one"
+            assert {c for n, c in table.lost if n == name} == {cause}
+            assert f"{name} has no value ({cause}: " in table.explain(0, 0)
+        assert metrics["reward/raises_for_one"] == 1
+    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert written == history
+
+
+def test_a_required_reward_leaves_a_checkpoint(make_trainer, weights, difference, timeless, tmp_path, rewards):
+    mended = False
+
+    @reward(on="image", required=True, weight=0.0)
+    def vital(segments, trainer_state, **columns):
+        lost = trainer_state.global_step == 1 and not mended
+        return [None if lost and i == 1 else 1.0 for i in range(len(segments))]
+
+    settings = {"max_steps": 3, "save_steps": 0}
+    trainer = make_trainer([*rewards, vital], **settings)
+    with pytest.raises(RewardError, match=r"'vital' is required and has no value for sample \d, segment \d: none: it"):
+        trainer.train()
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
+    mended = True
+    resumed = make_trainer([*rewards, vital], resume=True, **settings)
+    history = resumed.train()
+    assert resumed.start == 1 and len(history) == 3
+    unbroken = make_trainer([*rewards, vital], output_dir=str(tmp_path / "unbroken"), **settings)
+    assert [timeless(m) for m in history] == [timeless(m) for m in unbroken.train()]
+    assert difference(weights(resumed), weights(unbroken)) == 0
+
+
+def test_a_required_reward_that_fails_elsewhere_ends_every_process(make_trainer, monkeypatch, tmp_path):
+    """No process may wait for one that has ended."""
+    monkeypatch.setattr(trainer_module, "everybody", lambda own, _: [own, RewardError("reward 'vital' of another")])
+    with pytest.raises(RewardError, match="of another"):
+        make_trainer().train()
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000"]
+
+
+def test_logged_numbers_reach_the_metrics(make_trainer, tmp_path, rewards):
+    def logs(completions, trainer_state, log_metric, log_extra, **kwargs):  # as TRL has them
+        log_metric("accuracy", trainer_state.global_step + 0.5)
+        log_metric("lr", 3.0)  # names that the trainer has
+        log_metric("seconds", 4.0)
+        log_extra("length", [len(c) for c in completions])
+        return [0.0] * len(completions)
+
+    tables = []
+    trainer = make_trainer([*rewards, logs], options={"on_step": lambda s, m, e: tables.append(e.table)})
+    trainer.train()
+    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [m["accuracy"] for m in written] == [0.5, 1.5] and [m["log/lr"] for m in written] == [3.0, 3.0]
+    assert all(m["lr"] == 1e-3 and m["log/seconds"] == 4 != m["seconds"] for m in written)
+    assert "  length: " in tables[0].explain(0, 0) and len(tables[0].extra["length"]) == 6
+
+
+def test_a_module_moves_to_the_runs_device(make_trainer, rewards):
+    class Judge(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.level = nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, segments, **columns):
+            return self.level * torch.ones(len(segments), device=self.level.device)
+
+    judge = reward(Judge(), on="text")
+    moved = []
+    judge.function.to = lambda device: moved.append(device)
+    trainer = make_trainer([*rewards, judge])
+    assert moved == [trainer.accelerator.device]
+    metrics, _ = trainer.step(0)
+    assert metrics["reward/Judge"] == 0.5 and metrics["lost/Judge"] == 0
+
+
+def test_rewards_of_the_task_are_known_by_name(make_trainer):
+    trainer = make_trainer(["success=0.25", "picture_cells"])
+    assert [(r.name, r.weight) for r in trainer.rewards] == [("success", 0.25), ("picture_cells", 0.5)]
+    with pytest.raises(ValueError, match="unknown reward 'sucess'; did you mean 'success'"):
+        make_trainer(["sucess"])
+
+
+def test_experience_keeps_the_account_of_its_rows(make_trainer):
+    _, experience = make_trainer(assignment="joint").step(0)
+    table = experience.table
+    assert table.routed is experience.routed and len(table.modality_BS) == 6
+    tokens = experience.canvas.modality == Modality.TEXT
+    assert tokens.any() and "joint (sum of the row's means): " in table.explain(5, 0)

@@ -1,0 +1,126 @@
+"""What the router made of a table: advantages, and how it came to each of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Account:
+    """How the advantages of an assignment came about.
+
+    assignment, scale, leave_one_out: the router's.
+    group_B:   int64, the group of each row, numbered from 0.
+    terms_BSF: float64, what entered the sum for a segment from each reward, before its weight: a value, or a mean over
+               the row's segments, on the reward's own scale. NaN = nothing.
+    total_BS:  float64, the weighted sum of the terms: what was compared.
+    mean_BS, std_BS, count_BS: float64, of the totals that it was compared with; count is how many there were.
+    divisor_BS: float64, what the difference from the mean was divided by.
+    """
+
+    assignment: str
+    scale: str
+    leave_one_out: bool
+    group_B: Tensor
+    terms_BSF: Tensor
+    total_BS: Tensor
+    mean_BS: Tensor
+    std_BS: Tensor
+    count_BS: Tensor
+    divisor_BS: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Routed:
+    """Advantages of B rollouts with S sampled segments at most.
+
+    advantage_BS: float32, 0 wherever `valid_BS` is False.
+    valid_BS:     bool: the segment exists, was scored, and has a scored sibling in its group to be compared
+                  with. A constant group is valid with advantage 0; a group that lost its values is not.
+    metrics:      `reward/<name>` (mean, unweighted), `lost/<name>` (share lost to faults), `lost/<name>/<cause>` (the
+                  same by cause, those that came up), `not_applicable/<name>` (share of None), and of the factorized
+                  totals, whatever the assignment: `group_std/<modality>`, `zero_std/<modality>` (share of the scored
+                  groups), `advantage_correlation` between the modalities. A number that does not exist in this batch
+                  is absent.
+    account:      how the advantages came about; None for a function's.
+    """
+
+    advantage_BS: Tensor
+    valid_BS: Tensor
+    metrics: dict[str, float]
+    account: Account | None = None
+
+    def rows(self, chosen: slice) -> Routed:
+        """Those of some rows; metrics stay those of all."""
+        account = self.account
+        if account is not None:
+            cut = {f.name: getattr(account, f.name)[chosen] for f in fields(Account) if _is_tensor(f.name)}
+            account = replace(account, **cut)
+        return Routed(self.advantage_BS[chosen], self.valid_BS[chosen], self.metrics, account)
+
+    def explain(self, sample: int, segment: int, names: tuple[str, ...], weights: tuple[float, ...]) -> list[str]:
+        """In words, how a segment came to its advantage, one line a step. names, weights: those of the rewards."""
+        advantage = self.advantage_BS[sample, segment].item()
+        if self.account is None:
+            return [self._closing(sample, segment, f"a function of yours gave it {advantage:.4g}")]
+        a = self.account
+        terms = [
+            f"{weight:g} × {value:.4g} ({name})"
+            for name, weight, value in zip(names, weights, a.terms_BSF[sample, segment].tolist())
+            if not math.isnan(value)
+        ]
+        total, mean, std, count, divisor = (
+            float(part[sample, segment]) for part in (a.total_BS, a.mean_BS, a.std_BS, a.count_BS, a.divisor_BS)
+        )
+        lines = [
+            f"  {a.assignment} ({_MEANING[a.assignment]}): " + (" + ".join(terms) or "no value") + f" = {total:.4g}"
+        ]
+        if math.isnan(total):
+            return [lines[0].removesuffix(" = nan"), self._closing(sample, segment, "")]
+        among = "batch" if a.assignment == "normalize_then_sum" else f"group {int(a.group_B[sample])}"
+        spread = "" if math.isnan(std) else f", std {std:.4g}"
+        lines.append(f"  compared in {among} with {int(count)} values: mean {mean:.4g}{spread}")
+        sum_of = f"({total:.4g} - {mean:.4g})" + (f" / {divisor:.4g}" if divisor != 1 else "")
+        if a.leave_one_out and a.assignment != "normalize_then_sum" and count > 1:
+            sum_of = f"{int(count)}/{int(count) - 1} × {sum_of}"  # the mean of the others
+        return [*lines, self._closing(sample, segment, "all are equal" if std == 0 else sum_of)]
+
+    def _closing(self, sample: int, segment: int, how: str) -> str:
+        if not bool(self.valid_BS[sample, segment]):
+            return "  no advantage: nothing to compare it with; its tokens are not trained"
+        advantage = self.advantage_BS[sample, segment].item()
+        return f"  advantage of each of its sampled tokens: {how} = {advantage:.4g}"
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """As tensors by name, and the rest as JSON-able data."""
+        tensors = {"advantage_BS": self.advantage_BS, "valid_BS": self.valid_BS}
+        header: dict[str, Any] = {"metrics": self.metrics}
+        if self.account is not None:
+            account = {f.name: getattr(self.account, f.name) for f in fields(Account)}
+            tensors |= {name: value for name, value in account.items() if _is_tensor(name)}
+            header["account"] = {name: value for name, value in account.items() if not _is_tensor(name)}
+        return {name: value.contiguous() for name, value in tensors.items()}, header
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor], header: dict[str, Any]) -> Routed:
+        account = None
+        if "account" in header:
+            parts = {f.name: tensors[f.name] for f in fields(Account) if _is_tensor(f.name)}
+            account = Account(**header["account"], **parts)
+        return Routed(tensors["advantage_BS"], tensors["valid_BS"], header["metrics"], account)
+
+
+_MEANING = {
+    "joint": "sum of the row's means",
+    "normalize_then_sum": "sum of the row's means, each normalised in its group",
+    "factorized": "sum of the row's means, of its modality alone",
+    "segment": "sum of this segment's own values",
+}
+
+
+def _is_tensor(name: str) -> bool:
+    return "_B" in name

@@ -1,0 +1,71 @@
+"""Reward functions written for TRL's GRPOTrainer, taken as they are.
+
+Such a function is called with `prompts, completions, completion_ids, trainer_state, log_extra, log_metric` and the
+columns of its data set, all by keyword, and returns a list of floats or Nones, or a coroutine of one (documentation of
+TRL 1.10, "Using a custom reward function"). unidiff hands over what it asks for: a function without **kwargs need not
+name them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from unidiff.rewards.call import accepted
+from unidiff.rewards.reward import Reward, reward
+from unidiff.rewards.segment_view import SequenceView
+
+
+@dataclass(eq=False)
+class TRLFunction:
+    """A TRL-style function behind unidiff's signature.
+
+    Prompts and completions are the texts alone, joined by line breaks: TRL functions know no pictures.
+    completion_ids:  lists of the ids of all sampled segments, those of pictures among them.
+    trainer_state:   a `transformers.TrainerState` with the run's global_step and max_steps; epoch stays 0, since no
+                     prompt comes twice.
+    log_metric(name, value), log_extra(column, values): see `Log`.
+    chat: completions and prompts are given as chat messages, [{"role": …, "content": …}].
+    """
+
+    function: Callable[..., Any]
+    chat: bool = False
+
+    @property
+    def asynchronous(self) -> bool:
+        """The wrapped function is async, so calling this gives its coroutine."""
+        return Reward(self.function, "trl").asynchronous
+
+    def __call__(
+        self, segments: list[SequenceView], trainer_state: Any, log_extra: Any, log_metric: Any, **columns: list
+    ) -> Any:
+        prompts = [[part for part in view.prompt if not isinstance(part, Image.Image)] for view in segments]
+        own = {
+            "prompts": [self._message("user", "\n".join(map(str, parts))) for parts in prompts],
+            "completions": [self._message("assistant", "\n".join(view.texts)) for view in segments],
+            "completion_ids": [[i for s in view.segments for i in s.tokens.tolist()] for view in segments],
+            "trainer_state": trainer_state,
+            "log_extra": log_extra,
+            "log_metric": log_metric,
+        }
+        columns = {key: values for key, values in columns.items() if key not in ("prompt", "completion")}
+        return self.function(**accepted(self.function, {**columns, **own}))
+
+    def _message(self, role: str, content: str) -> str | list[dict[str, str]]:
+        return [{"role": role, "content": content}] if self.chat else content
+
+
+def from_trl(
+    function: Callable[..., Any],
+    *,
+    credit: str | Iterable[str] = "text",
+    chat: bool = False,
+    name: str | None = None,
+    **options: Any,
+) -> Reward:
+    """A reward on whole responses from a TRL-style function; see `TRLFunction`. options: those of `reward`."""
+    title = name or getattr(function, "__name__", type(function).__name__)
+    return reward(TRLFunction(function, chat), on="sequence", credit=credit, name=title, **options)
