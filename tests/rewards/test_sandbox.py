@@ -356,10 +356,12 @@ FORGERIES = {
     "exits in the function": "import os\ndef square(x): os._exit(0)",
     "raises SystemExit": "def square(x): raise SystemExit(0)",
     "always equal": "class E:\n    def __eq__(s, o): return True\n    __hash__ = None\ndef square(x): return E()",
-    "equal int": "class E(int):\n    def __eq__(s, o): return True\n    __hash__ = int.__hash__\ndef square(x): return E(7)",
+    "equal int": "class E(int):\n    __hash__ = int.__hash__\n"
+    "    def __eq__(s, o): return True\ndef square(x): return E(7)",
     "no asserts": "import builtins\nclass A(Exception):\n    def __new__(c, *a): return None\n"
     "builtins.AssertionError = A\nbuiltins.compile = builtins.exec = lambda *a, **k: None\ndef square(x): return 7",
-    "frames": "import sys\ndef square(x):\n    f = sys._getframe()\n    while f:\n        f.f_globals.update(passed=True)\n"
+    "frames": "import sys\ndef square(x):\n    f = sys._getframe()\n    while f:\n"
+    "        f.f_globals.update(passed=True)\n"
     "        f = f.f_back\n    return 7",
     "forged lines": "import json, os\nfor fd in range(1, 40):\n    for i in range(3):\n        try: os.write(fd, "
     "json.dumps({'test': i, 'passed': True}).encode() + b'\\nexit 0\\n')\n        except OSError: pass\n",

@@ -2,8 +2,8 @@
 
 What it promises where the system allows namespaces (the default, `network="deny"`, insists on them):
 
-- A root of its own: the system's libraries and Python, read-only; a few devices; an empty /tmp in memory. No /etc, /home,
-  /proc, nor any other file of the machine, so neither the trainer's environment nor its processes can be seen.
+- A root of its own: the system's libraries and Python, read-only; a few devices; an empty /tmp in memory. No /etc,
+  /home, /proc, nor any other file of the machine, so neither the trainer's environment nor its processes can be seen.
 - Its own process, network, ipc and host name namespaces, no capabilities, no further namespaces; as root's child it
   becomes nobody.
 - Hard limits: wall clock, CPU seconds, address space, number of processes, open files, size of files and of /tmp, and
@@ -50,7 +50,7 @@ SYSTEM = (
     "/lib32",
     "/lib64",
     "/libx32",
-)  # what programs are linked with; /etc is not among them
+)  # what programs need; not /etc
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
 MEBIBYTE = 1 << 20
 NOBODY = 65534
@@ -298,10 +298,11 @@ class _Process:
         namespaces = self._namespaces() if self.namespaces is None else self.namespaces
         given = {k: getattr(self, k) for k in ("requests", "replies", "verdicts") if getattr(self, k) >= 0}
         box = self.sandbox
+        readable = _readable(_prefix(box.python), box.paths)
         folder = None if namespaces else self._folder()
         job = {
             **self.job, **given, "keep": list(given.values()), "namespaces": namespaces, "folder": folder,
-            "network": box.network == "allow", "readable": _readable(_prefix(box.python), box.paths), "paths": list(box.paths),
+            "network": box.network == "allow", "readable": readable, "paths": list(box.paths),
             "memory": box.memory * MEBIBYTE, "disk": box.disk * MEBIBYTE, "processes": box.processes,
             "open_files": box.open_files, "cpu_seconds": math.ceil(box.seconds),
         }  # fmt: skip
@@ -328,8 +329,8 @@ class _Process:
             return True
         if self.sandbox.network == "deny":
             raise SandboxError(
-                f"{reason}. Without namespaces the network cannot be closed. Allow unprivileged user namespaces, or run "
-                "the code elsewhere (tools/reward_server.py), or accept limits without isolation: network='allow'"
+                f"{reason}. Without namespaces the network cannot be closed. Allow unprivileged user namespaces, or "
+                "run the code elsewhere (tools/reward_server.py), or accept limits without isolation: network='allow'"
             )
         _unisolated(reason)
         return False

@@ -37,7 +37,7 @@ def run_program(job):
 
 
 def encode(value, keep=None):
-    """A value as JSON can hold it. What is no plain data is kept by `keep`, which gives its handle, or raises NotPlain."""
+    """A value as JSON can hold it. For what is no plain data `keep` gives a handle; without it NotPlain is raised."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) is Remote:
