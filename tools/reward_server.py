@@ -8,7 +8,7 @@ has `text`, `image` (PIL), `texts_before`, `images_before`, `image_before`, `pro
 each entry of the metadata comes as a list. The client is `unidiff.rewards.remote.remote`; the protocol stands there.
 
 Requests that wait are put together to batches, one at a time for each scorer. A batch that raises is tried again item
-by item, so a bad item costs its own value only. Whoever can reach the port can use it: keep it on a network of your own.
+by item, so a bad item costs its own value only. Whoever can reach the port can use it: keep it on your own network.
 
 GET /health says what is served, and how much waits.
 """

@@ -37,7 +37,7 @@ def close_pixels(a: np.ndarray, b: np.ndarray, tolerance: int) -> np.ndarray:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 [H, W, 3] in dB, at most `PSNR_TOP`: 10 log10(255² / mean square error)."""
+    """Peak signal-to-noise ratio of two uint8 [H, W, 3]: 10 log10(255² / mean square error) dB, at most `PSNR_TOP`."""
     error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean()
     return float(min(10 * np.log10(255**2 / max(error, 1e-12)), PSNR_TOP))
 

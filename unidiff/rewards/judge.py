@@ -65,7 +65,7 @@ def judge(
 
     url: of the API, such as "http://host:8000/v1". model: its name there. rubric: what is good, in words.
     scale: the lowest and the highest score that the judge may give.
-    max_tokens, and what stands in `extra`, go into the request as they are; the temperature is 0 unless `extra` says so.
+    max_tokens, and what stands in `extra`, go into the request; the temperature is 0 unless `extra` says so.
     api_key_env: the environment variable that holds the key, if one is needed.
     parallel: requests at a time. seconds, retries: of one request, see `Endpoint`.
     Further options (`on`, `weight`, `timeout` for all of it, …) are those of `reward`.
