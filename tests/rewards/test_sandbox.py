@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -303,6 +304,40 @@ def test_a_system_that_refuses_is_recognised():
     words = ["unshare", "-Ur", "sh", "-c", shell, sys.executable, script]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("the sandbox could not be built: [Errno 28] unshare"), done.stderr
+
+
+@needs_namespaces
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
+def test_an_ordinary_user_has_the_same_walls():
+    if not PYTHON or subprocess.run([PYTHON, "-c", "from enum import StrEnum"]).returncode:
+        pytest.skip("needs a Python from 3.11 up that everyone may read")
+    folder = tempfile.mkdtemp(prefix="sandbox-of-nobody-")
+    try:
+        os.chmod(folder, 0o755)
+        for name in ("sandbox.py", "sandbox_child.py", "sandbox_payload.py"):
+            shutil.copy(os.path.join(os.path.dirname(module.__file__), name), folder)
+        attack = "import os\nprint(os.getuid(), os.listdir('/'), os.path.exists('/etc'))\nopen('/usr/x', 'w')"
+        tests = ["assert f(2) == 4", "assert f(3) == 4"]
+        script = f"""
+import sys
+sys.path.insert(0, {folder!r})
+from sandbox import Sandbox, namespaces_refused
+print(namespaces_refused())
+done = Sandbox(seconds=8).run({attack!r})
+print(done.stdout, done.code, "Read-only" in done.stderr)
+print(Sandbox(seconds=8).test("def f(x): return x * x", {tests!r}).passed)
+print(Sandbox(seconds=8, processes=3).run("import os\\nfor _ in range(9): os.fork()").code)
+"""
+        run = subprocess.run(
+            [PYTHON, "-c", script], user=65534, group=65534, extra_groups=[], capture_output=True, text=True, timeout=60
+        )
+    finally:
+        shutil.rmtree(folder)
+    lines = run.stdout.split("\n")
+    if lines[0] != "None":
+        pytest.skip(f"ordinary users get no namespaces here: {lines[0]}")
+    assert lines[1].startswith("65534 [") and lines[1].endswith("False") and lines[2] == " 1 True", run
+    assert lines[3:5] == ["(True, False)", "1"], run
 
 
 # --- tests and forgery ------------------------------------------------------------------------------------------------

@@ -122,7 +122,9 @@ def _agreement(clip: Clip, column: str | None, logits: bool, name: str, options:
     return reward(agreement, on="image", **{"name": name, **options})
 
 
-def clip_score(model: str = CLIP, *, column: str | None = None, loading: dict[str, Any] | None = None, **options: Any):
+def clip_score(
+    model: str = CLIP, *, column: str | None = None, loading: dict[str, Any] | None = None, **options: Any
+) -> Reward:
     """Cosine of picture and text in CLIP (arXiv 2103.00020).
 
     column: the text; the prompt's texts unless given. loading: device, dtype, batch, … of `Clip`.
@@ -130,7 +132,9 @@ def clip_score(model: str = CLIP, *, column: str | None = None, loading: dict[st
     return _agreement(Clip(model, **(loading or {})), column, False, "clip_score", options)
 
 
-def pick_score(model: str = PICK, *, column: str | None = None, loading: dict[str, Any] | None = None, **options: Any):
+def pick_score(
+    model: str = PICK, *, column: str | None = None, loading: dict[str, Any] | None = None, **options: Any
+) -> Reward:
     """PickScore (arXiv 2305.01569): the logit of picture and text, about 20. Options as of `clip_score`."""
     loading = {"processor": CLIP_H if model == PICK else None, **(loading or {})}
     return _agreement(Clip(model, **loading), column, True, "pick_score", options)
