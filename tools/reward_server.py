@@ -81,7 +81,7 @@ def _content(part: dict) -> Any:
             raise BadItemError(f"a picture has more than {PIXELS} pixels")
         return image.convert("RGB")
     except (binascii.Error, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadItemError(f"a picture cannot be read: {error}") from error
+        raise BadItemError(f"a picture cannot be read: {type(error).__name__}") from error
 
 
 # --- scorers ----------------------------------------------------------------------------------------------------------
@@ -94,6 +94,7 @@ def find(name: str) -> Callable:
         raise SystemExit(f"error: {name!r} names no function; write package.module:function or file.py:function")
     if place.endswith(".py"):
         spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert spec is not None and spec.loader is not None  # a name that ends in .py has a loader
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     else:

@@ -116,12 +116,13 @@ def test_math(verifier):
     pairs = [
         (r"\frac{1}{2}", r"so \boxed{0.5}"),
         ("1/2", r"$\frac{2}{4}$"),
-        (r"x^2+2x+1", r"\boxed{(x+1)^2}"),
+        ("x^2 + 2x + 1", r"Expanding gives $(x+1)^2$."),
+        ("x^2 + 2x + 1", "so it is 1"),
         ("7", r"\boxed{8}"),
         ("7", "I do not know"),
         (r"\{1,2\}", r"\boxed{\{2, 1\}}"),
     ]
-    assert verifier.verify(pairs) == [1.0, 1.0, 1.0, 0.0, 0.0, 1.0]
+    assert verifier.verify(pairs) == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0]
 
 
 def test_math_works_in_threads_and_uses_no_signals(verifier):

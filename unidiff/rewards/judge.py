@@ -84,9 +84,10 @@ def judge(
         body = {"model": model, "messages": messages_of(view, rubric, low, high), "max_tokens": max_tokens}
         try:
             answer = json_of(await endpoint.post("/chat/completions", json={**body, "temperature": 0, **(extra or {})}))
-            said = answer["choices"][0]["message"]["content"]
         except EndpointError as error:
             return Loss(error.cause, str(error))
+        try:
+            said = answer["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
             return Loss(Cause.WRONG_TYPE, f"{url} gave no chat completion: {str(answer)[:100]}")
         value = read_score(said, low, high) if isinstance(said, str) else None

@@ -4,6 +4,7 @@ math-verify's own timeouts rest on signals, which fail outside of a main thread 
 switched off. Nothing here is evaluated as Python: math-verify parses LaTeX and expressions with a grammar.
 """
 
+import functools
 import json
 import os
 import resource
@@ -17,16 +18,19 @@ def main() -> None:
     os.dup2(2, 1)  # whatever libraries print is no reply
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
-        from math_verify import parse, verify
+        import math_verify
     except ImportError as error:
         replies.write(json.dumps({"missing": str(error)}) + "\n")
         return
 
+    parse = functools.partial(math_verify.parse, **{"parsing_timeout": None})
+
     def same(gold: str, answer: str) -> dict:
-        known = parse(gold, parsing_timeout=None) or parse(f"${gold}$", parsing_timeout=None)
+        marked = "$" in gold or "\\boxed" in gold
+        known = parse(gold if marked else f"${gold}$") or parse(gold)  # of a bare text it would take the last number
         if not known:
             return {"error": f"the right answer {gold[:100]!r} is not understood"}
-        return {"value": float(verify(known, parse(answer, parsing_timeout=None), timeout_seconds=None))}
+        return {"value": float(math_verify.verify(known, parse(answer), timeout_seconds=None))}
 
     print(json.dumps({"ready": True}), file=replies, flush=True)
     for line in sys.stdin:

@@ -41,7 +41,7 @@ def encode(value, keep=None):
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) is Remote:
-        return {"remote": [value.handle, *value.path]}
+        return {"remote": value.__dict__["_place"]}
     for kind in (bool, int, float, str):  # of a subclass, the plain value
         if isinstance(value, kind):
             return kind(value)
@@ -139,8 +139,7 @@ def describe(error):
 
 def answer(request, kept):
     try:
-        function = decode(request["function"], kept.find)
-        arguments, named = decode(request["arguments"], kept.find), decode(request["named"], kept.find)
+        function, arguments, named = (decode(request[name], kept.find) for name in ("function", "arguments", "named"))
         value = encode(function(*arguments, **named), kept.keep)
         after = [encode(a, kept.keep) if type(a) in MUTABLE else None for a in arguments]
         return {"value": value, "arguments": after}
@@ -176,29 +175,35 @@ class Remote:
     """A function, class or object that lives with the code under test. It can be called, and its attributes too."""
 
     def __init__(self, link, handle, *path):
-        self.__dict__.update(link=link, handle=handle, path=path)
+        self.__dict__.update(_link=link, _place=[handle, *path])
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        return Remote(self.link, self.handle, *self.path, name)
+        return Remote(self.__dict__["_link"], *self.__dict__["_place"], name)
 
     def __bool__(self):
         raise TypeError("an object of the code under test is neither true nor false here; compare plain values")
 
     def __call__(self, *arguments, **named):
-        def find(handle, *path):
-            return Remote(self.link, handle, *path)
+        link = self.__dict__["_link"]
 
-        reply = self.link.call(self, arguments, named)
+        def find(handle, *path):
+            return Remote(link, handle, *path)
+
+        reply = link.call(self, arguments, named)
         if "error" in reply:
-            kind = getattr(builtins, str(reply["error"]), None)
-            usable = isinstance(kind, type) and issubclass(kind, Exception)
-            known = usable and not issubclass(kind, (AssertionError, UnicodeError))
-            raise (kind if known else RuntimeError)(str(reply.get("message")))
+            raise error_of(str(reply["error"]), str(reply.get("message")))
         for argument, after in zip(arguments, reply["arguments"]):
             restore(argument, decode(after, find))
         return decode(reply["value"], find)
+
+
+def error_of(name, message):
+    """The builtin exception of this name; a RuntimeError for any other, and for those that take more than a message."""
+    kind = getattr(builtins, name, RuntimeError)
+    usable = isinstance(kind, type) and issubclass(kind, Exception)
+    return kind(message) if usable and not issubclass(kind, (AssertionError, UnicodeError)) else RuntimeError(message)
 
 
 def restore(argument, after):
