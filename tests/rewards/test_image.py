@@ -1,0 +1,121 @@
+"""Image rewards, on pictures of FrozenLake and on small ones made by hand."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unidiff.rewards.image import (
+    cell_agreement,
+    edit_locality,
+    enlarged,
+    pixel_agreement,
+    psnr_agreement,
+    ssim,
+    ssim_agreement,
+    token_agreement,
+)
+from unidiff.rewards.reward import resolve
+from unidiff.rewards.segment_view import SegmentView, link_row
+from unidiff.sequence import Modality
+
+
+@pytest.fixture(scope="module")
+def board(task):
+    return np.asarray(task.example("test", 0).prompt[1].convert("RGB"))
+
+
+def picture(pixels, **fields):
+    return SegmentView(modality=Modality.IMAGE, tokens=torch.arange(4), pixels=pixels, **fields)
+
+
+def values(reward, *pictures, prompt=(), **columns):
+    return reward(list(link_row([picture(p) for p in pictures], prompt=prompt, columns=columns)))
+
+
+def with_square(pixels, colour=(255, 0, 0), size=16):
+    changed = pixels.copy()
+    changed[:size, :size] = colour
+    return changed
+
+
+def test_agreement_with_a_target(board):
+    other, target = with_square(board), Image.fromarray(board)
+    area = 16 * 16 / board[..., 0].size
+    share, whole = values(pixel_agreement(), other, board, target=target)
+    assert 1 - area <= share < 1 - area / 2 and whole == 1.0
+    assert values(pixel_agreement(tolerance=255), other, target=board) == [1.0]
+    cells = values(cell_agreement(4, 4), other, board, target=board)
+    assert cells == [15 / 16, 1.0]
+    for kind in (psnr_agreement(), ssim_agreement()):
+        far, near, same = values(kind, 255 - board, other, board, target=board)
+        assert far < near < same == 1.0
+
+
+def test_psnr_is_that_of_its_formula():
+    black, gray = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 51, np.uint8)
+    assert values(psnr_agreement(), gray, target=black) == [pytest.approx(20 * np.log10(5) / 50)]
+
+
+def test_ssim_is_that_of_scikit_image(board):
+    """Constants from scikit-image's structural_similarity (gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, channel_axis=2, data_range=255) on these pictures."""
+    rng = np.random.default_rng(0)
+    first, second = (rng.integers(0, 256, (24, 20, 3), dtype=np.uint8) for _ in range(2))
+    mixed = (first // 2 + second // 2).astype(np.uint8)
+    assert ssim(first, second) == pytest.approx(0.015066483, abs=1e-6)
+    assert ssim(first, mixed) == pytest.approx(0.663679951, abs=1e-6)
+    assert -1 <= ssim(np.zeros((3, 5, 3), np.uint8), np.full((3, 5, 3), 255, np.uint8)) < 0.01
+
+
+def test_a_target_for_each_round(board):
+    other = with_square(board)
+    said = values(pixel_agreement(), board, other, board, target=[Image.fromarray(board), other])
+    assert said == [1.0, 1.0, None] and values(pixel_agreement(), board, target=None) == [None]
+
+
+def test_tokens():
+    assert values(token_agreement(), np.zeros((2, 2, 3), np.uint8), target_tokens=[0, 1, 9, 3]) == [0.75]
+    two = [np.zeros((2, 2, 3), np.uint8)] * 2
+    assert values(token_agreement(), *two, target_tokens=[torch.arange(4), None]) == [1.0, None]
+    with pytest.raises(ValueError, match=r"4 tokens has a target of shape \[2\]"):
+        values(token_agreement(), two[0], target_tokens=[0, 1])
+
+
+def test_locality_by_a_column(board):
+    wanted = np.zeros((4, 4), bool)
+    wanted[0, 0] = True
+    inside, outside, both = with_square(board), board.copy(), with_square(board)
+    outside[-16:, -16:] = both[-16:, -16:] = (255, 0, 0)
+    before = Image.fromarray(board)
+
+    def locality(after):
+        return values(edit_locality("wanted"), after, prompt=[before], wanted=wanted)[0]
+
+    assert locality(inside) == 1.0 and locality(board) == 0.0 and locality(outside) == 0.0
+    assert 0.9 < locality(both) < 1.0
+    assert values(edit_locality("wanted"), inside, wanted=wanted) == [None]  # nothing before it
+    assert values(edit_locality("wanted"), inside, prompt=[before], wanted=None) == [None]
+
+
+def test_locality_by_the_edited_tokens(board):
+    edited = np.zeros((8, 8), bool)
+    edited[:2, :2] = True
+    views = link_row([picture(board), picture(with_square(board), edited=edited), picture(board)])
+    assert edit_locality()(list(views)) == [None, 1.0, None]
+
+
+def test_enlarged():
+    assert enlarged(np.array([[True, False]]), 2, 4).tolist() == [[True, True, False, False]] * 2
+
+
+def test_errors_say_what_is_wrong(board):
+    with pytest.raises(ValueError, match="differ in size: "):
+        values(pixel_agreement(), board, target=board[:8])
+    with pytest.raises(ValueError, match=r"uint8 \[H, W, 3\], not float64"):
+        values(pixel_agreement(), board, target=board / 255)
+    with pytest.raises(ValueError, match="5 × 4 cells do not divide"):
+        values(cell_agreement(5, 4), board, target=board)
+    with pytest.raises(ValueError, match="follows one of shape"):
+        values(edit_locality("m"), board, prompt=[Image.new("RGB", (3, 3))], m=np.ones((1, 1)))
+    assert resolve("edit_locality").on == "image"

@@ -1,0 +1,462 @@
+"""The sandbox under attack, with namespaces and, where they are refused, with limits alone."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+
+from unidiff.rewards import sandbox as module
+from unidiff.rewards.sandbox import Sandbox, SandboxError, Stop, free_names, namespaces_refused
+
+REFUSED = namespaces_refused()
+needs_namespaces = pytest.mark.skipif(REFUSED is not None, reason=f"the system refuses namespaces: {REFUSED}")
+
+
+ALONE = f"import sys\nsys.path.insert(0, {os.path.dirname(module.__file__)!r})\n"  # without the rest of unidiff: quick
+PYTHON = shutil.which("python3", path="/usr/bin") or ""  # one that also nobody may read, if root runs the tests
+
+
+@pytest.fixture(params=[pytest.param("namespaces", marks=needs_namespaces), "limits"])
+def walls(request, monkeypatch):
+    """Runs a test behind each kind of wall; gives the sandbox's options for it."""
+    if request.param == "limits":
+        monkeypatch.setattr(module, "namespaces_refused", lambda: "switched off by the test")
+        monkeypatch.setattr(module, "_unisolated", lambda reason: None)
+        walls = {"network": "allow", "python": PYTHON}
+        try:
+            Sandbox(**walls).run("")
+        except SandboxError as error:
+            pytest.skip(str(error))
+        return walls
+    return {}
+
+
+def landlocked() -> bool:
+    import ctypes
+
+    return ctypes.CDLL(None).syscall(444, None, 0, 1) > 0
+
+
+def run(code, walls=None, stdin="", **limits):
+    return Sandbox(**{"seconds": 8, **limits, **(walls or {})}).run(code, stdin)
+
+
+# --- what it is for ---------------------------------------------------------------------------------------------------
+
+
+def test_a_program_runs(walls):
+    done = run("import sys, math\nprint(sys.stdin.read().upper(), math.pi > 3)\nsys.exit(3)", walls, stdin="hé")
+    assert (done.stop, done.code, done.stdout, done.stderr) == (Stop.EXITED, 3, "HÉ True\n", "")
+    assert not done.ok and run("", walls).ok
+
+
+def test_it_has_a_folder_of_its_own_that_goes_away(walls):
+    code = "import os\nopen('a', 'w').write('x')\nprint(os.getcwd(), os.listdir('.'))"
+    before = set(os.listdir("/tmp"))
+    first, second = run(code, walls), run(code, walls)
+    assert first.stdout.endswith(" ['a']\n") and second.stdout.endswith(" ['a']\n")
+    assert not [name for name in set(os.listdir("/tmp")) - before if name.startswith("unidiff-sandbox")]
+
+
+def test_packages_can_be_made_readable(tmp_path, walls):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "gift.py").write_text("present = 'a book'")
+    os.chmod(tmp_path, 0o755)
+    code = "import gift\nprint(gift.present)"
+    assert "No module named" in run(code, walls).stderr
+    if os.geteuid() == 0 and "network" in walls:
+        return  # nobody cannot pass the folders of the tests, which are root's alone
+    assert run(code, walls, paths=(str(tmp_path / "mine"),)).stdout == "a book\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seconds": 0}, "seconds=0; it must be above 0"),
+        ({"network": "open"}, "network='open'; choose 'deny' or 'allow'"),
+        ({"paths": ("nowhere",)}, "'nowhere' is no folder with an absolute path"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Sandbox(**options)
+
+
+# --- attacks on the machine -------------------------------------------------------------------------------------------
+
+
+def test_endless_loops_end(walls):
+    start = time.monotonic()
+    busy, idle = run("while True: pass", walls, seconds=1.0), run("import time; time.sleep(60)", walls, seconds=1.0)
+    assert busy.stop in (Stop.TIMEOUT, Stop.SIGNAL) and idle.stop is Stop.TIMEOUT
+    assert time.monotonic() - start < 6
+
+
+def survivors(mark: str) -> list[str]:
+    """Processes whose command line or name holds the mark."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/comm") as file:
+                found += [pid] if mark in file.read() else []
+        except OSError:
+            continue
+    return found
+
+
+def test_a_fork_bomb_is_bounded_and_leaves_nothing(walls):
+    code = """
+import ctypes, os
+ctypes.CDLL(None).prctl(15, b"bomb-%d")
+forks = 0
+while True:
+    try:
+        if os.fork() == 0:
+            os.setsid()
+            while True:
+                try: os.fork()
+                except OSError: pass
+        forks += 1
+    except OSError:
+        break
+print(forks, flush=True)
+import time; time.sleep(60)
+"""
+    mark = str(os.getpid() % 10000)
+    done = run(code.replace("%d", mark), walls, seconds=2.0, processes=6)
+    assert done.stop is Stop.TIMEOUT and 1 <= int(done.stdout) <= 8
+    assert not survivors(f"bomb-{mark}")
+
+
+def test_a_daemon_does_not_outlive_its_program(walls):
+    mark = f"imp-{os.getpid() % 10000}"
+    code = f"""
+import ctypes, os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        ctypes.CDLL(None).prctl(15, b"{mark}")
+        time.sleep(60)
+    os._exit(0)
+os.wait()
+print("done")
+"""
+    done = run(code, walls)
+    assert done.stdout == "done\n" and done.seconds < 7
+    assert not survivors(mark)
+
+
+def test_memory_is_bounded(walls):
+    done = run("try:\n    x = bytearray(10 << 30)\nexcept MemoryError:\n    print('no')", walls)
+    assert done.stdout == "no\n"
+    assert not run("x = [0]\nwhile True: x += x", walls).ok
+
+
+def test_printing_for_ever_is_cut(walls):
+    for stream in ("stdout", "stderr"):
+        done = run(f"import sys\nwhile True: sys.{stream}.write('x' * 999)", walls, output=5000)
+        assert done.stop is Stop.OUTPUT and len(getattr(done, stream)) == 5000
+
+
+def test_files_are_bounded(walls):
+    code = "try:\n    open('big', 'wb').write(bytes(9 << 20))\nexcept OSError as e:\n    print(e.errno)"
+    assert run(code, walls, disk=4).stdout.strip() in ("27", "28")  # too large, or no space
+    assert "Too many open files" in run("x = [open('/dev/null') for _ in range(99)]", walls, open_files=20).stderr
+
+
+@needs_namespaces
+def test_all_files_together_are_bounded():
+    code = "for i in range(20):\n    open(f'f{i}', 'wb').write(bytes(1 << 20))"
+    assert "No space left" in run(code, disk=4).stderr
+
+
+def test_nothing_outside_can_be_written(walls, tmp_path):
+    places = ["/usr/x", "/etc/x", "/var/tmp/x", str(tmp_path / "x"), os.path.dirname(module.__file__) + "/x", "/x"]
+    if "network" in walls and not landlocked():
+        pytest.skip("this kernel has no Landlock: without namespaces files are guarded by their owners alone")
+    code = f"""
+import os
+for path in {places!r}:
+    try: open(path, "w")
+    except OSError as error: print("no")
+    else: print("wrote", path)
+"""
+    done = run(code, walls)
+    assert done.stdout.replace("wrote /x\n", "no\n") == "no\n" * len(places)  # / may be the sandbox's own
+    assert not any(os.path.exists(place) for place in places)
+
+
+def test_secrets_cannot_be_read(walls, monkeypatch, tmp_path):
+    if "network" in walls and not landlocked():
+        pytest.skip("this kernel has no Landlock: without namespaces any readable file can be read")
+    monkeypatch.setenv("MY_API_KEY", "hush-hush")
+    (tmp_path / "secret").write_text("hush-hush")
+    code = f"""
+import glob, os
+print(dict(os.environ))
+for path in ["/etc/passwd", "/etc/hostname", {str(tmp_path / "secret")!r}, f"/proc/{{os.getppid()}}/environ",
+             "/proc/{os.getpid()}/environ", "/proc/1/environ", "/proc/self/environ", *glob.glob("/proc/*/environ")]:
+    try: print(open(path).read())
+    except OSError: print("no")
+"""
+    done = run(code, walls)
+    assert "hush" not in done.stdout and "root:" not in done.stdout and done.stdout.count("no\n") >= 7
+
+
+@needs_namespaces
+def test_other_processes_cannot_be_seen_or_killed():
+    code = f"""
+import os, signal
+for pid in (1, os.getppid(), {os.getpid()}):
+    try: os.kill(pid, signal.SIGKILL)
+    except OSError as error: print(error.errno)
+print(os.getpid())
+"""
+    done = run(code)
+    assert int(done.stdout.split()[-1]) < 10 and str(3) in done.stdout.split()  # the trainer: no such process
+    assert done.stop is Stop.EXITED  # and init does not hear
+
+
+def listen(port_file: socket.socket, seen: list) -> None:
+    try:
+        port_file.accept()
+        seen.append(1)
+    except OSError:
+        pass
+
+
+@pytest.mark.parametrize("network", ["deny", "allow"])
+def test_the_network_is_closed_unless_told(network):
+    if network == "deny" and REFUSED:
+        pytest.skip(f"the system refuses namespaces: {REFUSED}")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(5)
+        seen: list[int] = []
+        thread = threading.Thread(target=listen, args=(server, seen))
+        thread.start()
+        port = server.getsockname()[1]
+        done = run(f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 3)\nprint('in')", network=network)
+        if network == "deny":
+            assert "in" not in done.stdout and "OSError" in done.stderr
+            server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert seen == ([1] if network == "allow" else [])
+    udp = "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 9))"
+    assert network == "allow" or "unreachable" in run(udp).stderr
+
+
+def test_privileges_are_gone(walls):
+    code = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, None), libc.unshare(0x10000000), os.getuid())
+try: os.setuid(0)
+except OSError: print("no")
+"""
+    words = run(code, walls).stdout.split()
+    assert words[0] == "-1" and words[2] != "0" and words[3] == "no"
+    assert "network" in walls or words[1] == "-1"
+
+
+def test_the_trainers_end_is_the_sandboxs_end(walls):
+    mark = f"orph-{os.getpid() % 10000}"
+    code = f"import ctypes, time\nctypes.CDLL(None).prctl(15, b'{mark}')\nprint('on', flush=True)\ntime.sleep(60)"
+    fake = "S.namespaces_refused = lambda: 'off'\n" if "network" in walls else ""
+    script = f"{ALONE}import sandbox as S\n{fake}S.Sandbox(seconds=50, **{walls!r}).run({code!r})"
+    trainer = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script])
+    deadline = time.monotonic() + 25
+    while not survivors(mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert survivors(mark)
+    trainer.kill()
+    trainer.wait()
+    while survivors(mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not survivors(mark)
+
+
+# --- refusal ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_namespaces_it_refuses_and_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(module, "namespaces_refused", lambda: "the sandbox could not be built: unshare: not permitted")
+    with pytest.raises(SandboxError, match=r"unshare: not permitted.*network cannot be closed.*network='allow'"):
+        Sandbox().run("print(1)")
+    module._unisolated.cache_clear()
+    with pytest.warns(UserWarning, match="limits alone, without namespaces: .*not permitted"), suppress(SandboxError):
+        Sandbox(network="allow").run("print(1)")
+    with pytest.raises(SandboxError, match="python='/nowhere' is no Python interpreter"):
+        Sandbox(python="/nowhere", network="allow").run("")
+
+
+@needs_namespaces
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs the unshare program to build a system that refuses")
+def test_a_system_that_refuses_is_recognised():
+    script = f"{ALONE}import sandbox\nprint(sandbox.namespaces_refused())"
+    shell = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$0" -c "$1"'
+    words = ["unshare", "-Ur", "sh", "-c", shell, sys.executable, script]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("the sandbox could not be built: [Errno 28] unshare"), done.stderr
+
+
+@needs_namespaces
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
+def test_an_ordinary_user_has_the_same_walls():
+    if not PYTHON or subprocess.run([PYTHON, "-c", "from enum import StrEnum"]).returncode:
+        pytest.skip("needs a Python from 3.11 up that everyone may read")
+    folder = tempfile.mkdtemp(prefix="sandbox-of-nobody-")
+    try:
+        os.chmod(folder, 0o755)
+        for name in ("sandbox.py", "sandbox_child.py", "sandbox_payload.py"):
+            shutil.copy(os.path.join(os.path.dirname(module.__file__), name), folder)
+        attack = "import os\nprint(os.getuid(), os.listdir('/'), os.path.exists('/etc'))\nopen('/usr/x', 'w')"
+        tests = ["assert f(2) == 4", "assert f(3) == 4"]
+        script = f"""
+import sys
+sys.path.insert(0, {folder!r})
+from sandbox import Sandbox, namespaces_refused
+print(namespaces_refused())
+done = Sandbox(seconds=8).run({attack!r})
+print(done.stdout, done.code, "Read-only" in done.stderr)
+print(Sandbox(seconds=8).test("def f(x): return x * x", {tests!r}).passed)
+print(Sandbox(seconds=8, processes=3).run("import os\\nfor _ in range(9): os.fork()").code)
+"""
+        run = subprocess.run(
+            [PYTHON, "-c", script], user=65534, group=65534, extra_groups=[], capture_output=True, text=True, timeout=60
+        )
+    finally:
+        shutil.rmtree(folder)
+    lines = run.stdout.split("\n")
+    if lines[0] != "None":
+        pytest.skip(f"ordinary users get no namespaces here: {lines[0]}")
+    assert lines[1].startswith("65534 [") and lines[1].endswith("False") and lines[2] == " 1 True", run
+    assert lines[3:5] == ["(True, False)", "1"], run
+
+
+# --- tests and forgery ------------------------------------------------------------------------------------------------
+
+SQUARE = "def square(x): return x * x"
+TESTS = ["assert square(3) == 9", "assert square(-2) == 4", "assert square(0) == 0"]
+
+
+def judge(code, tests=tuple(TESTS), walls=None, **options):
+    return Sandbox(seconds=6, **(walls or {})).test(code, tests, **options)
+
+
+def test_tests_judge(walls):
+    right, wrong = judge(SQUARE, walls=walls), judge("def square(x): return 9", walls=walls)
+    assert right.passed == (True,) * 3 and right.rate == 1 and not right.messages
+    assert wrong.passed == (True, False, False) and wrong.messages[1].startswith("AssertionError")
+
+
+def test_kinds_of_tests():
+    code = """
+import math
+class Stack:
+    def __init__(self): self.items = []
+    def push(self, x): self.items.append(x); return self
+    def pop(self): return self.items.pop()
+def sort_in_place(xs): xs.sort()
+def shapes(): return (1, [2.5, {"a": {3}}], b"x", None, float("inf"), 10**30, range(2))
+def count():
+    yield from (1, 2, 3)
+def fail(): raise KeyError("k")
+def bounded(x): return math.sqrt(x)
+def use(stack, f): return f(stack.pop())
+"""
+    tests = [
+        "s = Stack()\ns.push(4)\nassert s.pop() == 4",
+        "xs = [3, 1, 2]\nsort_in_place(xs)\nassert xs == [1, 2, 3]",
+        "assert shapes() == (1, [2.5, {'a': {3}}], b'x', None, float('inf'), 10**30, range(2))",
+        "assert list(count()) == [1, 2, 3]",
+        "try:\n    fail()\nexcept KeyError:\n    pass\nelse:\n    assert False",
+        "assert close(bounded(2), 1.41421356)",
+        "def check(candidate):\n    assert candidate(4) == 2\ncheck(bounded)",
+        "assert use(Stack().push(9), bounded) == 3",
+    ]
+    report = judge(code, tests, setup="import math\ndef close(a, b): return math.isclose(a, b, rel_tol=1e-6)")
+    assert report.passed == (True,) * 8, report
+
+
+FORGERIES = {
+    "exits before the tests": "import sys\nsys.exit(0)",
+    "exits hard": "import os\nos._exit(0)",
+    "exits in the function": "import os\ndef square(x): os._exit(0)",
+    "raises SystemExit": "def square(x): raise SystemExit(0)",
+    "always equal": "class E:\n    def __eq__(s, o): return True\n    __hash__ = None\ndef square(x): return E()",
+    "equal int": "class E(int):\n    __hash__ = int.__hash__\n"
+    "    def __eq__(s, o): return True\ndef square(x): return E(7)",
+    "no asserts": "import builtins\nclass A(Exception):\n    def __new__(c, *a): return None\n"
+    "builtins.AssertionError = A\nbuiltins.compile = builtins.exec = lambda *a, **k: None\ndef square(x): return 7",
+    "frames": "import sys\ndef square(x):\n    f = sys._getframe()\n    while f:\n"
+    "        f.f_globals.update(passed=True)\n"
+    "        f = f.f_back\n    return 7",
+    "forged lines": "import json, os\nfor fd in range(1, 40):\n    for i in range(3):\n        try: os.write(fd, "
+    "json.dumps({'test': i, 'passed': True}).encode() + b'\\nexit 0\\n')\n        except OSError: pass\n",
+    "raises a pass": "def square(x): raise StopIteration",
+    "hangs": "def square(x):\n    while True: pass",
+    "is a builtin": "import builtins\nbuiltins.square = lambda x: 7",
+    "raises SyntaxError": "def square(x): raise SyntaxError('x')",
+    "does not parse": "def square(x) return x",
+    "long reply": "def square(x): return 'x' * (5 << 20)",
+    "deep reply": "def square(x):\n    r = []\n    for _ in range(10**5): r = [r]\n    return r",
+    "message that fails": "class B(Exception):\n    def __str__(s): raise self\ndef square(x): raise B",
+}
+
+
+@needs_namespaces
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_no_forgery_passes(forgery):
+    seconds = 1.5 if forgery == "hangs" else 6
+    report = Sandbox(seconds=seconds).test(FORGERIES[forgery], TESTS)
+    assert report.passed == (False,) * 3 and not report.unjudged
+    assert set(report.messages) == {0, 1, 2}
+
+
+def test_the_judge_is_out_of_reach(walls):
+    """The code under test looks for the process that judges it, to read or to stop it."""
+    code = """
+import os, signal
+seen = []
+for pid in (p for p in range(1, 40000) if os.path.isdir(f"/proc/{p}")):
+    for name in ("mem", "environ", "fd", "maps"):
+        try:
+            os.listdir(f"/proc/{pid}/{name}") if name == "fd" else open(f"/proc/{pid}/{name}", "rb").read(1)
+            seen.append(pid)
+        except OSError: pass
+def others(): return [p for p in seen if p != os.getpid()]
+"""
+    assert judge(code, ["assert others() == []"], walls).passed == (True,)
+
+
+def test_a_test_that_cannot_judge_is_said_to():
+    report = judge(SQUARE, ["assert square(3) == 9", "square(lambda: 1)", "raise SystemExit(0)", "assert square(2) =="])
+    assert report.passed == (True, False, False, False)
+    assert "a function cannot be handed" in report.unjudged[1] and "SystemExit" in report.unjudged[2]
+    assert "SyntaxError" in report.unjudged[3]
+    with pytest.raises(SandboxError, match="set-up raised ModuleNotFoundError"):
+        judge(SQUARE, setup="import nothing_of_the_kind")
+    with pytest.raises(ValueError, match="tests is empty"):
+        judge(SQUARE, [])
+
+
+def test_names_under_test():
+    setup = "import math as m\nfrom os import path\ndef near(a, b=1): return abs(a - b)"
+    test = "for i, x in enumerate([1]):\n    assert near(f(i), m.pi) < Box().size\n[g(y) for y in h]"
+    assert free_names([setup, test, "broken("]) == ["Box", "f", "g", "h"]
+
+
+def test_descriptors_do_not_leak(walls):
+    Sandbox(**walls).run("print(1)")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        judge(SQUARE, TESTS, walls)
+        Sandbox(**walls).run("print(1)")
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,186 @@
+"""Text, math and code rewards on segments made by hand."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from unidiff.rewards.code_tests import code_of, code_tests
+from unidiff.rewards.math_answers import MathVerifier, math_answer
+from unidiff.rewards.reward import Cause, Loss, resolve
+from unidiff.rewards.sandbox import namespaces_refused
+from unidiff.rewards.segment_view import SegmentView, link_row
+from unidiff.rewards.text import exact_answer, format_pattern, last_number, length, numeric_answer, repetition
+from unidiff.sequence import Modality
+
+
+def views(*texts, ended=True, **columns):
+    """The texts of one row."""
+    made = [
+        SegmentView(modality=Modality.TEXT, tokens=torch.arange(len(t.split())), text=t, ended=ended) for t in texts
+    ]
+    return link_row(made, columns=columns)
+
+
+def values(reward, *rows):
+    """What a reward says of all texts of some rows."""
+    said = reward([view for row in rows for view in row])
+    return asyncio.run(said) if asyncio.iscoroutine(said) else said
+
+
+def test_format():
+    shape = format_pattern(r"<think>.*</think>\s*<answer>\w+</answer>", weight=0.5, name="shape")
+    assert (shape.name, shape.on, shape.weight) == ("shape", "text", 0.5)
+    right = "<think>a\nb</think>\n<answer>42</answer>"
+    assert values(shape, views(right, right), views(right + "!"), views("")) == [None, 1.0, 0.0, 0.0]
+    assert values(shape, views(right, ended=False)) == [0.0]
+    assert values(format_pattern("a", which="steps"), views("a", "b", "a")) == [1.0, 0.0, None]
+
+
+def test_exact():
+    tagged = exact_answer(pattern=r"<answer>(.*?)</answer>")
+    texts = ["<answer>no</answer> <answer> New  York\n</answer>", "New York", "<answer></answer>"]
+    assert [values(tagged, views(t, answer="new york"))[0] for t in texts] == [1.0, 0.0, 0.0]
+    assert values(exact_answer("city"), views("Rome", city=["Paris", "rome"]), views("x", city=None)) == [1.0, None]
+    with pytest.raises(KeyError, match="answer"):
+        values(exact_answer(), views("x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("it is 1,234.5.", 1234.5),
+        ("−3", -3.0),
+        ("2e-3 m", 2e-3),
+        (".5", 0.5),
+        ("10-3", -3.0),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_last_number(text, number):
+    assert last_number(text) == number
+
+
+def test_numeric():
+    row = values(numeric_answer(), views("so 3 + 4 = 7", answer="#### 7"), views("8", answer=7), views("?", answer=7))
+    assert row == [1.0, 0.0, 0.0]
+    assert values(numeric_answer(tolerance=0.1), views("3.0", answer=3.14)) == [1.0]
+    (lost,) = values(numeric_answer(), views("8", answer="seven"))
+    assert isinstance(lost, Loss) and "'seven', which has no number" in lost.message
+
+
+def test_length_and_repetition():
+    texts = ["a", "a b", "a b c d", "a b c d e f", "a b c d e f g h i"]
+    assert values(length(4, least=2), views(*texts)) == [0.5, 1.0, 1.0, 0.5, 0.0]
+    assert values(length(4, unit="characters", which="last"), views("a", "12345")) == [None, 0.75]
+    assert values(repetition(2), views("a b c d", "a b a b a b", "go")) == [0.0, 2 / 5 - 1, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: length(0), "least=0, most=0"),
+        (lambda: length(3, unit="lines"), "unit='lines'; choose one of tokens, words, characters"),
+        (lambda: repetition(0), "n=0"),
+        (lambda: exact_answer(which="first"), "which='first'; choose one of last, all, steps"),
+        (lambda: math_answer(seconds=0), "seconds=0"),
+    ],
+)
+def test_bad_options_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_short_names():
+    for name in ("exact_answer", "numeric_answer", "repetition", "math_answer", "code_tests"):
+        assert resolve(name).name == name
+
+
+# --- math -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    pytest.importorskip("math_verify")
+    made = MathVerifier(workers=1, seconds=20.0)
+    yield made
+    made.close()
+
+
+def test_math(verifier):
+    pairs = [
+        (r"\frac{1}{2}", r"so \boxed{0.5}"),
+        ("1/2", r"$\frac{2}{4}$"),
+        ("x^2 + 2x + 1", r"Expanding gives $(x+1)^2$."),
+        ("x^2 + 2x + 1", "so it is 1"),
+        ("7", r"\boxed{8}"),
+        ("7", "I do not know"),
+        (r"\{1,2\}", r"\boxed{\{2, 1\}}"),
+    ]
+    assert verifier.verify(pairs) == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+
+
+def test_math_works_in_threads_and_uses_no_signals(verifier):
+    handler, got = signal.getsignal(signal.SIGALRM), []
+    thread = threading.Thread(target=lambda: got.extend(verifier.verify([("2", r"\boxed{2}")] * 3)))
+    thread.start()
+    thread.join()
+    assert got == [1.0] * 3 and signal.getsignal(signal.SIGALRM) is handler
+
+
+def test_a_late_or_killed_worker_loses_its_own_answer_only(verifier):
+    assert verifier.verify([("2", "$2$")]) == [1.0]
+    verifier.seconds, before = 0.3, verifier._idle[0].process.pid
+    os.kill(before, signal.SIGSTOP)
+    late, after = verifier.verify([("2", "$2$")])[0], None
+    verifier.seconds = 20.0
+    assert isinstance(late, Loss) and late.cause is Cause.TIMEOUT and "longer than 0.3 s" in late.message
+    assert not verifier._idle
+    after = verifier.verify([("2", "$2$")])
+    assert after == [1.0] and verifier._idle[0].process.pid != before
+    os.kill(verifier._idle[0].process.pid, signal.SIGKILL)
+    time.sleep(0.2)
+    first, second = verifier.verify([("2", "$2$"), ("3", "$3$")])
+    assert isinstance(first, Loss) and first.cause is Cause.RAISED and "has died" in first.message and second == 1.0
+
+
+def test_a_right_answer_that_is_not_understood_is_missing(verifier):
+    (lost,) = verifier.verify([("", "$2$")])
+    assert isinstance(lost, Loss) and "is not understood" in lost.message
+
+
+def test_math_reward():
+    pytest.importorskip("math_verify")
+    rows = [views("think", r"\boxed{4}", answer="4"), views("4", answer=None)]
+    assert values(math_answer(workers=1, seconds=30), *rows) == [None, 1.0, None]
+
+
+# --- code -------------------------------------------------------------------------------------------------------------
+
+
+def test_code_of():
+    text = "Try\n```python\nfirst\n```\nno:\n```\nx = '''\n``'''\n```\nend"
+    assert code_of(text) == "x = '''\n``'''\n" and code_of("plain") == "plain"
+
+
+@pytest.mark.skipif(namespaces_refused() is not None, reason=f"namespaces are refused: {namespaces_refused()}")
+def test_code():
+    good, half = "```python\ndef f(x): return x * x\n```", "```python\ndef f(x): return 4\n```"
+    asserts = ["assert f(2) == 4", "assert f(3) == 9"]
+    rows = [views("plan", good, tests=asserts), views(half, tests=asserts), views("no code here", tests=asserts)]
+    rows += [
+        views(good, tests=None),
+        views(good, tests={"tests": "assert f(m.inf) == m.inf", "setup": "import math as m"}),
+    ]
+    rows += [views("print(int(input()) + 1)", tests={"inputs": ["1", "2"], "outputs": ["2\n", "4"]})]
+    assert values(code_tests(), *rows) == [None, 1.0, 0.5, 0.0, None, 1.0, 0.5]
+    broken = [["f(lambda: 1)"], [], {"inputs": ["1"], "outputs": []}, {"tests": "f(1)", "setup": "import nothing_here"}]
+    lost = values(code_tests(), *[views(good, tests=one) for one in broken])
+    assert all(isinstance(one, Loss) for one in lost)
+    said = ["test 0 cannot judge", "tests is empty", "1 inputs and 0 outputs", "ModuleNotFoundError"]
+    assert all(words in one.message for words, one in zip(said, lost))

@@ -1,0 +1,198 @@
+"""Image rewards: agreement with a target picture, and edits that stay where they belong.
+
+A target stands in a column: a PIL image or uint8 [H, W, 3] for every picture of the row, or a list with one for each
+round; None where there is none. Further options (`weight`, `name`, …) are those of `reward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from unidiff.rewards.reward import Reward, register, reward
+from unidiff.rewards.segment_view import SegmentView
+
+PSNR_TOP = 50.0  # dB; equal pictures would have infinitely many
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # of Wang et al. 2004
+
+
+def pixels_of(picture: Image.Image | np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]. Raises ValueError for an array of another shape or dtype."""
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture.convert("RGB"))
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"a picture is uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}")
+    return picture
+
+
+def close_pixels(a: np.ndarray, b: np.ndarray, tolerance: int) -> np.ndarray:
+    """bool [H, W]: no channel differs by more than `tolerance` of 255."""
+    return np.abs(a.astype(np.int16) - b.astype(np.int16)).max(-1) <= tolerance
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two uint8 [H, W, 3]: 10 log10(255² / mean square error) dB, at most `PSNR_TOP`."""
+    error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean()
+    return float(min(10 * np.log10(255**2 / max(error, 1e-12)), PSNR_TOP))
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Structural similarity of two uint8 [H, W, 3] in [−1, 1], the mean over channels and windows.
+
+    Wang, Bovik, Sheikh, Simoncelli 2004, equation 13: Gaussian windows of 11 × 11 pixels, σ = 1.5, K₁ = 0.01,
+    K₂ = 0.03; smaller windows in pictures that have fewer pixels.
+    """
+    size = min(SSIM_WINDOW, *(side - (side + 1) % 2 for side in a.shape[:2]))
+    offset = torch.arange(size, dtype=torch.float64) - size // 2
+    line = torch.exp(-(offset**2) / (2 * SSIM_SIGMA**2))
+    window = torch.outer(line, line)[None, None] / line.sum() ** 2
+    x, y = (torch.from_numpy(p.astype(np.float64) / 255).permute(2, 0, 1)[:, None] for p in (a, b))
+
+    def mean(values: Tensor) -> Tensor:
+        return conv2d(values, window)
+
+    mx, my = mean(x), mean(y)
+    vx, vy, covariance = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    c1, c2 = 0.01**2, 0.03**2
+    similar = (2 * mx * my + c1) * (2 * covariance + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    return similar.mean().item()
+
+
+# --- agreement with a target ------------------------------------------------------------------------------------------
+
+
+def _target(view: SegmentView, column: str) -> Any:
+    """The target of one picture; None if it has none."""
+    target = view.columns[column]
+    if isinstance(target, list | tuple):
+        return target[view.round] if view.round < len(target) else None
+    return target
+
+
+def _agreement(
+    compare: Callable[[np.ndarray, np.ndarray], float], column: str, name: str, options: dict[str, Any]
+) -> Reward:
+    """A reward from the comparison of two uint8 [H, W, 3]. Raises ValueError where their sizes differ."""
+
+    def compare_all(segments: Sequence[SegmentView]) -> list[float | None]:
+        values: list[float | None] = []
+        for view in segments:
+            target = _target(view, column)
+            if target is None:
+                values.append(None)
+                continue
+            a, b = pixels_of(view.pixels), pixels_of(target)  # type: ignore[arg-type]
+            if a.shape != b.shape:
+                sizes = " and ".join(f"{p.shape[1]} × {p.shape[0]}" for p in (a, b))
+                raise ValueError(f"picture and target differ in size: {sizes}")
+            values.append(compare(a, b))
+        return values
+
+    return reward(compare_all, on="image", **{"name": name, **options})
+
+
+def pixel_agreement(column: str = "target", *, tolerance: int = 0, **options: Any) -> Reward:
+    """Share of pixels that are the target's, up to `tolerance` of 255 in each channel."""
+    return _agreement(lambda a, b: float(close_pixels(a, b, tolerance).mean()), column, "pixel_agreement", options)
+
+
+def cell_agreement(rows: int, columns: int, column: str = "target", *, tolerance: int = 16, **options: Any) -> Reward:
+    """Share of the cells of a board of rows × columns whose mean colour is the target's, up to `tolerance` of 255.
+
+    Raises ValueError where the board does not divide the picture's pixels.
+    """
+
+    def compare(a: np.ndarray, b: np.ndarray) -> float:
+        height, width = a.shape[:2]
+        if height % rows or width % columns:
+            raise ValueError(f"{rows} × {columns} cells do not divide a picture of {height} × {width} pixels")
+        cells = (p.reshape(rows, height // rows, columns, width // columns, 3).mean((1, 3)) for p in (a, b))
+        first, second = cells
+        return float((np.abs(first - second) <= tolerance).all(-1).mean())
+
+    return _agreement(compare, column, "cell_agreement", options)
+
+
+def psnr_agreement(column: str = "target", **options: Any) -> Reward:
+    """Peak signal-to-noise ratio against the target, as a share of 50 dB: 1 for equal pictures."""
+    return _agreement(lambda a, b: psnr(a, b) / PSNR_TOP, column, "psnr_agreement", options)
+
+
+def ssim_agreement(column: str = "target", **options: Any) -> Reward:
+    """Structural similarity with the target."""
+    return _agreement(ssim, column, "ssim_agreement", options)
+
+
+def token_agreement(column: str = "target_tokens", **options: Any) -> Reward:
+    """Share of tokens that are the target's: ids in the model's vocabulary, [n] for every picture of the row, or a list
+    of such for each round. Raises ValueError where their number differs."""
+
+    def compare(view: SegmentView) -> float | None:
+        target = view.columns[column]
+        if isinstance(target, list | tuple) and (not target or not isinstance(target[0], int)):
+            target = _target(view, column)
+        if target is None:
+            return None
+        wanted = torch.as_tensor(target, device=view.tokens.device)
+        if wanted.shape != view.tokens.shape:
+            raise ValueError(f"a picture of {len(view.tokens)} tokens has a target of shape {list(wanted.shape)}")
+        return (wanted == view.tokens).double().mean().item()
+
+    def token_agreement(segments: Sequence[SegmentView]) -> list[float | None]:
+        return [compare(view) for view in segments]
+
+    return reward(token_agreement, on="image", **options)
+
+
+# --- edits ------------------------------------------------------------------------------------------------------------
+
+
+def enlarged(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """bool [h, w] as bool [height, width]: each pixel has the value of the place that it lies in."""
+    rows = np.arange(height) * mask.shape[0] // height
+    columns = np.arange(width) * mask.shape[1] // width
+    return np.asarray(mask, bool)[rows][:, columns]
+
+
+def edit_locality(column: str | None = None, *, tolerance: int = 8, **options: Any) -> Reward:
+    """Share of the pixels outside the edit that are as before; 0 if no pixel inside it has changed.
+
+    column: bool [h, w], where an edit is wanted, in any resolution; or a list of such for each round. Without it, the
+    tokens that were denoised again: then the reward says how far the image tokenizer keeps an edit local.
+    tolerance: of 255; a change that is not larger is none. None for pictures with nothing before them or without a
+    mask. Raises ValueError for a picture of another size than that before it.
+    """
+
+    def judge(view: SegmentView) -> float | None:
+        mask = view.edited if column is None else _target(view, column)
+        if mask is None or view.image_before is None:
+            return None
+        after, before = pixels_of(view.pixels), pixels_of(view.image_before)  # type: ignore[arg-type]
+        if after.shape != before.shape:
+            raise ValueError(f"a picture of shape {after.shape} follows one of shape {before.shape}")
+        inside = enlarged(np.asarray(mask), *after.shape[:2])
+        same = close_pixels(after, before, tolerance)
+        if inside.any() and same[inside].all():
+            return 0.0
+        return 1.0 if inside.all() else float(same[~inside].mean())
+
+    def edit_locality(segments: Sequence[SegmentView]) -> list[float | None]:
+        return [judge(view) for view in segments]
+
+    return reward(edit_locality, on="image", **options)
+
+
+for _name, _reward in {
+    "pixel_agreement": pixel_agreement(),
+    "psnr_agreement": psnr_agreement(),
+    "ssim_agreement": ssim_agreement(),
+    "token_agreement": token_agreement(),
+    "edit_locality": edit_locality(),
+}.items():
+    register(_name)(_reward)

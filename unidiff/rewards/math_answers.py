@@ -1,0 +1,147 @@
+"""Mathematical answers, compared by math-verify in worker processes that can be killed.
+
+A worker gets one answer at a time, and has a hard deadline for it. One that is late, or dies, is replaced: it loses
+the answer that it was at, and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from unidiff.rewards.reward import Cause, Loss, Reward, register, reward
+from unidiff.rewards.segment_view import SegmentView
+from unidiff.rewards.text import Value, check_which, looked_at
+
+START_SECONDS = 120.0  # to import sympy, on a machine that is busy
+
+
+class _Worker:
+    """One process of math_worker.py."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", str(Path(__file__).with_name("math_worker.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is the trainer's to handle
+        )
+        self.buffer = b""
+        ready = self._read(START_SECONDS)
+        if "missing" in ready:
+            self.kill()
+            raise ImportError(
+                f'mathematical answers need math-verify ({ready["missing"]}): pip install "unidiff[math]"'
+            )
+
+    def ask(self, request: Any, seconds: float) -> dict[str, Any]:
+        """Raises TimeoutError, or EOFError if the process is no more; it is of no use after either."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise EOFError from error
+        return self._read(seconds)
+
+    def _read(self, seconds: float) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        deadline, out = time.monotonic() + seconds, self.process.stdout.fileno()
+        while b"\n" not in self.buffer:
+            if not select.select([out], [], [], max(deadline - time.monotonic(), 0))[0]:
+                raise TimeoutError
+            chunk = os.read(out, 1 << 16)
+            if not chunk:
+                raise EOFError
+            self.buffer += chunk
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return json.loads(line)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+
+
+class MathVerifier:
+    """A pool of workers. They start with the first answer, stay, and end with this process.
+
+    workers: processes. seconds: for one answer.
+    """
+
+    def __init__(self, workers: int = 2, seconds: float = 5.0) -> None:
+        if workers < 1 or not seconds > 0:
+            raise ValueError(f"workers={workers!r}, seconds={seconds!r}; both must be above 0")
+        self.workers, self.seconds = workers, seconds
+        self._idle: list[_Worker] = []
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(workers, "unidiff-math")
+
+    def verify(self, pairs: Sequence[tuple[str, str]]) -> list[float | Loss]:
+        """1 or 0 for each (right answer, text with an answer in it), or why that is not known.
+
+        Errors: ImportError without math-verify.
+        """
+        return list(self._pool.map(self._one, pairs))
+
+    def _one(self, pair: tuple[str, str]) -> float | Loss:
+        with self._lock:
+            worker = self._idle.pop() if self._idle else None
+        worker = worker or _Worker()
+        try:
+            reply = worker.ask(pair, self.seconds)
+        except TimeoutError:
+            worker.kill()
+            return Loss(Cause.TIMEOUT, f"took longer than {self.seconds:g} s to verify")
+        except EOFError:
+            worker.kill()
+            return Loss(Cause.RAISED, "the worker that verified it has died")
+        with self._lock:
+            self._idle.append(worker)
+        return reply["value"] if "value" in reply else Loss(Cause.RAISED, f"math-verify: {reply['error']}")
+
+    def close(self) -> None:
+        """Ends the workers; another call starts new ones."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().kill()
+
+
+def math_answer(
+    column: str = "answer", *, which: str = "last", workers: int = 2, seconds: float = 5.0, **options: Any
+) -> Reward:
+    r"""1 for a text whose final answer (in \boxed{}, in $…$, or the last expression) is mathematically the column's.
+
+    column: the right answer, LaTeX or plain; None = there is none. which: as in unidiff.rewards.text.
+    workers, seconds: see `MathVerifier`. A verdict that takes longer is missing, not 0.
+    """
+    check_which(which)
+    verifier = MathVerifier(workers, seconds)
+
+    async def math_answer(segments: Sequence[SegmentView]) -> list[Value]:
+        asked = [i for i, s in enumerate(segments) if looked_at(s, which) and s.columns[column] is not None]
+        pairs = [(str(segments[i].columns[column]), segments[i].text or "") for i in asked]
+        values: list[Value] = [None] * len(segments)
+        for i, value in zip(asked, await asyncio.to_thread(verifier.verify, pairs)):
+            values[i] = value
+        return values
+
+    return reward(math_answer, on="text", **options)
+
+
+register("math_answer")(math_answer())

@@ -1,0 +1,226 @@
+"""Rewards that live in another process or on another machine, behind HTTP.
+
+`remote` speaks JSON (tools/reward_server.py serves it): POST <url>/score with
+
+    {"requests": [{"history": [{"role": "prompt", "text": "…"}, {"role": "response", "image_b64": "<PNG>"}, …],
+                   "required_rewards": ["<name>"], "metadata": {"<column>": …}}, …]}
+
+of which the last part of a history is what is judged (for a reward on sequences: all of the response). The answer is
+
+    {"results": [{"<name>": 0.5}, …], "errors": [null, {"<name>": "why not"}, …]}
+
+with one entry a request. A result may also be a dictionary of figures, of which `metric` is taken; null means "not
+applicable". `pickled` speaks the older protocol of pickles over HTTP (servers of flow_grpo and its relatives).
+
+What is lost is lost for its own items: a failed batch for those in it, an error of one item for that one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from PIL import Image
+
+from unidiff.rewards.endpoint import Endpoint, EndpointError, json_of
+from unidiff.rewards.reward import Cause, Loss, Reward, reward
+from unidiff.rewards.segment_view import SegmentView, SequenceView
+
+View = SegmentView | SequenceView
+Values = list[float | Loss | None]
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """A picture as a file."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def parts_of(view: View) -> Iterator[tuple[str, str | Image.Image]]:
+    """What a view is judged with, in order, as (role, text or picture): the prompt, then the response up to it."""
+    segments = view.segments if isinstance(view, SequenceView) else (*view.before, view)
+    yield from (("prompt", part) for part in view.prompt)
+    for segment in segments:
+        part = segment.text if segment.text is not None else segment.image
+        assert part is not None
+        yield "response", part
+
+
+def prompt_text(view: View) -> str:
+    """The texts of the prompt, joined by line breaks."""
+    return "\n".join(part for part in view.prompt if isinstance(part, str))
+
+
+async def in_batches(views: Sequence[View], ask: Callable[[Sequence[View]], Any], batch: int, parallel: int) -> Values:
+    """What `ask` says of each batch, so many at a time; the items of a batch that fails are lost, the others not."""
+    gate = asyncio.Semaphore(parallel)
+
+    async def one(part: Sequence[View]) -> Values:
+        async with gate:
+            try:
+                return await ask(part)
+            except EndpointError as error:
+                return [Loss(error.cause, str(error))] * len(part)
+
+    answers = await asyncio.gather(*(one(views[i : i + batch]) for i in range(0, len(views), batch)))
+    return [value for answer in answers for value in answer]
+
+
+def _checked(batch: int, parallel: int) -> None:
+    if batch < 1 or parallel < 1:
+        raise ValueError(f"batch={batch!r}, parallel={parallel!r}; both must be 1 or more")
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def request_of(view: View, scorer: str, columns: Sequence[str], pictures: dict[int, str]) -> dict[str, Any]:
+    """One item of the protocol. pictures: encoded ones by the id of the picture, which rows of a group share."""
+    history: list[dict[str, str]] = []
+    for role, part in parts_of(view):
+        if isinstance(part, str):
+            history.append({"role": role, "text": part})
+            continue
+        if id(part) not in pictures:
+            pictures[id(part)] = base64.b64encode(encoded(part)).decode()
+        history.append({"role": role, "image_b64": pictures[id(part)]})
+    metadata = {name: view.columns[name] for name in columns}
+    return {"history": history, "required_rewards": [scorer], "metadata": metadata}
+
+
+def remote(
+    url: str,
+    scorer: str,
+    *,
+    columns: Sequence[str] = (),
+    metric: str = "score",
+    batch: int = 16,
+    parallel: int = 4,
+    seconds: float = 60.0,
+    retries: int = 3,
+    **options: Any,
+) -> Reward:
+    """A reward that a server of the JSON protocol gives (see above).
+
+    url: of the server, such as "http://host:8000". scorer: the reward's name there.
+    columns: the task's columns that it gets as metadata; they must be plain JSON.
+    metric: the figure to take of a result that has several (of one that has a single figure, that).
+    batch, parallel: items in a request, and requests at a time. seconds, retries: see `Endpoint`.
+    Further options (`on`, `weight`, `timeout` for all of it, …) are those of `reward`; the name is the scorer's.
+    """
+    _checked(batch, parallel)
+    endpoint = Endpoint(url, seconds, retries)
+
+    async def remote_scorer(segments: Sequence[View]) -> Values:
+        pictures: dict[int, str] = {}
+
+        async def ask(part: Sequence[View]) -> Values:
+            body = json.dumps({"requests": [request_of(view, scorer, columns, pictures) for view in part]})
+            headers = {"content-type": "application/json"}
+            answer = json_of(await endpoint.post("/score", content=body.encode(), headers=headers))
+            return read_answer(answer, scorer, metric, len(part))
+
+        return await in_batches(segments, ask, batch, parallel)
+
+    return reward(remote_scorer, **{"name": scorer, **options})
+
+
+def read_answer(answer: Any, scorer: str, metric: str, count: int) -> Values:
+    """The values in a server's answer. Raises EndpointError if it is not of the protocol, or has another length."""
+    results = answer.get("results") if isinstance(answer, dict) else None
+    if not isinstance(results, list):
+        raise EndpointError(f"the answer has no list of results: {str(answer)[:100]}", Cause.WRONG_TYPE)
+    errors = answer.get("errors") or [None] * len(results)
+    if len(results) != count or not isinstance(errors, list) or len(errors) != count:
+        raise EndpointError(f"the answer has {len(results)} results for {count} items", Cause.WRONG_LENGTH)
+    return [_value(result, error, scorer, metric) for result, error in zip(results, errors)]
+
+
+def _value(result: Any, error: Any, scorer: str, metric: str) -> float | Loss | None:
+    said = error.get(scorer) if isinstance(error, dict) else error
+    if said:
+        return Loss(Cause.RAISED, f"the server says: {str(said)[:300]}")
+    if not isinstance(result, dict) or scorer not in result:
+        return Loss(Cause.WRONG_TYPE, f"the server gave no {scorer!r}: {str(result)[:100]}")
+    value = result[scorer]
+    if isinstance(value, dict):
+        value = next(iter(value.values())) if len(value) == 1 else value.get(metric, value)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    return Loss(Cause.WRONG_TYPE, f"the server gave {str(value)[:100]!r} for {scorer!r}, which is no number")
+
+
+# --- pickles ----------------------------------------------------------------------------------------------------------
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Numbers, strings, lists, dictionaries and NumPy arrays of them. Anything else could run code, and is refused."""
+
+    NUMPY = frozenset({"_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.split(".")[0] == "numpy" and name in self.NUMPY) or (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it holds a {module}.{name}")
+
+
+def pickled(
+    url: str,
+    *,
+    key: str = "scores",
+    column: str | None = None,
+    extra: dict[str, Any] | None = None,
+    trust_pickle: bool = False,
+    batch: int = 16,
+    parallel: int = 4,
+    seconds: float = 120.0,
+    retries: int = 2,
+    name: str = "pickled",
+    **options: Any,
+) -> Reward:
+    """A reward on images from a server of the older protocol: POST / with a pickle of {"images": [JPEG, …],
+    "prompts": [text, …]}, answered by {"scores": [number, …]}.
+
+    key: where the answer holds the scores. column: sends that column as "meta_datas" instead of prompts (GenEval).
+    extra: further entries of the request, such as {"only_strict": True}.
+    trust_pickle: servers of this protocol answer with a pickle, and loading one that a stranger made runs his code. So
+    an answer is only taken as JSON, unless this says that the server is trusted; even then only plain data is loaded.
+    """
+    _checked(batch, parallel)
+    endpoint = Endpoint(url, seconds, retries)
+
+    def read(response: Any) -> Any:
+        if not trust_pickle:
+            return json_of(response)
+        try:
+            return _PlainUnpickler(io.BytesIO(response.content)).load()
+        except Exception as error:  # anything may come out of broken bytes
+            raise EndpointError(f"{url} answered no pickle of plain data: {error}", Cause.WRONG_TYPE) from error
+
+    async def ask(part: Sequence[View]) -> Values:
+        assert all(isinstance(view, SegmentView) and view.image is not None for view in part)
+        body: dict[str, Any] = {"images": [encoded(view.image, "JPEG", quality=95) for view in part]}  # type: ignore
+        body |= {"prompts": [prompt_text(v) for v in part]} if column is None else {}
+        body |= {} if column is None else {"meta_datas": [view.columns[column] for view in part]}
+        response = await endpoint.post("/", content=pickle.dumps({**body, **(extra or {})}))
+        if not trust_pickle and response.content[:1] == b"\x80":
+            message = f"{url} answered with a pickle, which can run code when it is loaded; trust_pickle=True allows it"
+            raise EndpointError(message, Cause.WRONG_TYPE)
+        answer = read(response)
+        scores = answer.get(key) if isinstance(answer, dict) else None
+        if scores is None:
+            raise EndpointError(f"{url} answered without {key!r}: {str(answer)[:100]}", Cause.WRONG_TYPE)
+        if len(scores) != len(part):
+            raise EndpointError(f"{url} answered {len(scores)} scores for {len(part)} images", Cause.WRONG_LENGTH)
+        return list(scores)
+
+    async def pickled_scorer(segments: Sequence[View]) -> Values:
+        return await in_batches(segments, ask, batch, parallel)
+
+    return reward(pickled_scorer, on="image", name=name, **options)

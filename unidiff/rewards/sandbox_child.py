@@ -1,0 +1,294 @@
+"""The inside of the sandbox. Runs as a script of its own (standard library alone), started by sandbox.py.
+
+    launcher   enters new namespaces, builds a small read-only root, forks
+    init       first process of the new process namespace: when it ends, the kernel kills all that is left
+    payload    without privileges, under limits: the program, the functions under test, or the tests
+
+What happened is reported over a pipe that the payload does not have. See sandbox.py for what is promised.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
+import sandbox_payload
+
+NOBODY = 65534
+NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 0x1000, 0x4000, 0x40000, 2
+SET_PDEATHSIG, SET_DUMPABLE, SET_CHILD_SUBREAPER, SET_NO_NEW_PRIVS = 1, 4, 36, 38
+PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
+CAPSET = {"x86_64": 126, "aarch64": 91, "riscv64": 91}
+MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 442, 444, 445, 446  # the same everywhere
+FILE_RIGHTS = 0b100000000000111 | 1 << 15  # execute, write, read, truncate, ioctl: those that a single file can have
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def checked(what, result):
+    """The result of a system call. Raises OSError with what was tried."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def prctl(option, value):
+    checked(f"prctl({option})", libc.prctl(option, value, 0, 0, 0))
+
+
+def encoded(text):
+    return None if text is None else os.fsencode(text)
+
+
+def mount(source, target, kind, flags, data=None):
+    done = libc.mount(encoded(source), encoded(target), encoded(kind), ctypes.c_ulong(flags), encoded(data))
+    checked(f"mount {target}", done)
+
+
+# --- namespaces -------------------------------------------------------------------------------------------------------
+
+
+def enter_namespaces(network):
+    """New user, mount, process, ipc, host name and, unless network is allowed, network namespaces."""
+    flags = NEWUSER | NEWNS | NEWPID | NEWIPC | NEWUTS | (0 if network else NEWNET)
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0:  # the payload becomes nobody; only a process outside may map a second id
+        ready, go = os.pipe()
+        mapper = os.fork()
+        if mapper == 0:
+            os.close(go)
+            if os.read(ready, 1):  # nothing comes if the launcher was refused
+                for kind in ("uid", "gid"):
+                    write(f"/proc/{os.getppid()}/{kind}_map", f"0 0 1\n{NOBODY} {NOBODY} 1")
+            os._exit(0)
+        checked("unshare", libc.unshare(flags))
+        os.write(go, b"x")
+        if os.waitpid(mapper, 0)[1] != 0:
+            raise OSError("the user ids of the new namespace could not be mapped")
+    else:
+        checked("unshare", libc.unshare(flags))
+        write("/proc/self/setgroups", "deny")
+        write("/proc/self/uid_map", f"{uid} {uid} 1")
+        write("/proc/self/gid_map", f"{gid} {gid} 1")
+    write("/proc/sys/user/max_user_namespaces", "0")  # the payload makes none of its own
+
+
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def build_root(readable, disk):
+    """A root that holds the readable folders, read-only, a few devices and an empty /tmp; nothing else is there."""
+    mount(None, "/", None, MS_REC | MS_PRIVATE)
+    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},mode=755")
+    os.chdir("/tmp")
+    os.mkdir("old")
+    checked("pivot_root", libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b"old"))
+    os.chdir("/")
+    for path in readable:
+        if os.path.islink(f"/old{path}"):  # /lib -> usr/lib
+            os.symlink(os.readlink(f"/old{path}"), path)
+        else:
+            os.makedirs(path, exist_ok=True)
+            bind(path)
+    os.mkdir("/dev")
+    for name in ("null", "zero", "random", "urandom"):
+        write(f"/dev/{name}", "")
+        bind(f"/dev/{name}")
+    checked("umount", libc.umount2(b"/old", MNT_DETACH))
+    os.rmdir("/old")
+    os.makedirs("/tmp", exist_ok=True)  # a readable folder may lie in it
+    os.chmod("/tmp", 0o777)
+
+
+def bind(path):
+    mount(f"/old{path}", path, None, MS_BIND | MS_REC)
+    attributes = (ctypes.c_uint64 * 4)(1 | 2, 0, 0, 0)  # read-only, nosuid
+    recursive, here = 0x8000, -100
+    done = libc.syscall(MOUNT_SETATTR, here, os.fsencode(path), recursive, attributes, ctypes.sizeof(attributes))
+    checked(f"mount_setattr {path}", done)
+
+
+# --- without namespaces -----------------------------------------------------------------------------------------------
+
+
+def landlock(readable, folder):
+    """Lets this process and its children open the readable paths and write in the folder, and nothing else.
+
+    Returns False where the kernel has no Landlock (before 5.13, or switched off).
+    """
+    version = libc.syscall(LANDLOCK_CREATE, None, 0, 1)
+    if version < 1:
+        return False
+    handled = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
+    scoped = 3 if version >= 6 else 0  # no abstract sockets of others, no signals to others
+    rules = (ctypes.c_uint64 * 3)(handled, 0, scoped)
+    size = 24 if version >= 6 else 16 if version >= 4 else 8
+    ruleset = checked("landlock", libc.syscall(LANDLOCK_CREATE, rules, size, 0))
+    read = 0b1101  # execute, read files, read folders
+    for path, rights in [(p, read) for p in readable] + [(folder, handled), ("/dev/null", 6), ("/dev/urandom", 4)]:
+        if not os.path.exists(path):
+            continue
+        at = os.open(path, os.O_PATH)
+        rights &= handled if os.path.isdir(path) else handled & FILE_RIGHTS
+        rule = rights.to_bytes(8, sys.byteorder) + at.to_bytes(4, sys.byteorder)
+        checked(f"landlock {path}", libc.syscall(LANDLOCK_ADD, ruleset, 1, rule, 0))
+        os.close(at)
+    checked("landlock", libc.syscall(LANDLOCK_RESTRICT, ruleset, 0))
+    os.close(ruleset)
+    return True
+
+
+def tasks_of(uid):
+    """How many threads a user has: without a namespace the limit on processes counts them all."""
+    count = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.stat(f"/proc/{name}").st_uid == uid:
+                count += len(os.listdir(f"/proc/{name}/task"))
+        except OSError:
+            continue
+    return count
+
+
+def sweep():
+    """Kills and reaps every descendant; orphans come to the subreaper, so the loop ends when none is left."""
+    while True:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            children = [int(word) for word in file.read().split()]
+        for child in children:
+            try:
+                os.kill(child, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+# --- the three processes ----------------------------------------------------------------------------------------------
+
+
+def limit(job, others):
+    """Hard limits of the payload. others: processes of the same user that are not the payload's."""
+    seconds, disk = job["cpu_seconds"], job["disk"]
+    for kind, most in (
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_AS, job["memory"]),
+        (resource.RLIMIT_NPROC, job["processes"] + others),
+        (resource.RLIMIT_NOFILE, job["open_files"]),
+        (resource.RLIMIT_FSIZE, disk),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
+
+
+def drop_privileges(root):
+    if root:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    prctl(SET_NO_NEW_PRIVS, 1)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    none = (ctypes.c_uint32 * 6)()
+    checked("capset", libc.syscall(CAPSET[os.uname().machine], header, none))
+
+
+def become_payload(job, root, others):
+    """Gives up everything that the payload is not to have; raises OSError if something cannot be given up."""
+    os.setsid()
+    os.chdir(job["folder"] or "/tmp")
+    drop_privileges(root)
+    if not job["namespaces"]:
+        prctl(SET_PDEATHSIG, signal.SIGKILL)
+        if not os.access(os.path.dirname(os.__file__), os.R_OK):
+            raise OSError(f"{sys.executable} may not be read by user {os.getuid()}; give another with python='…'")
+        landlock(job["readable"], job["folder"])
+    limit(job, others)
+    first = 3
+    for fd in [*sorted(job["keep"]), 1 << 16]:  # the pipe of the launcher is among those that are closed
+        os.closerange(first, fd)
+        first = fd + 1
+
+
+def report(status, line):
+    os.write(status, line.encode() + b"\n")
+
+
+def wait_for(child, status):
+    """Reaps until the payload itself ends, and says how it did."""
+    while True:
+        pid, how = os.waitpid(-1, 0)
+        if pid == child:
+            code = os.waitstatus_to_exitcode(how)
+            report(status, f"exit {code}" if code >= 0 else f"signal {-code}")
+            return
+
+
+def fork_payload(job, status, root, others):
+    """Forks the payload. Returns True in the payload; the parent reports its end and returns False."""
+    prctl(SET_DUMPABLE, 0)
+    child = os.fork()
+    if child:
+        wait_for(child, status)
+        return False
+    try:
+        become_payload(job, root, others)
+    except BaseException as error:
+        report(status, f"refused {error}")
+        os._exit(1)
+    return True
+
+
+def launch(job, status):
+    """Returns True in the payload, False in its parents when all is over."""
+    root = os.geteuid() == 0
+    if not job["namespaces"]:
+        signal.signal(signal.SIGTERM, lambda *_: (sweep(), os._exit(0)))
+        prctl(SET_PDEATHSIG, signal.SIGTERM)  # if the trainer dies, so does this
+        prctl(SET_CHILD_SUBREAPER, 1)
+        inside = fork_payload(job, status, root, tasks_of(NOBODY if root else os.getuid()))
+        if inside:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        else:
+            sweep()
+        return inside
+    enter_namespaces(job["network"])
+    prctl(SET_PDEATHSIG, signal.SIGKILL)
+    build_root(job["readable"], job["disk"])
+    init = os.fork()
+    if init:
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(init, signal.SIGKILL))
+        os.waitpid(init, 0)  # returns when all of the process namespace are gone
+        return False
+    prctl(SET_PDEATHSIG, signal.SIGKILL)
+    return fork_payload(job, status, root, 2)
+
+
+def main():
+    source, status = int(sys.argv[1]), int(sys.argv[2])
+    with os.fdopen(source) as file:
+        job = json.load(file)
+    try:
+        inside = launch(job, status)
+    except Exception as error:
+        report(status, f"refused {error}")
+        inside = False
+    if not inside:
+        os._exit(0)
+    sys.path[0:1] = []
+    sys.path += job["paths"]
+    return job
+
+
+if __name__ == "__main__":
+    sandbox_payload.run(main())

@@ -1,0 +1,257 @@
+"""Rewards from vision models: CLIP score, PickScore, HPSv2, an aesthetic head. All run on transformers' CLIP classes.
+
+A model is loaded with the first batch, onto the run's device, and scores a batch in one forward pass (in slices of
+`batch`). Further options (`weight`, `name`, …) are those of `reward`. Others (ImageReward, HPSv3, …) pin packages that
+fit into no training environment: serve them with tools/reward_server.py.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
+
+from unidiff.rewards.remote import prompt_text
+from unidiff.rewards.reward import Reward, reward
+from unidiff.rewards.segment_view import SegmentView
+
+CLIP = "openai/clip-vit-large-patch14"
+PICK = "yuvalkirstain/PickScore_v1"
+CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # what PickScore and HPSv2 were trained from
+
+
+class Clip:
+    """A CLIP model that is loaded when it is first needed.
+
+    model: folder or repository. checkpoint: a file with other weights for it, in open_clip's names.
+    processor: where the tokenizer and the image processor stand, if not with the model.
+    device: the run's unless given. vision_only: leaves the text half out.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        checkpoint: str | None = None,
+        processor: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        batch: int = 64,
+        vision_only: bool = False,
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch={batch!r}; it must be 1 or more")
+        self.name, self.checkpoint, self.processor = model, checkpoint, processor or model
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype, self.batch, self.vision_only = dtype, batch, vision_only
+        self._lock = threading.Lock()
+        self._model: Any = None
+
+    def _load(self) -> Any:
+        with self._lock:  # rewards may run in threads
+            if self._model is None:
+                self._images = AutoImageProcessor.from_pretrained(self.processor)
+                if self.vision_only:
+                    model = CLIPVisionModelWithProjection.from_pretrained(self.name)
+                else:
+                    self._tokenizer = AutoTokenizer.from_pretrained(self.processor)
+                    model = self._with_text()
+                model = model.to(self.device, self.dtype)  # type: ignore[arg-type]
+                self._model = model.eval().requires_grad_(False)
+        return self._model
+
+    def _with_text(self) -> CLIPModel:
+        if self.checkpoint is None:
+            return CLIPModel.from_pretrained(self.name)
+        model = CLIPModel(CLIPConfig.from_pretrained(self.name))
+        model.load_state_dict(from_open_clip(weights_of(self.checkpoint)))
+        return model
+
+    @torch.no_grad()
+    def _slices(
+        self, views: Sequence[SegmentView], run: Callable[[Any, Sequence[SegmentView], Tensor], Tensor]
+    ) -> Tensor:
+        model, parts = self._load(), []
+        for i in range(0, len(views), self.batch):
+            part = views[i : i + self.batch]
+            pixels = self._images(images=[view.image for view in part], return_tensors="pt")["pixel_values"]
+            parts.append(run(model, part, pixels.to(self.device, self.dtype)).float().cpu())
+        return torch.cat(parts)
+
+    def images(self, views: Sequence[SegmentView]) -> Tensor:
+        """float32 [n, d], the pictures' embeddings, of length 1."""
+        return self._slices(views, lambda model, _, pixels: normalize(model(pixel_values=pixels).image_embeds, dim=-1))
+
+    def agreement(self, views: Sequence[SegmentView], text_of: Callable[[SegmentView], str], logits: bool) -> Tensor:
+        """float32 [n], the cosine of each picture and its text; as a logit, times the model's own scale."""
+
+        def run(model: Any, part: Sequence[SegmentView], pixels: Tensor) -> Tensor:
+            longest = model.config.text_config.max_position_embeddings
+            texts = self._tokenizer(
+                [text_of(view) for view in part],
+                padding=True,
+                truncation=True,  # CLIP reads 77 tokens
+                max_length=longest,
+                return_tensors="pt",
+            ).to(self.device)
+            out = model(input_ids=texts["input_ids"], attention_mask=texts["attention_mask"], pixel_values=pixels)
+            cosine = (out.image_embeds.float() * out.text_embeds.float()).sum(-1)
+            return cosine * model.logit_scale.exp() if logits else cosine
+
+        return self._slices(views, run)
+
+
+def _text_of(column: str | None) -> Callable[[SegmentView], str]:
+    return prompt_text if column is None else lambda view: str(view.columns[column])
+
+
+def _agreement(clip: Clip, column: str | None, logits: bool, name: str, options: dict[str, Any]) -> Reward:
+    text_of = _text_of(column)
+
+    def agreement(segments: Sequence[SegmentView]) -> list[float]:
+        return clip.agreement(segments, text_of, logits).tolist()
+
+    return reward(agreement, on="image", **{"name": name, **options})
+
+
+def clip_score(
+    model: str = CLIP, *, column: str | None = None, loading: dict[str, Any] | None = None, **options: Any
+) -> Reward:
+    """Cosine of picture and text in CLIP (arXiv 2103.00020).
+
+    column: the text; the prompt's texts unless given. loading: device, dtype, batch, … of `Clip`.
+    """
+    return _agreement(Clip(model, **(loading or {})), column, False, "clip_score", options)
+
+
+def pick_score(
+    model: str = PICK, *, column: str | None = None, loading: dict[str, Any] | None = None, **options: Any
+) -> Reward:
+    """PickScore (arXiv 2305.01569): the logit of picture and text, about 20. Options as of `clip_score`."""
+    loading = {"processor": CLIP_H if model == PICK else None, **(loading or {})}
+    return _agreement(Clip(model, **loading), column, True, "pick_score", options)
+
+
+def hps_score(
+    checkpoint: str,
+    model: str = CLIP_H,
+    *,
+    column: str | None = None,
+    loading: dict[str, Any] | None = None,
+    **options: Any,
+) -> Reward:
+    """HPSv2 (arXiv 2306.09341): the cosine of picture and text in a CLIP trained on preferences.
+
+    checkpoint: the published file, such as HPS_v2.1_compressed.pt of xswu/HPSv2. model: where the configuration and the
+    processors stand; no weights are taken from there. Options as of `clip_score`.
+    """
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"checkpoint={checkpoint!r} is no file; download HPS_v2.1_compressed.pt of xswu/HPSv2")
+    return _agreement(Clip(model, checkpoint=checkpoint, **(loading or {})), column, False, "hps_score", options)
+
+
+def weights_of(path: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or torch file; code in it is not run."""
+    if path.endswith(".safetensors"):
+        return load_file(path)
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    return found.get("state_dict", found)
+
+
+# --- names of open_clip -----------------------------------------------------------------------------------------------
+
+_WHOLE = {
+    "logit_scale": "logit_scale",
+    "text_projection": "text_projection.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "visual.proj": "visual_projection.weight",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+}
+_NORMS = {
+    "ln_final": "text_model.final_layer_norm",
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # their spelling
+    "visual.ln_post": "vision_model.post_layernorm",
+}
+_LAYER = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)\.(\w+)$")
+_PARTS = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+
+
+def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's weights under the names of transformers' CLIPModel. Raises ValueError for a name that is unknown."""
+    renamed: dict[str, Tensor] = {}
+    for name, value in state.items():
+        name = name.removeprefix("module.")
+        if name in _WHOLE:
+            renamed[_WHOLE[name]] = (
+                value.T.contiguous() if name.endswith("proj") or name == "text_projection" else value
+            )
+        elif (norm := name.rpartition("."))[0] in _NORMS:
+            renamed[f"{_NORMS[norm[0]]}.{norm[2]}"] = value
+        elif found := _LAYER.match(name):
+            renamed |= _layer(found, value)
+        elif name != "attn_mask":
+            raise ValueError(f"the checkpoint has {name!r}, which is no weight of a CLIP of open_clip")
+    return renamed
+
+
+def _layer(found: re.Match[str], value: Tensor) -> dict[str, Tensor]:
+    visual, index, part, kind = found.groups()
+    layer = f"{'vision' if visual else 'text'}_model.encoder.layers.{index}"
+    if part == "attn":  # in_proj_weight, in_proj_bias: queries, keys and values in one
+        kind = kind.removeprefix("in_proj_")
+        return {f"{layer}.self_attn.{n}_proj.{kind}": v for n, v in zip("qkv", value.chunk(3))}
+    if part not in _PARTS:
+        raise ValueError(f"the checkpoint has {found[0]!r}, which is no weight of a CLIP of open_clip")
+    return {f"{layer}.{_PARTS[part]}.{kind}": value}
+
+
+# --- aesthetics -------------------------------------------------------------------------------------------------------
+
+
+def aesthetic_score(head: str, model: str = CLIP, *, loading: dict[str, Any] | None = None, **options: Any) -> Reward:
+    """A linear-layers head on CLIP's picture embedding, such as LAION's aesthetic predictor (about 1 to 10).
+
+    head: a .pth or .safetensors file with weights "layers.<n>.weight" and ".bias", applied in the order of n without
+    activations between them, as the published head has it. Options as of `clip_score`.
+    """
+    if not Path(head).is_file():
+        raise FileNotFoundError(f"head={head!r} is no file")
+    clip = Clip(model, vision_only=True, **(loading or {}))
+    layers = head_of(weights_of(head))
+
+    def aesthetic_score(segments: Sequence[SegmentView]) -> list[float]:
+        with torch.no_grad():
+            return layers(clip.images(segments)).squeeze(-1).tolist()
+
+    return reward(aesthetic_score, on="image", **options)
+
+
+def head_of(weights: dict[str, Tensor]) -> nn.Sequential:
+    """The linear layers of a head. Raises ValueError unless they end in one figure."""
+    numbers = sorted({int(found[1]) for name in weights if (found := re.match(r"layers\.(\d+)\.weight$", name))})
+    if not numbers or weights[f"layers.{numbers[-1]}.weight"].shape[0] != 1:
+        raise ValueError(f"the head needs layers.<n>.weight, the last of them [1, d]; it has {', '.join(weights)}")
+    layers = []
+    for n in numbers:
+        weight, bias = weights[f"layers.{n}.weight"].float(), weights[f"layers.{n}.bias"].float()
+        layer = nn.Linear(weight.shape[1], weight.shape[0])
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        layers.append(layer)
+    return nn.Sequential(*layers).requires_grad_(False)
