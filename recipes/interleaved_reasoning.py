@@ -10,7 +10,9 @@ tokens of the cells that the sentence names are denoised again. Rewards judge ev
 stands, and the router sends each to the tokens that earned it.
 
 --help lists the settings. OUTPUT_DIR gets summary.json, metrics.jsonl, curves.png, report.html, rollouts, checkpoints,
-the model. `python tools/edit_rollout.py --rollouts OUTPUT_DIR/rollouts/step-000040.safetensors` shows the edits of a step.
+the model. What a step was trained on, edit by edit:
+
+    python tools/edit_rollout.py --rollouts outputs/run/rollouts/step-000040.safetensors
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class SegmentRecord:
 
     @property
     def strays(self) -> int | None:
-        """Tokens outside the edit mask that differ from the image before: 0, or there is a bug. None: nothing was kept."""
+        """Tokens outside the edit mask that differ from the image before: 0 unless there is a bug; None = no edit."""
         if self.edited is None or self.changed is None:
             return None
         return sum(changed and not edited for changed, edited in zip(self.changed, self.edited))
@@ -94,9 +94,9 @@ class RolloutRecord:
     """One rollout: prompt and response segments in order, why it stopped, what it earned and what it cost.
 
     stop: name of the `Stop`, in lower case; stop_reason: the same in words. compute: forwards, token_forwards, flops
-    and seconds by phase. full: the same if every picture had been regenerated (see `regeneration`), empty if that was not
-    asked. rewards: those of the response as a whole. figures: the row's own held-out measures.
-    settings: the sampler's. key: of its noise.
+    and seconds by phase. full: the same with every picture regenerated (see `regeneration`), empty if that was not asked.
+    rewards: those of the response as a whole. figures: the row's own held-out measures. settings: the sampler's. key: of
+    its noise.
     """
 
     title: str

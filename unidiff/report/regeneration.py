@@ -12,7 +12,7 @@ from unidiff.sequence import Modality
 
 
 def full_regeneration(model: UnifiedModel, rollout: Rollout) -> Compute:
-    """The rollout's cost with all tokens of each picture denoised in `image_steps` steps, and no search for what to edit.
+    """The rollout's cost with all tokens of each picture denoised in `image_steps` steps, and nothing to select.
 
     Analytic, counted as the sampler's meter counts: a second rollout would be measured, but it would write other texts
     after its first picture. Phases that do not change are the rollout's own; nobody waited for the pictures, so their

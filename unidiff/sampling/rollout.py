@@ -174,8 +174,8 @@ class _Drawn:
 
 
 class InterleavedSampler:
-    """Samples responses to prompts. `locate` finds the region that a text names (edit="region"). trace: segments keep the
-    probabilities of every step, to look at (`Segment.trace`); tokens do not depend on it."""
+    """Samples responses to prompts. `locate` finds the region that a text names (edit="region"). trace: segments keep
+    the probabilities of every step, to look at (`Segment.trace`); tokens do not depend on it."""
 
     def __init__(
         self, model: UnifiedModel, config: SamplerConfig, locate: edits.Locate | None = None, trace: bool = False
