@@ -62,6 +62,7 @@ def records(
                 title=(titles or {}).get(i, batch.titles[i]),
                 decode_token=lambda token: str(model.tokenizer.decode(token)),
                 figures={name: values[i] for name, values in batch.figures.items()},
+                assignment=str(batch.router.get("assignment", "")),
             )
         )
     return made

@@ -94,9 +94,9 @@ class RolloutRecord:
     """One rollout: prompt and response segments in order, why it stopped, what it earned and what it cost.
 
     stop: name of the `Stop`, in lower case; stop_reason: the same in words. compute: forwards, token_forwards, flops
-    and seconds by phase. full: the same with every picture regenerated (see `regeneration`), empty if that was not asked.
-    rewards: those of the response as a whole. figures: the row's own held-out measures. settings: the sampler's. key: of
-    its noise.
+    and seconds by phase. full: the same with every picture regenerated (see `regeneration`), empty if not asked.
+    rewards: those of the response as a whole. figures: the row's own held-out measures. settings: the sampler's. key:
+    of its noise. assignment: the one that the segments' `advantage` comes from.
     """
 
     title: str
@@ -109,6 +109,7 @@ class RolloutRecord:
     figures: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     key: int = 0
+    assignment: str = ""
 
     @property
     def prompt(self) -> tuple[SegmentRecord, ...]:
@@ -136,6 +137,11 @@ class RolloutRecord:
     def kept_tokens(self) -> int:
         """Those of them that were copied instead of denoised."""
         return sum(s.kept for s in self.response if s.modality == "image")
+
+    @property
+    def changed_tokens(self) -> int:
+        """Tokens of the response's pictures that differ from the picture before."""
+        return sum(sum(s.changed or ()) for s in self.response)
 
     @property
     def saved(self) -> float | None:
@@ -175,6 +181,7 @@ def record(
     title: str = "",
     decode_token: Callable[[int], str] | None = None,
     figures: dict[str, float] | None = None,
+    assignment: str = "",
 ) -> RolloutRecord:
     """Gathers what is known of one rollout.
 
@@ -210,6 +217,7 @@ def record(
         figures={k: float(v) for k, v in (figures or {}).items() if math.isfinite(v)},
         settings=asdict(rollout.settings),
         key=int(rollout.key),
+        assignment=assignment,
     )
 
 
