@@ -9,7 +9,10 @@ picture of the board after it, then lists its moves. Each new picture starts as 
 tokens of the cells that the sentence names are denoised again. Rewards judge every sentence and every picture where it
 stands, and the router sends each to the tokens that earned it.
 
---help lists the settings. OUTPUT_DIR gets summary.json, metrics.jsonl, curves.png, report.html, checkpoints, the model.
+--help lists the settings. OUTPUT_DIR gets summary.json, metrics.jsonl, curves.png, report.html, rollouts, checkpoints,
+the model. What a step was trained on, edit by edit:
+
+    python tools/edit_rollout.py --rollouts outputs/run/rollouts/step-000040.safetensors
 """
 
 from __future__ import annotations
@@ -27,13 +30,16 @@ from accelerate import Accelerator
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel
 from unidiff.config import parse
 from unidiff.files import write_json
-from unidiff.grpo.checkpoint import read_metrics
+from unidiff.grpo.checkpoint import RunFolder, read_metrics
 from unidiff.grpo.evaluation import Evaluation
 from unidiff.grpo.experience import Experience
+from unidiff.grpo.rollout_file import load_rollouts
 from unidiff.report.curves import draw_curves
+from unidiff.report.gallery import best_and_worst, records
 from unidiff.report.page import write_page
 from unidiff.report.progress import Progress, results_table
 from unidiff.report.record import RolloutRecord, record
+from unidiff.report.regeneration import full_regeneration
 from unidiff.report.results import duration
 from unidiff.rewards.reward import RewardError, as_rewards
 from unidiff.tasks import FrozenLake
@@ -72,8 +78,6 @@ def main() -> None:
 
     def on_step(step: int, metrics: dict[str, float], experience: Experience) -> None:
         progress.update(metrics)
-        if config.log_rollouts_every and step % config.log_rollouts_every == 0:
-            galleries[f"training, step {step}"] = best_and_worst(model, experience, config.num_generations)
 
     try:
         accelerator = Accelerator(log_with=config.tracker, project_dir=config.output_dir)
@@ -103,6 +107,7 @@ def main() -> None:
 
     final = trainer.held_out() if base is None or config.max_steps else base
     if main_process:
+        galleries |= training_galleries(model, trainer.folder)
         galleries["after training"] = gallery(model, final)
         finish(config, trainer, final, galleries, time.perf_counter() - began)
     accelerator.wait_for_everyone()
@@ -155,31 +160,22 @@ def gallery(model: UnifiedModel, held: dict[str, Evaluation]) -> list[RolloutRec
             one.rows[i],
             title=f"test board {one.examples[i].index}",
             decode_token=lambda token: str(model.tokenizer.decode(token)),
+            full=full_regeneration(model, one.rollouts[i]),
             figures={k: float(v[i]) for k, v in one.per_row.items()},
         )
         for i in range(min(GALLERY, len(one.rows)))
     ]
 
 
-def best_and_worst(model: UnifiedModel, experience: Experience, group: int) -> list[RolloutRecord]:
-    """Of each of a step's first groups, the rollouts with the highest and the lowest advantage."""
-    total = experience.routed.advantage_BS.sum(1)
-    chosen: list[tuple[int, str]] = []
-    for start in range(0, min(len(total), group * GALLERY // 2), group):
-        inside = total[start : start + group]
-        chosen += [(start + int(inside.argmax()), "best"), (start + int(inside.argmin()), "worst")]
-    return [
-        record(
-            experience.rollouts[i],
-            experience.rows[i],
-            table=experience.table,
-            routed=experience.routed,
-            row=i,
-            title=f"{rank} of the group of board {experience.examples[i].index}",
-            decode_token=lambda token: str(model.tokenizer.decode(token)),
-        )
-        for i, rank in chosen
-    ]
+def training_galleries(model: UnifiedModel, folder: RunFolder) -> dict[str, list[RolloutRecord]]:
+    """From the files of an early, a middle and a late step: the best and the worst rollout of each of a few groups."""
+    files = sorted(folder.rollouts(0).parent.glob("step-*.safetensors"))
+    galleries = {}
+    for path in dict.fromkeys(files[i] for i in (0, len(files) // 2, -1) if files):
+        batch = load_rollouts(path)
+        chosen = best_and_worst(batch, GALLERY // 2)
+        galleries[f"training, step {batch.step}"] = records(model, batch, list(chosen), titles=chosen)
+    return galleries
 
 
 if __name__ == "__main__":

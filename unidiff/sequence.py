@@ -40,7 +40,8 @@ class Segment:
     its end token. grid: rows and columns of an image, n == rows * columns. edited: [n] bool, the tokens of a sampled
     image that were denoised again, the others being copies of the image before; None = every token was sampled.
     step: [n] int32, the denoising step that committed each token, -1 = kept. probability: [n] float32 of each token
-    when it was committed (1 where kept).
+    when it was committed (1 where kept). trace: [T, n] float32, at each of the T steps the probability of the token
+    drawn at each place that was masked then, NaN elsewhere; None unless the sampler was asked for it.
     """
 
     modality: Modality
@@ -50,6 +51,7 @@ class Segment:
     edited: BoolTensor | None = None
     step: IntTensor | None = None
     probability: FloatTensor | None = None
+    trace: FloatTensor | None = None
 
     def __post_init__(self) -> None:
         n = self.tokens.numel()
@@ -59,6 +61,8 @@ class Segment:
             value = getattr(self, name)
             if value is not None and value.numel() != n:
                 raise ValueError(f"Segment.{name} has {value.numel()} values for {n} tokens")
+        if self.trace is not None and self.trace.shape[1:] != (n,):
+            raise ValueError(f"Segment.trace is {list(self.trace.shape)}, expected [steps, {n}]")
 
     def __len__(self) -> int:
         return self.tokens.numel()

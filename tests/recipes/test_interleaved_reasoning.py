@@ -117,8 +117,12 @@ def test_files(finished, recipe):
     assert [m["step"] for m in read_metrics(finished / "metrics.jsonl")] == [0, 1]
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
     page = (finished / "report.html").read_text()
-    for gallery in ("before training", "training, step 0", "training, step 1", "after training"):
+    for gallery in ("before training", "training, step 1", "training, step 2", "after training"):
         assert gallery in page
+    assert [p.name for p in sorted((finished / "rollouts").iterdir())] == [
+        "step-000001.safetensors",
+        "step-000002.safetensors",
+    ]
     assert not list(finished.rglob("*.draft"))
 
 

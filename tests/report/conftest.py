@@ -9,6 +9,7 @@ import torch
 
 from unidiff import noise, supervised
 from unidiff.grpo.experience import segment_views
+from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings
 from unidiff.model import UnifiedModel
 from unidiff.rewards.router import RewardRouter, Routed
 from unidiff.rewards.segment_view import SegmentView
@@ -62,3 +63,19 @@ def _as_rollout(row: Interleaved, key: int) -> Rollout:
         segments.append(segment if segment.prompt else replace(segment, step=step, probability=probability))
     cost = Compute(text=Cost(8, 40, 4e6, 0.5), image=Cost(4, 64, 8e6, 0.25))
     return Rollout(Interleaved(segments), Stop.ANSWERED, cost, key, SamplerConfig())
+
+
+@pytest.fixture(scope="session")
+def traced(model: UnifiedModel, task: FrozenLake) -> RolloutBatch:
+    """8 rollouts of two prompts, judged and routed, whose edits take 3 steps each, with a trace of every step."""
+    settings = SamplerConfig(edit="random", edit_share=0.5, image_steps=6, max_rounds=2)
+    sampler = InterleavedSampler(model, settings, trace=True)
+    examples = [task.example("dev", i) for i in range(2)]
+    keys = [noise.key(3, p, s) for p in range(2) for s in range(4)]
+    rollouts = sampler.sample([model.encode(e.prompt) for e in examples], keys)
+    made = Batch.of(model, task, rollouts, [e for e in examples for _ in range(4)], 4)
+    titles = [f"board {i // 4}" for i in range(8)]
+    batch = RolloutBatch(rollouts, titles, torch.arange(8) // 4, fingerprint(model), table=made.table)
+    batch.routed, batch.router = made.routed, router_settings(RewardRouter())
+    assert any(len(r.segments) > 1 for r in rollouts), "no rollout has a picture: choose another seed"
+    return batch

@@ -3,6 +3,7 @@
     config.json          settings of the run
     metrics.jsonl        one line a step
     checkpoints/step-000040/   accelerate's state (model, optimizer) and progress.json
+    rollouts/step-000040.safetensors   what that step was trained on, to look at (see rollout_file)
     model/               the model in its family's published layout, at the end
 
 All noise is a function of (seed, step, …), so the step is all the state that random numbers need.
@@ -34,6 +35,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    def rollouts(self, step: int) -> Path:
+        """The file of the rollouts that a step was trained on; the first step is 1."""
+        return self.path / "rollouts" / f"step-{step:06d}.safetensors"
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""

@@ -37,7 +37,8 @@ class GRPOConfig(SamplerConfig):
       image_min_ratio: γ, smallest share of masked tokens, for estimators with a ladder of ratios.
     Run
       output_dir, resume (go on from the last checkpoint in output_dir), save_steps (0 = only at the end and when
-      stopped), log_rollouts_every (steps between galleries of the report; 0 = none), eval_size, eval_split: held-out
+      stopped), log_rollouts_every (steps between files in output_dir/rollouts, beside that of the first step: what the
+      report and tools/edit_rollout.py show; 0 = none), eval_size, eval_split: held-out
       prompts of an evaluation, eval_steps: steps between greedy evaluations on the way (0 = only before and after).
       check_ratio_every: steps between measurements of the first-iteration ratio when num_iterations is 1 (0 = none).
       tracker: tensorboard, wandb, …. quiet: no live display.

@@ -36,6 +36,7 @@ from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, mean_compute, means
 from unidiff.grpo.experience import Experience, credited, segment_views, spread
 from unidiff.grpo.losses import LOSSES, Denominators, LossStats, modality_loss
+from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
 from unidiff.model import UnifiedModel
 from unidiff.rewards.reward import Reward, RewardError, as_rewards
 from unidiff.rewards.routed import Routed
@@ -150,6 +151,8 @@ class GRPOTrainer:
                 if self.accelerator.is_main_process:
                     history.append(metrics)
                     self.folder.append(metrics)
+                    if config.log_rollouts_every and (done == 1 or done % config.log_rollouts_every == 0):
+                        save_rollouts(self.folder.rollouts(done), self.batch(step, experience))
                     if self.on_step is not None:
                         self.on_step(step, metrics, experience)
                 if config.tracker:
@@ -179,6 +182,25 @@ class GRPOTrainer:
         metrics["seconds"] = sum(clock.seconds.values())
         metrics |= {k if k not in metrics else f"log/{k}": v for k, v in everything.metrics.items()}
         return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}, experience
+
+    def batch(self, step: int, experience: Experience) -> RolloutBatch:
+        """This process's rollouts of a step with what they earned, to be saved or looked at."""
+        each, first = self.config.num_generations, self.accelerator.process_index * self.config.num_prompts
+        first //= self.accelerator.num_processes
+        groups = torch.arange(len(experience.rollouts)) // each
+        figures = self.task.measure(experience.rows, experience.examples)
+        return RolloutBatch(
+            rollouts=experience.rollouts,
+            titles=[f"train prompt {prompt_index(self.config.seed, step, first + int(g))}" for g in groups],
+            groups_B=groups,
+            fits=fingerprint(self.model),
+            figures={name: values.tolist() for name, values in figures.items()},
+            table=experience.table,
+            routed=experience.routed,
+            router=router_settings(self.router),
+            config=self.config.to_dict(),
+            step=step + 1,
+        )
 
     def held_out(self, ways: Sequence[str] = ("greedy", "sampled")) -> dict[str, Evaluation]:
         """Figures on eval_size prompts of eval_split, with the most probable values and with the sampler's own

@@ -9,7 +9,6 @@ import hashlib
 import io
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,11 @@ from PIL import Image
 
 from unidiff.files import write_text
 from unidiff.report.curves import draw_panels
-from unidiff.report.record import RewardRecord, RolloutRecord, SegmentRecord, data_uri
-from unidiff.report.results import columns, duration, held_out, number
+from unidiff.report.filters import FILTERS, Card, Edit, cards, edits_of
+from unidiff.report.record import RolloutRecord, SegmentRecord, data_uri
+from unidiff.report.results import columns, duration, held_out
 
 _LARGEST_SIDE = 256  # pixels; larger pictures are shown smaller, as JPEG
-_LONG_TEXT = 120  # characters that need a wider column
-_SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]")
 
 
 def write_page(
@@ -35,13 +33,16 @@ def write_page(
     summary: Mapping[str, Any] | None = None,
     metrics: Sequence[Mapping[str, Any]] | None = None,
     galleries: Mapping[str, Sequence[RolloutRecord]] | None = None,
+    comparisons: Sequence[Comparison] = (),
     curves_png: bytes | None = None,
+    open: bool = False,
 ) -> Path:
     """Writes the page and returns its path. A page that stands there is replaced at once, never half-written.
 
     summary: "base" and "final" hold held-out figures (see `results.held_out`), "config" the settings; single values
     under other names head the page. metrics: rows of a metrics.jsonl, drawn as curves; curves_png is shown only where
-    there are none. galleries: name -> rollouts, in order.
+    there are none. galleries: name -> rollouts, in order. comparisons: rollouts side by side, above the galleries.
+    open: edits are shown at large at once, as fits a page of few rollouts.
     """
     pictures = PictureLibrary()
     shown = held_out(summary)
@@ -64,6 +65,8 @@ def write_page(
             curves=None if curves_png is None else data_uri(curves_png),
             training=_training(metrics or ()),
             galleries=[Gallery(name, list(records)) for name, records in (galleries or {}).items()],
+            comparisons=comparisons,
+            open=open,
             pictures=pictures,
         )
     )
@@ -78,7 +81,7 @@ def environment() -> Environment:
     env = Environment(
         loader=PackageLoader("unidiff.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=False
     )
-    env.filters |= {f.__name__.strip("_"): f for f in _FILTERS}
+    env.filters |= FILTERS
     return env
 
 
@@ -127,6 +130,10 @@ class Gallery:
     name: str
     records: list[RolloutRecord]
 
+    def ids(self, number: int) -> list[str]:
+        """Each rollout's name in links, for the gallery of this number."""
+        return [f"rollout-{number}-{i}" for i in range(len(self.records))]
+
     @property
     def remark(self) -> str:
         judged = [r.success for r in self.records if r.success is not None]
@@ -135,173 +142,55 @@ class Gallery:
 
 
 @dataclass
-class Card:
-    """One column of a rollout: the prompt, a round (text, then picture) or the answer."""
+class Cell:
+    """What one rollout of a comparison wrote and drew in one round."""
 
-    heading: str
-    segments: list[SegmentRecord]
-    given: bool = False
+    texts: list[SegmentRecord]
+    edits: list[Edit]
 
 
 @dataclass
-class Token:
-    """One token of a text as shown. doubt: 0 to 1, how uncertain it was."""
+class Round:
+    """One row of a comparison. cells: by column, None where that rollout had ended. steps: of the longest denoising,
+    None where nothing was drawn."""
 
-    word: str
-    gap: str
-    kind: str = ""
-    hint: str = ""
-    step: int = -1
-    percent: int = 100
-    doubt: float = 0.0
+    heading: str
+    cells: dict[str, Cell | None]
 
-
-# ---------------------------------------------------------------- filters: one rollout
+    @property
+    def steps(self) -> int | None:
+        edits = [e for cell in self.cells.values() if cell for e in cell.edits]
+        return max((e.segment.steps for e in edits), default=None)
 
 
-def _cards(record: RolloutRecord) -> list[Card]:
-    """Columns of a rollout. A round begins with a text, or with a picture that follows a picture."""
-    rounds: list[Card] = []
-    for segment in record.response:
-        if not rounds or segment.modality == "text" or rounds[-1].segments[-1].modality == "image":
-            rounds.append(Card(f"round {len(rounds) + 1}", []))
-        rounds[-1].segments.append(segment)
-    if rounds and rounds[-1].segments[-1].modality == "text":
-        rounds[-1].heading = "answer"
-    return [Card("prompt", list(record.prompt), given=True), *rounds]
+@dataclass
+class Comparison:
+    """Rollouts of one prompt, by what makes them differ."""
 
+    title: str
+    records: dict[str, RolloutRecord]
 
-def _long_texts(record: RolloutRecord) -> bool:
-    return any(len(s.text or "") > _LONG_TEXT for s in record.segments)
+    @property
+    def prompt(self) -> tuple[SegmentRecord, ...]:
+        return next(iter(self.records.values())).prompt
 
+    @property
+    def rounds(self) -> list[Round]:
+        """Round by round; the answers, whenever they came, are the last row."""
+        by_heading = {name: {c.heading: c for c in cards(r) if not c.given} for name, r in self.records.items()}
+        headings = dict.fromkeys(h for columns in by_heading.values() for h in columns if h != "answer")
+        ordered = sorted(headings, key=lambda h: int(h.split()[-1]))
+        if any("answer" in columns for columns in by_heading.values()):
+            ordered.append("answer")
+        return [
+            Round(h, {name: self._cell(name, columns.get(h)) for name, columns in by_heading.items()}) for h in ordered
+        ]
 
-def _saving(record: RolloutRecord) -> str:
-    """What the rollout cost, and what its edits saved, in one line."""
-    parts = []
-    if record.image_tokens:
-        parts.append(f"{100 * record.kept_tokens / record.image_tokens:.0f} % of picture tokens kept")
-    if record.saved is not None:
-        parts.append(f"{100 * record.saved:.0f} % of picture token-forwards saved")
-    total = record.total
-    parts += [f"{number(total['token_forwards'])} token-forwards", _flops(total["flops"])]
-    return " · ".join(parts)
-
-
-def _flops(count: float) -> str:
-    """1.37 GFLOPs: the unit's prefix stands with the unit."""
-    text = number(count)
-    return f"{text}FLOPs" if text[-1].isalpha() else f"{text} FLOPs"
-
-
-# ---------------------------------------------------------------- filters: one segment
-
-
-def _token_count(segment: SegmentRecord) -> str:
-    """How many tokens of a picture were denoised, and how many came out different."""
-    n = len(segment.tokens)
-    if segment.prompt:
-        return f"{n} tokens, given"
-    kind = f"all {n} tokens sampled" if segment.edited is None else f"{segment.denoised} of {n} tokens denoised again"
-    return kind if segment.changed is None else f"{kind}, {sum(segment.changed)} changed"
-
-
-def _outline(segment: SegmentRecord) -> str:
-    """SVG path, in tokens, around the tokens that were denoised again."""
-    rows, columns_ = segment.grid or (0, 0)
-    edited = segment.edited or []
-
-    def inside(row: int, column: int) -> bool:
-        return 0 <= row < rows and 0 <= column < columns_ and edited[row * columns_ + column]
-
-    path = []
-    for at in (i for i, e in enumerate(edited) if e):
-        row, column = divmod(at, columns_)
-        sides = (
-            (row - 1, column, f"M{column} {row}h1"),
-            (row + 1, column, f"M{column} {row + 1}h1"),
-            (row, column - 1, f"M{column} {row}v1"),
-            (row, column + 1, f"M{column + 1} {row}v1"),
-        )
-        path += [edge for r, c, edge in sides if not inside(r, c)]
-    return "".join(path)
-
-
-def _token_data(segment: SegmentRecord) -> str:
-    """Each token as "step:percent", or "-" where it was kept or nothing is known."""
-    if segment.step is None or segment.probability is None:
-        return " ".join("-" for _ in segment.tokens)
-    sampled = segment.edited or [True] * len(segment.tokens)
-    known = zip(sampled, segment.step, segment.probability)
-    return " ".join(f"{step}:{_percent(p)}" if is_sampled else "-" for is_sampled, step, p in known)
-
-
-def _spoken(segment: SegmentRecord) -> list[Token]:
-    """A text token by token. Spaces are put between them unless the tokens bring their own."""
-    words = segment.words or []
-    gap = "" if segment.text and segment.text.strip() in "".join(words) else " "
-    out = []
-    for i, word in enumerate(words):
-        token = Token(word, gap, kind=" special" if _SPECIAL.fullmatch(word.strip()) else "")
-        if not segment.prompt and segment.step is not None and segment.probability is not None:
-            step, p = segment.step[i], segment.probability[i]
-            token.step, token.percent, token.doubt = step, _percent(p), round(1 - p, 2)
-            token.hint = f"step {step}, probability {p:.2f}"
-        out.append(token)
-    return out
-
-
-def _percent(probability: float) -> int:
-    return round(100 * probability)
-
-
-# ---------------------------------------------------------------- filters: values
-
-
-def _tone(reward: RewardRecord) -> str:
-    if reward.value is None:
-        return "none"
-    return "good" if reward.value >= 1 else "bad" if reward.value <= 0 else "part"
-
-
-def _mark(reward: RewardRecord) -> str:
-    return {"good": "✓", "bad": "✗", "part": "◐", "none": "–"}[_tone(reward)]
-
-
-def _filled(reward: RewardRecord) -> float:
-    return 0.0 if reward.value is None else round(min(max(reward.value, 0.0), 1.0), 3)
-
-
-def _signed_number(value: float) -> str:
-    return number(value).replace("-", "−")
-
-
-def _direction(value: float | None) -> str:
-    return "none" if not value else "good" if value > 0 else "bad"
-
-
-def _advantage(value: float | None) -> str:
-    if value is None:
-        return "– none"
-    mark = "▲" if value > 0 else "▼" if value < 0 else "●"
-    return f"{mark} {value:+.2f}".replace("-", "−") if value else f"{mark} 0"
-
-
-_FILTERS = (
-    _cards,
-    _long_texts,
-    _saving,
-    _token_count,
-    _outline,
-    _token_data,
-    _spoken,
-    _tone,
-    _mark,
-    _filled,
-    _signed_number,
-    _direction,
-    _advantage,
-    number,
-)
+    def _cell(self, name: str, card: Card | None) -> Cell | None:
+        if card is None:
+            return None
+        edits = [e for e in edits_of(self.records[name]) if e.heading == card.heading]
+        return Cell([s for s in card.segments if s.modality == "text"], edits)
 
 
 # ---------------------------------------------------------------- the head of the page

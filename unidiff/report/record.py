@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from unidiff.rewards.reward import Cause
 from unidiff.rewards.router import Routed
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.table import WHOLE, RewardTable
+from unidiff.sampling.compute import Compute
 from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sequence import Modality, Segment
 
@@ -42,7 +43,9 @@ class SegmentRecord:
     [n] one string a token, None where no decoder was given. picture: PNG, None for text. grid: rows and columns of an
     image. step: [n] denoising step that committed the token, -1 = kept. probability: [n] of the token when it was
     committed. edited: [n] tokens denoised again, None = every token was sampled. changed: [n] tokens that differ from
-    the image before, None if there is none of this size. advantage: None = none was routed here.
+    the image before, None if there is none of this size. trace: at each step, of each token that was masked then, the
+    probability of what was drawn for it, None elsewhere; None as a whole unless the rollout was sampled with a trace.
+    advantage: the one that was trained on, None = none was routed here. advantages: the same by assignment, to compare.
     """
 
     modality: str
@@ -56,8 +59,10 @@ class SegmentRecord:
     probability: list[float] | None = None
     edited: list[bool] | None = None
     changed: list[bool] | None = None
+    trace: list[list[float | None]] | None = None
     rewards: list[RewardRecord] = field(default_factory=list)
     advantage: float | None = None
+    advantages: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def denoised(self) -> int:
@@ -71,14 +76,27 @@ class SegmentRecord:
         """Tokens copied unchanged from the image before."""
         return 0 if self.prompt else len(self.tokens) - self.denoised
 
+    @property
+    def steps(self) -> int:
+        """Denoising steps that this segment took."""
+        return max(self.step or [], default=-1) + 1
+
+    @property
+    def strays(self) -> int | None:
+        """Tokens outside the edit mask that differ from the image before: 0 unless there is a bug; None = no edit."""
+        if self.edited is None or self.changed is None:
+            return None
+        return sum(changed and not edited for changed, edited in zip(self.changed, self.edited))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutRecord:
     """One rollout: prompt and response segments in order, why it stopped, what it earned and what it cost.
 
     stop: name of the `Stop`, in lower case; stop_reason: the same in words. compute: forwards, token_forwards, flops
-    and seconds by phase. rewards: those of the response as a whole. figures: the row's own held-out measures.
-    settings: the sampler's. key: of its noise.
+    and seconds by phase. full: the same with every picture regenerated (see `regeneration`), empty if not asked.
+    rewards: those of the response as a whole. figures: the row's own held-out measures. settings: the sampler's. key:
+    of its noise. assignment: the one that the segments' `advantage` comes from.
     """
 
     title: str
@@ -86,10 +104,12 @@ class RolloutRecord:
     stop: str
     stop_reason: str
     compute: dict[str, dict[str, float]] = field(default_factory=dict)
+    full: dict[str, dict[str, float]] = field(default_factory=dict)
     rewards: list[RewardRecord] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     key: int = 0
+    assignment: str = ""
 
     @property
     def prompt(self) -> tuple[SegmentRecord, ...]:
@@ -119,6 +139,11 @@ class RolloutRecord:
         return sum(s.kept for s in self.response if s.modality == "image")
 
     @property
+    def changed_tokens(self) -> int:
+        """Tokens of the response's pictures that differ from the picture before."""
+        return sum(sum(s.changed or ()) for s in self.response)
+
+    @property
     def saved(self) -> float | None:
         """Share of the pictures' token-forwards that editing saved, against denoising all of every picture in
         `settings["image_steps"]` steps. Choosing what to edit counts as a cost. None where that cannot be told: no
@@ -132,8 +157,12 @@ class RolloutRecord:
     @property
     def total(self) -> dict[str, float]:
         """The cost of all phases together."""
-        names = ("forwards", "token_forwards", "flops", "seconds")
-        return {name: sum(cost.get(name, 0.0) for cost in self.compute.values()) for name in names}
+        return _total(self.compute)
+
+    @property
+    def full_total(self) -> dict[str, float]:
+        """The same with every picture regenerated."""
+        return _total(self.full)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able data; pictures as data URIs, numbers that are not finite as None."""
@@ -146,16 +175,21 @@ def record(
     *,
     table: RewardTable | None = None,
     routed: Routed | None = None,
+    compared: Mapping[str, Routed] | None = None,
+    full: Compute | None = None,
     row: int | None = None,
     title: str = "",
     decode_token: Callable[[int], str] | None = None,
     figures: dict[str, float] | None = None,
+    assignment: str = "",
 ) -> RolloutRecord:
     """Gathers what is known of one rollout.
 
     views: its sampled segments, decoded (see `rewards.segment_view`). table, routed: the batch's rewards and
-    advantages; row: the rollout's index in them, which may be left out where they have one row. decode_token: id -> its
-    string, as `model.tokenizer.decode`. figures: measures of this row, as {"success": 1.0}; NaN is left out.
+    advantages; row: the rollout's index in them, which may be left out where they have one row. compared: the batch's
+    advantages under several assignments, by name. full: what the rollout would have cost with every picture
+    regenerated. decode_token: id -> its string, as `model.tokenizer.decode`. figures: measures of this row, as
+    {"success": 1.0}; NaN is left out.
 
     Raises ValueError if the views are not the rollout's, or the row is not in the tables.
     """
@@ -167,11 +201,10 @@ def record(
     before = _before([*rollout.sequence.prompt, *sampled])
     segments, given = [], len(rollout.sequence.prompt)
     for i, (segment, (text, picture)) in enumerate(zip([*rollout.sequence.prompt, *sampled], shown)):
-        earned = (
-            {}
-            if i < given
-            else {"rewards": _rewards(table, at, i - given), "advantage": _advantage(routed, at, i - given)}
-        )
+        earned: dict[str, Any] = {}
+        if i >= given:
+            earned = {"rewards": _rewards(table, at, i - given), "advantage": _advantage(routed, at, i - given)}
+            earned["advantages"] = {k: _advantage(r, at, i - given) for k, r in (compared or {}).items()}
         segments.append(_segment(segment, text, picture, before[i], decode_token, **earned))
     return RolloutRecord(
         title=title,
@@ -179,10 +212,12 @@ def record(
         stop=rollout.stop.name.lower() if isinstance(rollout.stop, Stop) else str(rollout.stop),
         stop_reason=str(rollout.stop.value),
         compute={phase: cost.to_dict() for phase, cost in rollout.compute.items()},
+        full={phase: cost.to_dict() for phase, cost in (full or {}).items()},
         rewards=_rewards(table, at, WHOLE),
         figures={k: float(v) for k, v in (figures or {}).items() if math.isfinite(v)},
         settings=asdict(rollout.settings),
         key=int(rollout.key),
+        assignment=assignment,
     )
 
 
@@ -257,9 +292,19 @@ def _segment(
         step=None if segment.step is None else segment.step.tolist(),
         probability=None if segment.probability is None else [round(p, 4) for p in segment.probability.tolist()],
         edited=None if segment.edited is None else segment.edited.bool().tolist(),
+        trace=None if segment.trace is None else [_rounded(row) for row in segment.trace.tolist()],
         changed=(segment.tokens != before.tokens).tolist() if comparable and before is not None else None,
         **earned,
     )
+
+
+def _rounded(probabilities: list[float]) -> list[float | None]:
+    return [None if math.isnan(p) else round(p, 4) for p in probabilities]
+
+
+def _total(compute: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    names = ("forwards", "token_forwards", "flops", "seconds")
+    return {name: sum(cost.get(name, 0.0) for cost in compute.values()) for name in names}
 
 
 def _rewards(table: RewardTable | None, row: int, segment: int) -> list[RewardRecord]:

@@ -137,16 +137,31 @@ class _Batch:
 
 @dataclass
 class _Drawn:
-    """Tokens in the making, all [B, N]: ids, the step that committed each (-1 = none), its probability then."""
+    """Tokens in the making, all [B, N]: ids, the step that committed each (-1 = none), its probability then. trace: for
+    each step taken the probability of what was drawn, NaN where nothing was masked; None = it is not kept."""
 
     ids: Tensor
     step: Tensor
     probability: Tensor
+    trace: list[Tensor] | None = None
 
     @classmethod
-    def nothing(cls, like: Tensor, mask: int) -> _Drawn:
+    def nothing(cls, like: Tensor, mask: int, trace: bool = False) -> _Drawn:
         """All masked."""
-        return cls(torch.full_like(like, mask), torch.full_like(like, -1), torch.ones(like.shape, device=like.device))
+        ones = torch.ones(like.shape, device=like.device)
+        return cls(torch.full_like(like, mask), torch.full_like(like, -1), ones, [] if trace else None)
+
+    def note(self, masked: Tensor, log_prob: Tensor) -> None:
+        """Keeps what was drawn in a step, if a trace is wanted. masked: [B, N] bool, before the step."""
+        if self.trace is not None:
+            self.trace.append(torch.where(masked, log_prob.exp(), torch.nan))
+
+    def traced(self, row: int, n: int) -> Tensor | None:
+        """[T, n]: the trace of a row's first n tokens, without the steps in which it only waited for other rows."""
+        if self.trace is None:
+            return None
+        steps = torch.stack(self.trace)[:, row] if self.trace else self.probability.new_zeros(0, self.ids.shape[1])
+        return steps[~steps.isnan().all(1)][:, :n]
 
     def commit(self, where: Tensor, ids: Tensor, step: Tensor | int, log_prob: Tensor) -> None:
         self.ids = torch.where(where, ids, self.ids)
@@ -154,20 +169,24 @@ class _Drawn:
         self.probability = torch.where(where, log_prob.exp(), self.probability)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> _Drawn:
-        return _Drawn(f(self.ids), f(self.step), f(self.probability))
+        trace = None if self.trace is None else [f(t) for t in self.trace]
+        return _Drawn(f(self.ids), f(self.step), f(self.probability), trace)
 
 
 class InterleavedSampler:
-    """Samples responses to prompts. `locate` finds the region that a text names (edit="region")."""
+    """Samples responses to prompts. `locate` finds the region that a text names (edit="region"). trace: segments keep
+    the probabilities of every step, to look at (`Segment.trace`); tokens do not depend on it."""
 
-    def __init__(self, model: UnifiedModel, config: SamplerConfig, locate: edits.Locate | None = None) -> None:
+    def __init__(
+        self, model: UnifiedModel, config: SamplerConfig, locate: edits.Locate | None = None, trace: bool = False
+    ) -> None:
         if model.spec.attention != "block_causal":
             raise ValueError(f"InterleavedSampler needs a block_causal model, {model.spec.family} is not one")
         if model.spec.row_separator is not None:
             raise ValueError("InterleavedSampler writes images without row separators; the spec has row_separator")
         if config.edit == "region" and locate is None:
             raise ValueError("edit='region' needs locate=…, which finds the place that a text names; or another edit")
-        self.model, self.spec, self.config, self.locate = model, model.spec, config, locate
+        self.model, self.spec, self.config, self.locate, self.trace = model, model.spec, config, locate, trace
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Interleaved], keys: Sequence[int]) -> list[Rollout]:
@@ -281,7 +300,7 @@ class InterleavedSampler:
         size, low, mask = self.spec.text_length, self.spec.text_range[0], self.spec.mask
         end = torch.tensor(self.spec.text_end, device=batch.keys.device)
         block = self._text_block(batch, torch.full((len(batch.index), size), mask, device=batch.keys.device))
-        text = _Drawn.nothing(block.ids, mask)
+        text = _Drawn.nothing(block.ids, mask, self.trace)
         taken = torch.zeros_like(batch.index)  # steps of each row
         for inside, steps, first in self._text_blocks(block.offset):
             for step in range(steps):
@@ -300,6 +319,7 @@ class InterleavedSampler:
                     order = noise.uniform(batch.keys, (turn, first + step, _ORDER), size)
                     score = text_rules.confidence(self.config.text_order, log_probs, drawn, order)
                     commit = text_rules.commit_top(score, free, text_rules.commit_count(masked, step, steps))
+                text.note(masked & active[:, None], log_prob)
                 text.commit(commit, drawn + low, taken[:, None], log_prob)
                 taken = taken + active
         is_end = torch.isin(text.ids, end)
@@ -335,7 +355,8 @@ class InterleavedSampler:
         goes_on = []
         for place, (index, n) in enumerate(zip(batch.index.tolist(), length.tolist())):
             tokens, step, probability = text.ids[place, :n], text.step[place, :n].int(), text.probability[place, :n]
-            rows[index].append(Segment(Modality.TEXT, tokens, step=step, probability=probability))  # type: ignore[arg-type]
+            kept = {"step": step, "probability": probability, "trace": text.traced(place, n)}
+            rows[index].append(Segment(Modality.TEXT, tokens, **kept))  # type: ignore[arg-type]
             last = int(tokens[-1])
             if last == self.spec.image_next:
                 goes_on.append(place)
@@ -391,13 +412,13 @@ class InterleavedSampler:
         """The new image [B, n]. Only the edited tokens are run; the others are seen in the image before."""
         count = edited.sum(1)
         width, steps_B = int(count.max()), image_rules.edit_steps(count, edited.shape[1], self.config.image_steps)
-        whole = dataclasses.replace(_Drawn.nothing(batch.image, self.spec.mask), ids=batch.image)
+        whole = dataclasses.replace(_Drawn.nothing(batch.image, self.spec.mask, self.trace), ids=batch.image)
         if width == 0:
             return whole
         place = edited.int().argsort(dim=1, descending=True, stable=True)[:, :width]
         valid = edited.gather(1, place)
         block = self._image_block(batch, place, valid)
-        image = _Drawn.nothing(block.ids, self.spec.mask)
+        image = _Drawn.nothing(block.ids, self.spec.mask, self.trace)
         for step in range(int(steps_B.max())):
             active = (count > 0) & (step < steps_B)
             log_probs = self._read(batch, block.with_ids(image.ids), Modality.IMAGE, "image", meter, active)
@@ -405,13 +426,17 @@ class InterleavedSampler:
             drawn, log_prob = draw(log_probs, uniform, self.config.greedy)
             masked = valid & (image.step < 0)
             commit = self._reveal(batch, (turn, step, _REVEAL), place, masked, log_prob, steps_B, count)
+            image.note(masked, log_prob)
             image.commit(commit, drawn + self.spec.image_offset, step, log_prob)
 
         def put(old: Tensor, new: Tensor) -> Tensor:
             # A row's places are distinct; a pad of the block puts back what stands at its place.
             return old.scatter(1, place, torch.where(valid, new, old.gather(1, place)))
 
-        return _Drawn(put(whole.ids, image.ids), put(whole.step, image.step), put(whole.probability, image.probability))
+        nothing = torch.full_like(whole.probability, torch.nan)
+        trace = None if image.trace is None else [put(nothing, t) for t in image.trace]
+        drawn = (put(whole.ids, image.ids), put(whole.step, image.step), put(whole.probability, image.probability))
+        return _Drawn(*drawn, trace)
 
     def _reveal(
         self,
@@ -443,6 +468,7 @@ class InterleavedSampler:
                     edited=None if whole else edited[place],  # type: ignore[arg-type]
                     step=image.step[place].int(),  # type: ignore[arg-type]
                     probability=image.probability[place],  # type: ignore[arg-type]
+                    trace=image.traced(place, image.ids.shape[1]),  # type: ignore[arg-type]
                 )
             )
 

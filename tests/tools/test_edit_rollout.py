@@ -1,0 +1,205 @@
+"""The tool as a user runs it: its three commands, what they write, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+
+from unidiff import SamplerConfig
+from unidiff.files import write_json
+from unidiff.grpo.rollout_file import save_rollouts
+from unidiff.model import UnifiedModel
+from unidiff.tasks import FrozenLake
+
+ROOT = Path(__file__).resolve().parents[2]
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("edit_rollout", ROOT / "tools" / "edit_rollout.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def run_folder(model: UnifiedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder: the tiny model, settings and a line of metrics."""
+    folder = tmp_path_factory.mktemp("outputs") / "run"
+    model.save_pretrained(folder / "model")
+    settings = {"edit": "random", "edit_share": 0.25, "image_steps": 8, "max_rounds": 2, "assignment": "segment"}
+    write_json(folder / "config.json", {**settings, "board_size": 4, "scale_rewards": "none", "rewards": None})
+    (folder / "metrics.jsonl").write_text('{"step": 0}\n')
+    return folder
+
+
+@pytest.fixture
+def run(tool: ModuleType, tmp_path: Path) -> Callable[..., dict]:
+    """run(*words) -> the data that the tool wrote; the page is beside it."""
+
+    def call(*words: str, output: str = "out") -> dict:
+        page = tool.main([*words, "--no_open", "--json", "--output", str(tmp_path / output)])
+        assert page == tmp_path / output / "page.html" and page.read_text().startswith("<!DOCTYPE html>")
+        return json.loads((tmp_path / output / "rollouts.json").read_text())
+
+    return call
+
+
+def rollouts(data: dict) -> list[dict]:
+    return [r for group in data["galleries"].values() for r in group]
+
+
+def pictures(record: dict) -> list[dict]:
+    return [s for s in record["segments"] if s["modality"] == "image" and not s["prompt"]]
+
+
+def test_a_run_folder_gives_its_model_and_its_settings(run, run_folder, tmp_path) -> None:
+    data = run("--checkpoint", str(run_folder), "--index", "0,1", "--png", "--gif")
+    assert list(data["galleries"]) == ["test board 0", "test board 1"] and len(rollouts(data)) == 8
+    for one in rollouts(data):
+        assert (one["settings"]["edit"], one["settings"]["max_rounds"]) == ("random", 2)
+        assert one["assignment"] == "segment" and one["figures"]["success"] in (0, 1)
+        for segment in (s for s in one["segments"] if not s["prompt"]):
+            assert segment["advantage"] == segment["advantages"]["segment"] and segment["trace"] is not None
+    drawn = [r for r in rollouts(data) if pictures(r)]
+    assert drawn and all(sum(p["edited"]) == 16 for r in drawn for p in pictures(r))
+    strips = list((tmp_path / "out" / "strips").glob("*.png"))
+    assert len(strips) == sum(len(pictures(r)) for r in drawn)
+    assert len(list((tmp_path / "out" / "animations").glob("*.gif"))) == len(drawn)
+
+
+def test_the_same_seed_gives_the_same_page(run, run_folder, tmp_path) -> None:
+    words = ("--checkpoint", str(run_folder), "--index", "3", "--num_generations", "2")
+    first, second = run(*words, output="a"), run(*words, output="b")
+    tokens = [[[s["tokens"] for s in r["segments"]] for r in rollouts(d)] for d in (first, second)]
+    assert tokens[0] == tokens[1]
+    other = rollouts(run(*words, "--seed", "1", output="c"))
+    assert tokens[0] != [[s["tokens"] for s in r["segments"]] for r in other]
+
+
+def test_your_own_picture_text_and_box(run, run_folder, tmp_path, capsys) -> None:
+    FrozenLake().example("test", 5).prompt[1].resize((200, 200)).save(tmp_path / "board.png")
+    words = ["--checkpoint", str(run_folder), "--image", str(tmp_path / "board.png"), "--prompt", "find the goal"]
+    data = run(*words, "--edit", "region", "--box", "2,1,3,3", "--num_generations", "8")
+    assert "200 × 200 pixels; the model is shown it at 64 × 64" in capsys.readouterr().out
+    assert list(data["galleries"]) == ["your prompt"]
+    drawn = [p for r in rollouts(data) for p in pictures(r)]
+    assert drawn, "no rollout drew a picture: choose another seed"
+    for picture in drawn:
+        assert [i for i, e in enumerate(picture["edited"]) if e] == [2 * 8 + 1, 2 * 8 + 2]
+    assert not any(s["rewards"] or s["advantages"] for r in rollouts(data) for s in r["segments"])
+    assert rollouts(data)[0]["segments"][0]["text"] == "find the goal"
+
+
+def test_saved_rollouts(run, run_folder, model, task, tool, tmp_path) -> None:
+    config = tool.Config(index=(0, 1, 2, 3, 4))
+    prompts = tool.task_prompts(config, task)
+    settings = SamplerConfig(edit="random", max_rounds=1, image_steps=2)
+    batch, _ = tool.sample(model, task, prompts, settings, task.region, 4, config, {})
+    batch.titles[3] = EVIL
+    path = run_folder / "rollouts" / "step-000040.safetensors"
+    save_rollouts(path, batch)
+    one = rollouts(run("--rollouts", str(path), "--sample", "3", output="one"))
+    assert [r["title"] for r in one] == ["sample 3"]
+    tokens = [s.tokens.tolist() for s in batch.rollouts[3].sequence]
+    assert [s["tokens"] for s in one[0]["segments"]] == tokens
+    advantages = [float(a) for a in batch.routed.advantage_BS[3][: len(one[0]["segments"]) - 2]]
+    assert [s["advantage"] for s in one[0]["segments"][2:]] == pytest.approx(advantages)
+    html = (tmp_path / "one" / "page.html").read_text()
+    assert EVIL not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert len(rollouts(run("--rollouts", str(path), output="many"))) == 16  # of 20, and the page says so
+    page = (tmp_path / "many" / "page.html").read_text()
+    assert "16 of 20" in page and len(page) < 5e6
+
+
+def test_compare_keeps_prompt_and_noise(run, run_folder) -> None:
+    edits = ["region", "confidence", "random", "full"]
+    data = run("--checkpoint", str(run_folder), "--index", "0,1", "--compare", ",".join(edits))
+    assert [c["title"] for c in data["comparisons"]] == ["test board 0", "test board 1"]
+    for compared in data["comparisons"]:
+        made = compared["rollouts"]
+        assert list(made) == edits and len({r["key"] for r in made.values()}) == 1
+        assert [r["settings"]["edit"] for r in made.values()] == edits
+        # Until the first picture nothing differs.
+        assert len({json.dumps(r["segments"][:3][2]["tokens"]) for r in made.values()}) == 1
+
+
+def test_the_shipped_model_opens_a_page(tool, tmp_path, monkeypatch, model) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(tool.webbrowser, "open", opened.append)
+    monkeypatch.chdir(tmp_path)
+    if not (tool.BASE / "config.json").is_file():
+        monkeypatch.setattr(tool, "BASE", tmp_path / "base")
+        model.save_pretrained(tool.BASE)
+    page = tool.main(["--index", "0", "--num_generations", "1"])
+    assert opened == [page.resolve().as_uri()] and page == Path("outputs/edits/page.html")
+
+
+def test_settings_of_the_sampler(run, run_folder) -> None:
+    sampler = ("--sampler", "image_steps=3,greedy=true,edit_share=0.5")
+    data = run("--checkpoint", str(run_folder), "--index", "0", "--num_generations", "1", *sampler)
+    settings = rollouts(data)[0]["settings"]
+    assert (settings["image_steps"], settings["greedy"], settings["edit_share"]) == (3, True, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--compare", "region,all"], "compare is 'region,all'; name some of"),
+        (["--box", "2,1,3"], "box is .* it must be 4 values"),
+        (["--box", "2,1,2,3"], "needs 0 <= top < bottom"),
+        (["--box", "2,1,3,9", "--sampler", "max_rounds=4"], "does not fit a grid"),
+        (["--box", "2,1,3,3", "--edit", "full"], "box says what to edit, and so does edit=full"),
+        (["--image", "nothing.png"], "image: nothing.png does not exist"),
+        (["--sample", "99"], "sample 99 does not exist"),
+        (["--sampler", "image_step=3"], "did you mean 'image_steps'"),
+        (["--rollouts", "nothing.safetensors"], "nothing.safetensors does not exist"),
+        (["--rollouts", "a", "--edit", "full", "--prompt", "x"], "rollouts opens a file, edit and prompt would sample"),
+        (["--num_generations", "0"], "num_generations is 0"),
+        (["--index", ""], "index is empty"),
+    ],
+)
+def test_mistakes_are_named(tool, run_folder, tmp_path, words, message) -> None:
+    given = ["--checkpoint", str(run_folder), *words, "--no_open", "--output", str(tmp_path)]
+    if "2,1,3,9" in words:
+        given += ["--num_generations", "8"]
+    with pytest.raises(SystemExit, match=message):
+        tool.main(given)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_file_that_is_no_picture_and_a_run_without_a_model(tool, run_folder, tmp_path) -> None:
+    (tmp_path / "board.png").write_text("no picture")
+    with pytest.raises(SystemExit, match="is no picture that can be read"):
+        tool.main(["--checkpoint", str(run_folder), "--image", str(tmp_path / "board.png"), "--no_open"])
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(SystemExit, match="has no model/ yet"):
+        tool.main(["--checkpoint", str(tmp_path), "--no_open"])
+
+
+def test_a_file_of_another_model_does_not_fit(tool, run_folder, model, task, tmp_path) -> None:
+    config = tool.Config(index=(0,))
+    batch, _ = tool.sample(
+        model, task, tool.task_prompts(config, task), SamplerConfig(edit="full"), task.region, 2, config, {}
+    )
+    batch.fits["text"] = "0" * 64
+    save_rollouts(tmp_path / "a.safetensors", batch)
+    with pytest.raises(SystemExit, match="do not fit this checkpoint: its text tokenizer is another one"):
+        tool.main(["--rollouts", str(tmp_path / "a.safetensors"), "--checkpoint", str(run_folder), "--no_open"])
+
+
+def test_a_picture_of_the_models_size_is_not_resized(tool, model, tmp_path, capsys) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    prompt = tool.own_prompt(tool.Config(image=str(tmp_path / "a.png")), model)[0].prompt
+    assert prompt[1].size == (64, 64) and capsys.readouterr().out == ""
+    assert torch.equal(model.encode(prompt)[1].tokens, model.encode_images([prompt[1]])[0][0])

@@ -1,0 +1,326 @@
+"""Samples rollouts, or opens those that a run saved, and shows every edit on a page.
+
+    python tools/edit_rollout.py                                    # the shipped model on a few held-out boards
+    python tools/edit_rollout.py --checkpoint outputs/run --image board.png --prompt "find the goal" --box 2,1,3,3
+    python tools/edit_rollout.py --rollouts outputs/run/rollouts/step-000040.safetensors --sample 3
+    python tools/edit_rollout.py --compare region,confidence,random,full --index 0
+
+OUTPUT gets page.html, one file that needs nothing else, and with --png, --gif and --json strips, animations and data.
+docs/inspect.md says how to read the page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from unidiff import InterleavedSampler, SamplerConfig, UnifiedModel, noise
+from unidiff.config import build, parse
+from unidiff.files import write_json
+from unidiff.grpo.experience import segment_views
+from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, load_rollouts, router_settings
+from unidiff.report.gallery import records
+from unidiff.report.page import Comparison, write_page
+from unidiff.report.record import RolloutRecord
+from unidiff.report.strips import write_animation, write_strips
+from unidiff.rewards.reward import as_rewards
+from unidiff.rewards.router import RewardRouter
+from unidiff.rewards.segment_view import SegmentView
+from unidiff.rewards.table import evaluate
+from unidiff.sampling.edit import EDITS, Locate, box
+from unidiff.tasks import FrozenLake
+from unidiff.tasks.frozen_lake import QUESTION
+
+BASE = Path(__file__).resolve().parent.parent / "recipes" / "base"
+SHOWN = 16  # rollouts of a file on one page, unless --sample names others
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to look at
+      checkpoint: checkpoint folder, run folder (its model/ and its settings are used) or hub name; none = the shipped
+      model. rollouts: a file that a run saved, instead of sampling. sample: which of its rollouts (or of those sampled
+      here), counted from 0, with commas; none = all, of a file the first 16.
+    What to sample
+      index, split: prompts of the task. image, prompt: your own picture and text instead. num_generations: rollouts of
+      each prompt; advantages need 2 or more. edit: region, confidence, random, full; none = the run's, or region. box:
+      TOP,LEFT,BOTTOM,RIGHT in rows and columns of tokens, from 0, without the last ones: edit this place, whatever the
+      text names. compare: several edits with commas; the same prompt and noise under each, in columns. sampler: other
+      settings of SamplerConfig, as image_steps=16,greedy=true. rewards: package.module:function, …; none = the run's,
+      or the task's. seed: of the noise.
+    What to write
+      output: folder. png: a strip of before, mask and after for each edit. gif: the denoising of each rollout. json:
+      everything as data. no_open: do not open the page in a browser."""
+
+    checkpoint: str | None = None
+    rollouts: str | None = None
+    sample: tuple[int, ...] | None = None
+
+    index: tuple[int, ...] = (0, 1, 2)
+    split: Literal["train", "dev", "test"] = "test"
+    image: str | None = None
+    prompt: str | None = None
+    num_generations: int = 4
+    edit: Literal["region", "confidence", "random", "full"] | None = None
+    box: tuple[int, int, int, int] | None = None
+    compare: tuple[str, ...] | None = None
+    sampler: dict[str, str] = field(default_factory=dict)
+    rewards: tuple[str, ...] | None = None
+    seed: int = 0
+
+    output: str = "outputs/edits"
+    png: bool = False
+    gif: bool = False
+    json: bool = False
+    no_open: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_generations < 1:
+            raise ValueError(f"num_generations is {self.num_generations}; it must be at least 1")
+        if not self.index:
+            raise ValueError("index is empty; name at least one prompt of the task")
+        if self.compare is not None:
+            unknown = [name for name in self.compare if name not in EDITS]
+            if unknown or len(set(self.compare)) < len(self.compare) or not self.compare:
+                raise ValueError(f"compare is {','.join(self.compare)!r}; name some of {','.join(EDITS)}, each once")
+        if self.box is not None and self.edit not in (None, "region"):
+            raise ValueError(f"box says what to edit, and so does edit={self.edit}; give one of them")
+        sampling = {"image", "prompt", "box", "edit", "compare"}
+        if self.rollouts and (given := sorted(n for n in sampling if getattr(self, n) is not None)):
+            raise ValueError(f"rollouts opens a file, {' and '.join(given)} would sample anew; give one of them")
+
+
+@dataclass
+class Prompt:
+    """What a task's example is to the tool: prompt, columns for rewards, a title."""
+
+    prompt: list[Any]
+    columns: dict[str, Any]
+    title: str
+    example: Any = None
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Runs the tool; returns the page's path."""
+    sys.path.append(os.getcwd())  # where a user's own rewards may be
+    config = parse(Config, argv, __doc__ or "")
+    try:
+        shown = opened(config) if config.rollouts else sampled(config)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from error
+    page = shown.write(config)
+    print(f"look at {page}")
+    if not config.no_open:
+        webbrowser.open(page.resolve().as_uri())
+    return page
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+@dataclass
+class Shown:
+    """Records by gallery, comparisons, and the facts that head the page."""
+
+    title: str
+    facts: dict[str, Any]
+    galleries: dict[str, list[RolloutRecord]] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    @property
+    def named(self) -> list[tuple[str, RolloutRecord]]:
+        """Every record with the stem of its files' names."""
+        listed = [r for group in self.galleries.values() for r in group]
+        listed += [r for compared in self.comparisons for r in compared.records.values()]
+        return [(f"rollout-{i:02d}", r) for i, r in enumerate(listed)]
+
+    def write(self, config: Config) -> Path:
+        out = Path(config.output)
+        for name, record in self.named:
+            if config.png:
+                write_strips(out / "strips", name, record)
+            if config.gif:
+                write_animation(out / "animations" / f"{name}.gif", record)
+        page = write_page(
+            out / "page.html",
+            title=self.title,
+            summary=self.facts,
+            galleries=self.galleries,
+            comparisons=self.comparisons,
+            open=True,
+        )
+        if config.json:
+            write_json(out / "rollouts.json", self.data())
+        return page
+
+    def data(self) -> dict[str, Any]:
+        """Everything that the page shows."""
+        return {
+            "title": self.title,
+            "facts": self.facts,
+            "galleries": {name: [r.to_dict() for r in group] for name, group in self.galleries.items()},
+            "comparisons": [
+                {"title": c.title, "rollouts": {name: r.to_dict() for name, r in c.records.items()}}
+                for c in self.comparisons
+            ],
+        }
+
+
+def opened(config: Config) -> Shown:
+    """Rollouts that a run saved."""
+    path = Path(config.rollouts or "")
+    batch = load_rollouts(path)
+    model = UnifiedModel.from_pretrained(checkpoint_of(config, path, batch))
+    rows = list(range(min(len(batch), SHOWN))) if config.sample is None else list(config.sample)
+    made = dict(zip(rows, records(model, batch, rows)))
+    galleries: dict[str, list[RolloutRecord]] = {}
+    for row, one in made.items():
+        galleries.setdefault(one.title, []).append(replace(one, title=f"sample {row}"))
+    facts = {"file": path.name, "step": batch.step, "rollouts": f"{len(rows)} of {len(batch)}"} | batch.router
+    return Shown(f"unidiff · {path.parent.parent.name or path.stem}, {path.stem}", facts, galleries)
+
+
+def checkpoint_of(config: Config, path: Path, batch: RolloutBatch) -> str:
+    """What decodes a file: the checkpoint that is asked for, else its run's, else what the run began with, else the
+    shipped one."""
+    if config.checkpoint:
+        return model_path(config.checkpoint)
+    began = batch.config.get("model")
+    for folder in (path.resolve().parent.parent / "model", began and Path(began)):
+        if folder and (folder / "config.json").is_file():
+            return str(folder)
+    return str(BASE)
+
+
+def sampled(config: Config) -> Shown:
+    """New rollouts of a model."""
+    run = run_settings(config.checkpoint)
+    model = UnifiedModel.from_pretrained(model_path(config.checkpoint))
+    task = FrozenLake(size=int(run.get("board_size", 4)))
+    prompts = own_prompt(config, model) if config.image or config.prompt else task_prompts(config, task)
+    settings = sampler_settings(config, model, run)
+    locate = task.region if config.box is None else box(*config.box)
+    batches = {}
+    for edit in config.compare or (settings.edit,):
+        each = 1 if config.compare else config.num_generations
+        one = sample(model, task, prompts, replace(settings, edit=edit), locate, each, config, run)  # type: ignore[arg-type]
+        batches[edit] = one
+    name = Path(config.checkpoint).name if config.checkpoint else "the shipped model"
+    facts = {"checkpoint": config.checkpoint or "recipes/base", "seed": config.seed, "edit": ", ".join(batches)}
+    facts |= {"box": ", ".join(map(str, config.box))} if config.box else {}
+    shown = Shown(f"unidiff · {name}, edit by edit", facts)
+    if config.compare:
+        made = {edit: records(model, batch, views=views) for edit, (batch, views) in batches.items()}
+        for i in config.sample or range(len(prompts)):
+            check_sample(i, len(prompts))
+            shown.comparisons.append(Comparison(prompts[i].title, {edit: made[edit][i] for edit in made}))
+        return shown
+    batch, views = batches[settings.edit]
+    for row, one in zip(config.sample or range(len(batch)), records(model, batch, config.sample, views=views)):
+        title = f"sample {row}"
+        shown.galleries.setdefault(batch.titles[row], []).append(replace(one, title=title))
+    return shown
+
+
+def check_sample(i: int, count: int) -> None:
+    if not 0 <= i < count:
+        raise ValueError(f"sample {i} does not exist: there are {count} rollouts, counted from 0")
+
+
+def sample(
+    model: UnifiedModel,
+    task: FrozenLake,
+    prompts: list[Prompt],
+    settings: SamplerConfig,
+    locate: Locate,
+    each: int,
+    config: Config,
+    run: dict[str, Any],
+) -> tuple[RolloutBatch, list[tuple[SegmentView, ...]]]:
+    """`each` rollouts of every prompt, with a trace; judged and routed where the prompts are the task's."""
+    keys = [noise.key(config.seed, p, g) for p in range(len(prompts)) for g in range(each)]
+    sampler = InterleavedSampler(model, settings, locate, trace=True)
+    rollouts = sampler.sample([model.encode(p.prompt) for p in prompts], keys)
+    repeated = [p for p in prompts for _ in range(each)]
+    views = segment_views(model, rollouts, repeated)
+    groups = torch.arange(len(rollouts)) // each
+    batch = RolloutBatch(rollouts, [p.title for p in repeated], groups, fingerprint(model))
+    if repeated[0].example is not None:
+        examples = [p.example for p in repeated]
+        batch.figures = {name: values.tolist() for name, values in task.measure(views, examples).items()}
+        batch.table = evaluate(as_rewards(config.rewards or run.get("rewards") or task.rewards()), views)
+        router = RewardRouter(**{k: run[k] for k in ("assignment", "leave_one_out") if k in run})
+        if each > 1:
+            router = replace(router, scale=run.get("scale_rewards", router.scale))
+            batch.routed, batch.router = router.route(batch.table, groups), router_settings(router)
+    return batch, views
+
+
+# ---------------------------------------------------------------- settings
+
+
+def model_path(checkpoint: str | None) -> str:
+    """The model in a run folder, or what was named itself. Raises FileNotFoundError for a run without a model."""
+    if checkpoint is None:
+        return str(BASE)
+    folder = Path(checkpoint)
+    if (folder / "model" / "config.json").is_file():
+        return str(folder / "model")
+    if (folder / "metrics.jsonl").is_file():
+        raise FileNotFoundError(f"checkpoint: the run {folder} has no model/ yet; it is written when the run ends")
+    return checkpoint
+
+
+def run_settings(checkpoint: str | None) -> dict[str, Any]:
+    """The settings of a run folder; none of anything else."""
+    path = Path(checkpoint or "") / "config.json"
+    if not checkpoint or not (Path(checkpoint) / "metrics.jsonl").is_file() or not path.is_file():
+        return {}
+    return json.loads(path.read_text())
+
+
+def sampler_settings(config: Config, model: UnifiedModel, run: dict[str, Any]) -> SamplerConfig:
+    """Defaults, then the family's, then the run's, then those of the command line."""
+    names = {f.name for f in fields(SamplerConfig)}
+    values = {k: v for k, v in {**model.spec.sampler, **run}.items() if k in names} | config.sampler
+    if config.edit or config.box:
+        values["edit"] = config.edit or "region"
+    return build(SamplerConfig, values)
+
+
+def task_prompts(config: Config, task: FrozenLake) -> list[Prompt]:
+    examples = [task.example(config.split, i) for i in config.index]
+    return [Prompt(e.prompt, e.columns, f"{config.split} board {e.index}", e) for e in examples]
+
+
+def own_prompt(config: Config, model: UnifiedModel) -> list[Prompt]:
+    """The user's text and picture, the picture in the size that the model draws."""
+    parts: list[Any] = [config.prompt or QUESTION]
+    if config.image:
+        if not Path(config.image).is_file():
+            raise FileNotFoundError(f"image: {config.image} does not exist")
+        try:
+            picture = Image.open(config.image).convert("RGB")
+        except OSError as error:
+            raise ValueError(f"image: {config.image} is no picture that can be read ({error})") from error
+        rows, columns = model.spec.image_grid
+        size = (columns * model.images.factor, rows * model.images.factor)
+        if picture.size != size:
+            had, gets = (f"{w} × {h}" for w, h in (picture.size, size))
+            print(f"{config.image} is {had} pixels; the model is shown it at {gets}")
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
+        parts.append(picture)
+    return [Prompt(parts, {}, "your prompt")]
+
+
+if __name__ == "__main__":
+    main()

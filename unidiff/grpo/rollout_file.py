@@ -1,0 +1,251 @@
+"""Rollout files: what a step sampled and what it earned, as one safetensors file to look at later.
+
+    outputs/run/rollouts/step-000040.safetensors     the rollouts that the 40th step was trained on
+
+Token columns are flat tensors over all segments in order; the structure (segments, stops, costs, settings, names of
+rewards) is JSON in the file's metadata. Nothing in it is code: a file from anywhere can be opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unidiff.files import write_whole
+from unidiff.model import UnifiedModel
+from unidiff.rewards.reward import Cause, Loss
+from unidiff.rewards.router import RewardRouter, Routed
+from unidiff.rewards.table import RewardTable
+from unidiff.sampling.compute import Compute, Cost
+from unidiff.sampling.rollout import Rollout, SamplerConfig, Stop
+from unidiff.sequence import Interleaved, Modality, Segment
+
+FORMAT, VERSION = "unidiff.rollouts", 1
+# Columns of tokens that a segment may have beside its ids, and how they are stored.
+_COLUMNS = {"edited": torch.bool, "step": torch.int32, "probability": torch.float32}
+
+
+@dataclass
+class RolloutBatch:
+    """B rollouts with what they earned.
+
+    titles: one each. groups_B: int64, which group (prompt) each belongs to. figures: measures by name, one number a
+    rollout, NaN where it does not apply. table, routed: rewards and advantages, or None. router: how they were routed.
+    fits: what a checkpoint must agree with to decode them (see `fingerprint`). config: settings of the run. step:
+    steps done when the run wrote them, None outside of a run.
+    """
+
+    rollouts: list[Rollout]
+    titles: list[str]
+    groups_B: Tensor
+    fits: dict[str, Any]
+    figures: dict[str, list[float]] = field(default_factory=dict)
+    table: RewardTable | None = None
+    routed: Routed | None = None
+    router: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    step: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.rollouts)
+
+    def check(self, model: UnifiedModel) -> None:
+        """Raises ValueError, naming what differs, if a model cannot decode these rollouts."""
+        mine, theirs = self.fits, fingerprint(model)
+        wrong = [
+            f"{name} is {theirs['spec'].get(name)!r}, the rollouts have {value!r}"
+            for name, value in mine["spec"].items()
+            if name != "sampler" and theirs["spec"].get(name) != value
+        ]
+        wrong += [f"its {kind} tokenizer is another one" for kind in ("text", "image") if mine[kind] != theirs[kind]]
+        if wrong:
+            raise ValueError("the rollouts do not fit this checkpoint: " + "; ".join(wrong))
+
+
+def fingerprint(model: UnifiedModel) -> dict[str, Any]:
+    """What decides how ids are read: the spec, and hashes of the text tokenizer's words and of the image tokenizer's
+    weights. Not the policy's weights: rollouts of step 40 open with the model of step 60."""
+    words = json.dumps(sorted(model.tokenizer.get_vocab().items())).encode()
+    weights = hashlib.sha256()
+    if isinstance(model.images, nn.Module):
+        for name, value in sorted(model.images.state_dict().items()):
+            weights.update(
+                name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
+    spec = json.loads(json.dumps(model.spec.to_dict()))
+    return {"spec": spec, "text": hashlib.sha256(words).hexdigest(), "image": weights.hexdigest()}
+
+
+def router_settings(router: RewardRouter) -> dict[str, Any]:
+    """A router as data; a custom assignment by its name."""
+    name = router.assignment if isinstance(router.assignment, str) else getattr(router.assignment, "__name__", "custom")
+    return {"assignment": name, "scale": router.scale, "leave_one_out": router.leave_one_out}
+
+
+# ---------------------------------------------------------------- writing
+
+
+def save_rollouts(path: Path, batch: RolloutBatch) -> None:
+    """Writes the file whole or not at all; the folder is made. Other processes' rollouts are theirs to write."""
+    tensors = {"groups": batch.groups_B.cpu().long(), **_columns([s for r in batch.rollouts for s in r.sequence])}
+    if batch.table is not None:
+        tensors |= {f"table.{name}": getattr(batch.table, name) for name in _TABLE}
+    if batch.routed is not None:
+        tensors |= {"advantage": batch.routed.advantage_BS, "valid": batch.routed.valid_BS}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(_header(batch))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda draft: save_file(tensors, draft, metadata))
+
+
+_TABLE = ("values_BSF", "sequence_BF", "modality_BS")
+
+
+def _columns(segments: Sequence[Segment]) -> dict[str, Tensor]:
+    """Every column of all segments that have it, one after another."""
+    found = {"tokens": [s.tokens.int() for s in segments]}
+    for name, dtype in _COLUMNS.items():
+        found[name] = [v.to(dtype) for s in segments if (v := getattr(s, name)) is not None]
+    found["trace"] = [s.trace.flatten() for s in segments if s.trace is not None]
+    return {name: torch.cat(parts) for name, parts in found.items() if parts}
+
+
+def _header(batch: RolloutBatch) -> dict[str, Any]:
+    header = {
+        "fits": batch.fits,
+        "step": batch.step,
+        "config": batch.config,
+        "router": batch.router,
+        "figures": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in batch.figures.items()},
+        "rollouts": [_rollout_header(r, title) for r, title in zip(batch.rollouts, batch.titles)],
+    }
+    if batch.table is not None:
+        table = batch.table
+        header["table"] = {name: getattr(table, name) for name in ("names", "weights", "on", "credit")}
+        header["table"]["losses"] = [[*place, loss.cause, loss.message] for place, loss in table.losses.items()]
+    return header
+
+
+def _rollout_header(rollout: Rollout, title: str) -> dict[str, Any]:
+    return {
+        "title": title,
+        "stop": rollout.stop.name,
+        "key": rollout.key,
+        "settings": asdict(rollout.settings),
+        "compute": {phase: cost.to_dict() for phase, cost in rollout.compute.items()},
+        "segments": [
+            {
+                "modality": s.modality.name,
+                "prompt": s.prompt,
+                "tokens": len(s),
+                "grid": s.grid,
+                "columns": [name for name in _COLUMNS if getattr(s, name) is not None],
+                "steps": None if s.trace is None else len(s.trace),
+            }
+            for s in rollout.sequence
+        ],
+    }
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load_rollouts(path: str | Path) -> RolloutBatch:
+    """Reads a file. Raises FileNotFoundError, or ValueError for a file that is cut off, of another kind, damaged, or
+    from a newer version."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"rollouts: {path} does not exist")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"rollouts: {path} is cut off, or no safetensors file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"rollouts: {path} holds no rollouts, it is of format {metadata.get('format')!r}")
+    version = metadata.get("version", "")
+    if not version.isdigit() or int(version) > VERSION:
+        raise ValueError(
+            f"rollouts: {path} has version {version or 'unknown'}, this unidiff reads up to {VERSION}: update unidiff"
+        )
+    try:
+        return _batch(json.loads(metadata["header"]), tensors)
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise ValueError(f"rollouts: {path} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _batch(header: dict[str, Any], tensors: dict[str, Tensor]) -> RolloutBatch:
+    reader = _Reader(tensors)
+    rollouts = [_read_rollout(one, reader) for one in header["rollouts"]]
+    reader.check_end()
+    table = header.get("table")
+    routed = Routed(tensors["advantage"], tensors["valid"], {}) if "advantage" in tensors else None
+    batch = RolloutBatch(
+        rollouts=rollouts,
+        titles=[str(one["title"]) for one in header["rollouts"]],
+        groups_B=tensors["groups"],
+        fits=header["fits"],
+        figures={k: [float("nan") if x is None else float(x) for x in v] for k, v in header["figures"].items()},
+        table=None if table is None else _read_table(table, tensors),
+        routed=routed,
+        router=header["router"],
+        config=header["config"],
+        step=header["step"],
+    )
+    sizes = {len(batch.groups_B), *map(len, batch.figures.values())}
+    sizes |= set() if batch.table is None else {len(batch.table.modality_BS)}
+    sizes |= set() if routed is None else {len(routed.advantage_BS)}
+    if sizes != {len(batch)}:
+        raise ValueError(f"columns of {sorted(sizes)} rows for {len(batch)} rollouts")
+    return batch
+
+
+class _Reader:
+    """Takes flat columns apart, piece by piece."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors, self.at = tensors, dict.fromkeys(("tokens", "trace", *_COLUMNS), 0)
+
+    def take(self, name: str, n: int) -> Tensor:
+        column, start = self.tensors.get(name, torch.empty(0)), self.at[name]
+        if n < 0 or start + n > len(column):
+            raise ValueError(f"{name} has {len(column)} values, {start + n} are asked for")
+        self.at[name] += n
+        return column[start : start + n]
+
+    def check_end(self) -> None:
+        for name, at in self.at.items():
+            if at != len(self.tensors.get(name, ())):
+                raise ValueError(f"{name} has {len(self.tensors[name])} values, {at} are in use")
+
+
+def _read_rollout(header: dict[str, Any], reader: _Reader) -> Rollout:
+    segments = []
+    for one in header["segments"]:
+        n, steps = int(one["tokens"]), one["steps"]
+        columns: dict[str, Any] = {name: reader.take(name, n) for name in _COLUMNS if name in one["columns"]}
+        columns["trace"] = None if steps is None else reader.take("trace", int(steps) * n).reshape(int(steps), n)
+        grid = None if one["grid"] is None else (int(one["grid"][0]), int(one["grid"][1]))
+        tokens: Any = reader.take("tokens", n).long()
+        segments.append(Segment(Modality[one["modality"]], tokens, bool(one["prompt"]), grid, **columns))
+    compute = Compute({phase: Cost(**cost) for phase, cost in header["compute"].items()})
+    settings = SamplerConfig(**header["settings"])
+    return Rollout(Interleaved(segments), Stop[header["stop"]], compute, int(header["key"]), settings)
+
+
+def _read_table(header: dict[str, Any], tensors: dict[str, Tensor]) -> RewardTable:
+    losses = {(f, row, segment): Loss(Cause(cause), text) for f, row, segment, cause, text in header["losses"]}
+    named = [tuple(header[name]) for name in ("names", "weights", "on")]
+    credit = tuple(map(tuple, header["credit"]))
+    return RewardTable(*named, credit, *(tensors[f"table.{name}"] for name in _TABLE), losses)  # type: ignore[arg-type]

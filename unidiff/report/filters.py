@@ -1,0 +1,331 @@
+"""What templates show of a record: its columns, its tokens, its numbers in words. Every function here is a filter."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from unidiff.report.record import RewardRecord, RolloutRecord, SegmentRecord
+from unidiff.report.results import number
+
+_LONG_TEXT = 120  # characters that need a wider column
+_SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]")
+_LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-"  # 0 to 63: a probability in one letter
+
+
+@dataclass
+class Card:
+    """One column of a rollout: the prompt, a round (text, then picture) or the answer."""
+
+    heading: str
+    segments: list[SegmentRecord]
+    given: bool = False
+
+
+@dataclass
+class Token:
+    """One token of a text as shown. step: counted from 1. doubt: 0 to 1, how uncertain it was."""
+
+    word: str
+    gap: str
+    kind: str = ""
+    hint: str = ""
+    step: int = -1
+    percent: int = 100
+    doubt: float = 0.0
+
+
+# ---------------------------------------------------------------- filters: one rollout
+
+
+def cards(record: RolloutRecord) -> list[Card]:
+    """Columns of a rollout. A round begins with a text, or with a picture that follows a picture."""
+    rounds: list[Card] = []
+    for segment in record.response:
+        if not rounds or segment.modality == "text" or rounds[-1].segments[-1].modality == "image":
+            rounds.append(Card(f"round {len(rounds) + 1}", []))
+        rounds[-1].segments.append(segment)
+    if rounds and rounds[-1].segments[-1].modality == "text":
+        rounds[-1].heading = "answer"
+    return [Card("prompt", list(record.prompt), given=True), *rounds]
+
+
+def _long_texts(record: RolloutRecord) -> bool:
+    return any(len(s.text or "") > _LONG_TEXT for s in record.segments)
+
+
+def _saving(record: RolloutRecord) -> str:
+    """What the rollout cost, and what its edits saved, in one line."""
+    parts = []
+    if record.image_tokens:
+        parts.append(f"{100 * record.kept_tokens / record.image_tokens:.0f} % of picture tokens kept")
+    if record.saved is not None:
+        parts.append(f"{100 * record.saved:.0f} % of picture token-forwards saved")
+    total = record.total
+    parts += [f"{number(total['token_forwards'])} token-forwards", _flops(total["flops"])]
+    return " · ".join(parts)
+
+
+def _flops(count: float) -> str:
+    """1.37 GFLOPs: the unit's prefix stands with the unit."""
+    text = number(count)
+    return f"{text}FLOPs" if text[-1].isalpha() else f"{text} FLOPs"
+
+
+# ---------------------------------------------------------------- filters: one segment
+
+
+def _token_count(segment: SegmentRecord) -> str:
+    """How many tokens of a picture were denoised, and how many came out different."""
+    n = len(segment.tokens)
+    if segment.prompt:
+        return f"{n} tokens, given"
+    kind = f"all {n} tokens sampled" if segment.edited is None else f"{segment.denoised} of {n} tokens denoised again"
+    return kind if segment.changed is None else f"{kind}, {sum(segment.changed)} changed"
+
+
+def _outline(segment: SegmentRecord) -> str:
+    """SVG path, in tokens, around the tokens that were denoised again."""
+    rows, columns_ = segment.grid or (0, 0)
+    edited = segment.edited or []
+
+    def inside(row: int, column: int) -> bool:
+        return 0 <= row < rows and 0 <= column < columns_ and edited[row * columns_ + column]
+
+    path = []
+    for at in (i for i, e in enumerate(edited) if e):
+        row, column = divmod(at, columns_)
+        sides = (
+            (row - 1, column, f"M{column} {row}h1"),
+            (row + 1, column, f"M{column} {row + 1}h1"),
+            (row, column - 1, f"M{column} {row}v1"),
+            (row, column + 1, f"M{column + 1} {row}v1"),
+        )
+        path += [edge for r, c, edge in sides if not inside(r, c)]
+    return "".join(path)
+
+
+def _token_data(segment: SegmentRecord) -> str:
+    """Each token as "step:percent", or "-" where it was kept or nothing is known."""
+    if segment.step is None or segment.probability is None:
+        return " ".join("-" for _ in segment.tokens)
+    sampled = segment.edited or [True] * len(segment.tokens)
+    known = zip(sampled, segment.step, segment.probability)
+    return " ".join(f"{step}:{_percent(p)}" if is_sampled else "-" for is_sampled, step, p in known)
+
+
+def _spoken(segment: SegmentRecord) -> list[Token]:
+    """A text token by token. Spaces are put between them unless the tokens bring their own."""
+    words = segment.words or []
+    gap = "" if segment.text and segment.text.strip() in "".join(words) else " "
+    out = []
+    for i, word in enumerate(words):
+        token = Token(word, gap, kind=" special" if _SPECIAL.fullmatch(word.strip()) else "")
+        if not segment.prompt and segment.step is not None and segment.probability is not None:
+            step, p = segment.step[i], segment.probability[i]
+            token.step, token.percent, token.doubt = step + 1, _percent(p), round(1 - p, 2)
+            token.hint = f"step {step + 1}, probability {p:.2f}"
+        out.append(token)
+    return out
+
+
+def _percent(probability: float) -> int:
+    return round(100 * probability)
+
+
+# ---------------------------------------------------------------- filters: values
+
+
+def _tone(reward: RewardRecord) -> str:
+    if reward.value is None:
+        return "none"
+    return "good" if reward.value >= 1 else "bad" if reward.value <= 0 else "part"
+
+
+def _mark(reward: RewardRecord) -> str:
+    return {"good": "✓", "bad": "✗", "part": "◐", "none": "–"}[_tone(reward)]
+
+
+def _filled(reward: RewardRecord) -> float:
+    return 0.0 if reward.value is None else round(min(max(reward.value, 0.0), 1.0), 3)
+
+
+def _signed_number(value: float) -> str:
+    return number(value).replace("-", "−")
+
+
+def _direction(value: float | None) -> str:
+    return "none" if not value else "good" if value > 0 else "bad"
+
+
+def _advantage(value: float | None) -> str:
+    if value is None:
+        return "– none"
+    mark = "▲" if value > 0 else "▼" if value < 0 else "●"
+    return f"{mark} {value:+.2f}".replace("-", "−") if value else f"{mark} 0"
+
+
+# ---------------------------------------------------------------- edits, credit and cost
+
+
+@dataclass
+class Edit:
+    """One sampled picture of a rollout, its heading, and the picture before it if there is one of the same grid."""
+
+    heading: str
+    segment: SegmentRecord
+    before: SegmentRecord | None
+
+
+@dataclass
+class Credit:
+    """One segment's advantages by assignment; `opposed` names those that push it the other way than factorized."""
+
+    label: str
+    advantages: dict[str, float | None]
+    opposed: set[str]
+
+
+@dataclass
+class Bar:
+    """A cost as a bar. length: share of the longest bar. parts: phase and share of this bar."""
+
+    label: str
+    text: str
+    length: float
+    parts: list[tuple[str, float]]
+
+
+def edits_of(record: RolloutRecord) -> list[Edit]:
+    headings = {id(s): card.heading for card in cards(record) for s in card.segments}
+    last: SegmentRecord | None = None
+    found = []
+    for segment in record.segments:
+        if segment.modality != "image" or not segment.picture:
+            continue
+        if not segment.prompt:
+            same = last is not None and last.grid == segment.grid
+            found.append(Edit(headings[id(segment)], segment, last if same else None))
+        last = segment
+    return found
+
+
+def _findings(segment: SegmentRecord) -> list[tuple[str, str]]:
+    """What an edit did, as (tone, sentence)."""
+    n, steps = len(segment.tokens), f"{segment.steps} step{'s' * (segment.steps != 1)}"
+    if segment.edited is None:
+        return [("none", f"all {n} tokens sampled in {steps}, none kept")]
+    said = [("none", f"{segment.denoised} of {n} tokens denoised again in {steps}")]
+    if segment.changed is not None:
+        changed = sum(segment.changed)
+        same = segment.denoised - changed
+        said.append(
+            ("none", f"{changed} of them changed, {same} came out as they were" if same else "all of them changed")
+        )
+    if segment.strays is not None:
+        kept = f"the other {segment.kept} tokens" if segment.kept != n else f"all {n} tokens"
+        same = ("good", f"{kept} are bit-identical") if segment.kept else ("none", "no token was kept")
+        said.append(("bad", f"{segment.strays} tokens outside the mask changed: a bug") if segment.strays else same)
+    return said
+
+
+def _corners(segment: SegmentRecord) -> str:
+    """SVG path, in tokens, of a corner in each token that changed."""
+    columns = (segment.grid or (0, 1))[1]
+    places = [divmod(i, columns) for i, changed in enumerate(segment.changed or []) if changed]
+    return "".join(f"M{column} {row}h.3l-.3 .3z" for row, column in places)
+
+
+def _trace_data(segment: SegmentRecord) -> str:
+    """For each step a letter for each token that was masked then, in order: its probability in 64 levels, A to -."""
+    steps = segment.trace or []
+    return " ".join("".join(_LEVELS[round(63 * p)] for p in row if p is not None) for row in steps)
+
+
+def _credits(record: RolloutRecord) -> list[Credit]:
+    """Every sampled segment with its advantages; empty where none were compared."""
+    rows = []
+    for card in cards(record):
+        for segment in card.segments:
+            if segment.prompt or not segment.advantages:
+                continue
+            own = segment.advantages.get("factorized")
+            opposed = {k for k, v in segment.advantages.items() if v is not None and own is not None and v * own < 0}
+            kind = "" if card.heading == "answer" else {"image": " picture"}.get(segment.modality, " text")
+            rows.append(Credit(card.heading + kind, segment.advantages, opposed))
+    return rows
+
+
+def _interference(rows: list[Credit]) -> str:
+    """How often `joint` pushes a segment the other way than its own modality's rewards would."""
+    opposed = [row.label for row in rows if "joint" in row.opposed]
+    if not opposed:
+        return "Here joint pushes every segment the way factorized does."
+    count = f"{len(opposed)} of {len(rows)} segments"
+    return f"joint pushes {count} the other way than their own modality's rewards: {', '.join(opposed)}."
+
+
+def _heat(value: float | None) -> int:
+    """How strongly an advantage is painted, in percent."""
+    return 0 if value is None else round(min(abs(value) / 2, 1) * 45)
+
+
+def _plain_advantage(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}".replace("-", "−") if value else "0"
+
+
+def _bars(record: RolloutRecord) -> list[Bar]:
+    """FLOPs by phase: of the rollout, and with every picture regenerated."""
+    sides = [
+        ("this rollout", record.compute, record.total),
+        ("every picture regenerated", record.full, record.full_total),
+    ]
+    longest = max(total["flops"] for _, _, total in sides)
+    if not record.full or not longest:
+        return []
+    return [
+        Bar(
+            label,
+            _flops(total["flops"]),
+            round(100 * total["flops"] / longest, 2),
+            [(phase, round(100 * c["flops"] / total["flops"], 2)) for phase, c in compute.items() if c["flops"]],
+        )
+        for label, compute, total in sides
+    ]
+
+
+def _less(record: RolloutRecord) -> str:
+    """How much less the rollout cost, in FLOPs, than regenerating every picture."""
+    full = record.full_total["flops"]
+    share = 1 - record.total["flops"] / full if full else 0.0
+    return "the same" if abs(share) < 0.005 else f"{100 * abs(share):.0f} % {'less' if share > 0 else 'more'}"
+
+
+FILTERS = {"cards": cards, "edits": edits_of} | {
+    f.__name__.strip("_"): f
+    for f in (
+        _long_texts,
+        _saving,
+        _token_count,
+        _outline,
+        _token_data,
+        _spoken,
+        _tone,
+        _mark,
+        _filled,
+        _signed_number,
+        _direction,
+        _advantage,
+        _findings,
+        _corners,
+        _trace_data,
+        _credits,
+        _interference,
+        _heat,
+        _plain_advantage,
+        _bars,
+        _less,
+        _flops,
+        number,
+    )
+}

@@ -1,0 +1,97 @@
+"""From rollouts and what they earned to records: what galleries of a report and the tool's page show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from unidiff.grpo.experience import segment_views
+from unidiff.grpo.rollout_file import RolloutBatch
+from unidiff.model import UnifiedModel
+from unidiff.report.record import RolloutRecord, record
+from unidiff.report.regeneration import full_regeneration
+from unidiff.rewards.router import ASSIGNMENTS, RewardRouter, Routed
+from unidiff.rewards.segment_view import SegmentView
+
+
+@dataclass
+class _Given:
+    """A prompt as segment views want it, where the task's example is not at hand."""
+
+    prompt: list[Any]
+    columns: dict[str, Any]
+
+
+def records(
+    model: UnifiedModel,
+    batch: RolloutBatch,
+    rows: Sequence[int] | None = None,
+    *,
+    views: Sequence[tuple[SegmentView, ...]] | None = None,
+    titles: dict[int, str] | None = None,
+) -> list[RolloutRecord]:
+    """A record of each of the batch's rollouts, or of some rows of it.
+
+    views: all rollouts decoded, if they are at hand; else prompts are shown as their tokens decode. titles: other ones
+    than the batch's, by row. Raises ValueError if the model cannot decode the rollouts, or a row does not exist.
+    """
+    batch.check(model)
+    rows = range(len(batch)) if rows is None else rows
+    if wrong := [i for i in rows if not 0 <= i < len(batch)]:
+        raise ValueError(f"sample {wrong[0]} does not exist: there are {len(batch)} rollouts, counted from 0")
+    if views is None:
+        chosen = [batch.rollouts[i] for i in rows]
+        given = [_Given(model.decode(r.sequence.prompt), {}) for r in chosen]
+        decoded = dict(zip(rows, segment_views(model, chosen, given)))
+    else:
+        decoded = {i: views[i] for i in rows}
+    compared = side_by_side(batch)
+    made = []
+    for i in rows:
+        rollout = batch.rollouts[i]
+        made.append(
+            record(
+                rollout,
+                decoded[i],
+                table=batch.table,
+                routed=batch.routed,
+                compared=compared,
+                full=full_regeneration(model, rollout),
+                row=i,
+                title=(titles or {}).get(i, batch.titles[i]),
+                decode_token=lambda token: str(model.tokenizer.decode(token)),
+                figures={name: values[i] for name, values in batch.figures.items()},
+                assignment=str(batch.router.get("assignment", "")),
+            )
+        )
+    return made
+
+
+def side_by_side(batch: RolloutBatch) -> dict[str, Routed]:
+    """The batch's advantages under every assignment; empty where there are no rewards or no groups to compare in.
+
+    The batch's own router settings hold for all; `scale="batch"` sees the rollouts of this batch alone.
+    """
+    counts = batch.groups_B.unique(return_counts=True)[1]
+    if batch.table is None or not batch.table.names or bool((counts < 2).any()):
+        return {}
+    options = {k: v for k, v in batch.router.items() if k != "assignment"}
+    router = RewardRouter(**options)
+    return {name: replace(router, assignment=name).route(batch.table, batch.groups_B) for name in ASSIGNMENTS}
+
+
+def best_and_worst(batch: RolloutBatch, groups: int) -> dict[int, str]:
+    """Rows of the rollouts with the highest and the lowest advantage of each of the first groups -> their titles."""
+    if batch.routed is None:
+        return {}
+    total = batch.routed.advantage_BS.sum(1)
+    chosen: dict[int, str] = {}
+    for group in batch.groups_B.unique()[:groups]:
+        inside = (batch.groups_B == group).nonzero()[:, 0]
+        best, worst = int(inside[total[inside].argmax()]), int(inside[total[inside].argmin()])
+        for row, rank in {best: "best", worst: "worst"}.items() if best != worst else ():
+            chosen[row] = f"{rank} of the group of {batch.titles[row]}"
+        if best == worst:
+            chosen[best] = f"all alike: group of {batch.titles[best]}"
+    return chosen

@@ -1,0 +1,34 @@
+"""What a rollout would have cost without edits: the same texts, with every picture regenerated as a whole."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unidiff.model import UnifiedModel
+from unidiff.sampling.compute import Compute, Cost, ModelFlops
+from unidiff.sampling.rollout import Rollout
+from unidiff.sequence import Modality
+
+
+def full_regeneration(model: UnifiedModel, rollout: Rollout) -> Compute:
+    """The rollout's cost with all tokens of each picture denoised in `image_steps` steps, and nothing to select.
+
+    Analytic, counted as the sampler's meter counts: a second rollout would be measured, but it would write other texts
+    after its first picture. Phases that do not change are the rollout's own; nobody waited for the pictures, so their
+    seconds are 0.
+    """
+    flops, steps = ModelFlops.of(model.backbone), rollout.settings.image_steps
+    image = Cost()
+    canvas = model.render([rollout.sequence])
+    for ordinal, segment in enumerate(rollout.sequence):
+        if segment.prompt or segment.modality is not Modality.IMAGE:
+            continue
+        before = int((canvas.clean.valid & (canvas.segment < ordinal)).sum())
+        n = len(segment)
+        keys = n + before
+        run = n if rollout.settings.cache else keys
+        one: Tensor = flops.forward(*(torch.tensor(x) for x in (run, keys, n)), model.spec.codebook_size)
+        image += Cost(steps, run * steps, float(one) * steps)
+    same = {phase: cost for phase, cost in rollout.compute.items() if phase not in ("image", "select")}
+    return Compute({**same, "image": image} if image.forwards else same)
