@@ -109,7 +109,7 @@ class Routed:
     def from_tensors(tensors: dict[str, Tensor], header: dict[str, Any]) -> Routed:
         account = None
         if "account" in header:
-            parts = {f.name: tensors[f.name] for f in fields(Account) if _is_tensor(f.name)}
+            parts: dict[str, Any] = {f.name: tensors[f.name] for f in fields(Account) if _is_tensor(f.name)}
             account = Account(**header["account"], **parts)
         return Routed(tensors["advantage_BS"], tensors["valid_BS"], header["metrics"], account)
 

@@ -100,7 +100,8 @@ class Job:
             loss = Loss(Cause.TIMEOUT, "was not called: its call in an earlier batch has not come back yet")
         else:
             return False
-        self._values, self._idle = [loss] * len(self.views), True
+        self._values[:] = [loss] * len(self.views)
+        self._idle = True
         return True
 
     def _judge(self, values: list[float | Loss]) -> None:
