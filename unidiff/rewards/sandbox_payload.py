@@ -140,7 +140,7 @@ def describe(error):
 def answer(request, kept):
     try:
         function, arguments, named = (decode(request[name], kept.find) for name in ("function", "arguments", "named"))
-        value = encode(function(*arguments, **named), kept.keep)
+        value = encode(function(*arguments, **named), kept.keep)  # type: ignore
         after = [encode(a, kept.keep) if type(a) in MUTABLE else None for a in arguments]
         return {"value": value, "arguments": after}
     except BaseException as error:
