@@ -26,7 +26,7 @@ def main() -> None:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": 900})
         words = ["--no_open", "--output", folder]
-        page.goto(edit_rollout([*words, "--index", "0,1,2"]).resolve().as_uri())
+        page.goto(edit_rollout([*words, "--index", "0,1,2,3,4,5"]).resolve().as_uri())
         rollout(page)
         page.goto(
             edit_rollout([*words, "--index", "0", "--compare", "region,confidence,random,full"]).resolve().as_uri()
@@ -36,9 +36,9 @@ def main() -> None:
 
 
 def rollout(page: Page) -> None:
-    """A rollout with success if there is one; its second edit is masked."""
-    good = page.locator(".rollout:has(.badge.good)")
-    chosen = (good if good.count() else page.locator(".rollout:has(.pick)")).first
+    """The first rollout that has most to show; its second edit is masked."""
+    wanted = (":has(.badge.good):has(td.opposed)", ":has(td.opposed)", ":has(.badge.good)", "")
+    chosen = next(found for w in wanted if (found := page.locator(f".rollout:has(.pick){w}")).count()).first
     chosen.locator(".pick").nth(min(1, chosen.locator(".pick").count() - 1)).click()
     chosen.locator(".edit-panel:visible input[type=range]").fill("1")
     shoot(page, chosen, "rollout.png")

@@ -41,7 +41,7 @@ class Segment:
     image that were denoised again, the others being copies of the image before; None = every token was sampled.
     step: [n] int32, the denoising step that committed each token, -1 = kept. probability: [n] float32 of each token
     when it was committed (1 where kept). trace: [T, n] float32, at each of the T steps the probability of the token
-    drawn at each place that was masked then, NaN elsewhere; None unless the sampler was asked for it.
+    drawn at each place that was masked then (in a text: in the block at work), NaN elsewhere; None unless it was asked.
     """
 
     modality: Modality

@@ -104,7 +104,7 @@ def test_no_files_where_none_are_wanted(make_trainer) -> None:
 def rewritten(path: Path, *, metadata: dict[str, str] | None = None, **tensors: torch.Tensor) -> Path:
     """The file again with other metadata or tensors."""
     with safe_open(path, "pt") as file:
-        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        kept = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         known = file.metadata()
     save_file({**kept, **tensors}, path, {**known, **(metadata or {})})
     return path

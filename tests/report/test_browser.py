@@ -108,7 +108,7 @@ def test_confidence_of_masked_tokens_is_the_trace(visit, made) -> None:
     panel = page.locator(".edit-panel").first
     for done in (0, 1):
         panel.locator("input[type=range]").fill(str(done + 1))
-        shown = [int(t) for t in panel.locator(".stage .overlay text").all_inner_texts()]
+        shown = [int(t) for t in panel.locator(".stage .overlay text").all_text_contents()]
         known = zip(edit.segment.trace[done], edit.segment.step, edit.segment.probability, edit.segment.edited)
         values = [in_letters(p) if step >= done else round(100 * own) for p, step, own, edited in known if edited]
         assert shown == [v for v in values if v < 100]

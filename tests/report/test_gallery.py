@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from unidiff import noise
+from unidiff.report.filters import FILTERS
 from unidiff.report.gallery import best_and_worst, records, side_by_side
 from unidiff.report.regeneration import full_regeneration
 from unidiff.rewards.router import ASSIGNMENTS, RewardRouter
@@ -93,3 +94,19 @@ def test_full_regeneration_is_dearer_than_an_edit(traced, model) -> None:
         full = full_regeneration(model, rollout)
         assert full["image"].token_forwards > rollout.compute["image"].token_forwards and "select" not in full
         assert full["text"] == rollout.compute["text"]
+
+
+def test_interference_is_a_sign_that_differs_from_factorized(traced, model) -> None:
+    made = records(model, traced)[0]
+
+    def shown(joint: float, factorized: float) -> tuple[set[str], str]:
+        advantages = {"joint": joint, "factorized": factorized}
+        response = tuple(replace(s, advantages=advantages) for s in made.response)
+        rows = FILTERS["credits"](replace(made, segments=(*made.prompt, *response)))
+        assert len(rows) == len(response)
+        return rows[0].opposed, FILTERS["interference"](rows)
+
+    opposed, words = shown(-0.4, 0.3)
+    assert opposed == {"joint"} and f"joint pushes {len(made.response)} of {len(made.response)} segments" in words
+    assert shown(0.4, 0.3)[0] == set() and "every segment the way factorized does" in shown(0.4, 0.3)[1]
+    assert shown(1e-9, -1e-9)[0] == set() and "rewards are alike" in shown(1e-9, -1e-9)[1]

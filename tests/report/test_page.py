@@ -92,7 +92,9 @@ def test_each_picture_is_embedded_once_and_decodes_to_itself(tmp_path, gallery) 
     embedded = {base64.b64decode(a["href"].removeprefix("data:image/png;base64,")) for a in images}
     assert len(images) == len(distinct) and embedded == distinct
     uses = shown.all("use")
-    assert len(uses) == 2 * sum(s.picture is not None for g in gallery for s in g.segments)
+    pictures = sum(s.picture is not None for g in gallery for s in g.segments)
+    edits = sum(s.picture is not None for g in gallery for s in g.response)  # at large: before, after, and both to move
+    assert len(uses) == 2 * (pictures + 4 * edits)
     assert {a["href"] for a in uses} == {f"#{a['id']}" for a in images}
 
 

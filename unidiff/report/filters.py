@@ -155,14 +155,13 @@ def _signed_number(value: float) -> str:
 
 
 def _direction(value: float | None) -> str:
-    return "none" if not value else "good" if value > 0 else "bad"
+    return ("none", "good", "bad")[_sign(value)]
 
 
 def _advantage(value: float | None) -> str:
     if value is None:
         return "– none"
-    mark = "▲" if value > 0 else "▼" if value < 0 else "●"
-    return f"{mark} {value:+.2f}".replace("-", "−") if value else f"{mark} 0"
+    return f"{'●▲▼'[_sign(value)]} {_plain_advantage(value)}"
 
 
 # ---------------------------------------------------------------- edits, credit and cost
@@ -250,7 +249,7 @@ def _credits(record: RolloutRecord) -> list[Credit]:
             if segment.prompt or not segment.advantages:
                 continue
             own = segment.advantages.get("factorized")
-            opposed = {k for k, v in segment.advantages.items() if v is not None and own is not None and v * own < 0}
+            opposed = {k for k, v in segment.advantages.items() if _sign(v) * _sign(own) < 0}
             kind = "" if card.heading == "answer" else {"image": " picture"}.get(segment.modality, " text")
             rows.append(Credit(card.heading + kind, segment.advantages, opposed))
     return rows
@@ -259,10 +258,17 @@ def _credits(record: RolloutRecord) -> list[Credit]:
 def _interference(rows: list[Credit]) -> str:
     """How often `joint` pushes a segment the other way than its own modality's rewards would."""
     opposed = [row.label for row in rows if "joint" in row.opposed]
+    if not any(_sign(v) for row in rows for v in row.advantages.values()):
+        return "No assignment pushes anything here: the group's rewards are alike."
     if not opposed:
         return "Here joint pushes every segment the way factorized does."
     count = f"{len(opposed)} of {len(rows)} segments"
     return f"joint pushes {count} the other way than their own modality's rewards: {', '.join(opposed)}."
+
+
+def _sign(value: float | None) -> int:
+    """-1, 0 or 1; what is shown as 0.00 is float noise, and is 0."""
+    return 0 if value is None or abs(value) < 0.005 else 1 if value > 0 else -1
 
 
 def _heat(value: float | None) -> int:
@@ -271,7 +277,7 @@ def _heat(value: float | None) -> int:
 
 
 def _plain_advantage(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.2f}".replace("-", "−") if value else "0"
+    return "–" if value is None else f"{value:+.2f}".replace("-", "−") if _sign(value) else "0"
 
 
 def _bars(record: RolloutRecord) -> list[Bar]:
