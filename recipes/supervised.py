@@ -100,8 +100,10 @@ def start(config: Config) -> UnifiedModel:
         return UnifiedModel.from_pretrained(config.init)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tokenizers/native/text")
     images = PatchVQ.from_pretrained(ROOT / "tokenizers/native/image").eval()
-    sizes = {"d_model": config.d_model, "layers": config.layers, "text_length": TEXT_LENGTH[config.pictures]}
-    return native.build(tokenizer, images, **sizes, seed=config.seed)
+    text_length = TEXT_LENGTH[config.pictures]
+    return native.build(
+        tokenizer, images, text_length=text_length, d_model=config.d_model, layers=config.layers, seed=config.seed
+    )
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from unidiff.estimators import draw_views, make, score
+from unidiff.estimators import draw_views, make, parse, score
 from unidiff.model import UnifiedModel
 from unidiff.sampling.rollout import Rollout
 from unidiff.sequence import Canvas, Modality
 
+PLAIN = "one_step:hide_prompt=0"  # leaves the prompt as it was
 WARM = {"text_temperature": 0.8, "image_temperature": 1.3}
 
 
@@ -30,7 +31,7 @@ def recorded(canvas: Canvas, rollouts: list[Rollout]) -> Tensor:
 
 def replayed(model: UnifiedModel, rollouts: list[Rollout], text: str, image: str) -> tuple[Canvas, Tensor]:
     canvas = model.render([r.sequence for r in rollouts])
-    pair = make(text), make(image)
+    pair = parse(text), parse(image)
     (draw,) = draw_views(canvas, *pair, 1, torch.arange(len(rollouts)))
     with torch.no_grad():
         return canvas, score(model, canvas, draw, *pair, torch.ones(canvas.shape), tuple(WARM.values()))
@@ -41,8 +42,8 @@ def replayed(model: UnifiedModel, rollouts: list[Rollout], text: str, image: str
 def test_images_are_scored_as_they_were_drawn(
     model: UnifiedModel, sample: Callable[..., list[Rollout]], image_sampler: str, edit: str
 ) -> None:
-    rollouts = sample(image_sampler=image_sampler, edit=edit, edit_share=0.3, **WARM)
-    canvas, found = replayed(model, rollouts, "one_step", "trace")
+    rollouts = sample(image_sampler=image_sampler, image_steps=6, edit=edit, edit_share=0.6, **WARM)
+    canvas, found = replayed(model, rollouts, PLAIN, "trace")
     own = canvas.sampled & (canvas.modality == Modality.IMAGE)
     steps = [canvas.step[own].unique().numel(), int(own.sum())]
     assert steps[0] > 1 and steps[1] > 50  # the test means something
@@ -54,7 +55,7 @@ def test_images_are_scored_as_they_were_drawn(
 @pytest.mark.parametrize("method", ["trace", "left_to_right"])
 def test_texts_written_token_by_token(model: UnifiedModel, sample: Callable[..., list[Rollout]], method: str) -> None:
     rollouts = sample(text_block=1, edit="random", **WARM)
-    canvas, found = replayed(model, rollouts, method, "one_step")
+    canvas, found = replayed(model, rollouts, method, PLAIN)
     own = canvas.sampled & (canvas.modality == Modality.TEXT)
     assert int(own.sum()) > 20
     assert (found - recorded(canvas, rollouts))[own].abs().max() < 1e-4
@@ -67,10 +68,10 @@ def test_texts_written_in_any_order(
     """Of a model that ends no text: nothing was then seen behind an end token."""
     endless = lean(model, dict.fromkeys(model.spec.text_end, -60.0))
     rollouts = sample(of=endless, edit="random", **settings, **WARM)
-    canvas, found = replayed(endless, rollouts, "trace", "one_step")
+    canvas, found = replayed(endless, rollouts, "trace", PLAIN)
     own = canvas.sampled & (canvas.modality == Modality.TEXT)
     order = canvas.step[own].reshape(len(rollouts), -1)
     assert order.shape[1] == model.spec.text_length and bool((order.diff(dim=1) < 0).any())
     assert (found - recorded(canvas, rollouts))[own].abs().max() < 1e-4
-    _, in_one_go = replayed(endless, rollouts, "one_step", "one_step")
+    _, in_one_go = replayed(endless, rollouts, PLAIN, PLAIN)
     assert (in_one_go - recorded(canvas, rollouts))[own].abs().max() > 0.1
