@@ -38,9 +38,9 @@ def test_a_folder_that_holds_a_run_is_not_taken(folder):
 
 
 def test_resuming_with_other_settings_names_them(folder):
-    with pytest.raises(ValueError, match=r"seed was 0, is 1, learning_rate was 0\.0005, is 0\.1"):
+    with pytest.raises(ValueError, match=r"seed was 0, is 1, learning_rate was 0\.0002, is 0\.1"):
         folder.open(config(folder.path, resume=True, seed=1, learning_rate=0.1))
-    with pytest.raises(ValueError, match="max_steps was 40, is 41"):
+    with pytest.raises(ValueError, match="max_steps was 80, is 41"):
         folder.open(config(folder.path, resume=True, max_steps=41))
 
 

@@ -17,10 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +33,7 @@ from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, mean_compute, means
 from unidiff.grpo.experience import Experience, credited, segment_views, spread
 from unidiff.grpo.losses import LOSSES, Denominators, LossStats, modality_loss
+from unidiff.grpo.process import Clock, stop_signals
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
 from unidiff.model import UnifiedModel
 from unidiff.rewards.reward import Reward, RewardError, as_rewards
@@ -138,7 +136,7 @@ class GRPOTrainer:
         history = self.folder.rewind(self.start) if self.accelerator.is_main_process else []
         if config.tracker:
             self.accelerator.init_trackers("unidiff", config=_flat(config.to_dict()))
-        with self._stop_signals() as asked:
+        with stop_signals() as asked:
             for step in range(self.start, config.max_steps):
                 try:
                     metrics, experience = self.step(step)
@@ -166,7 +164,7 @@ class GRPOTrainer:
 
     def step(self, step: int) -> tuple[dict[str, float], Experience]:
         """One step: experience, then the update. Returns its metrics (equal on every process) and experience."""
-        clock = _Clock()
+        clock = Clock()
         rollouts, rows, examples = self._rollouts(step, clock)
         everything = self._rewards(step, rows, clock)
         first = self.accelerator.process_index * len(rows)
@@ -221,7 +219,7 @@ class GRPOTrainer:
 
     # ---------------------------------------------------------------- experience
 
-    def _rollouts(self, step: int, clock: _Clock) -> tuple[list[Rollout], list[Any], list[Any]]:
+    def _rollouts(self, step: int, clock: Clock) -> tuple[list[Rollout], list[Any], list[Any]]:
         config = self.config
         share = config.num_prompts // self.accelerator.num_processes
         mine = range(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
@@ -235,7 +233,7 @@ class GRPOTrainer:
         clock.lap("decode")
         return rollouts, rows, examples
 
-    def _rewards(self, step: int, rows: list[Any], clock: _Clock) -> RewardTable:
+    def _rewards(self, step: int, rows: list[Any], clock: Clock) -> RewardTable:
         """All processes' rewards, routed together: a batch may share statistics. Raises RewardError on each of them if
         a required reward failed on one."""
         state = TrainerState(global_step=step, max_steps=self.config.max_steps, epoch=0.0)
@@ -461,26 +459,6 @@ class GRPOTrainer:
         """Of a number that every process has."""
         return max(everybody(value, self.accelerator))
 
-    @contextlib.contextmanager
-    def _stop_signals(self) -> Iterator[list[int]]:
-        """Collects SIGINT and SIGTERM; a second one acts as usual."""
-        asked: list[int] = []
-
-        def ask(number: int, _: FrameType | None) -> None:
-            asked.append(number)
-            signal.signal(number, previous[number])
-
-        try:
-            previous: dict[int, Any] = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: signals are somebody else's business
-            yield asked
-            return
-        try:
-            yield asked
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
 
 def prompt_index(seed: int, step: int, prompt: int) -> int:
     """Index in the train split of a step's prompt."""
@@ -494,16 +472,3 @@ def _added(total: dict[Modality, LossStats], stats: dict[Modality, LossStats]) -
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """What trackers accept as hyper-parameters."""
     return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}
-
-
-class _Clock:
-    """Seconds of each phase of a step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """Ends a phase, which began where the one before it ended."""
-        now = time.perf_counter()
-        self.seconds[phase], self._last = now - self._last, now
