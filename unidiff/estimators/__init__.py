@@ -133,9 +133,10 @@ def parse(text: str, min_ratio: float | None = None) -> Estimator:
         option, equals, options[option] = pair.partition("=")
         if not equals:
             raise ValueError(f"estimator {text!r}: {pair!r} is no option; write name:option=value")
-    hints = get_type_hints(ESTIMATORS[name]) if name in ESTIMATORS else {}
-    options = {k: convert(v, hints[k], f"{name}.{k}") if k in hints else v for k, v in options.items()}
-    if min_ratio is not None and "min_ratio" in hints:
+    if options and name in ESTIMATORS:
+        hints = get_type_hints(ESTIMATORS[name])
+        options = {k: convert(v, hints[k], f"{name}.{k}") if k in hints else v for k, v in options.items()}
+    if min_ratio is not None and "min_ratio" in getattr(ESTIMATORS.get(name), "__dataclass_fields__", {}):
         options.setdefault("min_ratio", min_ratio)
     return make(name, **options)
 
