@@ -277,7 +277,8 @@ def unbroken(run, tmp_path_factory) -> Path:
 
 def ended_by(number: int, words: list[str], start: Path, folder: Path, lines: int) -> int:
     """Starts a run as a user does, sends it a signal once it has written so many lines of metrics; its exit code."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(start)}
+    paths = os.pathsep.join(filter(None, (str(start), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     process = subprocess.Popen(
         [sys.executable, str(RECIPE), *words],
         env=environment,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from unidiff.model import UnifiedModel
 from unidiff.sampling.compute import Compute, Cost, ModelFlops
@@ -28,7 +27,8 @@ def full_regeneration(model: UnifiedModel, rollout: Rollout) -> Compute:
         n = len(segment)
         keys = n + before
         run = n if rollout.settings.cache else keys
-        one: Tensor = flops.forward(*(torch.tensor(x) for x in (run, keys, n)), model.spec.codebook_size)
+        tokens, seen, positions = (torch.tensor(x) for x in (run, keys, n))
+        one = flops.forward(tokens, seen, positions, model.spec.codebook_size)
         image += Cost(steps, run * steps, float(one) * steps)
     same = {phase: cost for phase, cost in rollout.compute.items() if phase not in ("image", "select")}
     return Compute({**same, "image": image} if image.forwards else same)
