@@ -22,7 +22,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection
 from dataclasses import fields
-from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -125,6 +125,7 @@ def make(name: str, **options: Any) -> Estimator:
 def parse(text: str, min_ratio: float | None = None) -> Estimator:
     """An estimator as a setting names it: "trace", or with options "trace:merge=4", "elbo:samples=4:antithetic=no".
 
+    An option becomes what its default is: a bool, int, float or text; a text where there is no such default.
     min_ratio: for methods that have this option, unless the text gives it. Raises ValueError, as `make`.
     """
     name, *pairs = text.split(":")
@@ -133,10 +134,12 @@ def parse(text: str, min_ratio: float | None = None) -> Estimator:
         option, equals, options[option] = pair.partition("=")
         if not equals:
             raise ValueError(f"estimator {text!r}: {pair!r} is no option; write name:option=value")
-    if options and name in ESTIMATORS:
-        hints = get_type_hints(ESTIMATORS[name])
-        options = {k: convert(v, hints[k], f"{name}.{k}") if k in hints else v for k, v in options.items()}
-    if min_ratio is not None and "min_ratio" in getattr(ESTIMATORS.get(name), "__dataclass_fields__", {}):
+    # By the defaults' types, not the annotations: those of a plug-in may name what is not there at run time.
+    defaults = {f.name: f.default for f in fields(ESTIMATORS[name])} if name in ESTIMATORS else {}  # type: ignore[arg-type]
+    for option, value in options.items():
+        if isinstance(defaults.get(option), (bool, int, float, str)):
+            options[option] = convert(value, type(defaults[option]), f"{name}.{option}")
+    if min_ratio is not None and "min_ratio" in defaults:
         options.setdefault("min_ratio", min_ratio)
     return make(name, **options)
 
