@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unidiff import noise
-from unidiff.estimators import Place, combine, draw_views, make, run_view, score
+from unidiff.estimators import Place, combine, draw_views, make, parse, run_view, score
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, render
 from unidiff.spec import ModelSpec
 
@@ -286,3 +286,14 @@ def test_order_ranks_chosen_tokens_inside_their_segments() -> None:
             columns = (among[b] & (canvas.segment[b] == s)).nonzero()[:, 0].tolist()
             expected = sorted(columns, key=lambda c: (numbers[b, c].item(), c))
             assert [order[b, c].item() for c in expected] == list(range(len(columns)))
+
+
+@pytest.mark.parametrize("name", ["elbo:samples=1:antithetic=no", "elbo", "spg:block=2", "wd1"])
+def test_a_segment_counts_as_if_all_of_its_tokens_were_scored(name: str) -> None:
+    canvas, method = copies(Modality.TEXT, 40), parse(name)
+    (draw,) = draw_views(canvas, method, method, 1, torch.tensor([noise.key(31, i) for i in range(40)]))
+    weight = draw.weight[:, canvas.sampled[0]]
+    assert weight.sum(1).tolist() == pytest.approx([LENGTH] * 40)
+    assert all(len(row[row > 0].unique()) == 1 for row in weight)
+    if "samples=1" in name or "block" in name:
+        assert bool((weight == 0).any())  # some tokens are scored by no view
