@@ -60,7 +60,7 @@ def test_what_is_written_is_read_back(batch, path) -> None:
                 assert same(getattr(x, name), getattr(y, name)), name
     for name in ("values_BSF", "sequence_BF", "modality_BS"):
         assert same(getattr(batch.table, name), getattr(read.table, name))
-    for name in ("names", "weights", "on", "credit", "losses"):
+    for name in ("names", "weights", "on", "credit", "losses", "scale", "logged", "extra"):
         assert getattr(batch.table, name) == getattr(read.table, name)
     assert batch.table is not None and any(loss.cause is Cause.NONE for loss in batch.table.losses.values())
     assert torch.equal(batch.routed.advantage_BS, read.routed.advantage_BS)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,15 @@ from torch import Tensor, nn
 
 from unidiff.files import write_whole
 from unidiff.model import UnifiedModel
-from unidiff.rewards.reward import Cause, Loss
-from unidiff.rewards.router import RewardRouter, Routed
+from unidiff.rewards.routed import Routed
+from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.table import RewardTable
 from unidiff.sampling.compute import Compute, Cost
 from unidiff.sampling.rollout import Rollout, SamplerConfig, Stop
 from unidiff.sequence import Interleaved, Modality, Segment
 
 FORMAT, VERSION = "unidiff.rollouts", 1
+_TABLE = "table."  # before the names of the reward table's tensors
 # Columns of tokens that a segment may have beside its ids, and how they are stored.
 _COLUMNS = {"edited": torch.bool, "step": torch.int32, "probability": torch.float32}
 
@@ -98,17 +99,16 @@ def router_settings(router: RewardRouter) -> dict[str, Any]:
 def save_rollouts(path: Path, batch: RolloutBatch) -> None:
     """Writes the file whole or not at all; the folder is made. Other processes' rollouts are theirs to write."""
     tensors = {"groups": batch.groups_B.cpu().long(), **_columns([s for r in batch.rollouts for s in r.sequence])}
+    header = _header(batch)
     if batch.table is not None:
-        tensors |= {f"table.{name}": getattr(batch.table, name) for name in _TABLE}
+        parts, header["table"] = replace(batch.table, routed=None).to_tensors()  # `routed` has columns of its own
+        tensors |= {_TABLE + name: value for name, value in parts.items()}
     if batch.routed is not None:
         tensors |= {"advantage": batch.routed.advantage_BS, "valid": batch.routed.valid_BS}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(_header(batch))}
+    metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda draft: save_file(tensors, draft, metadata))
-
-
-_TABLE = ("values_BSF", "sequence_BF", "modality_BS")
 
 
 def _columns(segments: Sequence[Segment]) -> dict[str, Tensor]:
@@ -121,7 +121,7 @@ def _columns(segments: Sequence[Segment]) -> dict[str, Tensor]:
 
 
 def _header(batch: RolloutBatch) -> dict[str, Any]:
-    header = {
+    return {
         "fits": batch.fits,
         "step": batch.step,
         "config": batch.config,
@@ -129,11 +129,6 @@ def _header(batch: RolloutBatch) -> dict[str, Any]:
         "figures": {k: [None if np.isnan(x) else float(x) for x in v] for k, v in batch.figures.items()},
         "rollouts": [_rollout_header(r, title) for r, title in zip(batch.rollouts, batch.titles)],
     }
-    if batch.table is not None:
-        table = batch.table
-        header["table"] = {name: getattr(table, name) for name in ("names", "weights", "on", "credit")}
-        header["table"]["losses"] = [[*place, loss.cause, loss.message] for place, loss in table.losses.items()]
-    return header
 
 
 def _rollout_header(rollout: Rollout, title: str) -> dict[str, Any]:
@@ -245,7 +240,5 @@ def _read_rollout(header: dict[str, Any], reader: _Reader) -> Rollout:
 
 
 def _read_table(header: dict[str, Any], tensors: dict[str, Tensor]) -> RewardTable:
-    losses = {(f, row, segment): Loss(Cause(cause), text) for f, row, segment, cause, text in header["losses"]}
-    named = [tuple(header[name]) for name in ("names", "weights", "on")]
-    credit = tuple(map(tuple, header["credit"]))
-    return RewardTable(*named, credit, *(tensors[f"table.{name}"] for name in _TABLE), losses)  # type: ignore[arg-type]
+    parts = {name.removeprefix(_TABLE): value for name, value in tensors.items() if name.startswith(_TABLE)}
+    return RewardTable.from_tensors(parts, header)
