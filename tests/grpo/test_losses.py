@@ -49,9 +49,26 @@ def test_golden_loss_and_gradient(case):
     means = stats.means()
     if "kl" in case["metrics"]:
         assert means["kl_ref"] == pytest.approx(case["metrics"]["kl"], abs=1e-5)
-    if case["importance_sampling_level"] == "token":
-        assert means["clip_low"] == pytest.approx(case["metrics"]["clip_ratio/low_mean"], abs=1e-6)
-        assert means["clip_high"] == pytest.approx(case["metrics"]["clip_ratio/high_mean"], abs=1e-6)
+    for name, value in clip_shares(case, stats).items():
+        assert value == pytest.approx(case["metrics"][f"clip_ratio/{name}"], abs=1e-6), name
+
+
+def clip_shares(case, stats):
+    """The reference's figures: shares of tokens, or of rows where a row has one ratio and one advantage; and extremes of
+    the rows, each of which is a call of ours."""
+    rows = []
+    for b in range(len(GOLDEN["mask"])):
+        row = slice(b, b + 1)
+        _, one = token_losses(
+            GOLDEN["logps_new"][row], GOLDEN["logps_old"][row], GOLDEN[case["advantages"]][row], GOLDEN["mask"][row],
+            epsilon_low=case["epsilon_low"], epsilon_high=case["epsilon_high"], level=case["importance_sampling_level"],
+        )  # fmt: skip
+        rows.append(one.means())
+    low, high = (stats.means()[f"clip_{side}"] for side in ("low", "high"))
+    if case["importance_sampling_level"] == "sequence" and case["advantages"] == "adv_seq":
+        low, high = (sum(row[f"clip_{side}"] for row in rows) / len(rows) for side in ("low", "high"))
+    extremes = {"low_min": min(row["clip_low"] for row in rows), "high_max": max(row["clip_high"] for row in rows)}
+    return {"low_mean": low, "high_mean": high, "region_mean": low + high, **extremes}
 
 
 def batch(rows=6, length=11, seed=0):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from unidiff.rewards.normalize import (
+    EPSILON,
     correlation,
     group_statistics,
     normalize_groups,
@@ -25,8 +26,8 @@ def tensor(rows):
     return torch.tensor([[NAN if x is None else x for x in row] for row in rows])
 
 
-def whole_responses(rewards_BF, weights, groups_B):
-    """The router's normalize_then_sum of rewards on responses of one text."""
+def whole_responses(assignment, rewards_BF, weights, groups_B, scale="group"):
+    """What the router makes of rewards on responses of one text."""
     rows, count = rewards_BF.shape
     table = RewardTable(
         names=tuple(f"r{f}" for f in range(count)),
@@ -37,7 +38,7 @@ def whole_responses(rewards_BF, weights, groups_B):
         sequence_BF=rewards_BF,
         modality_BS=torch.zeros(rows, 1, dtype=torch.int64),
     )
-    return RewardRouter("normalize_then_sum").route(table, groups_B).advantage_BS[:, 0]
+    return RewardRouter(assignment, scale=scale).route(table, groups_B)
 
 
 def case_id(case):
@@ -48,15 +49,18 @@ def case_id(case):
 def test_golden_advantages(case):
     rewards_BF, weights_F = tensor(case["rewards"]), torch.tensor(case["weights"])
     groups_B = torch.arange(len(rewards_BF)) // case["num_generations"]
-    if case["aggregation"] == "normalize_then_sum":
-        advantage_B = whole_responses(rewards_BF, case["weights"], groups_B)
-    else:
-        total_B = weighted_sum(rewards_BF, weights_F)
-        torch.testing.assert_close(
-            total_B.float(), tensor([case["total_rewards"]])[0], atol=2e-4, rtol=0, equal_nan=True
-        )
-        advantage_B = normalize_groups(total_B, groups_B, scale=case["scale_rewards"])
-    torch.testing.assert_close(advantage_B.float(), torch.tensor(case["advantages"]), atol=2e-4, rtol=0)
+    near = {"atol": 2e-4, "rtol": 0, "equal_nan": True}
+    total_B, std_B, expected_B = (tensor([case[k]])[0] for k in ("total_rewards", "std_rewards", "advantages"))
+    assignment = "joint" if case["aggregation"] == "sum_then_normalize" else "normalize_then_sum"
+    routed = whole_responses(assignment, rewards_BF, case["weights"], groups_B, case["scale_rewards"])
+    torch.testing.assert_close(routed.advantage_BS[:, 0], expected_B, **near)
+    torch.testing.assert_close(routed.account.total_BS[:, 0].float(), total_B, **near)
+    by_batch = assignment == "joint" and case["scale_rewards"] == "batch"
+    found_B = routed.account.divisor_BS[:, 0] - EPSILON if by_batch else routed.account.std_BS[:, 0]
+    torch.testing.assert_close(found_B.float(), std_B, **near)
+    if assignment == "joint":
+        alone_B = normalize_groups(weighted_sum(rewards_BF, weights_F), groups_B, scale=case["scale_rewards"])
+        torch.testing.assert_close(alone_B.float(), expected_B, **near)
 
 
 def test_missing_values_are_left_out_of_mean_and_std():
