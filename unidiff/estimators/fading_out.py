@@ -14,7 +14,10 @@ from unidiff.estimators.independent import Independent
 @register("fading_out")
 @dataclass(frozen=True)
 class FadingOut(Independent):
-    """Text is written roughly from left to right, so the states worth scoring show its beginning.
+    """ℓ_j = log p(o_j | M masked, the rest of o visible) at j ∈ M; token j = 0 … L−1 is in M with probability
+    1 − min(1, 2(1−r_i)(1 − j/(L−1))), independently, and always if L = 1. r_i: see `ladder.ratio`.
+
+    Text is written roughly from left to right, so the states worth scoring show its beginning.
 
     The mean share of masked tokens is r for r ≥ 0.5 only: below it the first tokens' `keep` is cut at 1, and
     they are never trained. Hence γ ≥ 0.6. Source: MaskGRPO (arXiv 2510.02880), Algorithm 1, by its code

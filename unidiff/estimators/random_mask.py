@@ -14,7 +14,8 @@ from unidiff.estimators.independent import Independent
 @register("random")
 @dataclass(frozen=True)
 class RandomMask(Independent):
-    """Each sampled token is masked with probability r_i; the prompt stands.
+    """ℓ_j = log p(o_j | M masked, the rest of o visible) at j ∈ M; each token of o is in M with probability r_i,
+    independently; the prompt stands. r_i: see `ladder.ratio`.
 
     Source: UniGRPO (MMaDA, arXiv 2505.15809), with the ladder of `ladder.ratio` in place of its ratios.
     """
