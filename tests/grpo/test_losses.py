@@ -54,8 +54,8 @@ def test_golden_loss_and_gradient(case):
 
 
 def clip_shares(case, stats):
-    """The reference's figures: shares of tokens, or of rows where a row has one ratio and one advantage; and extremes of
-    the rows, each of which is a call of ours."""
+    """The reference's figures: shares of tokens, or of rows where a row has one ratio and one advantage; and extremes
+    of the rows, each of which is a call of ours."""
     rows = []
     for b in range(len(GOLDEN["mask"])):
         row = slice(b, b + 1)

@@ -11,8 +11,8 @@ from unidiff.estimators.random_mask import RandomMask
 @register("image_random")
 @dataclass(frozen=True)
 class ImageRandom(RandomMask):
-    """ℓ_j = log p(o_j | M masked, the rest of o visible) at j ∈ M, over the codebook; each token is in M with probability
-    r_i, as in `random`, but high: an image token is easily told from its neighbours, so few may stand.
+    """ℓ_j = log p(o_j | M masked, the rest of o visible) at j ∈ M, over the codebook; each token is in M with
+    probability r_i, as in `random`, but high: an image token is easily told from its neighbours, so few may stand.
 
     Source: MaskGRPO (arXiv 2510.02880), Algorithm 2; γ = 0.8.
     """
