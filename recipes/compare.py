@@ -3,6 +3,7 @@
     python recipes/compare.py --arms assignment --seeds 0,1,2           # joint, normalize_then_sum, factorized, segment
     python recipes/compare.py --arms edit --max_steps 0 --model outputs/run/model
     python recipes/compare.py --arms estimator --seeds 0,1,2            # of texts; image_estimator: of pictures
+    python recipes/compare.py --arms estimator --num_iterations 4       # so that those with a ladder of ratios differ
     python recipes/compare.py --arms estimator --pictures false --model outputs/base-text
     python recipes/compare.py --arms sft --seeds 0,1,2                  # the same seconds of more supervised training
     python recipes/compare.py --arms "low: learning_rate=1e-4; high: learning_rate=1e-3"
@@ -167,13 +168,16 @@ def report(out: Path, results: dict[str, list[Path]]) -> None:
             mean, half = interval([r["rollout"][figure] for r in runs])
             data[name][f"rollout/{figure}"] = {"mean": mean, "half": half}
             cells.append(f"{mean:.4g}")
-        seconds, _ = interval([r["seconds"] for r in runs])
-        rows.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + f" | {seconds:.0f} |")
-    names = [*FIGURES, *(f"{f} (T)" for f in FIGURES[:3]), "token-forwards", "rollout s"]
+        for figure in ("seconds_training", "seconds"):
+            mean, half = interval([r[figure] for r in runs])
+            data[name][figure] = {"mean": mean, "half": half}
+            cells.append(f"{mean:.0f}")
+        rows.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
+    names = [*FIGURES, *(f"{f} (T)" for f in FIGURES[:3]), "token-forwards", "rollout s", "training s", "run s"]
     base, half = interval([r["base"]["greedy"]["success"] for runs in summaries.values() for r in runs])
     lines = [
-        "| arm | seeds | " + " | ".join(names) + " | run s |",
-        "|" + "---|" * (len(names) + 3),
+        "| arm | seeds | " + " | ".join(names) + " |",
+        "|" + "---|" * (len(names) + 2),
         *rows,
         "",
         "Held-out means over seeds ± half of the 95 % interval; (T) = sampled, the others greedy. "
@@ -187,20 +191,22 @@ def report(out: Path, results: dict[str, list[Path]]) -> None:
 
 
 def training_table(results: dict[str, list[Path]]) -> list[str]:
-    """Greedy held-out success on the way (`--eval_steps`), and what the router saw: means over seeds and steps."""
+    """Greedy held-out success on the way (`--eval_steps`), seconds of a step's rollouts and update, and what the router
+    saw: means over seeds and steps."""
     runs = {arm: [read_metrics(f / "metrics.jsonl") for f in folders] for arm, folders in results.items()}
     steps = sorted({m["step"] + 1 for seeds in runs.values() for run in seeds for m in run if "eval/success" in m})
-    routed = ("zero_std/text", "zero_std/image", "advantage_correlation")
+    others = {"seconds/rollout": "rollouts s", "seconds/update": "update s"}
+    others |= {name: name for name in ("zero_std/text", "zero_std/image", "advantage_correlation")}
     lines = [
-        "| arm | " + " | ".join([*(f"success at step {s}" for s in steps), *routed]) + " |",
-        "|" + "---|" * (len(steps) + len(routed) + 1),
+        "| arm | " + " | ".join([*(f"success at step {s}" for s in steps), *others.values()]) + " |",
+        "|" + "---|" * (len(steps) + len(others) + 1),
     ]
     for arm, seeds in runs.items():
         cells = []
         for s in steps:
             mean, half = interval([m["eval/success"] for run in seeds for m in run if m["step"] + 1 == s])
             cells.append(f"{mean:.3f} ± {half:.3f}")
-        for name in routed:
+        for name in others:
             values = [m[name] for run in seeds for m in run if m.get(name) is not None]
             cells.append(f"{np.mean(values):.2f}" if values else "–")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")

@@ -52,6 +52,7 @@ class Runs:
         success = 0.5 + 0.1 * int(words[words.index("--seed") + 1]) + (0.2 if "segment" in words else 0.0)
         (folder / "summary.json").write_text(json.dumps(summary(success)))
         shared = {"success": success, "image_exact": 1.0, "progress": 0.1, "zero_std/text": success / 2}
+        shared |= {"seconds/rollout": 1.5, "seconds/update": success}
         steps = [{"step": 0, **shared}, {"step": 1, **shared, "eval/success": success / 4}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
 
@@ -76,7 +77,10 @@ def test_every_arm_has_every_seed_and_the_shared_settings(compare, monkeypatch, 
     shown = capsys.readouterr().out.splitlines()
     assert any(line.startswith("| segment | 2 | 0.750 ±") for line in shown)
     row = next(line for line in shown if line.startswith("| segment | 0.188 ±"))  # success at step 2
-    assert row.endswith("| 0.38 | – | – |")  # zero-std share of text; there is none of images, nor a correlation
+    # Seconds; the zero-std share of text; there is none of images, nor a correlation.
+    assert row.endswith("| 1.50 | 0.75 | 0.38 | – | – |")
+    head, line = (next(x for x in shown if x.startswith(start)).split(" | ") for start in ("| arm | s", "| joint | 2"))
+    assert len(head) == len(line) and line[head.index("training s")] == "33" and line[-1] == "60 |"
     assert (tmp_path / "compare.png").stat().st_size > 1000
     assert go(compare, monkeypatch, *words).calls == []  # what is there is not done again
 
