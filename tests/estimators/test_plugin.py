@@ -25,7 +25,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     page = PAGE.read_text().split("## Adding one")[1]
     blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]
     classes = [block for block in blocks if "@register" in block]
-    assert len(classes) == 3
+    assert len(classes) == 4
     (tmp_path / "my_estimators.py").write_text("import torch\n" + "\n".join(classes))
     monkeypatch.syspath_prepend(tmp_path)
     before = dict(ESTIMATORS)
@@ -47,7 +47,8 @@ def bright(segments, **columns):
 
 
 def test_methods_of_the_page_train(plugin: None, model: UnifiedModel, tmp_path: Path) -> None:
-    for text, image in (("halves", "one_block:share=0.25"), ("fading_in", "halves")):
+    pairs = ("halves", "one_block:share=0.25"), ("fading_in", "halves"), ("soft_best", "soft_best")
+    for text, image in pairs:
         config = GRPOConfig(
             text_estimator=text, image_estimator=image, output_dir=str(tmp_path / text), quiet=True, num_prompts=2,
             num_generations=2, num_iterations=2, max_rounds=1, edit="random", image_steps=2, text_steps=2,
@@ -57,7 +58,10 @@ def test_methods_of_the_page_train(plugin: None, model: UnifiedModel, tmp_path: 
         metrics, experience = trainer.step(0)
         assert metrics["ratio_first_iteration_max_dev"] < 1e-4 and metrics["grad_norm"] > 0
         assert all(math.isfinite(v) for v in metrics.values())
-        assert [len(d.views) for d in experience.draws] == [2, 2]  # of halves, beside which the other has one
+        assert [len(d.views) for d in experience.draws] == [
+            2,
+            2,
+        ]  # of halves or soft_best, beside which another has one
     assert type(parse("one_block:share=0.25")).__module__ == "my_estimators"
     assert parse("fading_in", 0.7) == make("fading_in", min_ratio=0.7)
 

@@ -84,7 +84,7 @@ class Estimator:
         """Values [B, L] float32 from the log-probabilities of all views: Σ_k factor · ℓ, summed over the segment if
         that is the unit. It is differentiated, and must not mix segments.
 
-        factor_KBL: the views' factors, 0 where a token is not scored. advantage_BL: float, of each token.
+        factor_KBL: float, the views' factors, 0 where a token is not scored. advantage_BL: float, of each token.
         """
         value_BL = (logp_KBL * factor_KBL).sum(0)
         return place.total(value_BL) if self.unit == "segment" else value_BL
@@ -209,7 +209,7 @@ def combine(
     canvas: Canvas, draw: Draw, logp_KBL: Tensor, text: Estimator, image: Estimator, advantage_BL: Tensor
 ) -> Tensor:
     """Values [B, L] of the scored tokens, 0 elsewhere, from the log-probabilities of a draw's views."""
-    place, factor_KBL = Place.of(canvas), torch.stack([view.factors for view in draw.views])
+    place, factor_KBL = Place.of(canvas), torch.stack([view.factors.float() for view in draw.views])
     values = [e.combine(logp_KBL, factor_KBL, place, advantage_BL) for e in (text, image)]
     value_BL = torch.where(canvas.modality == Modality.IMAGE, values[1], values[0])
     return torch.where(draw.weight != 0, value_BL, 0.0)
