@@ -5,12 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from unidiff.estimators import ESTIMATORS
 from unidiff.grpo.checkpoint import read_metrics
+from unidiff.grpo.losses import LOSSES
 
 pytestmark = pytest.mark.slow
 
@@ -36,8 +39,12 @@ SETTINGS = [
     {"scale_rewards": "batch", "assignment": "segment", "num_iterations": 2, "loss_type": "dapo"},
     {"beta": 0.1, "assignment": "normalize_then_sum", "loss_type": "dr_grpo", "micro_batch_size": 1},
     {"loss_type": "gspo", "assignment": "joint", "num_iterations": 2},
-    {"text_estimator": "trace", "image_estimator": "elbo", "num_iterations": 2, "loss_type": "gmpo"},
-    {"text_estimator": "wd1", "image_estimator": "spg", "beta": 0.1},
+]
+# Every estimator for text and for images, with every loss.
+LOSS_OF = dict(zip(ESTIMATORS, cycle(LOSSES)))
+SETTINGS += [
+    {"text_estimator": text, "image_estimator": image, "loss_type": LOSS_OF[text], "num_iterations": 2, "max_steps": 1}
+    for text, image in zip(ESTIMATORS, [*list(ESTIMATORS)[3:], *list(ESTIMATORS)[:3]])
 ]
 SETTINGS = [{**COMMON, **own} for own in SETTINGS]
 
@@ -68,7 +75,7 @@ def script():
 def test_one_process_and_two(two, script, tmp_path, difference, timeless, case):
     script.train(str(two / "start"), tmp_path, SETTINGS[case])
     one, both = (read_metrics(f / "metrics.jsonl") for f in (tmp_path, two / str(case)))
-    assert len(one) == len(both) == 2
+    assert len(one) == len(both) == SETTINGS[case]["max_steps"]
     for first, second in zip(one, both):
         assert timeless(second) == pytest.approx(timeless(first), abs=1e-4, rel=1e-3)
     weights = [load_file(f / "model" / "model.safetensors") for f in (tmp_path, two / str(case))]
