@@ -176,32 +176,28 @@ class Killed(Exception):
     pass
 
 
-def test_a_resumed_run_draws_the_same_masks(make_trainer, timeless, tmp_path):
-    settings = {
-        "text_estimator": "spg",
-        "image_estimator": "trace",
-        "num_iterations": 2,
-        "max_steps": 3,
-        "save_steps": 2,
-    }
+@pytest.mark.parametrize(("text", "image"), zip(list(ESTIMATORS)[::2], list(ESTIMATORS)[1::2], strict=True))
+def test_a_resumed_run_draws_the_same_masks(make_trainer, timeless, tmp_path, text, image):
+    settings = {"text_estimator": text, "image_estimator": image, "num_iterations": 2, "max_steps": 2, "save_steps": 1}
+    settings |= {"num_generations": 2, "eval_size": 1, "max_rounds": 1}
     draws = {}
 
     def keep(step, metrics, experience):
         draws[step] = experience.draws
 
     def kill(step, metrics, experience):
-        if step == 2:
+        if step == 1:
             raise Killed
 
     history = make_trainer(options={"on_step": keep}, **settings).train()
-    first, settings["output_dir"] = draws.pop(2), str(tmp_path / "killed")
+    first, settings["output_dir"] = draws.pop(1), str(tmp_path / "killed")
     with pytest.raises(Killed):
         make_trainer(options={"on_step": kill}, **settings).train()
     resumed = make_trainer(options={"on_step": keep}, resume=True, **settings)
-    assert timeless(resumed.train()[2]) == timeless(history[2]) and resumed.start == 2
-    for draw, again in zip(first, draws[2]):
+    assert timeless(resumed.train()[1]) == timeless(history[1]) and resumed.start == 1
+    for draw, again in zip(first, draws[1], strict=True):
         assert torch.equal(draw.weight, again.weight)
-        for view, same in zip(draw.views, again.views):
+        for view, same in zip(draw.views, again.views, strict=True):
             assert torch.equal(view.mask, same.mask) and torch.equal(view.factors, same.factors)
 
 
