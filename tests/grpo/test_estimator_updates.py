@@ -118,7 +118,7 @@ def chained_gradient(
     return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "gspo", "gmpo"])
+@pytest.mark.parametrize("loss_type", LOSSES)
 @pytest.mark.parametrize("name", [*ESTIMATORS, "trace:merge=2", "elbo:samples=3:antithetic=no", "spg:block=2:power=2"])
 def test_gradient_is_that_of_finite_differences(name: str, loss_type: str) -> None:
     """With an old policy and a reference that differ from the policy, so that ratios, clipping and KL have a say."""
