@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import pytest
 import torch
@@ -19,54 +22,93 @@ SPEC = ModelSpec(
     text_range=(3, 20), image_offset=20, codebook_size=8, logit_rows=28, image_grid=(1, 4), text_length=6,
     max_positions=64,
 )  # fmt: skip
-WORDS, LENGTH, FIRST = 3, 4, 7
-TABLE = torch.randn(
-    (WORDS + 1) ** LENGTH, LENGTH, WORDS, generator=torch.Generator().manual_seed(11), dtype=torch.float64
-).log_softmax(-1)
-"""A distribution over the words at each place of each partly masked sequence."""
+FIRST = 7  # id of the first word
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A vocabulary of some words, a model of it that is a table, and the segment that is scored."""
+
+    words: int
+    story: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.story)
+
+    @cached_property
+    def table(self) -> Tensor:
+        """A distribution over the words at each place of each partly masked sequence."""
+        generator = torch.Generator().manual_seed(11 + self.words)
+        states = (self.words + 1) ** self.length
+        return torch.randn(states, self.length, self.words, generator=generator, dtype=torch.float64).log_softmax(-1)
+
+    def index(self, state: Tensor) -> Tensor:
+        """[..., length] of words + 1, or 0 where masked -> row of the table."""
+        return (state * (self.words + 1) ** torch.arange(self.length)).sum(-1)
+
+    def model(
+        self, canvas: Canvas, mask: Tensor, hide: Tensor | None = None, temperature: tuple[float, float] = (1, 1)
+    ) -> Tensor:
+        """[B, L] float64 log-probabilities of the masked tokens of the only sampled segment."""
+        columns = canvas.sampled[0].nonzero()[:, 0]
+        base = FIRST if canvas.modality[0, columns[0]] == Modality.TEXT else SPEC.image_offset
+        word = canvas.ids[:, columns] - base
+        index = self.index((word + 1).masked_fill(mask[:, columns], 0))
+        logp = self.table[index].gather(2, word[..., None])[..., 0] * mask[:, columns]
+        return torch.zeros(mask.shape, dtype=torch.float64).index_copy(1, columns, logp)
+
+    def exact(self, masked: tuple[int, ...]) -> Tensor:
+        """[length] log-probabilities of the story's words while these places are masked (of meaning at them only)."""
+        state = torch.tensor([0 if j in masked else w + 1 for j, w in enumerate(self.story)])
+        return self.table[self.index(state)].gather(1, torch.tensor(self.story)[:, None])[:, 0]
+
+    def any_order_bound(self, places: range | None = None) -> float:
+        """Mean over all orders of writing these places (default: all) of the joint log-probability; what stands behind
+        them is masked."""
+        places = range(self.length) if places is None else places
+        behind = tuple(range(places.stop, self.length))
+        total, orders = 0.0, list(itertools.permutations(places))
+        for order in orders:
+            for k, j in enumerate(order):
+                total += self.exact((*order[k:], *behind))[j].item()
+        return total / len(orders)
+
+    def blocks(self, size: int) -> list[range]:
+        return [range(s, min(s + size, self.length)) for s in range(0, self.length, size)]
+
+
 STORY = (2, 0, 1, 1)
+TOYS = [Toy(3, STORY), Toy(2, (1, 0, 0, 1, 1)), Toy(5, (4, 2)), Toy(4, (3,))]
 
 
-def toy(canvas: Canvas, mask: Tensor, hide: Tensor | None = None, temperature: tuple[float, float] = (1, 1)) -> Tensor:
-    """A model: [B, L] float64 log-probabilities of the masked tokens of the only sampled segment."""
-    columns = canvas.sampled[0].nonzero()[:, 0]
-    base = FIRST if canvas.modality[0, columns[0]] == Modality.TEXT else SPEC.image_offset
-    word = canvas.ids[:, columns] - base
-    state = (word + 1).masked_fill(mask[:, columns], 0)
-    index = (state * (WORDS + 1) ** torch.arange(LENGTH)).sum(1)
-    logp = TABLE[index].gather(2, word[..., None])[..., 0] * mask[:, columns]
-    return torch.zeros(mask.shape, dtype=torch.float64).index_copy(1, columns, logp)
-
-
-def exact(masked: tuple[int, ...]) -> Tensor:
-    """[LENGTH] log-probabilities of the story's words while these places are masked (of meaning at them only)."""
-    state = [0 if j in masked else w + 1 for j, w in enumerate(STORY)]
-    index = sum(s * (WORDS + 1) ** j for j, s in enumerate(state))
-    return TABLE[index].gather(1, torch.tensor(STORY)[:, None])[:, 0]
+@pytest.fixture(params=TOYS, ids=lambda t: f"{t.words} words, {t.length} tokens")
+def toy(request: pytest.FixtureRequest) -> Toy:
+    return request.param
 
 
 def segment(modality: Modality, words: tuple[int, ...] = STORY, step: list[int] | None = None) -> Segment:
     steps = None if step is None else torch.tensor(step, dtype=torch.int32)
     if modality is Modality.TEXT:
         return Segment(modality, torch.tensor(words) + FIRST, step=steps)
-    return Segment(modality, torch.tensor(words) + SPEC.image_offset, grid=(1, LENGTH), step=steps)
+    return Segment(modality, torch.tensor(words) + SPEC.image_offset, grid=(1, len(words)), step=steps)
 
 
 def canvas_of(rows: list[Segment]) -> Canvas:
     return render([Interleaved([Segment(Modality.TEXT, torch.tensor([9, 9]), prompt=True), s]) for s in rows], SPEC)
 
 
-def values(name: str, canvas: Canvas, advantage: float = 1.0, iteration: int = 0, **options) -> Tensor:
-    """[B, LENGTH] what a method makes of the toy model, one row a key."""
+def values(toy: Toy, name: str, canvas: Canvas, advantage: float = 1.0, iteration: int = 0, **options: Any) -> Tensor:
+    """[B, length] what a method makes of the toy model, one row a key."""
     rows, method = canvas.shape[0], make(name, **options)
     keys = torch.tensor([noise.key(31, i) for i in range(rows)])
     draw = draw_views(canvas, method, method, 2, keys)[iteration]
-    got = score(toy, canvas, draw, method, method, torch.full(canvas.shape, advantage))
+    got = score(toy.model, canvas, draw, method, method, torch.full(canvas.shape, advantage))
     return got[:, canvas.sampled[0]]
 
 
-def copies(modality: Modality, count: int, step: list[int] | None = None) -> Canvas:
-    return canvas_of([segment(modality, step=step)]).rows(torch.zeros(count, dtype=torch.int64))
+def copies(modality: Modality, count: int, step: list[int] | None = None, story: tuple[int, ...] = STORY) -> Canvas:
+    return canvas_of([segment(modality, story, step)]).rows(torch.zeros(count, dtype=torch.int64))
 
 
 def subsets(places: range) -> list[tuple[int, ...]]:
@@ -75,158 +117,149 @@ def subsets(places: range) -> list[tuple[int, ...]]:
 
 def close(found: Tensor, expected: Tensor | float) -> bool:
     """Whether a sample's mean lies within 4.5 of its standard errors."""
-    return bool(((found.mean(0) - expected).abs() <= 4.5 * found.std(0) / len(found) ** 0.5 + 1e-9).all())
+    return bool(((found.mean(0) - expected).abs() <= 4.5 * found.std(0) / len(found) ** 0.5 + 1e-6).all())
 
 
 # ---------------------------------------------------------------- exact methods
 
 
 @pytest.mark.parametrize("modality", Modality)
-def test_left_to_right_is_the_joint_probability(modality: Modality) -> None:
+def test_left_to_right_is_the_joint_probability(toy: Toy, modality: Modality) -> None:
     """Of every sequence of the toy vocabulary: they sum to 1, and each is the product of its conditionals."""
-    stories = list(itertools.product(range(WORDS), repeat=LENGTH))
+    stories = list(itertools.product(range(toy.words), repeat=toy.length))
     canvas = canvas_of([segment(modality, words) for words in stories])
-    found = values("left_to_right", canvas).sum(1)
+    found = values(toy, "left_to_right", canvas).sum(1)
     assert found.exp().sum().item() == pytest.approx(1, abs=1e-12)
     for words, logp in zip(stories, found):
         expected = 0.0
         for j, word in enumerate(words):
-            state = sum((w + 1) * (WORDS + 1) ** i for i, w in enumerate(words[:j]))
-            expected += TABLE[state, j, word].item()
+            state = sum((w + 1) * (toy.words + 1) ** i for i, w in enumerate(words[:j]))
+            expected += toy.table[state, j, word].item()
         assert logp.item() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("modality", Modality)
 @pytest.mark.parametrize(
-    ("step", "merge"), [([2, 0, 2, 5], 1), ([2, 0, 2, 5], 2), ([3, 1, 0, 7], 3), ([0, 0, 0, 0], 1)]
+    ("steps", "merge"), [((2, 0, 2, 5, 1), 1), ((2, 0, 2, 5, 1), 2), ((3, 1, 0, 7, 3), 3), ((0, 0, 0, 0, 0), 1)]
 )
-def test_trace_replays_the_steps(modality: Modality, step: list[int], merge: int) -> None:
-    found = values("trace", copies(modality, 2, step), merge=merge)
+def test_trace_replays_the_steps(toy: Toy, modality: Modality, steps: tuple[int, ...], merge: int) -> None:
+    step = list(steps[: toy.length])
+    found = values(toy, "trace", copies(modality, 2, step, toy.story), merge=merge)
     distinct = sorted(set(step))
     which = [distinct.index(s) // merge for s in step]
-    for j in range(LENGTH):
-        masked = tuple(i for i in range(LENGTH) if which[i] >= which[j])
-        assert found[:, j].tolist() == pytest.approx([exact(masked)[j].item()] * 2, abs=1e-12)
+    for j in range(toy.length):
+        masked = tuple(i for i in range(toy.length) if which[i] >= which[j])
+        assert found[:, j].tolist() == pytest.approx([toy.exact(masked)[j].item()] * 2, abs=1e-12)
 
 
-def test_trace_merged_to_one_slice_is_one_step_and_unmerged_in_order_is_left_to_right() -> None:
-    canvas = copies(Modality.TEXT, 1, [0, 1, 2, 3])
-    assert torch.equal(values("trace", canvas), values("left_to_right", canvas))
-    assert torch.equal(values("trace", canvas, merge=4), values("one_step", canvas, hide_prompt=0.0))
+def test_trace_merged_to_one_slice_is_one_step_and_unmerged_in_order_is_left_to_right(toy: Toy) -> None:
+    canvas = copies(Modality.TEXT, 1, list(range(toy.length)), toy.story)
+    assert torch.equal(values(toy, "trace", canvas), values(toy, "left_to_right", canvas))
+    assert torch.equal(values(toy, "trace", canvas, merge=5), values(toy, "one_step", canvas, hide_prompt=0.0))
 
 
 def test_trace_needs_steps() -> None:
     with pytest.raises(ValueError, match="trace: a sampled text segment has no steps"):
-        values("trace", copies(Modality.TEXT, 1))
+        values(TOYS[0], "trace", copies(Modality.TEXT, 1))
 
 
 @pytest.mark.parametrize("modality", Modality)
-def test_one_step_and_wd1(modality: Modality) -> None:
-    expected = exact(tuple(range(LENGTH)))
-    assert torch.allclose(values("one_step", copies(modality, 3)), expected.expand(3, -1))
-    assert torch.allclose(values("wd1", copies(modality, 3)), expected.mean().expand(3, LENGTH))
+def test_one_step_and_wd1(toy: Toy, modality: Modality) -> None:
+    canvas, expected = copies(modality, 3, story=toy.story), toy.exact(tuple(range(toy.length)))
+    assert torch.allclose(values(toy, "one_step", canvas), expected.expand(3, -1))
+    assert torch.allclose(values(toy, "wd1", canvas), expected.mean().expand(3, toy.length))
 
 
 # ---------------------------------------------------------------- bounds
 
 
-def any_order_bound(places: range = range(LENGTH)) -> float:
-    """Mean over all orders of writing these places of the joint log-probability; what stands behind them is masked."""
-    behind = tuple(range(places.stop, LENGTH))
-    total, orders = 0.0, list(itertools.permutations(places))
-    for order in orders:
-        for k, j in enumerate(order):
-            total += exact((*order[k:], *behind))[j].item()
-    return total / len(orders)
-
-
 @pytest.mark.parametrize("modality", Modality)
 @pytest.mark.parametrize(("samples", "antithetic"), [(1, False), (3, False), (2, True), (4, True)])
 @pytest.mark.parametrize("iteration", [0, 1])
-def test_elbo_is_unbiased(modality: Modality, samples: int, antithetic: bool, iteration: int) -> None:
+def test_elbo_is_unbiased(toy: Toy, modality: Modality, samples: int, antithetic: bool, iteration: int) -> None:
     """Its mean is the any-order bound, which is what t ~ U(0, 1) with weights 1/t gives as well."""
-    found = values("elbo", copies(modality, 4000), iteration=iteration, samples=samples, antithetic=antithetic)
+    options = {"iteration": iteration, "samples": samples, "antithetic": antithetic}
+    found, n = values(toy, "elbo", copies(modality, 4000, story=toy.story), **options), toy.length
     value = found.min(1, keepdim=True).values
     assert bool(((found == 0) | ((found - value).abs() < 1e-12)).all())  # one for a segment; 0 where no view scored
     assert bool((found != 0).all()) or not antithetic
-    bound = any_order_bound() / LENGTH
-    continuous = sum(  # the integral of t^(n-1) (1-t)^(L-n) over t is a Beta function
-        math.gamma(len(m)) * math.gamma(LENGTH - len(m) + 1) / math.gamma(LENGTH + 1) * exact(m)[list(m)].sum().item()
-        for m in subsets(range(LENGTH))
+    bound = toy.any_order_bound() / n
+    continuous = sum(  # the integral of t^(k-1) (1-t)^(n-k) over t is a Beta function
+        math.gamma(len(m)) * math.gamma(n - len(m) + 1) / math.gamma(n + 1) * toy.exact(m)[list(m)].sum().item()
+        for m in subsets(range(n))
     )
-    assert continuous == pytest.approx(bound * LENGTH, abs=1e-12)
+    assert continuous == pytest.approx(bound * n, abs=1e-12)
     assert close(value[:, 0], bound)
 
 
-def test_more_views_have_less_variance_and_strata_less_than_independent_ones() -> None:
-    canvas = copies(Modality.IMAGE, 4000)
+@pytest.mark.parametrize("toy", [t for t in TOYS if t.length > 1], ids=str)
+def test_more_views_have_less_variance_and_strata_no_more_than_independent_ones(toy: Toy) -> None:
+    canvas = copies(Modality.IMAGE, 4000, story=toy.story)
     deviation = {
-        (n, a): values("elbo", canvas, samples=n, antithetic=a).min(1).values.std().item()
+        (n, a): values(toy, "elbo", canvas, samples=n, antithetic=a).min(1).values.std().item()
         for n, a in ((1, False), (2, False), (4, False), (2, True), (4, True))
     }
     assert deviation[4, True] < deviation[2, True] < deviation[1, False]
     for n in (2, 4):
-        assert deviation[n, False] < deviation[1, False] / n**0.5
+        assert deviation[n, False] < 1.03 * deviation[1, False] / n**0.5  # 3 % is what 4,000 draws leave open
 
 
 @pytest.mark.parametrize("block", [2, 3, 32])
 @pytest.mark.parametrize("samples", [1, 3])
-def test_spg_lower_bound_is_unbiased(block: int, samples: int) -> None:
-    found = values("spg", copies(Modality.TEXT, 4000), samples=samples, block=block)
-    blocks = [range(s, min(s + block, LENGTH)) for s in range(0, LENGTH, block)]
-    assert close(found.min(1).values, sum(map(any_order_bound, blocks)) / LENGTH)
+def test_spg_lower_bound_is_unbiased(toy: Toy, block: int, samples: int) -> None:
+    found = values(toy, "spg", copies(Modality.TEXT, 4000, story=toy.story), samples=samples, block=block)
+    assert close(found.min(1).values, sum(map(toy.any_order_bound, toy.blocks(block))) / toy.length)
 
 
 @pytest.mark.parametrize(("block", "power", "mix"), [(2, 1.5, 1.0), (4, 1.0, 1.0), (4, 2.0, 0.25)])
-def test_spg_upper_bound(block: int, power: float, mix: float) -> None:
+def test_spg_upper_bound(toy: Toy, block: int, power: float, mix: float) -> None:
     """With many views the mean inside the logarithm is the exact one."""
     options = {"block": block, "power": power, "samples": 200}
-    found = values("spg", copies(Modality.TEXT, 8), advantage=-1.0, mix=mix, **options)[:, 0]
+    found = values(toy, "spg", copies(Modality.TEXT, 8, story=toy.story), advantage=-1.0, mix=mix, **options)[:, 0]
     lower, upper = 0.0, 0.0
-    for start in range(0, LENGTH, block):
-        inside = range(start, min(start + block, LENGTH))
-        lower += any_order_bound(inside)
-        behind = tuple(range(inside.stop, LENGTH))
+    for inside in toy.blocks(block):
+        lower += toy.any_order_bound(inside)
+        behind = tuple(range(inside.stop, toy.length))
         for j in inside:
             mean = 0.0  # over the sizes of the set, of the mean over sets of that size that hold j
             for size in range(1, len(inside) + 1):
                 held = [m for m in itertools.combinations(inside, size) if j in m]
-                mean += sum(math.exp(power * exact((*m, *behind))[j].item()) for m in held) / len(held)
+                mean += sum(math.exp(power * toy.exact((*m, *behind))[j].item()) for m in held) / len(held)
             upper += math.log(mean / len(inside)) / power
-    assert lower < upper
-    assert close(found, (mix * upper + (1 - mix) * lower) / LENGTH)
-    assert found.std() < 0.05
+    assert lower < upper or toy.length == 1
+    assert close(found, (mix * upper + (1 - mix) * lower) / toy.length)
+    assert found.std() < 0.15
 
 
 def test_spg_takes_the_lower_bound_unless_the_advantage_is_negative() -> None:
     canvas = copies(Modality.TEXT, 4)
-    up, still, down = (values("spg", canvas, advantage=a, samples=100) for a in (2.0, 0.0, -0.1))
+    up, still, down = (values(TOYS[0], "spg", canvas, advantage=a, samples=100) for a in (2.0, 0.0, -0.1))
     assert torch.equal(up, still) and bool((down > up).all())
 
 
-def test_coupled_has_the_mean_that_its_formula_says() -> None:
-    found = values("coupled", copies(Modality.IMAGE, 6000))
+def test_coupled_has_the_mean_that_its_formula_says(toy: Toy) -> None:
+    found, n = values(toy, "coupled", copies(Modality.IMAGE, 6000, story=toy.story)), toy.length
     grid = torch.linspace(0.2, 0.8, 601, dtype=torch.float64)
-    expected = exact(tuple(range(LENGTH))) / 2
-    for j in range(LENGTH):
-        for chosen in itertools.product([False, True], repeat=LENGTH):
-            n = sum(chosen)
+    expected = toy.exact(tuple(range(n))) / 2
+    for j in range(n):
+        for chosen in itertools.product([False, True], repeat=n):
+            count = sum(chosen)
             weight = torch.trapezoid(
-                grid**n * (1 - grid) ** (LENGTH - n) / torch.where(torch.tensor(chosen[j]), grid, 1 - grid), grid
+                grid**count * (1 - grid) ** (n - count) / torch.where(torch.tensor(chosen[j]), grid, 1 - grid), grid
             )
-            masked = tuple(i for i in range(LENGTH) if chosen[i] == chosen[j])
-            expected[j] += weight / 0.6 * exact(masked)[j] / 2
+            masked = tuple(i for i in range(n) if chosen[i] == chosen[j])
+            expected[j] += weight / 0.6 * toy.exact(masked)[j] / 2
     assert close(found, expected)
 
 
 @pytest.mark.parametrize("name", ["random", "fading_out", "image_random"])
-def test_ladder_methods_score_each_masked_token_in_its_state(name: str) -> None:
-    canvas = copies(Modality.IMAGE, 50)
-    found = values(name, canvas)
+def test_ladder_methods_score_each_masked_token_in_its_state(toy: Toy, name: str) -> None:
+    canvas = copies(Modality.IMAGE, 50, story=toy.story)
+    found = values(toy, name, canvas)
     keys = torch.tensor([noise.key(31, i) for i in range(50)])
     masks = draw_views(canvas, make(name), make(name), 2, keys)[0].mask[:, canvas.sampled[0]]
     for row, mask in zip(found, masks):
-        expected = exact(tuple(mask.nonzero()[:, 0].tolist())) * mask
+        expected = toy.exact(tuple(mask.nonzero()[:, 0].tolist())) * mask
         assert torch.allclose(row, expected)
 
 
@@ -293,7 +326,7 @@ def test_a_segment_counts_as_if_all_of_its_tokens_were_scored(name: str) -> None
     canvas, method = copies(Modality.TEXT, 40), parse(name)
     (draw,) = draw_views(canvas, method, method, 1, torch.tensor([noise.key(31, i) for i in range(40)]))
     weight = draw.weight[:, canvas.sampled[0]]
-    assert weight.sum(1).tolist() == pytest.approx([LENGTH] * 40)
+    assert weight.sum(1).tolist() == pytest.approx([len(STORY)] * 40)
     assert all(len(row[row > 0].unique()) == 1 for row in weight)
     if "samples=1" in name or "block" in name:
         assert bool((weight == 0).any())  # some tokens are scored by no view
