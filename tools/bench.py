@@ -302,7 +302,7 @@ def counted(model: UnifiedModel, canvas: Canvas, name: str, iterations: int) -> 
     trainer, experience = updater(model, canvas, name, iterations)
     cost = Update(views=max(len(draw.views) for draw in experience.draws))
 
-    def count(policy, canvas: Canvas, view: View) -> Tensor:
+    def count(policy, canvas: Canvas, view: View, *given: object) -> Tensor:
         run_rows = view.factors.any(1)
         tokens = int((canvas.clean.valid.sum(1) + canvas.noisy.valid.sum(1))[run_rows].sum())
         cost.rows, cost.tokens = cost.rows + int(run_rows.sum()), cost.tokens + tokens

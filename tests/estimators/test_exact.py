@@ -48,7 +48,10 @@ class Toy:
         return (state * (self.words + 1) ** torch.arange(self.length)).sum(-1)
 
     def model(
-        self, canvas: Canvas, mask: Tensor, hide: Tensor | None = None, temperature: tuple[float, float] = (1, 1)
+        self,
+        canvas: Canvas,
+        mask: Tensor,
+        *others: Any,  # a toy knows no perturbed prompt, temperature or guidance
     ) -> Tensor:
         """[B, L] float64 log-probabilities of the masked tokens of the only sampled segment."""
         columns = canvas.sampled[0].nonzero()[:, 0]
@@ -272,7 +275,7 @@ def test_methods_with_different_numbers_of_views_share_them() -> None:
     both = render([Interleaved([words, picture])], SPEC)
     keys, ones = torch.tensor([noise.key(31, 0)]), torch.ones(both.shape)
 
-    def model(canvas: Canvas, mask: Tensor, hide: Tensor | None, temperature: tuple[float, float]) -> Tensor:
+    def model(canvas: Canvas, mask: Tensor, *others: Any) -> Tensor:
         return torch.where(mask, -1.0 - canvas.clean.offset - 0.1 * mask.sum(1, keepdim=True), 0.0)
 
     def found(text: str, image: str) -> Tensor:
@@ -298,7 +301,7 @@ def test_a_row_is_run_only_in_views_that_score_it() -> None:
     (draw,) = draw_views(canvas, method, method, 1, torch.tensor([1, 2]))
     rows: list[int] = []
 
-    def model(canvas: Canvas, mask: Tensor, hide: Tensor | None, temperature: tuple[float, float]) -> Tensor:
+    def model(canvas: Canvas, mask: Tensor, *others: Any) -> Tensor:
         rows.append(len(mask))
         return torch.zeros(mask.shape)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -41,7 +43,7 @@ class Toy(nn.Module):
         self.narrow = nn.ParameterList([matrix(width, inner) for _ in range(2)])
 
     def forward(
-        self, canvas: Canvas, mask: Tensor, hide: Tensor | None = None, temperature: tuple[float, float] = (1, 1)
+        self, canvas: Canvas, mask: Tensor, hide: Tensor | None = None, temperature: Any = (1, 1), guidance: Any = None
     ) -> Tensor:
         hidden_ids = mask if hide is None else mask | hide
         ids = canvas.ids.masked_fill(hidden_ids, SPEC.mask)

@@ -157,8 +157,8 @@ def test_only_tokens_masked_in_this_iteration_count(update: Update, text: str, i
     canvas, seen = experience.canvas, []
     run = trainer._run
 
-    def watched(model: Any, canvas: Canvas, view: View) -> Tensor:
-        out = run(model, canvas, view)
+    def watched(model: Any, canvas: Canvas, view: View, *given: Any) -> Tensor:
+        out = run(model, canvas, view, *given)
         if out.requires_grad:
             out.retain_grad()
             seen.append((view, out))
@@ -221,7 +221,7 @@ def test_each_of_the_masks_is_used_exactly_once(update: Update, text: str, image
         assert bool((new[:iteration] == 1).all()) and not new[iteration + 1 :].any()  # in order
         return back(experience, iteration, chosen, *given, **named)
 
-    def run(model: Any, canvas: Canvas, view: View) -> Tensor:
+    def run(model: Any, canvas: Canvas, view: View, *given: Any) -> Tensor:
         return torch.zeros(view.mask.shape, requires_grad=torch.is_grad_enabled())
 
     trainer._score, trainer._backward, trainer._run = scored, passed, run  # type: ignore[method-assign]
