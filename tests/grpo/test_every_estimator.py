@@ -11,6 +11,7 @@ import copy
 import math
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,17 @@ from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, noise
 from unidiff.estimators import ESTIMATORS, Draw, View, draw_views, make
 from unidiff.grpo.experience import Experience
 from unidiff.grpo.losses import LOSSES
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment
+from unidiff.guidance import Guidance
+from unidiff.sequence import Canvas, Interleaved, Modality, Segment, hidden
 from unidiff.tasks import FrozenLake
 
 MODELS = ("native", "llada", "mmada", "dimoo")
-SAMPLING: dict[str, dict[str, Any]] = {"plain": {}, "warm": {"text_temperature": 0.7, "image_temperature": 1.4}}
+WARM = {"text_temperature": 0.7, "image_temperature": 1.4}
+SAMPLING: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "warm": WARM,
+    "guided": {**WARM, "text_guidance": 1.5, "image_guidance": 0.5, "picture_guidance": 2.0},
+}
 ROWS = 8
 
 # A method for one modality beside another for the other one, so that each has its own and all are paired.
@@ -85,11 +92,31 @@ def canvas(policy: UnifiedModel, rows: list[Interleaved]) -> Canvas:
     return policy.render(rows)
 
 
+def guidance_for(policy: UnifiedModel, rows: list[Interleaved], config: GRPOConfig) -> Guidance | None:
+    """What guided rollouts were compared with: words or pictures of the prompts hidden, and the words shorter, so that
+    nothing stands at the same column."""
+    short = [
+        Interleaved(replace(s, tokens=s.tokens[:1]) if s.modality is Modality.TEXT else s for s in row.prompt)
+        for row in rows
+    ]
+    without = {
+        "text": [hidden(cut, Modality.TEXT, policy.spec.mask) for cut in short],
+        "image": [hidden(row.prompt, Modality.IMAGE, policy.spec.mask) for row in rows],
+    }
+    return Guidance.of(without, [row.response for row in rows], config.scales, policy.spec)
+
+
 Update = Callable[..., tuple[GRPOTrainer, Experience]]
 
 
 @pytest.fixture
-def update(policy: UnifiedModel, canvas: Canvas, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Update:
+def update(
+    policy: UnifiedModel,
+    rows: list[Interleaved],
+    canvas: Canvas,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Update:
     """update(text, image, **settings) -> a trainer of a copy of the policy, and its experience of the rows."""
 
     def make_one(text: str, image: str, **settings: Any) -> tuple[GRPOTrainer, Experience]:
@@ -105,7 +132,8 @@ def update(policy: UnifiedModel, canvas: Canvas, monkeypatch: pytest.MonkeyPatch
         advantage = own.gather(1, canvas.segment.clamp(min=0)) * canvas.sampled
         nothing: list[Any] = []
         experience = Experience(
-            nothing, nothing, nothing, None, None, canvas, draws, advantage, canvas.sampled  # type: ignore[arg-type]
+            nothing, nothing, nothing, None, None, canvas, draws, advantage, canvas.sampled,  # type: ignore[arg-type]
+            guidance_for(policy, rows, config),
         )  # fmt: skip
         return trainer, experience
 
@@ -134,17 +162,17 @@ def test_the_first_ratio_is_1(update: Update, text: str, image: str, sampling: s
 
 
 @pytest.mark.parametrize("sampling", SAMPLING)
-def test_scoring_is_as_warm_as_the_rollouts(update: Update, sampling: str) -> None:
+def test_scoring_is_as_warm_and_guided_as_the_rollouts(update: Update, sampling: str) -> None:
     trainer, experience = update("one_step", "one_step", **SAMPLING[sampling])
-    everything = torch.arange(ROWS)
+    (view,), config, score = experience.draws[0].views, trainer.config, trainer.model.score
     with torch.no_grad():
-        found = trainer._score(trainer.model, experience, 0, everything)
-        (view,) = experience.draws[0].views
-        config = trainer.config
-        warmth = (config.text_temperature, config.image_temperature)
-        expected = trainer.model.score(experience.canvas, view.mask, view.hide, warmth)
-        cold = trainer.model.score(experience.canvas, view.mask, view.hide)
-    assert torch.equal(found, expected) and torch.equal(found, cold) is (sampling == "plain")
+        found = trainer._score(trainer.model, experience, 0, torch.arange(ROWS))
+        given = (experience.canvas, view.mask, view.hide)
+        warm = score(*given, (config.text_temperature, config.image_temperature))
+        expected = score(*given, (config.text_temperature, config.image_temperature), experience.guidance)
+        assert torch.equal(found, expected)
+        assert torch.equal(warm, score(*given)) is (sampling == "plain")
+        assert torch.equal(found, warm) is (sampling != "guided")
 
 
 # ---------------------------------------------------------------- 2: what has weight
