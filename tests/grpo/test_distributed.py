@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from unidiff.estimators import ESTIMATORS
 from unidiff.grpo.checkpoint import read_metrics
 from unidiff.grpo.losses import LOSSES
+from unidiff.model import UnifiedModel
 
 pytestmark = pytest.mark.slow
 
@@ -46,17 +48,25 @@ SETTINGS += [
     {"text_estimator": text, "image_estimator": image, "loss_type": LOSS_OF[text], "num_iterations": 2, "max_steps": 1}
     for text, image in zip(ESTIMATORS, [*list(ESTIMATORS)[3:], *list(ESTIMATORS)[:3]])
 ]
+# A bidirectional model, guided in sampling and scoring.
+GUIDED = {"text_guidance": 0.5, "image_guidance": 1.0, "max_rounds": 1, "num_iterations": 2, "max_steps": 1}
+SETTINGS += [{"text_estimator": "trace", "image_estimator": "coupled", **GUIDED}, {"beta": 0.1, **GUIDED}]
 SETTINGS = [{**COMMON, **own} for own in SETTINGS]
+RUNS = [("dimoo" if "text_guidance" in own else "native", own) for own in SETTINGS]
 
 
 @pytest.fixture(scope="module")
-def two(model, tmp_path_factory):
+def two(model, published, tmp_path_factory):
     """The folder of the runs of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    model.save_pretrained(folder / "start")
+    model.save_pretrained(folder / "native")
+    other = UnifiedModel.from_pretrained(published("dimoo"))
+    announce = other.spec.image_next  # of a text range of two words random weights announce pictures now and then
+    other.spec = replace(other.spec, text_range=(announce, announce + 2), text_end=(announce,), max_positions=1024)
+    other.save_pretrained(folder / "dimoo")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    words = [str(SCRIPT), str(folder / "start"), str(folder), json.dumps(SETTINGS)]
+    words = [str(SCRIPT), str(folder), json.dumps(RUNS)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -71,13 +81,15 @@ def script():
     return module
 
 
-@pytest.mark.parametrize("case", range(len(SETTINGS)))
+@pytest.mark.parametrize("case", range(len(RUNS)))
 def test_one_process_and_two(two, script, tmp_path, difference, timeless, case):
-    script.train(str(two / "start"), tmp_path, SETTINGS[case])
+    start, settings = RUNS[case]
+    script.train(str(two / start), tmp_path, settings)
     one, both = (read_metrics(f / "metrics.jsonl") for f in (tmp_path, two / str(case)))
-    assert len(one) == len(both) == SETTINGS[case]["max_steps"]
+    assert len(one) == len(both) == settings["max_steps"]
     for first, second in zip(one, both):
         assert timeless(second) == pytest.approx(timeless(first), abs=1e-4, rel=1e-3)
+        assert first["grad_norm"] > 1e-4  # there was something to compare
     weights = [load_file(f / "model" / "model.safetensors") for f in (tmp_path, two / str(case))]
     assert difference(*weights) < 2e-5
     held = [json.loads((f / "held_out.json").read_text()) for f in (tmp_path, two / str(case))]

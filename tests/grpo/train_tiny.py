@@ -1,6 +1,6 @@
-"""Trains the tiny model once for each of some settings: what test_distributed runs in one process and in two.
+"""Trains tiny models, once for each of some settings: what test_distributed runs in one process and in two.
 
-torchrun --nproc_per_node 2 tests/grpo/train_tiny.py MODEL FOLDER '[{"loss_type": "dapo"}, {"scale_rewards": "batch"}]'
+torchrun --nproc_per_node 2 tests/grpo/train_tiny.py FOLDER '[["model", {"beta": 0.1}], ["other", {"epsilon": 0.1}]]'
 """
 
 import json
@@ -46,12 +46,14 @@ def train(model_folder: str, folder: Path, settings: dict) -> None:
         write_json(folder / "held_out.json", {"costs": costs, **{way: one.figures for way, one in held.items()}})
 
 
-def main(model_folder: str, folder: str, several: str) -> None:
-    for i, settings in enumerate(json.loads(several)):
-        train(model_folder, Path(folder) / str(i), settings)
+def main(folder: str, several: str) -> None:
+    """several: for each run the model's folder in `folder`, and settings, as JSON."""
+    runs = json.loads(several)
+    for i, (start, settings) in enumerate(runs):
+        train(str(Path(folder) / start), Path(folder) / str(i), settings)
     process = Accelerator().process_index
     try:  # the same folder again: every process says why not, and none waits for another
-        train(model_folder, Path(folder) / "0", json.loads(several)[0])
+        train(str(Path(folder) / runs[0][0]), Path(folder) / "0", runs[0][1])
     except ValueError as error:
         (Path(folder) / f"refused-{process}.txt").write_text(str(error))
     Accelerator().end_training()
