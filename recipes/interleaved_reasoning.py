@@ -143,10 +143,18 @@ def finish(
     write_json(out / "summary.json", summary)
     if config.max_steps:
         trainer.model.save_pretrained(out / "model")
+    kinds = {r.name: r.on for r in trainer.rewards}
     if metrics:
-        draw_curves(metrics, out / "curves.png")
+        draw_curves(metrics, out / "curves.png", kinds=kinds)
     shown = summary | {side: {way: summary[side][way] for way in final} for side in ("base", "final")}
-    write_page(out / "report.html", title=f"unidiff · {out.name}", summary=shown, metrics=metrics, galleries=galleries)
+    write_page(
+        out / "report.html",
+        title=f"unidiff · {out.name}",
+        summary=shown,
+        metrics=metrics,
+        kinds=kinds,
+        galleries=galleries,
+    )
     print(results_table(shown))
     print(f"{duration(seconds)}; look at {out / 'report.html'}")
 

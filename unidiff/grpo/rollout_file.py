@@ -116,7 +116,8 @@ def _columns(segments: Sequence[Segment]) -> dict[str, Tensor]:
     found = {"tokens": [s.tokens.int() for s in segments]}
     for name, dtype in _COLUMNS.items():
         found[name] = [v.to(dtype) for s in segments if (v := getattr(s, name)) is not None]
-    found["trace"] = [s.trace.flatten() for s in segments if s.trace is not None]
+    # To look at, not to compute with: half precision, or traces would be most of a file.
+    found["trace"] = [s.trace.half().flatten() for s in segments if s.trace is not None]
     return {name: torch.cat(parts) for name, parts in found.items() if parts}
 
 
@@ -230,7 +231,8 @@ def _read_rollout(header: dict[str, Any], reader: _Reader) -> Rollout:
     for one in header["segments"]:
         n, steps = int(one["tokens"]), one["steps"]
         columns: dict[str, Any] = {name: reader.take(name, n) for name in _COLUMNS if name in one["columns"]}
-        columns["trace"] = None if steps is None else reader.take("trace", int(steps) * n).reshape(int(steps), n)
+        if steps is not None:
+            columns["trace"] = reader.take("trace", int(steps) * n).float().reshape(int(steps), n)
         grid = None if one["grid"] is None else (int(one["grid"][0]), int(one["grid"][1]))
         tokens: Any = reader.take("tokens", n).long()
         segments.append(Segment(Modality[one["modality"]], tokens, bool(one["prompt"]), grid, **columns))

@@ -26,43 +26,56 @@ _SMOOTH = 5  # steps of the running mean
 @dataclass(frozen=True)
 class Panel:
     """One plot. keys: patterns of metric names, matched whole. unit: "number"; "share", an axis from 0 to 100 %;
-    "percent", a share on an axis that fits the data; "log". leading: among those that are looked at first."""
+    "percent", a share on an axis that fits the data; "log". leading: among those that are looked at first. faults: of
+    metrics that should be 0; those that always are, are left out. kind: only rewards that look at this, "" = of which
+    that is not known."""
 
     title: str
     keys: tuple[str, ...]
     unit: Literal["number", "share", "percent", "log"] = "number"
     leading: bool = False
+    faults: bool = False
+    kind: str | None = None
 
 
 PANELS = (
     Panel("answers, training prompts", ("success", "agreement", "format"), "share", leading=True),
     Panel("pictures, training prompts", ("image_exact", "image_cells"), "share", leading=True),
     Panel("held out", (r"eval/.*(success|image_exact)",), "share", leading=True),
-    Panel("rewards", (r"reward/.*",), leading=True),
+    Panel("rewards of texts", (r"reward/.*",), leading=True, kind="text"),
+    Panel("rewards of pictures", (r"reward/.*",), leading=True, kind="image"),
+    Panel("rewards of whole responses", (r"reward/.*",), leading=True, kind="sequence"),
+    Panel("rewards", (r"reward/.*",), leading=True, kind=""),
+    Panel("lost rewards", (r"lost/.*",), "percent", leading=True, faults=True),
     Panel("groups without spread", (r"zero_std/.*",), "share", leading=True),
+    Panel("first-iteration ratio: max |ρ − 1|", ("ratio_first_iteration_max_dev",), "log", leading=True),
+    Panel("KL", (r"kl(/.*)?",), leading=True),
+    Panel("token-forwards of a rollout", (r"compute/(text|image|select|write|prompt)/token_forwards",), leading=True),
     Panel("seconds by phase", (r"seconds/.*",), leading=True),
     Panel("text and image advantage: correlation", ("advantage_correlation",)),
-    Panel("first-iteration ratio: max |ρ − 1|", ("ratio_first_iteration_max_dev",), "log"),
     Panel("clipped tokens", (r"clip.*",), "percent"),
-    Panel("KL", (r"kl(/.*)?",)),
     Panel("gradient norm", ("grad_norm",)),
-    Panel("token-forwards of a rollout", (r"compute/(text|image|select|write|prompt)/token_forwards",)),
 )
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def draw_curves(
-    metrics: Rows, path_or_buffer: str | PathLike[str] | IO[bytes], *, keys: Sequence[str] | None = None
+    metrics: Rows,
+    path_or_buffer: str | PathLike[str] | IO[bytes],
+    *,
+    keys: Sequence[str] | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a PNG of all panels that the rows have data for.
 
     metrics: rows {"step": int, name: number, …}; a name may be missing from some rows. keys: patterns of the only names
-    to draw, as "reward/.*"; names that no panel shows get one each. Raises ValueError if nothing is left to draw.
+    to draw, as "reward/.*"; names that no panel shows get one each. kinds: what each reward looks at ("text", "image"
+    or "sequence"), by its name: each kind has a panel of its own. Raises ValueError if nothing is left to draw.
     """
     from matplotlib.figure import Figure
 
-    drawn = _panels(metrics, keys)
+    drawn = _panels(metrics, keys, kinds or {})
     if not drawn:
         raise ValueError("metrics: no row holds a number that is to be drawn")
     columns = min(3, len(drawn))
@@ -76,12 +89,13 @@ def draw_curves(
     figure.savefig(path_or_buffer, format="png", dpi=160, transparent=True)
 
 
-def draw_panels(metrics: Rows) -> list[tuple[Panel, bytes]]:
-    """Each panel that the rows have data for with its PNG, of which one fills the width of a phone."""
+def draw_panels(metrics: Rows, kinds: Mapping[str, str] | None = None) -> list[tuple[Panel, bytes]]:
+    """Each panel that the rows have data for with its PNG, of which one fills the width of a phone. kinds: see
+    `draw_curves`."""
     from matplotlib.figure import Figure
 
     out = []
-    for panel, names in _panels(metrics, None):
+    for panel, names in _panels(metrics, None, kinds or {}):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="none")
         _draw(figure.subplots(), panel, names, metrics)
         buffer = io.BytesIO()
@@ -97,19 +111,21 @@ def series(metrics: Rows, name: str) -> tuple[list[float], list[float]]:
     return [s for s, _ in kept], [v for _, v in kept]
 
 
-def _panels(metrics: Rows, keys: Sequence[str] | None) -> list[tuple[Panel, list[str]]]:
+def _panels(metrics: Rows, keys: Sequence[str] | None, kinds: Mapping[str, str]) -> list[tuple[Panel, list[str]]]:
     """Panels with the metrics that each has to draw."""
     names = [n for n in dict.fromkeys(k for row in metrics for k in row) if n != "step" and series(metrics, n)[1]]
     panels = list(PANELS)
     if keys is not None:
         names = [n for n in names if any(re.fullmatch(k, n) for k in keys)]
-        panels += [Panel(n, (re.escape(n),)) for n in names if not any(_shows(p, n) for p in PANELS)]
-    found = [(p, [n for n in names if _shows(p, n)]) for p in panels]
+        panels += [Panel(n, (re.escape(n),)) for n in names if not any(_shows(p, n, kinds) for p in PANELS)]
+    eventful = {n for n in names if any(series(metrics, n)[1])}
+    found = [(p, [n for n in names if _shows(p, n, kinds) and (n in eventful or not p.faults)]) for p in panels]
     return [(p, matching) for p, matching in found if matching]
 
 
-def _shows(panel: Panel, name: str) -> bool:
-    return any(re.fullmatch(key, name) for key in panel.keys)
+def _shows(panel: Panel, name: str, kinds: Mapping[str, str]) -> bool:
+    mine = panel.kind is None or panel.kind == kinds.get(name.removeprefix("reward/"), "")
+    return mine and any(re.fullmatch(key, name) for key in panel.keys)
 
 
 def _draw(axis: Axes, panel: Panel, names: list[str], metrics: Rows) -> None:
