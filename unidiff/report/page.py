@@ -23,7 +23,7 @@ from unidiff.report.filters import FILTERS, Card, Edit, cards, edits_of
 from unidiff.report.record import RolloutRecord, SegmentRecord, data_uri
 from unidiff.report.results import columns, duration, held_out
 
-_LARGEST_SIDE = 256  # pixels; larger pictures are shown smaller, as JPEG
+_LARGEST_SIDE, _LARGEST_PNG = 256, 32_000  # pixels, bytes; pictures beyond are embedded as JPEG of at most this side
 
 
 def write_page(
@@ -108,7 +108,8 @@ class PictureLibrary:
         digest = hashlib.sha256(picture).hexdigest()
         if digest not in self._shown:
             image = Image.open(io.BytesIO(picture))
-            content, kind = (picture, "png") if max(image.size) <= _LARGEST_SIDE else _smaller(image)
+            small = max(image.size) <= _LARGEST_SIDE and len(picture) <= _LARGEST_PNG
+            content, kind = (picture, "png") if small else _smaller(image)
             name = f"picture-{len(self._shown)}"
             self._shown[digest] = ShownPicture(name, image.width, image.height, data_uri(content, kind))
         return self._shown[digest]
