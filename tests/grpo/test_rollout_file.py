@@ -69,6 +69,11 @@ def test_what_is_written_is_read_back(batch, path) -> None:
         assert all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(values, read.figures[name]))
 
 
+def test_a_file_can_be_read_by_whom_others_can_be(path) -> None:
+    (path.parent / "other").write_text("")
+    assert path.stat().st_mode == (path.parent / "other").stat().st_mode
+
+
 def test_advantages_can_be_routed_again_from_a_file(batch, path) -> None:
     read = load_rollouts(path)
     assert read.table is not None and read.routed is not None

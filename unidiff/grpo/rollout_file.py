@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from unidiff.files import write_whole
@@ -108,7 +108,8 @@ def save_rollouts(path: Path, batch: RolloutBatch) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda draft: save_file(tensors, draft, metadata))
+    content = save(tensors, metadata)  # `save_file` would make a file that others cannot read
+    write_whole(path, lambda draft: draft.write_bytes(content))
 
 
 def _columns(segments: Sequence[Segment]) -> dict[str, Tensor]:

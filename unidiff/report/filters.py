@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unidiff.report.record import RewardRecord, RolloutRecord, SegmentRecord
 from unidiff.report.results import number
@@ -196,7 +196,8 @@ def _advantage(value: float | None) -> str:
 
 @dataclass
 class Edit:
-    """One sampled picture of a rollout, its heading, and the picture before it if there is one of the same grid."""
+    """One sampled picture of a rollout, its heading, and the picture before it if there is one of the same grid: of a
+    given one what its tokens decode to, since these are what is kept."""
 
     heading: str
     segment: SegmentRecord
@@ -231,7 +232,8 @@ def edits_of(record: RolloutRecord) -> list[Edit]:
             continue
         if not segment.prompt:
             same = last is not None and last.grid == segment.grid
-            found.append(Edit(headings[id(segment)], segment, last if same else None))
+            before = last and replace(last, picture=last.read or last.picture)
+            found.append(Edit(headings[id(segment)], segment, before if same else None))
         last = segment
     return found
 
