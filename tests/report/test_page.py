@@ -149,15 +149,22 @@ def test_sixteen_rollouts_stay_below_five_megabytes(tmp_path) -> None:
         segments = [SegmentRecord(modality="text", prompt=True, text="draw")]
         for j in range(4):
             tokens = list(range(1024))
-            segments.append(SegmentRecord(modality="text", tokens=tokens[:99], text="a thought " * 40))
+            said = {"step": [t % 30 for t in tokens[:99]], "probability": rng.random(99).tolist()}
+            segments.append(
+                SegmentRecord(
+                    modality="text", tokens=tokens[:99], text="a thought " * 40, words=["thought "] * 99, **said
+                )
+            )
             segments.append(
                 SegmentRecord(
                     modality="image", tokens=tokens, picture=pictures[4 * i + j], grid=(32, 32),
                     step=[t % 50 for t in tokens], probability=rng.random(1024).tolist(),
+                    trace=[[float(t % 7) / 7 if t % 50 >= s else None for t in tokens] for s in range(50)],
                 )
             )  # fmt: skip
         made.append(RolloutRecord(title=str(i), segments=tuple(segments), stop="answered", stop_reason=""))
-    assert write_page(tmp_path / "page.html", title="large", galleries={"a": made}).stat().st_size < 5e6
+    path = write_page(tmp_path / "page.html", title="large", galleries={"a": made}, open=True)
+    assert path.stat().st_size < 5e6 and path.read_text().count("data-trace") == 64
 
 
 def test_large_pictures_are_embedded_small(tmp_path) -> None:
