@@ -233,6 +233,7 @@ def sampled(config: Config) -> Shown:
         batches[edit] = one
     name = Path(config.checkpoint).name if config.checkpoint else "the shipped model"
     facts = {"checkpoint": config.checkpoint or "recipes/base", "seed": config.seed, "edit": ", ".join(batches)}
+    facts |= {"task": config.task} if config.task else {}
     facts |= {"box": ", ".join(map(str, config.box))} if config.box else {}
     shown = Shown(f"unidiff · {name}, edit by edit", facts)
     if config.compare:

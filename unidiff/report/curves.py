@@ -141,6 +141,7 @@ def _draw(axis: Axes, panel: Panel, names: list[str], metrics: Rows) -> None:
         marker = "o" if few else ""
         axis.plot(steps, smooth, style, color=colour, linewidth=1.6, marker=marker, markersize=3, label=_label(name))
     _dress(axis, panel)
+    _frame(axis, panel, metrics)
     if len(names) > 1:
         _legend(axis)
 
@@ -155,15 +156,27 @@ def _dress(axis: Axes, panel: Panel) -> None:
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
     axis.spines["bottom"].set_color(GRID)
+    axis.tick_params(colors=INK, labelsize=8, length=0)
+    if panel.unit in ("share", "percent"):
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if panel.unit == "share" else None))
+
+
+def _frame(axis: Axes, panel: Panel, metrics: Rows) -> None:
+    """What the axes span: all steps of the run, in every panel."""
+    steps = series(metrics, "step")[1] or [0.0, len(metrics) - 1.0]
+    margin = max((max(steps) - min(steps)) * 0.04, 0.25)
+    axis.set_xlim(min(steps) - margin, max(steps) + margin)
+    low, high = axis.dataLim.intervaly
     if panel.unit == "log":
         axis.set_yscale("log")
-        low, high = axis.dataLim.intervaly
-        axis.set_ylim(10 ** math.floor(math.log10(low)), 10 ** (math.floor(math.log10(high)) + 1))
+        axis.set_ylim(10.0 ** (math.floor(math.log10(low)) - 1), 10.0 ** (math.floor(math.log10(high)) + 1))
         axis.minorticks_off()
-    elif panel.unit != "number":
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if panel.unit == "share" else None))
-        axis.set_ylim(*((-0.02, 1.02) if panel.unit == "share" else (0, None)))
-    axis.tick_params(colors=INK, labelsize=8, length=0)
+    elif panel.unit == "share":
+        axis.set_ylim(-0.02, 1.02)
+    elif panel.unit == "percent":
+        axis.set_ylim(0, None)
+    elif low == high:
+        axis.set_yticks([low])  # a line that never moves: more ticks would say nothing
 
 
 def _legend(axis: Axes) -> None:
