@@ -21,6 +21,7 @@ INK, GRID = "#7d8590", "#7d859040"
 COLOURS = ("#2f81d8", "#d9772b", "#2a9d5c", "#a35fc9", "#d04a6a", "#1f9bb0", "#a08a1c", "#7a7f87")
 WIDTH, HEIGHT = 3.4, 2.3  # inches of one panel
 _SMOOTH = 5  # steps of the running mean
+_LEAST = 1e-9  # between it and 0 a "log" axis is linear
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,6 @@ def _draw(axis: Axes, panel: Panel, names: list[str], metrics: Rows) -> None:
     for i, name in enumerate(names):
         steps, values = series(metrics, name)
         colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
-        if panel.unit == "log":
-            values = [max(v, 1e-9) for v in values]
         few = len(values) <= 2 * _SMOOTH
         smooth = values if few or panel.unit == "log" else running_mean(values, _SMOOTH)
         if smooth is not values:
@@ -142,7 +141,7 @@ def _draw(axis: Axes, panel: Panel, names: list[str], metrics: Rows) -> None:
         axis.plot(steps, smooth, style, color=colour, linewidth=1.6, marker=marker, markersize=3, label=_label(name))
     _dress(axis, panel)
     _frame(axis, panel, metrics)
-    if len(names) > 1:
+    if len(names) > 1 or names[0] not in panel.keys:  # or the title says what it is
         _legend(axis)
 
 
@@ -168,8 +167,8 @@ def _frame(axis: Axes, panel: Panel, metrics: Rows) -> None:
     axis.set_xlim(min(steps) - margin, max(steps) + margin)
     low, high = axis.dataLim.intervaly
     if panel.unit == "log":
-        axis.set_yscale("log")
-        axis.set_ylim(10.0 ** (math.floor(math.log10(low)) - 1), 10.0 ** (math.floor(math.log10(high)) + 1))
+        axis.set_yscale("symlog", linthresh=_LEAST)  # 0 has a place at the bottom
+        axis.set_ylim(-_LEAST / 5, 10.0 ** (math.floor(math.log10(max(high, _LEAST))) + 1))
         axis.minorticks_off()
     elif panel.unit == "share":
         axis.set_ylim(-0.02, 1.02)
