@@ -115,7 +115,7 @@ def test_whatever_others_wrote_is_escaped(tmp_path, gallery) -> None:
     first = gallery[0]
     text = replace(first.response[0], text=EVIL, words=None)
     words = replace(first.response[0], words=[EVIL, '" onload="x'], rewards=[RewardRecord(EVIL, None, 1.0, EVIL)])
-    prompt = replace(first.prompt[0], text=EVIL, words=None)
+    prompt = replace(first.prompt[0], text=EVIL, words=[EVIL, '" onload="x'])  # its words are shown, being others
     evil = replace(first, title=EVIL, segments=(prompt, text, words), stop="no_end", stop_reason=EVIL)
     evil = replace(evil, rewards=[RewardRecord(EVIL, 1.0)], compute={EVIL: {**first.total}})
     summary = {EVIL: EVIL, "config": {EVIL: EVIL}, "base": {EVIL: 0.5}, "final": {EVIL: 0.6}}
