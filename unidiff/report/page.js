@@ -220,7 +220,7 @@ document.addEventListener("keydown", event => {
   if (event.target.closest("input, select, textarea")) return;
   const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
   if (by) { current.move(by); event.preventDefault(); }
-  if (event.key === " " && !event.target.closest("button, summary, a")) {
+  if (event.key === " " && !event.target.closest("button, summary, a, [data-tip]")) {
     if (current.timer) current.stop(); else current.play();
     event.preventDefault();
   }
