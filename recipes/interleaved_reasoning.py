@@ -33,13 +33,12 @@ from unidiff.files import write_json
 from unidiff.grpo.checkpoint import RunFolder, read_metrics
 from unidiff.grpo.evaluation import Evaluation
 from unidiff.grpo.experience import Experience
-from unidiff.grpo.rollout_file import load_rollouts
+from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, load_rollouts
 from unidiff.report.curves import draw_curves
 from unidiff.report.gallery import best_and_worst, records
 from unidiff.report.page import write_page
 from unidiff.report.progress import Progress, results_table
-from unidiff.report.record import RolloutRecord, record
-from unidiff.report.regeneration import full_regeneration
+from unidiff.report.record import RolloutRecord
 from unidiff.report.results import duration
 from unidiff.rewards.reward import RewardError, as_rewards
 from unidiff.tasks import FrozenLake
@@ -143,10 +142,18 @@ def finish(
     write_json(out / "summary.json", summary)
     if config.max_steps:
         trainer.model.save_pretrained(out / "model")
+    kinds = {r.name: r.on for r in trainer.rewards}
     if metrics:
-        draw_curves(metrics, out / "curves.png")
+        draw_curves(metrics, out / "curves.png", kinds=kinds)
     shown = summary | {side: {way: summary[side][way] for way in final} for side in ("base", "final")}
-    write_page(out / "report.html", title=f"unidiff · {out.name}", summary=shown, metrics=metrics, galleries=galleries)
+    write_page(
+        out / "report.html",
+        title=f"unidiff · {out.name}",
+        summary=shown,
+        metrics=metrics,
+        kinds=kinds,
+        galleries=galleries,
+    )
     print(results_table(shown))
     print(f"{duration(seconds)}; look at {out / 'report.html'}")
 
@@ -154,17 +161,10 @@ def finish(
 def gallery(model: UnifiedModel, held: dict[str, Evaluation]) -> list[RolloutRecord]:
     """The first sampled responses of an evaluation."""
     one = held["sampled"]
-    return [
-        record(
-            one.rollouts[i],
-            one.rows[i],
-            title=f"test board {one.examples[i].index}",
-            decode_token=lambda token: str(model.tokenizer.decode(token)),
-            full=full_regeneration(model, one.rollouts[i]),
-            figures={k: float(v[i]) for k, v in one.per_row.items()},
-        )
-        for i in range(min(GALLERY, len(one.rows)))
-    ]
+    titles = [f"{example.split} board {example.index}" for example in one.examples]
+    figures = {name: values.tolist() for name, values in one.per_row.items()}
+    batch = RolloutBatch(one.rollouts, titles, torch.arange(len(titles)), fingerprint(model), figures)
+    return records(model, batch, range(min(GALLERY, len(titles))), views=one.rows)
 
 
 def training_galleries(model: UnifiedModel, folder: RunFolder) -> dict[str, list[RolloutRecord]]:

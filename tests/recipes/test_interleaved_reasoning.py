@@ -119,6 +119,8 @@ def test_files(finished, recipe):
     page = (finished / "report.html").read_text()
     for gallery in ("before training", "training, step 1", "training, step 2", "after training"):
         assert gallery in page
+    for panel in ("rewards of pictures", "rewards of whole responses", "groups without spread", "KL"):
+        assert f"Curve: {panel}" in page
     assert [p.name for p in sorted((finished / "rollouts").iterdir())] == [
         "step-000001.safetensors",
         "step-000002.safetensors",

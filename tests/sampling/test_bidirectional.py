@@ -16,6 +16,7 @@ from unidiff import noise
 from unidiff.families import load_backbone
 from unidiff.grpo.experience import guidance_of
 from unidiff.model import UnifiedModel
+from unidiff.report.regeneration import full_regeneration
 from unidiff.sampling.completion import complete
 from unidiff.sampling.edit import box
 from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
@@ -206,6 +207,14 @@ def test_approximate_caches_cost_less(any_model: UnifiedModel) -> None:
         for kind in ("none", "prefix", "dual")
     }
     assert cost["dual"] < cost["prefix"] < cost["none"]
+
+
+@pytest.mark.parametrize("settings", [{}, GUIDED], ids=["plain", "guided"])
+def test_the_count_of_full_regeneration_is_the_meter_s(pictured: UnifiedModel, settings: dict[str, Any]) -> None:
+    for rollout in sample(pictured, edit="full", **settings):
+        counted = full_regeneration(pictured, rollout)
+        for name in ("forwards", "token_forwards", "flops"):
+            assert getattr(counted.total, name) == pytest.approx(getattr(rollout.compute.total, name))
 
 
 # ---------------------------------------------------------------- golden texts

@@ -150,7 +150,7 @@ class GRPOTrainer:
                 if self.accelerator.is_main_process:
                     history.append(metrics)
                     self.folder.append(metrics)
-                    if config.log_rollouts_every and (done == 1 or done % config.log_rollouts_every == 0):
+                    if self._saves_rollouts(step):
                         save_rollouts(self.folder.rollouts(done), self.batch(step, experience))
                     if self.on_step is not None:
                         self.on_step(step, metrics, experience)
@@ -181,6 +181,10 @@ class GRPOTrainer:
         metrics["seconds"] = sum(clock.seconds.values())
         metrics |= {k if k not in metrics else f"log/{k}": v for k, v in everything.metrics.items()}
         return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}, experience
+
+    def _saves_rollouts(self, step: int) -> bool:
+        every = self.config.log_rollouts_every
+        return bool(every) and (step == 0 or (step + 1) % every == 0)
 
     def batch(self, step: int, experience: Experience) -> RolloutBatch:
         """This process's rollouts of a step with what they earned, to be saved or looked at."""
@@ -214,6 +218,7 @@ class GRPOTrainer:
                 split=config.eval_split,
                 seed=config.seed,
                 accelerator=self.accelerator,
+                trace=way == "sampled",  # those that the report shows
             )
             for way in ways
         }
@@ -227,6 +232,7 @@ class GRPOTrainer:
         indices = [prompt_index(config.seed, step, p) for p in mine]
         prompts = [self.task.example("train", i) for i in indices]
         keys = [noise.key(config.seed, step, p, g) for p in mine for g in range(config.num_generations)]
+        self.sampler.trace = self._saves_rollouts(step)  # these are looked at; tokens do not depend on it
         rollouts = self.sampler.sample([self.model.encode_prompt(e.prompt, config.guides) for e in prompts], keys)
         clock.lap("rollout")
         examples = [e for e in prompts for _ in range(config.num_generations)]
