@@ -52,11 +52,12 @@ class Shards:
         self.shell: UnifiedModel | None = None
         if not self.on:
             return
-        from torch.distributed.fsdp import MixedPrecisionPolicy
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
         self.shell = _shell(model)
         plugin: Any = accelerator.state.fsdp_plugin
-        if plugin.cpu_offload or plugin.cpu_ram_efficient_loading or plugin.activation_checkpointing:
+        offload = isinstance(plugin.cpu_offload, CPUOffloadPolicy)
+        if offload or plugin.cpu_ram_efficient_loading or plugin.activation_checkpointing:
             raise ValueError(
                 "fsdp_config: fsdp_offload_params, fsdp_cpu_ram_efficient_loading and fsdp_activation_checkpointing "
                 "must be false (for the last there is the setting gradient_checkpointing)"
