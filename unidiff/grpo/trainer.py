@@ -33,7 +33,7 @@ from unidiff.grpo.checkpoint import RunFolder
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, mean_compute, means
 from unidiff.grpo.experience import Experience, credited, segment_views, spread
-from unidiff.grpo.losses import LOSSES, Denominators, LossStats, modality_loss
+from unidiff.grpo.losses import LOSSES, Denominators, LossStats, added, modality_loss
 from unidiff.grpo.process import Clock, stop_signals
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
 from unidiff.model import UnifiedModel
@@ -310,7 +310,7 @@ class GRPOTrainer:
             stats = self._pass(experience, iteration, batches, old)
             if iteration == 0:
                 first = self._first_ratio(step, experience, batches, None if old is None else stats)
-            total = _added(total, stats)
+            total = added(total, stats)
             with self.shards.apart():
                 norms.append(self.accelerator.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm))
                 self.optimizer.step()
@@ -332,7 +332,7 @@ class GRPOTrainer:
         for at, rows in enumerate(batches):
             before = None if old is None else old[iteration][at]
             loss_of = functools.partial(self._loss, experience, iteration, rows, denominators, before)
-            total = _added(total, self._backward(experience, iteration, rows, loss_of, last=at + 1 == len(batches)))
+            total = added(total, self._backward(experience, iteration, rows, loss_of, last=at + 1 == len(batches)))
         return total
 
     def _loss(
@@ -491,10 +491,6 @@ class GRPOTrainer:
 def prompt_index(seed: int, step: int, prompt: int) -> int:
     """Index in the train split of a step's prompt."""
     return int(noise.uniform(noise.keys(seed, step, prompt), (_PROMPT,), 1) * _TRAIN_PROMPTS)
-
-
-def _added(total: dict[Modality, LossStats], stats: dict[Modality, LossStats]) -> dict[Modality, LossStats]:
-    return {m: total[m] + s if m in total else s for m, s in stats.items()}
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
