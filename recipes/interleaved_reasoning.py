@@ -101,7 +101,7 @@ def main() -> None:
         trainer = GRPOTrainer(model, task, config, config.rewards, accelerator=accelerator, on_step=on_step)
         trainer.claim()
         base = trainer.held_out() if trainer.start == 0 else None  # a resumed run has it
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         sys.exit(f"error: {error}")
 
     main_process, out = accelerator.is_main_process, trainer.folder.path

@@ -105,7 +105,8 @@ def commands(path: Path) -> list[list[str]]:
         lines = "\n".join(re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S)).replace("\\\n", " ").splitlines()
         lines += re.findall(r"`((?:python|accelerate|pip|pytest) [^`\n]+)`", text)
     else:
-        lines = re.findall(r"^[#\s]+((?:python|accelerate launch) \S+[./]\S+.*)$", text, re.M)
+        text = re.sub(r" \\\n#? *", " ", text)
+        lines = re.findall(r"^[#\s]+((?:python|accelerate launch)(?: --\w+ \S+)* \S+[./]\S+.*)$", text, re.M)
     words = [shlex.split(part, comments=True) for line in lines for part in line.split(" && ")]
     return [w for w in words if w]
 
