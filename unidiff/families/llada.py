@@ -372,6 +372,7 @@ class Llada:
         """The body, the tokenizers and the spec. image_tokenizer: the folder of the image tokenizer, if it is not in
         the checkpoint's. Raises FileNotFoundError or ValueError."""
         rows = read_architecture(config).vocab_size
+        check_weights(folder, read_architecture(config))  # first: what the tokenizer lacks may be another's vocabulary
         tokenizer = self._tokenizer(folder)
         spec = self.build_spec(config, tokenizer, rows)
         if pad_policy is not None:
