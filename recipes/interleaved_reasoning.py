@@ -53,7 +53,7 @@ GALLERY = 6  # rollouts in each gallery of the report
 
 @dataclass(frozen=True)
 class Config(GRPOConfig):
-    """model: checkpoint folder or hub name, of any family (docs/families.md). family: where its config does not tell it.
+    """model: checkpoint folder or hub name, of any family (docs/families.md). family: where its config does not tell.
     dtype: of the weights that are computed with. image_tokenizer: the folder of the image tokenizer, if it is not in
     the model's. pad_policy: what a pad does; none = the family's. text_length: tokens in the canvas of one text; none =
     the family's, which may be too long for several rounds. board_size: cells a side. tile: pixels of a cell's side;
@@ -146,11 +146,12 @@ def load(config: Config) -> UnifiedModel:
 
 def task_for(model: UnifiedModel, config: Config) -> FrozenLake:
     """FrozenLake with boards that fill the model's picture, unless `tile` says otherwise."""
-    board = "picture" if model.images is not None else "text"
+    images = model.images
+    board = "text" if images is None else "picture"
     task = FrozenLake(size=config.board_size, pictures=config.pictures, board=board)
     tile = config.tile
-    if tile is None and config.pictures:
-        height, width = (n * model.images.factor for n in model.spec.image_grid)
+    if tile is None and images is not None:
+        height, width = (n * images.factor for n in model.spec.image_grid)
         if height != width or height % task.size:
             raise ValueError(
                 f"board_size is {task.size}, but so many cells do not fill the model's picture of {height} x {width} "

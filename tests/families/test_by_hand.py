@@ -1,7 +1,8 @@
 """Folders in published layout, written by hand with the published numbers: vocabularies, names, tokens, tokenizers.
 
-Everything here is typed from descriptions of the checkpoints, nothing is read from the families' own tables: vocabularies
-have their published size, bodies one narrow layer. Such folders load, and what may be wrong with one is said in words.
+Everything here is typed from descriptions of the checkpoints, nothing is read from the families' own tables:
+vocabularies have their published size, bodies one narrow layer. Such folders load, and what may be wrong with one is
+said in words.
 """
 
 from __future__ import annotations

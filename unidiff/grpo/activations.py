@@ -1,4 +1,4 @@
-"""Gradient checkpointing: memory for time. A layer's activations are dropped and computed again when they are needed."""
+"""Gradient checkpointing: a layer's activations are dropped, and computed again when they are needed."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Training on several processes: which ways work, and weights sharded by FSDP2.
 
-Under FSDP2 the float32 weights, their gradients and the optimizer's state are shared out among the processes; the weights
-that the model computes with are whole on each of them, in the dtype that it was loaded in, and put together again after
-each update. Nothing is exchanged in between: rollouts take as many passes as they need on each process, and gradients
-meet once, in the last backward pass of an update, as without sharding (of DeepSpeed's stages this is the second).
+Under FSDP2 the float32 weights, their gradients and the optimizer's state are shared out among the processes; the
+weights that the model computes with are whole on each of them, in the dtype that it was loaded in, and put together
+again after each update. Nothing is exchanged in between: rollouts take as many passes as they need on each process, and
+gradients meet once, in the last backward pass of an update, as without sharding (of DeepSpeed's stages this is the
+second).
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Shards:
         if self.shell is None:
             return self.model
         with self.apart():
-            weights = accelerator.get_state_dict(self.model)
+            weights: Any = accelerator.get_state_dict(self.model)
         if accelerator.is_main_process:
             dtype = self.model.dtype
             self.shell.load_state_dict({k: w.to(dtype) for k, w in weights.items()}, assign=True)
@@ -116,7 +117,5 @@ class Shards:
 
 def _shell(model: UnifiedModel) -> UnifiedModel:
     """A copy without weights."""
-    empty = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in model.parameters()
-    }
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, {**empty, id(model.images): model.images, id(model.tokenizer): model.tokenizer})

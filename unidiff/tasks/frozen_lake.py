@@ -124,7 +124,9 @@ class FrozenLake:
         board = self._board(split, _generator(_EXAMPLE, split, index))
         distance = int(board.distance(board.start))
         columns = {"board": board, "split": split, "index": index, "distance": distance}
-        prompt = [question(board)] if self.board == "text" else [QUESTION, self.render(board, board.start)]
+        prompt: list[str | Image.Image] = [QUESTION, self.render(board, board.start)]
+        if self.board == "text":
+            prompt = [question(board)]
         return Example(prompt, board, split, index, columns)
 
     def _board(self, split: str, rng: np.random.Generator) -> Board:
