@@ -29,8 +29,8 @@ def check(accelerator: Accelerator) -> None:
     kind = accelerator.distributed_type
     if kind not in _WORKING:
         raise ValueError(
-            f"distributed_type is {kind.value}, which is not supported: its engine steps inside of backward passes, "
-            "but the first ratio of an update is measured between the two. Use FSDP version 2 "
+            f"distributed_type is {kind.value}, which is not supported: processes make different numbers of backward "
+            "passes here, and would wait for one another for ever. Use FSDP version 2 "
             "(recipes/accelerate/8_gpu_fsdp2.yaml), which shards gradients and optimizer as ZeRO-2 does"
         )
     if kind is DistributedType.FSDP and not accelerator.is_fsdp2:
