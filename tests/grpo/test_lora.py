@@ -151,6 +151,16 @@ def test_the_model_without_adapters_is_the_reference(make_trainer, model):
     assert second["kl/text"] > 1e-5
 
 
+def test_adapters_of_the_user_are_part_of_the_reference(make_trainer, adapted):
+    """Without lora_rank, adapters that a model came with are trained, and the reference is the model as it came."""
+    trainer = make_trainer(beta=0.5, policy=copy.deepcopy(adapted))
+    _, experience = trainer.step(0)
+    rows = torch.arange(len(experience.rollouts))
+    with torch.no_grad():
+        expected = trainer._score(adapted, experience, 0, rows)
+    assert torch.equal(trainer._reference_log_probs(experience, 0, rows), expected)
+
+
 def test_the_penalty_is_as_with_a_copy(make_trainer, model, weights, difference, tmp_path):
     """The same run with a reference that is a copy of the model: the same weights."""
     runs = []

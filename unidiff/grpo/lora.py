@@ -62,14 +62,14 @@ def switched_off(model: UnifiedModel) -> Iterator[UnifiedModel]:
             layer.enable_adapters(True)
 
 
-def reference(model: UnifiedModel) -> UnifiedModel:
-    """The model at the start: a frozen copy; with adapters the model itself, to be used inside `as_reference`."""
-    return model if adapters(model) else copy.deepcopy(model).requires_grad_(False)
+def reference(model: UnifiedModel, fresh: bool) -> UnifiedModel:
+    """The model at the start: a frozen copy; with fresh adapters the model itself, which is run in `as_reference`."""
+    return model if fresh else copy.deepcopy(model).requires_grad_(False)
 
 
-def as_reference(model: UnifiedModel) -> contextlib.AbstractContextManager[UnifiedModel]:
-    """The model that `reference` gave, ready to be run."""
-    return switched_off(model) if adapters(model) else contextlib.nullcontext(model)
+def as_reference(reference: UnifiedModel, policy: UnifiedModel) -> contextlib.AbstractContextManager[UnifiedModel]:
+    """Inside, the reference can be run."""
+    return switched_off(policy) if reference is policy else contextlib.nullcontext(reference)
 
 
 def trained(model: UnifiedModel) -> list[nn.Parameter]:
@@ -95,7 +95,8 @@ def merged(model: UnifiedModel) -> Iterator[UnifiedModel]:
             parent, _, attribute = name.rpartition(".")
             owner, base = model.backbone.get_submodule(parent), layer.get_base_layer()
             before.append((owner, attribute, layer, base.weight.data.cpu().clone()))
-            base.weight.data = (base.weight.data + layer.get_delta_weight("default")).to(base.weight.dtype)
+            added = sum(layer.get_delta_weight(active) for active in layer.active_adapters)
+            base.weight.data = (base.weight.data + added).to(base.weight.dtype)
             setattr(owner, attribute, base)
         yield model
     finally:

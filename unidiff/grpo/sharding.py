@@ -103,8 +103,8 @@ class Shards:
         with self.apart():
             weights: Any = accelerator.get_state_dict(self.model)
         if accelerator.is_main_process:
-            dtype = self.model.dtype
-            self.shell.load_state_dict({k: w.to(dtype) for k, w in weights.items()}, assign=True)
+            as_loaded = {name: weight.dtype for name, weight in self.shell.state_dict().items()}
+            self.shell.load_state_dict({k: w.to(as_loaded[k]) for k, w in weights.items()}, assign=True)
         return self.shell
 
     def _parts(self) -> list[Any]:

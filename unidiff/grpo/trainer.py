@@ -91,7 +91,7 @@ class GRPOTrainer:
             lora.add_adapters(self.model, config.lora_rank, config.lora_alpha, config.seed)
         if config.gradient_checkpointing:
             activations.enable(self.model)
-        self.reference = lora.reference(self.model) if config.beta else None
+        self.reference = lora.reference(self.model, fresh=config.lora_rank > 0) if config.beta else None
         self.shards = sharding.Shards(self.model, self.accelerator)
         self.sampler = InterleavedSampler(self.model, config.sampler(), task.region)
         self.optimizer = torch.optim.AdamW(
@@ -419,7 +419,8 @@ class GRPOTrainer:
     def _reference_log_probs(self, experience: Experience, iteration: int, rows: Tensor) -> Tensor | None:
         if self.reference is None:
             return None
-        with self.accelerator.autocast(), lora.as_reference(self.reference) as reference:  # as the prepared policy does
+        as_reference = lora.as_reference(self.reference, self.model)
+        with self.accelerator.autocast(), as_reference as reference:  # in the precision of the prepared policy
             return self._score(reference, experience, iteration, rows)
 
     @torch.no_grad()
