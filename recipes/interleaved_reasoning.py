@@ -132,13 +132,12 @@ def main() -> None:
 def load(config: Config) -> UnifiedModel:
     """The model to begin with. Raises FileNotFoundError or ValueError."""
     given = {"pad_policy": config.pad_policy, "image_tokenizer": config.image_tokenizer}
+    given |= {"text_length": config.text_length}
     options = {name: value for name, value in given.items() if value is not None}
     try:
         model = UnifiedModel.from_pretrained(config.model, config.family, getattr(torch, config.dtype), **options)
     except TypeError as error:
         raise ValueError(f"the family of {config.model} takes no {' or '.join(options)}: {error}") from error
-    if config.text_length is not None:
-        model.spec = dataclasses.replace(model.spec, text_length=config.text_length)
     if config.pictures and model.images is None:
         raise ValueError(f"family {model.spec.family} is one of text alone; set --pictures false")
     return model

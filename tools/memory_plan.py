@@ -41,6 +41,7 @@ class Config:
     rounds: int = 4
 
 
+CHUNK = 1 << 28  # bytes of log-probabilities that `score` keeps at once, of each modality
 BYTES = {"float32": 4, "bfloat16": 2}
 Lines = list[tuple[str, str, float]]  # what, formula, bytes
 
@@ -139,12 +140,10 @@ def work(config: Config, model: Shape) -> Lines:
     else:
         lines = [("activations of the layers", "k · layers · T", layer * layers)]
     text, image = config.text * (config.rounds + 1), config.picture * config.rounds
-    scored = text * (body.vocab_size - model.codebook) + image * model.codebook
+    scored = [(text, body.vocab_size - model.codebook), (image, model.codebook)]
+    logits = sum(min(4 * config.micro_batch_size * count * rows_, CHUNK) for count, rows_ in scored)
     lines += [("attention mask", f"{b} · rows · tokens²", b * rows * tokens**2)]
-    return [
-        *lines,
-        ("log-probabilities of scored tokens", "4 · Σ tokens · their rows", 4 * config.micro_batch_size * scored),
-    ]
+    return [*lines, ("log-probabilities of scored tokens", "4 · tokens · their rows, at most 2^28", logits)]
 
 
 def table(title: str, lines: Lines) -> list[str]:

@@ -125,11 +125,18 @@ def test_texts_and_images_are_encoded(published: Published) -> None:
     row = model.encode(["find a safe way", Image.new("RGB", (size, size), "red")])
     canvas = model.render([row])
     ids, spec = canvas.ids[0].tolist(), model.spec
-    assert ids[0] == spec.bos and ids.count(spec.row_separator) == 4 and ids[-1] == spec.image_end[0]
-    assert model.decode(row)[0] == "find a safe way" and model.decode(row)[1].size == (size, size)
+    assert spec.bos not in ids and ids.count(spec.row_separator) == 4  # no bos in this family's prompts
+    marks = [spec.special[name] for name in ("system_start", "system_end", "user_start")]
+    assert [i for i in ids if i in marks] == marks and ids[-2:] == [
+        spec.special["user_end"],
+        spec.special["answer_start"],
+    ]
+    assert "find a safe way" in model.decode(row)[0] and model.decode(row)[1].size == (size, size)
     text = UnifiedModel.from_pretrained(published("llada"))
     text.to(torch.float32)
-    assert text.images is None and text.decode(text.encode(["go up"])) == ["go up"]
+    said = text.tokenizer.decode(text.render([text.encode(["go up"])]).ids[0])
+    assert text.images is None and said.startswith("<|startoftext|>") and said.count("<|startoftext|>") == 1
+    assert "user" not in text.tokenizer.get_vocab() and "go up <|eot_id|>" in said
     with pytest.raises(ValueError, match="family llada is one of text alone: it takes no images"):
         text.encode([Image.new("RGB", (8, 8))])
 

@@ -30,7 +30,9 @@ class GRPOConfig(SamplerConfig):
     Objective
       loss_type: grpo, bnpo, dapo, dr_grpo, gspo, gmpo. epsilon, epsilon_high (None = epsilon): clip range. delta: dual
       clip, the cap of a loss with negative advantage, in advantages (None = off). beta: weight of the KL to the model
-      at the start (0 = no reference is kept). text_weight, image_weight: λ of the modalities' losses.
+      at the start (0 = no reference is kept). text_weight, image_weight: λ of the modalities' losses. score_guidance:
+      score guided rollouts with the same guidance, a forward pass more for each compared prompt; false = without, so
+      that the policy that is trained is not the one that was sampled.
     Credit
       assignment: joint, normalize_then_sum, factorized, segment. scale_rewards: group, batch, none.
       leave_one_out: a rollout's baseline leaves itself out.
@@ -76,6 +78,7 @@ class GRPOConfig(SamplerConfig):
     beta: float = 0.0
     text_weight: float = 1.0
     image_weight: float = 1.0
+    score_guidance: bool = True
 
     assignment: Literal["joint", "normalize_then_sum", "factorized", "segment"] = "factorized"
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -108,6 +111,8 @@ class GRPOConfig(SamplerConfig):
             raise ValueError(
                 "greedy is true; greedy rollouts of a prompt are all the same, and there is nothing to learn"
             )
+        if not self.text_temperature:
+            raise ValueError("text_temperature is 0; the texts of a prompt's rollouts would all be the same")
         for name in ("num_prompts", "num_iterations", "micro_batch_size", "eval_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -58,7 +58,7 @@ def evaluate(
     for start in range(0, len(indices), batch_size):
         part = examples[start : start + batch_size]
         keys = [noise.key(seed, _EVAL, i, 0) for i in indices[start : start + batch_size]]
-        rollouts += inner.sample([model.encode(e.prompt) for e in part], keys)
+        rollouts += inner.sample([model.encode_prompt(e.prompt, sampler.guides) for e in part], keys)
     rows = segment_views(model, rollouts, examples)
     per_row = task.measure(rows, examples)
     compute = mean_compute(rollouts, accelerator)

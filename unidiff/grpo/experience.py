@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unidiff import noise
 from unidiff.estimators import Draw, Estimator
+from unidiff.guidance import Guidance
 from unidiff.model import UnifiedModel
 from unidiff.rewards.router import Routed
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import RewardTable
 from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sequence import Canvas, Modality
+
+_PROMPT = 1 << 21  # noise stream of the choice of training prompts
+_TRAIN_PROMPTS = 1 << 30
 
 
 @dataclass
@@ -25,7 +30,8 @@ class Experience:
 
     table, routed: rewards and advantages of these rows. canvas: the rows laid out. draws: one for each inner
     iteration; masks are data, drawn once. advantage_BL: the advantage of the segment that a token is in, as its
-    estimator credits it, float32. trained_BL: bool, tokens whose segment has an advantage.
+    estimator credits it, float32. trained_BL: bool, tokens whose segment has an advantage. guidance: what scores are
+    guided with, None = they are not.
     """
 
     rollouts: list[Rollout]
@@ -37,6 +43,10 @@ class Experience:
     draws: list[Draw]
     advantage_BL: Tensor
     trained_BL: Tensor
+    guidance: Guidance | None = None
+
+    def guidance_rows(self, rows: Tensor) -> Guidance | None:
+        return None if self.guidance is None else self.guidance.rows(rows)
 
     def weight_BL(self, iteration: int) -> Tensor:
         """float32 [B, L]: of tokens scored in this iteration whose segment has an advantage; 0 elsewhere."""
@@ -53,6 +63,14 @@ class Experience:
             useful = (self.advantage_BL != 0).any(1)[order]
             order = order[useful] if useful.any() else order[:1]
         return list(order.split(size))
+
+
+def guidance_of(
+    model: UnifiedModel, rollouts: Sequence[Rollout], scales: Mapping[str, tuple[float, float]]
+) -> Guidance | None:
+    """What the rollouts were guided with, to score them by. None without scales."""
+    without = {name: [r.without[name] for r in rollouts] for name in scales}
+    return Guidance.of(without, [r.segments for r in rollouts], scales, model.spec, model.device)
 
 
 def segment_views(
@@ -117,3 +135,8 @@ def credited(
         chosen = own_BS & valid_BS
         credited_BS[chosen] = estimator.credit(advantage_BS[chosen], which_BS[chosen])
     return credited_BS
+
+
+def prompt_index(seed: int, step: int, prompt: int) -> int:
+    """Index in the train split of a step's prompt."""
+    return int(noise.uniform(noise.keys(seed, step, prompt), (_PROMPT,), 1) * _TRAIN_PROMPTS)

@@ -32,10 +32,11 @@ from unidiff.grpo import activations, lora, sharding
 from unidiff.grpo.checkpoint import RunFolder
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, mean_compute, means
-from unidiff.grpo.experience import Experience, credited, segment_views, spread
+from unidiff.grpo.experience import Experience, credited, guidance_of, prompt_index, segment_views, spread
 from unidiff.grpo.losses import LOSSES, Denominators, LossStats, added, modality_loss
 from unidiff.grpo.process import Clock, stop_signals
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
+from unidiff.guidance import Guidance
 from unidiff.model import UnifiedModel
 from unidiff.rewards.reward import Reward, RewardError, as_rewards
 from unidiff.rewards.routed import Routed
@@ -45,9 +46,6 @@ from unidiff.rewards.table import evaluate as score_rewards
 from unidiff.sampling.rollout import InterleavedSampler, Rollout, Stop
 from unidiff.sequence import Canvas, Modality
 from unidiff.tasks import Task
-
-_PROMPT = 1 << 21  # noise stream of the choice of training prompts
-_TRAIN_PROMPTS = 1 << 30
 
 
 class GRPOTrainer:
@@ -250,7 +248,7 @@ class GRPOTrainer:
         indices = [prompt_index(config.seed, step, p) for p in mine]
         prompts = [self.task.example("train", i) for i in indices]
         keys = [noise.key(config.seed, step, p, g) for p in mine for g in range(config.num_generations)]
-        rollouts = self.sampler.sample([self.model.encode(e.prompt) for e in prompts], keys)
+        rollouts = self.sampler.sample([self.model.encode_prompt(e.prompt, config.guides) for e in prompts], keys)
         clock.lap("rollout")
         examples = [e for e in prompts for _ in range(config.num_generations)]
         rows = segment_views(self.model, rollouts, examples)
@@ -292,7 +290,8 @@ class GRPOTrainer:
         )
         advantage = spread(advantage_BS, canvas, rollouts)
         trained = spread(routed.valid_BS.float(), canvas, rollouts) > 0
-        return Experience(rollouts, rows, examples, table, routed, canvas, draws, advantage, trained)
+        guidance = guidance_of(self.model, rollouts, self.config.scales if self.config.score_guidance else {})
+        return Experience(rollouts, rows, examples, table, routed, canvas, draws, advantage, trained, guidance)
 
     # ---------------------------------------------------------------- the update
 
@@ -382,20 +381,21 @@ class GRPOTrainer:
         these by the weights, in a forward and backward pass of each view.
         """
         canvas, draw = experience.canvas.rows(rows), experience.draws[iteration].rows(rows)
+        guidance = experience.guidance_rows(rows)
         if len(draw.views) == 1:
             with self._gradients(last):
                 loss, stats = loss_of(self._score(self.policy, experience, iteration, rows))
                 self.accelerator.backward(loss)
             return stats
         with torch.no_grad():
-            logp_KBL = torch.stack([self._run(self.policy, canvas, view) for view in draw.views])
+            logp_KBL = torch.stack([self._run(self.policy, canvas, view, guidance) for view in draw.views])
         logp_KBL.requires_grad_()
         advantage = experience.advantage_BL[rows]
         loss, stats = loss_of(estimators.combine(canvas, draw, logp_KBL, *self.estimators, advantage))
         (gradient_KBL,) = torch.autograd.grad(loss, logp_KBL)
         for k, view in enumerate(draw.views):
             with self._gradients(last and k + 1 == len(draw.views)):
-                self.accelerator.backward((self._run(self.policy, canvas, view) * gradient_KBL[k]).sum())
+                self.accelerator.backward((self._run(self.policy, canvas, view, guidance) * gradient_KBL[k]).sum())
         return stats
 
     @contextlib.contextmanager
@@ -408,12 +408,13 @@ class GRPOTrainer:
     def _score(self, model: Any, experience: Experience, iteration: int, rows: Tensor) -> Tensor:
         """Values [B, L] of a policy, as the estimators define them."""
         canvas, draw = experience.canvas.rows(rows), experience.draws[iteration].rows(rows)
-        logp_KBL = torch.stack([self._run(model, canvas, view) for view in draw.views])
+        guidance = experience.guidance_rows(rows)
+        logp_KBL = torch.stack([self._run(model, canvas, view, guidance) for view in draw.views])
         return estimators.combine(canvas, draw, logp_KBL, *self.estimators, experience.advantage_BL[rows])
 
-    def _run(self, model: Any, canvas: Canvas, view: estimators.View) -> Tensor:
+    def _run(self, model: Any, canvas: Canvas, view: estimators.View, guidance: Guidance | None) -> Tensor:
         temperature = (self.config.text_temperature, self.config.image_temperature)
-        return estimators.run_view(model, canvas, view, temperature)
+        return estimators.run_view(model, canvas, view, temperature, guidance)
 
     @torch.no_grad()
     def _reference_log_probs(self, experience: Experience, iteration: int, rows: Tensor) -> Tensor | None:
@@ -487,11 +488,6 @@ class GRPOTrainer:
     def _largest(self, value: float) -> float:
         """Of a number that every process has."""
         return max(everybody(value, self.accelerator))
-
-
-def prompt_index(seed: int, step: int, prompt: int) -> int:
-    """Index in the train split of a step's prompt."""
-    return int(noise.uniform(noise.keys(seed, step, prompt), (_PROMPT,), 1) * _TRAIN_PROMPTS)
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
