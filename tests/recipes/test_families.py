@@ -144,6 +144,19 @@ def test_a_run(family: str, way: str, run: Callable[..., Path], start: Callable[
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_config_runs(family: str, run: Callable[..., Path], tmp_path: Path) -> None:
+    """recipes/configs, with sizes that suit the tiny model."""
+    path = RECIPE.parent / "configs" / f"{family.removesuffix('_a')}.yaml"
+    small = ["--lora_rank", "4", "--tile", "8", "--text_length", "16", "--max_steps", "1"]
+    folder = run(family, tmp_path / "run", "--config", str(path), *small)
+    settings = json.loads((folder / "summary.json").read_text())["config"]
+    assert settings["dtype"] == "bfloat16" and settings["beta"] == 0.01 and settings["gradient_checkpointing"]
+    (metrics,) = read_metrics(folder / "metrics.jsonl")
+    assert metrics["ratio_first_iteration_max_dev"] < 1e-4 and metrics["grad_norm"] > 0
+
+
+@pytest.mark.slow
 def test_a_trained_model_goes_on(run: Callable[..., Path], tmp_path: Path) -> None:
     """What a run leaves is what the next begins with: held-out figures of both agree."""
     first = run("mmada", tmp_path / "first")
