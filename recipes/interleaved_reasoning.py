@@ -25,7 +25,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -131,7 +131,7 @@ def main() -> None:
 
 def load(config: Config) -> UnifiedModel:
     """The model to begin with. Raises FileNotFoundError or ValueError."""
-    given = {"pad_policy": config.pad_policy, "image_tokenizer": config.image_tokenizer}
+    given: dict[str, Any] = {"pad_policy": config.pad_policy, "image_tokenizer": config.image_tokenizer}
     given |= {"text_length": config.text_length}
     options = {name: value for name, value in given.items() if value is not None}
     try:
