@@ -376,6 +376,7 @@ class Llada:
         the checkpoint's. fields: of `ModelSpec`, to be had otherwise: text_length, image_grid, …. Raises
         FileNotFoundError or ValueError."""
         rows = read_architecture(config).vocab_size
+        check_weights(folder, read_architecture(config))  # first: what the tokenizer lacks may be another's vocabulary
         tokenizer = self._tokenizer(folder)
         changes = {k: v for k, v in {**fields, "pad_policy": pad_policy}.items() if v is not None}
         spec = ModelSpec.from_dict({**self.build_spec(config, tokenizer, rows).to_dict(), **changes})
