@@ -32,7 +32,7 @@ class GRPOConfig(SamplerConfig):
       clip, the cap of a loss with negative advantage, in advantages (None = off). beta: weight of the KL to the model
       at the start (0 = no reference is kept). text_weight, image_weight: λ of the modalities' losses. score_guidance:
       score guided rollouts with the same guidance, a forward pass more for each compared prompt; false = without, so
-      that the policy that is trained is not the one that was sampled.
+      that the policy that is trained is not the one that was sampled (metric guidance_ratio_max_dev).
     Credit
       assignment: joint, normalize_then_sum, factorized, segment. scale_rewards: group, batch, none.
       leave_one_out: a rollout's baseline leaves itself out.
@@ -172,6 +172,10 @@ class GRPOConfig(SamplerConfig):
         """The settings of the rollouts alone."""
         own = {f.name: getattr(self, f.name) for f in fields(SamplerConfig)}
         return SamplerConfig(**{**own, **changes})
+
+    def saves_rollouts(self, step: int) -> bool:
+        """Whether the rollouts of a step (from 0) are written: of the first, and of every log_rollouts_every-th."""
+        return bool(self.log_rollouts_every) and (step == 0 or (step + 1) % self.log_rollouts_every == 0)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

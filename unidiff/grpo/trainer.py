@@ -15,6 +15,7 @@ Deviations from the papers, and simplifications:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, mean_compute, means
 from unidiff.grpo.experience import Experience, credited, guidance_of, prompt_index, segment_views, spread
 from unidiff.grpo.losses import LOSSES, Denominators, LossStats, added, modality_loss
-from unidiff.grpo.process import Clock, stop_signals
+from unidiff.grpo.process import Clock, flat, stop_signals
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
 from unidiff.guidance import Guidance
 from unidiff.model import UnifiedModel
@@ -142,7 +143,7 @@ class GRPOTrainer:
         self.claim()
         history = self.folder.rewind(self.start) if self.accelerator.is_main_process else []
         if config.tracker:
-            self.accelerator.init_trackers("unidiff", config=_flat(config.to_dict()))
+            self.accelerator.init_trackers("unidiff", config=flat(config.to_dict()))
         with stop_signals() as asked:
             for step in range(self.start, config.max_steps):
                 try:
@@ -156,7 +157,7 @@ class GRPOTrainer:
                 if self.accelerator.is_main_process:
                     history.append(metrics)
                     self.folder.append(metrics)
-                    if self._saves_rollouts(step):
+                    if self.config.saves_rollouts(step):
                         save_rollouts(self.folder.rollouts(done), self.batch(step, experience))
                     if self.on_step is not None:
                         self.on_step(step, metrics, experience)
@@ -187,10 +188,6 @@ class GRPOTrainer:
         metrics["seconds"] = sum(clock.seconds.values())
         metrics |= {k if k not in metrics else f"log/{k}": v for k, v in everything.metrics.items()}
         return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}, experience
-
-    def _saves_rollouts(self, step: int) -> bool:
-        every = self.config.log_rollouts_every
-        return bool(every) and (step == 0 or (step + 1) % every == 0)
 
     def _checkpoint(self, step: int) -> None:
         with self.shards.apart():
@@ -253,7 +250,7 @@ class GRPOTrainer:
         indices = [prompt_index(config.seed, step, p) for p in mine]
         prompts = [self.task.example("train", i) for i in indices]
         keys = [noise.key(config.seed, step, p, g) for p in mine for g in range(config.num_generations)]
-        self.sampler.trace = self._saves_rollouts(step)  # these are looked at; tokens do not depend on it
+        self.sampler.trace = self.config.saves_rollouts(step)  # these are looked at; tokens do not depend on it
         rollouts = self.sampler.sample([self.model.encode_prompt(e.prompt, config.guides) for e in prompts], keys)
         clock.lap("rollout")
         examples = [e for e in prompts for _ in range(config.num_generations)]
@@ -457,7 +454,16 @@ class GRPOTrainer:
             peak = float((alone - among).exp().sub(1).abs().max())
         else:
             return {}
-        return {"ratio_first_iteration_max_dev": self._largest(peak)}
+        return {"ratio_first_iteration_max_dev": self._largest(peak)} | self._guidance_ratio(experience, batches[0][:4])
+
+    def _guidance_ratio(self, experience: Experience, rows: Tensor) -> dict[str, float]:
+        """Largest |ρ − 1| between the guided policy that was sampled and the trained one, where these differ."""
+        if self.config.score_guidance or not self.config.scales:
+            return {}
+        guidance = guidance_of(self.model, experience.rollouts, self.config.scales)
+        sampled = self._score(self.model, dataclasses.replace(experience, guidance=guidance), 0, rows)
+        trained = self._score(self.model, experience, 0, rows)
+        return {"guidance_ratio_max_dev": self._largest(float((trained - sampled).exp().sub(1).abs().max()))}
 
     def _denominators(self, weight: Tensor, experience: Experience) -> dict[Modality, Denominators]:
         """Of the whole step, over all processes."""
@@ -494,8 +500,3 @@ class GRPOTrainer:
     def _largest(self, value: float) -> float:
         """Of a number that every process has."""
         return max(everybody(value, self.accelerator))
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """What trackers accept as hyper-parameters."""
-    return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}
