@@ -267,7 +267,7 @@ def sample(
     """`each` rollouts of every prompt, with a trace; judged and routed where the prompts are the task's."""
     keys = [noise.key(config.seed, p, g) for p in range(len(prompts)) for g in range(each)]
     sampler = InterleavedSampler(model, settings, locate, trace=True)
-    rollouts = sampler.sample([model.encode(p.prompt) for p in prompts], keys)
+    rollouts = sampler.sample([model.encode_prompt(p.prompt, sampler.config.guides) for p in prompts], keys)
     repeated = [p for p in prompts for _ in range(each)]
     views = segment_views(model, rollouts, repeated)
     groups = torch.arange(len(rollouts)) // each

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from unidiff.attention import Context, additive, cut_after_segments, pad_bias, seen_clean_and_noisy
 from unidiff.guidance import Guidance, Prompt
 from unidiff.images import to_pil, to_pixels
+from unidiff.images.preprocess import Preprocess
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, hidden, render
 from unidiff.spec import ModelSpec
 from unidiff.templates import Picture
@@ -75,6 +76,7 @@ class UnifiedModel(nn.Module):
         self.spec = spec
         self.tokenizer = tokenizer
         self.template = template
+        self.preprocess: Mapping[str, Preprocess] = {}  # how the family prepares pictures, by task; set when it loads
         self._images = [images]  # in a list: the VQ tokenizer is frozen, and no part of the policy's parameters
 
     @property
@@ -190,6 +192,13 @@ class UnifiedModel(nn.Module):
         image_next = following is not None and following.modality is Modality.IMAGE
         end = self.spec.image_next if image_next else next(e for e in self.spec.text_end if e != self.spec.image_next)
         return Segment(Modality.TEXT, torch.cat([segment.tokens, torch.tensor([end])]))  # type: ignore[arg-type]
+
+    def prepare(self, image: Image, task: str = "default") -> Image:
+        """A picture of any size, as the family prepares it for a task ("default", "understand", "document"). Raises
+        ValueError if the family has no rule, or its rule does not take the picture."""
+        if not self.preprocess:
+            raise ValueError(f"family {self.spec.family} has no rule to prepare pictures by; resize them to its grid")
+        return self.preprocess.get(task, self.preprocess["default"]).image(image)
 
     def decode_text(self, tokens: Tensor) -> str:
         """Text of ids [n], without its end token."""

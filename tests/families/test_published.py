@@ -336,3 +336,18 @@ def test_an_image_tokenizer_elsewhere(folder: Path) -> None:
     (folder / "magvitv2").rename(folder.parent / "elsewhere")
     model = UnifiedModel.from_pretrained(folder, image_tokenizer=folder.parent / "elsewhere")
     assert model.images.codebook_size == 64
+
+
+def test_pictures_are_prepared_by_the_family_s_rule(published: Published) -> None:
+    from PIL import Image
+
+    photo = Image.new("RGB", (700, 300), "red")
+    sizes = {name: UnifiedModel.from_pretrained(published(name)).prepare(photo).size for name in ("mmada", "dimoo")}
+    assert sizes["mmada"] == (512, 512) and sizes["dimoo"] == (736, 320)
+    understand = UnifiedModel.from_pretrained(published("dimoo")).prepare(photo, "understand").size
+    assert understand[0] * understand[1] > 900_000 and understand[0] % 32 == understand[1] % 32 == 0
+    with pytest.raises(ValueError, match="family llada has no rule to prepare pictures by"):
+        UnifiedModel.from_pretrained(published("llada")).prepare(photo)
+    model = UnifiedModel.from_pretrained(published("mmada"))
+    with pytest.raises(ValueError, match="sides must be multiples of"):
+        model.encode(["what is it ?", photo.crop((0, 0, 33, 32))])

@@ -41,6 +41,7 @@ SETTINGS = [
     {"scale_rewards": "batch", "assignment": "segment", "num_iterations": 2, "loss_type": "dapo"},
     {"beta": 0.1, "assignment": "normalize_then_sum", "loss_type": "dr_grpo", "micro_batch_size": 1},
     {"loss_type": "gspo", "assignment": "joint", "num_iterations": 2},
+    {"lora_rank": 4, "beta": 0.1, "num_iterations": 2, "gradient_checkpointing": True},
 ]
 # Every estimator for text and for images, with every loss.
 LOSS_OF = dict(zip(ESTIMATORS, cycle(LOSSES)))
@@ -49,10 +50,16 @@ SETTINGS += [
     for text, image in zip(ESTIMATORS, [*list(ESTIMATORS)[3:], *list(ESTIMATORS)[:3]])
 ]
 # A bidirectional model, guided in sampling and scoring.
-GUIDED = {"text_guidance": 0.5, "image_guidance": 1.0, "max_rounds": 1, "num_iterations": 2, "max_steps": 1}
+GUIDED = {
+    "start": "dimoo",
+    "text_guidance": 0.5,
+    "image_guidance": 1.0,
+    "max_rounds": 1,
+    "num_iterations": 2,
+    "max_steps": 1,
+}
 SETTINGS += [{"text_estimator": "trace", "image_estimator": "coupled", **GUIDED}, {"beta": 0.1, **GUIDED}]
 SETTINGS = [{**COMMON, **own} for own in SETTINGS]
-RUNS = [("dimoo" if "text_guidance" in own else "native", own) for own in SETTINGS]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +73,7 @@ def two(model, published, tmp_path_factory):
     other.save_pretrained(folder / "dimoo")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    words = [str(SCRIPT), str(folder), json.dumps(RUNS)]
+    words = [str(SCRIPT), str(folder / "native"), str(folder), json.dumps(SETTINGS)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -81,12 +88,11 @@ def script():
     return module
 
 
-@pytest.mark.parametrize("case", range(len(RUNS)))
+@pytest.mark.parametrize("case", range(len(SETTINGS)))
 def test_one_process_and_two(two, script, tmp_path, difference, timeless, case):
-    start, settings = RUNS[case]
-    script.train(str(two / start), tmp_path, settings)
+    script.train(str(two / "native"), tmp_path, SETTINGS[case])
     one, both = (read_metrics(f / "metrics.jsonl") for f in (tmp_path, two / str(case)))
-    assert len(one) == len(both) == settings["max_steps"]
+    assert len(one) == len(both) == SETTINGS[case]["max_steps"]
     for first, second in zip(one, both):
         assert timeless(second) == pytest.approx(timeless(first), abs=1e-4, rel=1e-3)
         assert first["grad_norm"] > 1e-4  # there was something to compare

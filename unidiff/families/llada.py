@@ -18,7 +18,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from unidiff import images
 from unidiff.families import FAMILIES, checkpoint, register
 from unidiff.families.backbone import Backbone
-from unidiff.families.templates import TEMPLATED, templates
+from unidiff.families.templates import PREPROCESSING, TEMPLATED, templates, variant
 from unidiff.images import ImageTokenizer
 from unidiff.model import UnifiedModel
 from unidiff.spec import PAD_POLICIES, ModelSpec
@@ -376,12 +376,16 @@ class Llada:
         the checkpoint's. fields: of `ModelSpec`, to be had otherwise: text_length, image_grid, …. Raises
         FileNotFoundError or ValueError."""
         rows = read_architecture(config).vocab_size
+        check_weights(folder, read_architecture(config))  # first: what the tokenizer lacks may be another's vocabulary
         tokenizer = self._tokenizer(folder)
         changes = {k: v for k, v in {**fields, "pad_policy": pad_policy}.items() if v is not None}
         spec = ModelSpec.from_dict({**self.build_spec(config, tokenizer, rows).to_dict(), **changes})
         pictures = self._images(folder, config, spec, image_tokenizer)
         body = self.load_backbone(folder, config, dtype, spec.pad_policy, device_map)
-        return UnifiedModel(body, spec, tokenizer, pictures, template=self.templates(spec, tokenizer))
+        model = UnifiedModel(body, spec, tokenizer, pictures, template=self.templates(spec, tokenizer))
+        if spec.family in TEMPLATED:
+            model.preprocess = PREPROCESSING.get(variant(spec, spec.special), {})
+        return model
 
     def templates(self, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Any:
         """The family's templates; None for one that has none of its own (texts and pictures stand as they are)."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unidiff import noise
 from unidiff.estimators import Draw, Estimator
 from unidiff.guidance import Guidance
 from unidiff.model import UnifiedModel
@@ -18,6 +19,9 @@ from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import RewardTable
 from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sequence import Canvas, Modality
+
+_PROMPT = 1 << 21  # noise stream of the choice of training prompts
+_TRAIN_PROMPTS = 1 << 30
 
 
 @dataclass
@@ -131,3 +135,8 @@ def credited(
         chosen = own_BS & valid_BS
         credited_BS[chosen] = estimator.credit(advantage_BS[chosen], which_BS[chosen])
     return credited_BS
+
+
+def prompt_index(seed: int, step: int, prompt: int) -> int:
+    """Index in the train split of a step's prompt."""
+    return int(noise.uniform(noise.keys(seed, step, prompt), (_PROMPT,), 1) * _TRAIN_PROMPTS)

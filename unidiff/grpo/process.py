@@ -42,3 +42,8 @@ class Clock:
         """Ends a phase, which began where the one before it ended."""
         now = time.perf_counter()
         self.seconds[phase], self._last = now - self._last, now
+
+
+def flat(values: dict[str, Any]) -> dict[str, Any]:
+    """What trackers accept as hyper-parameters."""
+    return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}
