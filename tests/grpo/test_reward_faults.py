@@ -105,7 +105,7 @@ def test_a_required_reward_leaves_a_checkpoint(make_trainer, weights, difference
 
     settings = {"max_steps": 3, "save_steps": 0}
     trainer = make_trainer([*rewards, vital], **settings)
-    with pytest.raises(RewardError, match=r"'vital' is required and has no value for sample \d, segment \d: none: it"):
+    with pytest.raises(RewardError, match=r"'vital' is required and has no value for sample \d, segment \d: none: returned None"):
         trainer.train()
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
     mended = True

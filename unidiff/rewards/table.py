@@ -320,7 +320,7 @@ def _places(reward: Reward, rows: Sequence[tuple[SegmentView, ...]]) -> list[tup
 
 def _fatal(reward: Reward, row: int, segment: int, loss: Loss) -> str:
     place = f"sample {row}" if segment == WHOLE else f"sample {row}, segment {segment}"
-    return f"reward {reward.name!r} is required and has no value for {place}: {loss.cause}: it {loss.message}"
+    return f"reward {reward.name!r} is required and has no value for {place}: {loss.cause}: {loss.message}"
 
 
 def _empty_table(rewards: Sequence[Reward], rows: Sequence[tuple[SegmentView, ...]]) -> RewardTable:
