@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 
 import unidiff.grpo.trainer as trainer_module
 from unidiff.rewards import runner
-from unidiff.rewards.reward import Cause, RewardError, reward
+from unidiff.rewards.reward import Cause, Loss, RewardError, reward
+from unidiff.rewards.table import RewardTable
 from unidiff.sequence import Modality
 
 
@@ -105,7 +107,9 @@ def test_a_required_reward_leaves_a_checkpoint(make_trainer, weights, difference
 
     settings = {"max_steps": 3, "save_steps": 0}
     trainer = make_trainer([*rewards, vital], **settings)
-    with pytest.raises(RewardError, match=r"'vital' is required and has no value for sample \d, segment \d: none: returned None"):
+    with pytest.raises(
+        RewardError, match=r"'vital' is required and has no value for sample \d, segment \d: none: returned None"
+    ):
         trainer.train()
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
     mended = True
@@ -117,11 +121,19 @@ def test_a_required_reward_leaves_a_checkpoint(make_trainer, weights, difference
     assert difference(weights(resumed), weights(unbroken)) == 0
 
 
-def test_a_required_reward_that_fails_elsewhere_ends_every_process(make_trainer, monkeypatch, tmp_path):
+def test_a_required_reward_that_fails_elsewhere_ends_every_process(make_trainer, rewards, monkeypatch, tmp_path):
     """No process may wait for one that has ended."""
-    monkeypatch.setattr(trainer_module, "everybody", lambda own, _: [own, RewardError("reward 'vital' of another")])
-    with pytest.raises(RewardError, match="of another"):
-        make_trainer().train()
+
+    def with_another(own, _):
+        if not isinstance(own, RewardTable):
+            return [own]
+        another = replace(own, losses={(1, 2, 3): Loss(Cause.TIMEOUT, "took longer than 5 s")})
+        return [own, another]
+
+    monkeypatch.setattr(trainer_module, "everybody", with_another)
+    vital = [rewards[0], reward(rewards[1].function, on="image", name="vital", required=True)]
+    with pytest.raises(RewardError, match=r"'vital' .* no value for sample 8, segment 3: timeout: took longer"):
+        make_trainer(vital).train()
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000"]
 
 

@@ -124,7 +124,9 @@ def test_a_required_server_that_dies_ends_the_run_and_a_resumed_one_is_the_same(
             server.doom()
 
     needed = [*rewards, brightness(server, required=True)]
-    with pytest.raises(RewardError, match=r"'brightness' is required and has no value for sample \d, segment \d: raised"):
+    with pytest.raises(
+        RewardError, match=r"'brightness' is required and has no value for sample \d, segment \d: raised"
+    ):
         make_trainer(needed, max_steps=3, options={"on_step": dooms}).train()
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from unidiff.estimators import Draw, Estimator
+from unidiff.grpo.process import Clock
 from unidiff.model import UnifiedModel
+from unidiff.rewards.reward import Reward
 from unidiff.rewards.router import Routed
 from unidiff.rewards.segment_view import SegmentView, link_row
-from unidiff.rewards.table import RewardTable
-from unidiff.sampling.rollout import Rollout, Stop
+from unidiff.rewards.table import Pending, RewardTable
+from unidiff.sampling.rollout import InterleavedSampler, Rollout, Stop
 from unidiff.sequence import Canvas, Modality
 
 
@@ -53,6 +55,45 @@ class Experience:
             useful = (self.advantage_BL != 0).any(1)[order]
             order = order[useful] if useful.any() else order[:1]
         return list(order.split(size))
+
+
+def sample_and_judge(
+    sampler: InterleavedSampler,
+    prompts: Sequence[Any],
+    keys: Sequence[int],
+    rewards: Iterable[Reward],
+    parts: int,
+    clock: Clock,
+    trainer_state: Any = None,
+) -> tuple[list[Rollout], list[tuple[SegmentView, ...]], RewardTable]:
+    """Rollouts of prompts (the task's examples), what rewards see of them, and what they earned.
+
+    keys: those of the G rollouts of the first prompt, of the second, …. parts: the prompts are sampled in so many
+    parts, and the rewards of one are worked out while the next is sampled. A reward never works at two parts at a time.
+    Neither rollouts nor rewards depend on it, unless a reward's value depends on what it is given along with it.
+    """
+    each = len(keys) // len(prompts)
+    rollouts: list[Rollout] = []
+    rows: list[tuple[SegmentView, ...]] = []
+    tables: list[RewardTable] = []
+    pending: Pending | None = None
+    for part in np.array_split(np.arange(len(prompts)), parts):
+        examples = [prompts[i] for i in part]
+        encoded = [sampler.model.encode(example.prompt) for example in examples]
+        sampled = sampler.sample(encoded, keys[part[0] * each : (part[-1] + 1) * each])
+        clock.lap("rollout")
+        views = segment_views(sampler.model, sampled, [example for example in examples for _ in range(each)])
+        clock.lap("decode")
+        if pending is not None:
+            tables.append(pending.table())
+            clock.lap("reward")
+        pending = Pending(rewards, views, trainer_state)
+        rollouts += sampled
+        rows += views
+    assert pending is not None
+    tables.append(pending.table())
+    clock.lap("reward")
+    return rollouts, rows, RewardTable.concatenate(tables)
 
 
 def segment_views(
