@@ -3,14 +3,16 @@
     python tools/bench_rewards.py server     # items a second with 1, 8 and 64 items in a request
     python tools/bench_rewards.py math       # 512 answers
     python tools/bench_rewards.py code       # programs and tests in the sandbox
+    python tools/bench_rewards.py overlap    # a step with a slow scorer, its rollouts in one or in several parts
 
---items, --workers, --repeats. The fastest repeat counts.
+--items, --workers, --repeats, --generations, --seconds. The fastest repeat counts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import socket
 import subprocess
 import sys
@@ -18,20 +20,23 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, reward
 from unidiff.config import parse
 from unidiff.rewards.code_tests import code_tests
 from unidiff.rewards.math_answers import MathVerifier
 from unidiff.rewards.remote import remote
-from unidiff.rewards.segment_view import SegmentView, link_row
+from unidiff.rewards.segment_view import SegmentView, SequenceView, link_row
 from unidiff.sequence import Modality
+from unidiff.tasks import FrozenLake
 
 SERVER = Path(__file__).with_name("reward_server.py")
+BASE = Path(__file__).resolve().parent.parent / "recipes" / "base"
 SCORER = "def mean(segments):\n    return [float(s.image.resize((1, 1)).getpixel((0, 0))[0]) for s in segments]\n"
 ANSWERS = (  # right answer, text
     (r"\frac{3}{4}", r"Half of it and a quarter, so \boxed{0.75}."),
@@ -47,11 +52,15 @@ ANSWERS = (  # right answer, text
 
 @dataclass
 class Config:
-    """items: scored in each measurement. workers: processes of math, threads of code. repeats: of each measurement."""
+    """items: scored in each measurement. workers: processes of math, threads of code. repeats: of each measurement.
+    generations: rollouts of each of the 8 prompts of a step. seconds: that the slow scorer takes for a step; 0 = as
+    long as the step's rollouts are sampled."""
 
     items: int = 512
     workers: int = 2
     repeats: int = 3
+    generations: int = 8
+    seconds: float = 0.0
 
 
 def fastest(run: Callable[[], object], repeats: int) -> float:
@@ -99,9 +108,9 @@ def server(config: Config) -> None:
     print("| items in a request | items a second | ms a request |\n|---|---|---|")
     with serving() as url, asyncio.Runner() as runner:
         for batch in (1, 8, 64):
-            reward = remote(url, "mean", batch=batch, parallel=4)
+            scorer = remote(url, "mean", batch=batch, parallel=4)
             part = views[: max(config.items // 8, 64)] if batch == 1 else views
-            seconds = fastest(lambda reward=reward, part=part: runner.run(reward(part)), config.repeats)
+            seconds = fastest(lambda scorer=scorer, part=part: runner.run(scorer(part)), config.repeats)
             print(f"| {batch} | {len(part) / seconds:.0f} | {4 * seconds / (len(part) / batch) * 1000:.1f} |")
 
 
@@ -123,13 +132,48 @@ def code(config: Config) -> None:
     for _ in range(config.items // 8):
         one = SegmentView(modality=Modality.TEXT, tokens=torch.zeros(8, dtype=torch.int64), text=text)
         views += link_row([one], columns=columns)
-    reward = code_tests(workers=config.workers)
-    seconds = fastest(lambda: asyncio.run(reward(views)), config.repeats)
-    right = sum(value == 1.0 for value in asyncio.run(reward(views)))
+    tested = code_tests(workers=config.workers)
+    seconds = fastest(lambda: asyncio.run(tested(views)), config.repeats)
+    right = sum(value == 1.0 for value in asyncio.run(tested(views)))
     print(f"{len(views)} functions ({right} right) in {seconds:.2f} s: {len(views) / seconds:.0f} a second")
 
 
-COMMANDS = {"server": server, "math": math, "code": code}
+def overlap(config: Config) -> None:
+    """Seconds of a default step with a scorer elsewhere that takes a time for each response, as `rollout_parts` grow.
+    Settings take turns."""
+    model, task = UnifiedModel.from_pretrained(BASE), FrozenLake()
+    pause = 0.0
+
+    async def slow(segments: list[SequenceView]) -> list[float]:
+        await asyncio.sleep(pause * len(segments))
+        return [1.0] * len(segments)
+
+    rewards = [*task.rewards(), reward(slow, on="sequence", weight=0.0)]
+    found: dict[int, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = GRPOConfig(
+            num_generations=config.generations, output_dir=folder, save_steps=0, quiet=True, check_ratio_every=0
+        )
+        trainers = {
+            n: GRPOTrainer(copy.deepcopy(model), task, replace(settings, rollout_parts=n), rewards)
+            for n in (1, 2, 4, 8)
+        }
+        first, _ = trainers[1].step(0)
+        rows = settings.num_prompts * settings.num_generations
+        pause = (config.seconds or first["seconds/rollout"]) / rows
+        for step in range(config.repeats):
+            for n, trainer in trainers.items():
+                metrics, _ = trainer.step(0)  # the same step again: the same prompts and noise
+                if step == 0 or metrics["seconds"] < found[n]["seconds"]:
+                    found[n] = metrics
+    print(f"{rows} rollouts, a scorer of {pause * rows:.2f} s, {torch.get_num_threads()} threads")
+    print("| rollout_parts | step, s | sampling, s | waiting for rewards, s |\n|---|---|---|---|")
+    for n, metrics in found.items():
+        step, sampling, waiting = (metrics[name] for name in ("seconds", "seconds/rollout", "seconds/reward"))
+        print(f"| {n} | {step:.2f} | {sampling:.2f} | {waiting:.2f} |")
+
+
+COMMANDS = {"server": server, "math": math, "code": code, "overlap": overlap}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
