@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -136,3 +138,71 @@ def test_a_required_server_that_dies_ends_the_run_and_a_resumed_one_is_the_same(
     unbroken = make_trainer(needed, max_steps=3, output_dir=str(tmp_path / "unbroken"))
     assert [timeless(m) for m in history] == [timeless(m) for m in unbroken.train()]
     assert difference(weights(resumed), weights(unbroken)) == 0
+
+
+# --- servers that answer, but badly -----------------------------------------------------------------------------------
+
+
+class Bad(http.server.BaseHTTPRequestHandler):
+    """Answers in the way that the first part of the path names."""
+
+    def do_POST(self) -> None:
+        count = len(json.loads(self.rfile.read(int(self.headers["content-length"])))["requests"])
+        way = self.path.split("/")[1]
+        if way == "slow":
+            time.sleep(2.0)
+        body = json.dumps({"results": [{way: 0.5}] * (count + (way == "longer"))}).encode()
+        status, body = {"error": (500, b"out of memory"), "page": (200, b"<html>Sign in</html>")}.get(way, (200, body))
+        self.send_response(status)
+        self.send_header("content-length", str(len(body) + 9 * (way == "half")))
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the client no longer waits
+            self.wfile.write(body)
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+BAD = {"down": "raised", "error": "raised", "page": "wrong_type", "half": "raised", "longer": "wrong_length"}
+BAD |= {"slow": "timeout"}
+
+
+@pytest.fixture
+def bad(monkeypatch):
+    """bad(way, **options) -> a reward of a server that answers in that way."""
+    monkeypatch.setattr(endpoint, "PAUSE_SECONDS", 0.01)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bad)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def make(way, **options):
+        port = 1 if way == "down" else server.server_address[1]
+        seconds = 0.2 if way == "slow" else 20
+        return remote(f"http://127.0.0.1:{port}/{way}", way, on="image", seconds=seconds, retries=1, **options)
+
+    yield make
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_run_goes_on_with_servers_that_answer_badly(make_trainer, rewards, bad, weights, difference, tmp_path):
+    tables = []
+    remotes = [bad(way) for way in ("fine", *BAD)]
+    trainer = make_trainer([*rewards, *remotes], options={"on_step": lambda s, m, e: tables.append(e.table)})
+    fine = make_trainer([*rewards, remotes[0]], output_dir=str(tmp_path / "fine"))
+    assert [m["grad_norm"] for m in trainer.train()] == [m["grad_norm"] for m in fine.train()]
+    assert difference(weights(trainer), weights(fine)) == 0
+    written = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    for metrics, table in zip(map(json.loads, written), tables, strict=True):
+        assert metrics["reward/fine"] == 0.5 and metrics["lost/fine"] == 0
+        for way, cause in BAD.items():
+            assert metrics[f"lost/{way}/{cause}"] == metrics[f"lost/{way}"] == 1 and f"reward/{way}" not in metrics
+            assert {c for name, c in table.lost if name == way} == {cause}
+            place = next((row, segment) for f, row, segment in table.losses if table.names[f] == way)
+            assert f"{way} has no value ({cause}: " in table.explain(*place)
+
+
+@pytest.mark.parametrize("way", BAD)
+def test_a_required_server_that_answers_badly_ends_the_run(make_trainer, rewards, bad, tmp_path, way):
+    with pytest.raises(RewardError, match=rf"'{way}' is required .* for sample \d, segment \d: {BAD[way]}: "):
+        make_trainer([*rewards, bad(way, required=True)]).train()
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000"]

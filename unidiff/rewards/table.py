@@ -141,7 +141,7 @@ class RewardTable:
         return f"RewardTable({rows} rows, {segments} segments, rewards: {', '.join(self.names)})"
 
     def __str__(self) -> str:
-        heads = ("reward", "on", "weight", "credit", "scored", "mean", "std", "lost")
+        heads = ("reward", "on", "weight", "credit", "scored", "mean", "std", "missing")
         lines = [heads] + [self._line(f) for f in range(len(self.names))]
         widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
         rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
