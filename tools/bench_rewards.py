@@ -3,7 +3,7 @@
     python tools/bench_rewards.py server     # items a second with 1, 8 and 64 items in a request
     python tools/bench_rewards.py math       # 512 answers
     python tools/bench_rewards.py code       # programs and tests in the sandbox
-    python tools/bench_rewards.py overlap    # a step with a slow scorer, its rollouts in one or in several parts
+    python tools/bench_rewards.py overlap    # rollouts and a slow scorer, in one or in several parts
 
 --items, --workers, --repeats, --generations, --seconds. The fastest repeat counts.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import socket
 import subprocess
 import sys
@@ -20,14 +19,16 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, reward
+from unidiff import GRPOConfig, InterleavedSampler, UnifiedModel, noise, reward
 from unidiff.config import parse
+from unidiff.grpo.experience import sample_and_judge
+from unidiff.grpo.process import Clock
 from unidiff.rewards.code_tests import code_tests
 from unidiff.rewards.math_answers import MathVerifier
 from unidiff.rewards.remote import remote
@@ -139,38 +140,37 @@ def code(config: Config) -> None:
 
 
 def overlap(config: Config) -> None:
-    """Seconds of a default step with a scorer elsewhere that takes a time for each response, as `rollout_parts` grow.
-    Settings take turns."""
-    model, task = UnifiedModel.from_pretrained(BASE), FrozenLake()
+    """Seconds until a default step's rollouts are sampled and judged, with a scorer elsewhere that takes a time for each
+    response, as `rollout_parts` grow. Settings take turns; the rest of a step is the same for all."""
+    settings, task = GRPOConfig(num_generations=config.generations), FrozenLake()
+    model = UnifiedModel.from_pretrained(BASE)
+    sampler = InterleavedSampler(model, settings.sampler(), task.region)
+    prompts = [task.example("train", i) for i in range(settings.num_prompts)]
+    keys = [noise.key(0, p, g) for p in range(settings.num_prompts) for g in range(settings.num_generations)]
     pause = 0.0
 
     async def slow(segments: list[SequenceView]) -> list[float]:
         await asyncio.sleep(pause * len(segments))
         return [1.0] * len(segments)
 
-    rewards = [*task.rewards(), reward(slow, on="sequence", weight=0.0)]
+    rewards = [*task.rewards(), reward(slow, on="sequence")]
+
+    def seconds(parts: int) -> dict[str, float]:
+        clock = Clock()
+        sample_and_judge(sampler, prompts, keys, rewards, parts, clock)
+        return clock.seconds
+
+    pause = (config.seconds or seconds(1)["rollout"]) / len(keys)
     found: dict[int, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        settings = GRPOConfig(
-            num_generations=config.generations, output_dir=folder, save_steps=0, quiet=True, check_ratio_every=0
-        )
-        trainers = {
-            n: GRPOTrainer(copy.deepcopy(model), task, replace(settings, rollout_parts=n), rewards)
-            for n in (1, 2, 4, 8)
-        }
-        first, _ = trainers[1].step(0)
-        rows = settings.num_prompts * settings.num_generations
-        pause = (config.seconds or first["seconds/rollout"]) / rows
-        for step in range(config.repeats):
-            for n, trainer in trainers.items():
-                metrics, _ = trainer.step(0)  # the same step again: the same prompts and noise
-                if step == 0 or metrics["seconds"] < found[n]["seconds"]:
-                    found[n] = metrics
-    print(f"{rows} rollouts, a scorer of {pause * rows:.2f} s, {torch.get_num_threads()} threads")
-    print("| rollout_parts | step, s | sampling, s | waiting for rewards, s |\n|---|---|---|---|")
-    for n, metrics in found.items():
-        step, sampling, waiting = (metrics[name] for name in ("seconds", "seconds/rollout", "seconds/reward"))
-        print(f"| {n} | {step:.2f} | {sampling:.2f} | {waiting:.2f} |")
+    for _ in range(config.repeats):
+        for parts in (1, 2, 4, 8):
+            new = seconds(parts)
+            if parts not in found or sum(new.values()) < sum(found[parts].values()):
+                found[parts] = new
+    print(f"{len(keys)} rollouts, a scorer of {pause * len(keys):.2f} s, {torch.get_num_threads()} threads")
+    print("| rollout_parts | seconds | of them sampling | waiting for rewards |\n|---|---|---|---|")
+    for parts, spent in found.items():
+        print(f"| {parts} | {sum(spent.values()):.2f} | {spent['rollout']:.2f} | {spent['reward']:.2f} |")
 
 
 COMMANDS = {"server": server, "math": math, "code": code, "overlap": overlap}
