@@ -140,8 +140,8 @@ def code(config: Config) -> None:
 
 
 def overlap(config: Config) -> None:
-    """Seconds until a default step's rollouts are sampled and judged, with a scorer elsewhere that takes a time for each
-    response, as `rollout_parts` grow. Settings take turns; the rest of a step is the same for all."""
+    """Seconds until a default step's rollouts are sampled and judged, with a scorer elsewhere that takes a time for
+    each response, as `rollout_parts` grow. Settings take turns; the rest of a step is the same for all."""
     settings, task = GRPOConfig(num_generations=config.generations), FrozenLake()
     model = UnifiedModel.from_pretrained(BASE)
     sampler = InterleavedSampler(model, settings.sampler(), task.region)
