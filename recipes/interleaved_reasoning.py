@@ -3,6 +3,7 @@
     accelerate launch recipes/interleaved_reasoning.py                                # minutes, on 2 CPU cores
     accelerate launch recipes/interleaved_reasoning.py --assignment joint --seed 1 --output_dir outputs/joint
     accelerate launch recipes/interleaved_reasoning.py --config recipes/configs/frozen_lake.yaml --max_steps 0
+    accelerate launch recipes/interleaved_reasoning.py --config recipes/configs/mmada.yaml --model checkpoints/mmada
 
 The model reads a question and a picture of a frozen lake. It answers in rounds of a sentence that names a move and a
 picture of the board after it, then lists its moves. Each new picture starts as a copy of the one before; only the
@@ -17,12 +18,14 @@ the model. What a step was trained on, edit by edit:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -33,13 +36,12 @@ from unidiff.files import write_json
 from unidiff.grpo.checkpoint import RunFolder, read_metrics
 from unidiff.grpo.evaluation import Evaluation
 from unidiff.grpo.experience import Experience
-from unidiff.grpo.rollout_file import load_rollouts
+from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, load_rollouts
 from unidiff.report.curves import draw_curves
 from unidiff.report.gallery import best_and_worst, records
 from unidiff.report.page import write_page
 from unidiff.report.progress import Progress, results_table
-from unidiff.report.record import RolloutRecord, record
-from unidiff.report.regeneration import full_regeneration
+from unidiff.report.record import RolloutRecord
 from unidiff.report.results import duration
 from unidiff.rewards.reward import RewardError, as_rewards
 from unidiff.tasks import FrozenLake
@@ -50,14 +52,24 @@ GALLERY = 6  # rollouts in each gallery of the report
 
 @dataclass(frozen=True)
 class Config(GRPOConfig):
-    """model: checkpoint folder or hub name. board_size: cells a side. pictures: false = responses are one text, and the
-    model must be one of recipes/supervised.py --pictures false. rewards: names of reward functions, separated by
-    commas: of the task's or registered ones, or package.module:function; name=0.5 sets a weight; none = the task's own.
-    threads: of a process on a CPU; none = the cores divided among the processes (accelerate would leave it at one). The
-    rest: GRPOConfig and SamplerConfig."""
+    """model: checkpoint folder or hub name, of any family (docs/families.md). family: where its config does not tell.
+    dtype: of the weights that are computed with. image_tokenizer: the folder of the image tokenizer, if it is not in
+    the model's. pad_policy: what a pad does; none = the family's. text_length: tokens in the canvas of one text; none =
+    the family's, which may be too long for several rounds. board_size: cells a side. tile: pixels of a cell's side;
+    none = the board fills the model's picture. pictures: false = responses are one text; for a model of text alone, or
+    one of recipes/supervised.py --pictures false. rewards: names of reward functions, separated by commas: of the
+    task's or registered ones, or package.module:function; name=0.5 sets a weight; none = the task's own. threads: of a
+    process on a CPU; none = the cores divided among the processes (accelerate would leave it at one). The rest:
+    GRPOConfig and SamplerConfig."""
 
     model: str = str(ROOT / "base")
+    family: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    image_tokenizer: str | None = None
+    pad_policy: Literal["hard", "attend", "additive_one"] | None = None
+    text_length: int | None = None
     board_size: int = 4
+    tile: int | None = None
     pictures: bool = True
     rewards: tuple[str, ...] | None = None
     threads: int | None = None
@@ -83,12 +95,12 @@ def main() -> None:
         accelerator = Accelerator(log_with=config.tracker, project_dir=config.output_dir)
         if accelerator.device.type == "cpu":
             torch.set_num_threads(config.threads or max((os.cpu_count() or 1) // accelerator.num_processes, 1))
-        model = UnifiedModel.from_pretrained(config.model)
-        task = FrozenLake(size=config.board_size, pictures=config.pictures)
+        model = load(config)
+        task = task_for(model, config)
         trainer = GRPOTrainer(model, task, config, config.rewards, accelerator=accelerator, on_step=on_step)
         trainer.claim()
         base = trainer.held_out() if trainer.start == 0 else None  # a resumed run has it
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         sys.exit(f"error: {error}")
 
     main_process, out = accelerator.is_main_process, trainer.folder.path
@@ -106,12 +118,45 @@ def main() -> None:
         sys.exit(130)
 
     final = trainer.held_out() if base is None or config.max_steps else base
+    if config.max_steps:
+        trainer.save_model(out / "model")
     if main_process:
         galleries |= training_galleries(model, trainer.folder)
         galleries["after training"] = gallery(model, final)
         finish(config, trainer, final, galleries, time.perf_counter() - began)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def load(config: Config) -> UnifiedModel:
+    """The model to begin with. Raises FileNotFoundError or ValueError."""
+    given: dict[str, Any] = {"pad_policy": config.pad_policy, "image_tokenizer": config.image_tokenizer}
+    given |= {"text_length": config.text_length}
+    options = {name: value for name, value in given.items() if value is not None}
+    try:
+        model = UnifiedModel.from_pretrained(config.model, config.family, getattr(torch, config.dtype), **options)
+    except TypeError as error:
+        raise ValueError(f"the family of {config.model} takes no {' or '.join(options)}: {error}") from error
+    if config.pictures and model.images is None:
+        raise ValueError(f"family {model.spec.family} is one of text alone; set --pictures false")
+    return model
+
+
+def task_for(model: UnifiedModel, config: Config) -> FrozenLake:
+    """FrozenLake with boards that fill the model's picture, unless `tile` says otherwise."""
+    images = model.images
+    board = "text" if images is None else "picture"
+    task = FrozenLake(size=config.board_size, pictures=config.pictures, board=board)
+    tile = config.tile
+    if tile is None and images is not None:
+        height, width = (n * images.factor for n in model.spec.image_grid)
+        if height != width or height % task.size:
+            raise ValueError(
+                f"board_size is {task.size}, but so many cells do not fill the model's picture of {height} x {width} "
+                "pixels; choose another, or give the pixels of a cell's side (--tile)"
+            )
+        tile = height // task.size
+    return dataclasses.replace(task, tile=tile or task.tile)
 
 
 def figures(held: dict[str, Evaluation]) -> dict:
@@ -141,12 +186,18 @@ def finish(
         "config": config.to_dict(),
     }
     write_json(out / "summary.json", summary)
-    if config.max_steps:
-        trainer.model.save_pretrained(out / "model")
+    kinds = {r.name: r.on for r in trainer.rewards}
     if metrics:
-        draw_curves(metrics, out / "curves.png")
+        draw_curves(metrics, out / "curves.png", kinds=kinds)
     shown = summary | {side: {way: summary[side][way] for way in final} for side in ("base", "final")}
-    write_page(out / "report.html", title=f"unidiff · {out.name}", summary=shown, metrics=metrics, galleries=galleries)
+    write_page(
+        out / "report.html",
+        title=f"unidiff · {out.name}",
+        summary=shown,
+        metrics=metrics,
+        kinds=kinds,
+        galleries=galleries,
+    )
     print(results_table(shown))
     print(f"{duration(seconds)}; look at {out / 'report.html'}")
 
@@ -154,17 +205,10 @@ def finish(
 def gallery(model: UnifiedModel, held: dict[str, Evaluation]) -> list[RolloutRecord]:
     """The first sampled responses of an evaluation."""
     one = held["sampled"]
-    return [
-        record(
-            one.rollouts[i],
-            one.rows[i],
-            title=f"test board {one.examples[i].index}",
-            decode_token=lambda token: str(model.tokenizer.decode(token)),
-            full=full_regeneration(model, one.rollouts[i]),
-            figures={k: float(v[i]) for k, v in one.per_row.items()},
-        )
-        for i in range(min(GALLERY, len(one.rows)))
-    ]
+    titles = [f"{example.split} board {example.index}" for example in one.examples]
+    figures = {name: values.tolist() for name, values in one.per_row.items()}
+    batch = RolloutBatch(one.rollouts, titles, torch.arange(len(titles)), fingerprint(model), figures)
+    return records(model, batch, range(min(GALLERY, len(titles))), views=one.rows)
 
 
 def training_galleries(model: UnifiedModel, folder: RunFolder) -> dict[str, list[RolloutRecord]]:

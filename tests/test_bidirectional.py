@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,9 +147,9 @@ def test_only_masked_positions_meet_the_head(
     seen = []
     log_probs = UnifiedModel.log_probs
 
-    def spy(self: UnifiedModel, hidden: Tensor, modality: Modality, temperature: float = 1.0) -> Tensor:
+    def spy(self: UnifiedModel, hidden: Tensor, *rest: Any) -> Tensor:
         seen.append(len(hidden))
-        return log_probs(self, hidden, modality, temperature)
+        return log_probs(self, hidden, *rest)
 
     expected = model.score(canvas, mask).detach()
     monkeypatch.setattr(UnifiedModel, "log_probs", spy)

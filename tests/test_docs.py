@@ -14,16 +14,21 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 from unidiff import reward
 from unidiff.config import build, from_yaml, parse
 from unidiff.estimators import ESTIMATORS
 from unidiff.families import FAMILIES
+from unidiff.grpo import sharding
 from unidiff.model import UnifiedModel
 from unidiff.rewards.reward import REWARDS
 
@@ -100,7 +105,8 @@ def commands(path: Path) -> list[list[str]]:
         lines = "\n".join(re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S)).replace("\\\n", " ").splitlines()
         lines += re.findall(r"`((?:python|accelerate|pip|pytest) [^`\n]+)`", text)
     else:
-        lines = re.findall(r"^[#\s]+((?:python|accelerate launch) \S+[./]\S+.*)$", text, re.M)
+        text = re.sub(r" \\\n#? *", " ", text)
+        lines = re.findall(r"^[#\s]+((?:python|accelerate launch)(?: --\w+ \S+)* \S+[./]\S+.*)$", text, re.M)
     words = [shlex.split(part, comments=True) for line in lines for part in line.split(" && ")]
     return [w for w in words if w]
 
@@ -132,6 +138,8 @@ def check_command(words: list[str]) -> None:
     if words[0] == "--config_file":
         assert (ROOT / words[1]).is_file(), f"{words[1]} does not exist"
         words = words[2:]
+        while words[0] in ("--machine_rank", "--main_process_ip"):
+            words = words[2:]
     script, given = ROOT / words[0], words[1:]
     assert script.is_file(), f"{words[0]} does not exist"
     if "unidiff.config" in script.read_text():
@@ -219,10 +227,11 @@ def test_the_default_yaml_holds_every_default() -> None:
 def test_every_setting_is_read() -> None:
     """An option that is read by nothing is a promise that is not kept."""
     config = program(ROOT / "recipes" / "interleaved_reasoning.py").Config
-    own = ROOT / "unidiff" / "grpo" / "config.py"
-    text = "".join(p.read_text() for p in CODE if p != own)
+    own = [ROOT / "unidiff" / part / "config.py" for part in ("grpo", "sampling")]
+    text = "".join(p.read_text() for p in CODE if p not in own)
     read = set(re.findall(r"onfig\.(\w+)", text))
-    for function in ast.walk(ast.parse(own.read_text())):  # what it offers under another name; its checks do not count
+    nodes = [node for path in own for node in ast.walk(ast.parse(path.read_text()))]
+    for function in nodes:  # what they offer under another name; their checks do not count
         if isinstance(function, ast.FunctionDef) and not function.name.startswith("_"):
             read |= {node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)}
     assert not {f.name for f in fields(config)} - read
@@ -231,10 +240,66 @@ def test_every_setting_is_read() -> None:
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/accelerate/*.yaml")), ids=_name)
 def test_accelerate_takes_its_configs(path: Path) -> None:
     config = load_config_from_file(str(path))  # raises ValueError for a key that it does not know
-    processes = {"cpu": 1, "1_gpu": 1, "8_gpu": 8}[path.stem]
-    assert config.num_processes == processes
-    assert config.distributed_type == ("MULTI_GPU" if processes > 1 else "NO")
+    expected = {"cpu": (1, 1, "NO"), "1_gpu": (1, 1, "NO"), "8_gpu": (8, 1, "MULTI_GPU")}
+    expected |= {"8_gpu_fsdp2": (8, 1, "FSDP"), "nodes": (16, 2, "MULTI_GPU")}
+    assert (config.num_processes, config.num_machines, config.distributed_type) == expected[path.stem]
     assert config.use_cpu == (path.stem == "cpu") and config.mixed_precision == "no"
+
+
+def test_the_fsdp_config_is_what_the_trainer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `accelerate launch` hands it on: through environment variables, to accelerate's own plugin."""
+    parser = launch_command_parser()
+    path = str(ROOT / "recipes" / "accelerate" / "8_gpu_fsdp2.yaml")
+    arguments, _, _ = _validate_launch_command(parser.parse_args(["--config_file", path, "script.py"]))
+    for name, value in prepare_multi_gpu_env(arguments).items():
+        if name.startswith("FSDP_"):
+            monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2 and plugin.state_dict_type.name == "SHARDED_STATE_DICT"
+    assert plugin.transformer_cls_names_to_wrap == ["LlamaDecoderLayer"] and plugin.reshard_after_forward
+    assert not plugin.cpu_ram_efficient_loading and not plugin.activation_checkpointing
+    model: Any = SimpleNamespace(images=None, tokenizer=None, parameters=list, dtype=torch.bfloat16)
+    accelerator: Any = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True, mixed_precision="no")
+    accelerator.state = SimpleNamespace(fsdp_plugin=plugin)
+    sharding.check(accelerator)
+    sharding.Shards(model, accelerator)
+    assert plugin.mixed_precision_policy.param_dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/configs/*.yaml")), ids=_name)
+def test_the_recipe_takes_its_configs(path: Path) -> None:
+    build(program(ROOT / "recipes" / "interleaved_reasoning.py").Config, from_yaml(path))
+    with pytest.raises(ValueError, match="unknown setting 'lora_rnk'; did you mean 'lora_rank'"):
+        build(program(ROOT / "recipes" / "interleaved_reasoning.py").Config, {**from_yaml(path), "lora_rnk": 1})
+
+
+@pytest.mark.parametrize("name", ["llada", "mmada", "mmada_parallel", "dimoo"])
+def test_published_hyper_parameters(name: str) -> None:
+    """Those of MaskGRPO's scripts, which the families' configs name as their source."""
+    written = from_yaml(ROOT / "recipes" / "configs" / f"{name}.yaml")
+    common = {"lora_rank": 128, "lora_alpha": 64.0, "learning_rate": 3e-6, "lr_schedule": "constant", "beta": 0.01}
+    common |= {"adam_beta2": 0.99, "weight_decay": 0.1, "epsilon": 0.2, "max_steps": 8000, "text_temperature": 0.9}
+    own = {
+        "llada": {"num_generations": 6, "num_iterations": 12, "text_steps": 128, "text_block": 16, "text_length": 256},
+        "mmada": {"num_generations": 9, "num_iterations": 6, "image_sampler": "emerge", "image_steps": 12},
+        "mmada_parallel": {"image_steps": 30, "family": "mmada_parallel"},
+        "dimoo": {"num_generations": 6, "num_prompts": 8, "image_steps": 64},
+    }
+    expected = common | own[name] | {"dtype": "bfloat16", "gradient_checkpointing": True, "text_threshold": None}
+    assert {key: written.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["mmada", "mmada_parallel", "dimoo"])
+def test_rounds_of_the_published_configs_fit_the_positions(name: str) -> None:
+    """With pictures of the given tiles, row separators and 128 tokens of a question."""
+    config = build(
+        program(ROOT / "recipes" / "interleaved_reasoning.py").Config,
+        from_yaml(ROOT / "recipes" / "configs" / f"{name}.yaml"),
+    )
+    side = config.board_size * config.tile // 16
+    picture = side * (side + 1) + 2
+    needed = 128 + picture + config.max_rounds * (picture + config.text_length) + config.text_length
+    assert needed <= 4096
 
 
 # --- what must not stand in the repository ----------------------------------------------------------------------------

@@ -144,8 +144,16 @@ def test_columns_of_pads_change_no_score(model: UnifiedModel, rows: list[Interle
 def test_scores_in_chunks(model: UnifiedModel, rows: list[Interleaved], monkeypatch: pytest.MonkeyPatch) -> None:
     canvas = model.render(rows)
     expected = model.score(canvas, canvas.sampled)
+    expected.sum().backward()
+    gradients = [p.grad.clone() for p in model.backbone.parameters() if p.grad is not None]
+    model.zero_grad()
     monkeypatch.setattr(unidiff.model, "_LOGITS_AT_ONCE", 1000)
-    assert (model.score(canvas, canvas.sampled) - expected).abs().max() < 1e-5
+    found = model.score(canvas, canvas.sampled)
+    assert (found - expected).abs().max() < 1e-5
+    found.sum().backward()
+    for parameter, gradient in zip((p for p in model.backbone.parameters() if p.grad is not None), gradients):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
+    model.zero_grad()
 
 
 def test_later_segments_change_no_score(

@@ -145,7 +145,8 @@ def overlap(config: Config) -> None:
     settings, task = GRPOConfig(num_generations=config.generations), FrozenLake()
     model = UnifiedModel.from_pretrained(BASE)
     sampler = InterleavedSampler(model, settings.sampler(), task.region)
-    prompts = [task.example("train", i) for i in range(settings.num_prompts)]
+    examples = [task.example("train", i) for i in range(settings.num_prompts)]
+    prompts = [model.encode(example.prompt) for example in examples]
     keys = [noise.key(0, p, g) for p in range(settings.num_prompts) for g in range(settings.num_generations)]
     pause = 0.0
 
@@ -157,7 +158,7 @@ def overlap(config: Config) -> None:
 
     def seconds(parts: int) -> dict[str, float]:
         clock = Clock()
-        sample_and_judge(sampler, prompts, keys, rewards, parts, clock)
+        sample_and_judge(sampler, prompts, examples, keys, rewards, parts, clock)
         return clock.seconds
 
     pause = (config.seconds or seconds(1)["rollout"]) / len(keys)

@@ -4,6 +4,7 @@
     python tools/edit_rollout.py --checkpoint outputs/run --image board.png --prompt "find the goal" --box 2,1,3,3
     python tools/edit_rollout.py --rollouts outputs/run/rollouts/step-000040.safetensors --sample 3
     python tools/edit_rollout.py --compare region,confidence,random,full --index 0
+    python tools/edit_rollout.py --checkpoint outputs/mine --task package.module:Task
 
 OUTPUT gets page.html, one file that needs nothing else, and with --png, --gif and --json strips, animations and data.
 docs/inspect.md says how to read the page.
@@ -11,6 +12,7 @@ docs/inspect.md says how to read the page.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -32,12 +34,12 @@ from unidiff.report.gallery import records
 from unidiff.report.page import Comparison, write_page
 from unidiff.report.record import RolloutRecord
 from unidiff.report.strips import write_animation, write_strips
-from unidiff.rewards.reward import as_rewards
+from unidiff.rewards.reward import Reward, RewardError, as_rewards
 from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.table import evaluate
 from unidiff.sampling.edit import EDITS, Locate, box
-from unidiff.tasks import FrozenLake
+from unidiff.tasks import FrozenLake, Task
 from unidiff.tasks.frozen_lake import QUESTION
 
 BASE = Path(__file__).resolve().parent.parent / "recipes" / "base"
@@ -51,12 +53,14 @@ class Config:
       model. rollouts: a file that a run saved, instead of sampling. sample: which of its rollouts (or of those sampled
       here), counted from 0, with commas; none = all, of a file the first 16.
     What to sample
-      index, split: prompts of the task. image, prompt: your own picture and text instead. num_generations: rollouts of
-      each prompt; advantages need 2 or more. edit: region, confidence, random, full; none = the run's, or region. box:
-      TOP,LEFT,BOTTOM,RIGHT in rows and columns of tokens, from 0, without the last ones: edit this place, whatever the
-      text names. compare: several edits with commas; the same prompt and noise under each, in columns. sampler: other
-      settings of SamplerConfig, as image_steps=16,greedy=true. rewards: package.module:function, …; none = the run's,
-      or the task's. seed: of the noise.
+      task: package.module:name of a unidiff.tasks.Task, a class or function that makes one without arguments, or the
+      task itself; none = FrozenLake as the run had it. index, split: prompts of the task. image, prompt: your own
+      picture and text instead. num_generations: rollouts of each prompt; advantages need 2 or more. edit: region,
+      confidence, random, full; none = the run's, or region. box: TOP,LEFT,BOTTOM,RIGHT in rows and columns of tokens,
+      from 0, without the last ones: edit this place, whatever the text names. compare: several edits with commas; the
+      same prompt and noise under each, in columns. sampler: other settings of SamplerConfig, as
+      image_steps=16,greedy=true. rewards: package.module:function, …; none = the run's, or the task's. seed: of the
+      noise.
     What to write
       output: folder. png: a strip of before, mask and after for each edit. gif: the denoising of each rollout. json:
       everything as data. no_open: do not open the page in a browser."""
@@ -65,6 +69,7 @@ class Config:
     rollouts: str | None = None
     sample: tuple[int, ...] | None = None
 
+    task: str | None = None
     index: tuple[int, ...] = (0, 1, 2)
     split: Literal["train", "dev", "test"] = "test"
     image: str | None = None
@@ -94,7 +99,7 @@ class Config:
                 raise ValueError(f"compare is {','.join(self.compare)!r}; name some of {','.join(EDITS)}, each once")
         if self.box is not None and self.edit not in (None, "region"):
             raise ValueError(f"box says what to edit, and so does edit={self.edit}; give one of them")
-        sampling = {"image", "prompt", "box", "edit", "compare"}
+        sampling = {"task", "image", "prompt", "box", "edit", "compare"}
         if self.rollouts and (given := sorted(n for n in sampling if getattr(self, n) is not None)):
             raise ValueError(f"rollouts opens a file, {' and '.join(given)} would sample anew; give one of them")
 
@@ -115,9 +120,12 @@ def main(argv: Sequence[str] | None = None) -> Path:
     config = parse(Config, argv, __doc__ or "")
     try:
         shown = opened(config) if config.rollouts else sampled(config)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, RewardError) as error:
         raise SystemExit(f"error: {error}") from error
-    page = shown.write(config)
+    try:
+        page = shown.write(config)
+    except OSError as error:
+        raise SystemExit(f"error: output: {config.output} cannot be written ({error})") from error
     print(f"look at {page}")
     if not config.no_open:
         webbrowser.open(page.resolve().as_uri())
@@ -179,7 +187,7 @@ def opened(config: Config) -> Shown:
     """Rollouts that a run saved."""
     path = Path(config.rollouts or "")
     batch = load_rollouts(path)
-    model = UnifiedModel.from_pretrained(checkpoint_of(config, path, batch))
+    model = decoder(config, path, batch)
     rows = list(range(min(len(batch), SHOWN))) if config.sample is None else list(config.sample)
     made = dict(zip(rows, records(model, batch, rows)))
     galleries: dict[str, list[RolloutRecord]] = {}
@@ -189,23 +197,32 @@ def opened(config: Config) -> Shown:
     return Shown(f"unidiff · {path.parent.parent.name or path.stem}, {path.stem}", facts, galleries)
 
 
-def checkpoint_of(config: Config, path: Path, batch: RolloutBatch) -> str:
-    """What decodes a file: the checkpoint that is asked for, else its run's, else what the run began with, else the
-    shipped one."""
+def decoder(config: Config, path: Path, batch: RolloutBatch) -> UnifiedModel:
+    """The model that decodes a file: the checkpoint that is asked for, else its run's, else what the run began with,
+    else the shipped one. Raises ValueError where none of them fits.
+
+    A run knows what it began with by a path that may be relative: to where it was started, which is a folder above it.
+    """
     if config.checkpoint:
-        return model_path(config.checkpoint)
-    began = batch.config.get("model")
-    for folder in (path.resolve().parent.parent / "model", began and Path(began)):
-        if folder and (folder / "config.json").is_file():
-            return str(folder)
-    return str(BASE)
+        return UnifiedModel.from_pretrained(model_path(config.checkpoint))
+    run, began = path.resolve().parent.parent, batch.config.get("model")
+    for folder in (run / "model", *(above / str(began) for above in (Path(), *run.parents) if began)):
+        if (folder / "config.json").is_file():
+            return UnifiedModel.from_pretrained(str(folder))
+    model = UnifiedModel.from_pretrained(str(BASE))
+    try:
+        batch.check(model)
+    except ValueError as error:
+        where = f"; its run began with {began!r}, which is not here" if began else ""
+        raise ValueError(f"checkpoint: name one that {path} fits{where}. With the shipped model {error}") from error
+    return model
 
 
 def sampled(config: Config) -> Shown:
     """New rollouts of a model."""
     run = run_settings(config.checkpoint)
     model = UnifiedModel.from_pretrained(model_path(config.checkpoint))
-    task = FrozenLake(size=int(run.get("board_size", 4)))
+    task = task_of(config, run)
     prompts = own_prompt(config, model) if config.image or config.prompt else task_prompts(config, task)
     settings = sampler_settings(config, model, run)
     locate = task.region if config.box is None else box(*config.box)
@@ -216,6 +233,7 @@ def sampled(config: Config) -> Shown:
         batches[edit] = one
     name = Path(config.checkpoint).name if config.checkpoint else "the shipped model"
     facts = {"checkpoint": config.checkpoint or "recipes/base", "seed": config.seed, "edit": ", ".join(batches)}
+    facts |= {"task": config.task} if config.task else {}
     facts |= {"box": ", ".join(map(str, config.box))} if config.box else {}
     shown = Shown(f"unidiff · {name}, edit by edit", facts)
     if config.compare:
@@ -238,7 +256,7 @@ def check_sample(i: int, count: int) -> None:
 
 def sample(
     model: UnifiedModel,
-    task: FrozenLake,
+    task: Task,
     prompts: list[Prompt],
     settings: SamplerConfig,
     locate: Locate,
@@ -249,7 +267,7 @@ def sample(
     """`each` rollouts of every prompt, with a trace; judged and routed where the prompts are the task's."""
     keys = [noise.key(config.seed, p, g) for p in range(len(prompts)) for g in range(each)]
     sampler = InterleavedSampler(model, settings, locate, trace=True)
-    rollouts = sampler.sample([model.encode(p.prompt) for p in prompts], keys)
+    rollouts = sampler.sample([model.encode_prompt(p.prompt, sampler.config.guides) for p in prompts], keys)
     repeated = [p for p in prompts for _ in range(each)]
     views = segment_views(model, rollouts, repeated)
     groups = torch.arange(len(rollouts)) // each
@@ -257,7 +275,7 @@ def sample(
     if repeated[0].example is not None:
         examples = [p.example for p in repeated]
         batch.figures = {name: values.tolist() for name, values in task.measure(views, examples).items()}
-        batch.table = evaluate(as_rewards(config.rewards or run.get("rewards") or task.rewards()), views)
+        batch.table = evaluate(rewards_of(config, run, task), views)
         router = RewardRouter(**{k: run[k] for k in ("assignment", "leave_one_out") if k in run})
         if each > 1:
             router = replace(router, scale=run.get("scale_rewards", router.scale))
@@ -266,6 +284,33 @@ def sample(
 
 
 # ---------------------------------------------------------------- settings
+
+
+def task_of(config: Config, run: dict[str, Any]) -> Task:
+    """The task that is named, or FrozenLake as the run had it. Raises ValueError if there is none of that name."""
+    if config.task is None:
+        return FrozenLake(size=int(run.get("board_size", 4)), pictures=bool(run.get("pictures", True)))
+    module, _, name = config.task.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"task: {config.task!r} cannot be found ({error}); name it as package.module:Class") from error
+    try:
+        task: Any = found() if callable(found) else found
+    except TypeError as error:
+        raise ValueError(f"task: {config.task} cannot be made without arguments ({error}); name a task") from error
+    missing = [part for part in ("example", "rewards", "region", "measure") if not callable(getattr(task, part, None))]
+    if missing:
+        raise ValueError(f"task: {config.task} has no {missing[0]}(); see unidiff.tasks.Task for what a task has")
+    return task
+
+
+def rewards_of(config: Config, run: dict[str, Any], task: Task) -> list[Reward]:
+    """Those of the command line, else of the run, else of the task. Raises ValueError for what is no reward."""
+    try:
+        return as_rewards(config.rewards or run.get("rewards") or task.rewards(), task.rewards())
+    except TypeError as error:
+        raise ValueError(f"rewards: {error}") from error
 
 
 def model_path(checkpoint: str | None) -> str:
@@ -297,9 +342,9 @@ def sampler_settings(config: Config, model: UnifiedModel, run: dict[str, Any]) -
     return build(SamplerConfig, values)
 
 
-def task_prompts(config: Config, task: FrozenLake) -> list[Prompt]:
-    examples = [task.example(config.split, i) for i in config.index]
-    return [Prompt(e.prompt, e.columns, f"{config.split} board {e.index}", e) for e in examples]
+def task_prompts(config: Config, task: Task) -> list[Prompt]:
+    examples = [(i, task.example(config.split, i)) for i in config.index]
+    return [Prompt(e.prompt, e.columns, f"{config.split} prompt {i}", e) for i, e in examples]
 
 
 def own_prompt(config: Config, model: UnifiedModel) -> list[Prompt]:

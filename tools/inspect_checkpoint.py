@@ -53,7 +53,7 @@ def inspect(folder: Path, name: str | None = None) -> int:
             warnings.simplefilter("always")
             try:
                 print(f"ok     {title}: {check()}")
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, ImportError) as error:  # the last: diffusers is not installed
                 failed += 1
                 print(f"WRONG  {title}: {error}")
         for text in dict.fromkeys(str(note.message) for note in notes):

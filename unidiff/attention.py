@@ -116,12 +116,12 @@ class SegmentCache:
         if store is None:
             shape = (*keys.shape[:2], self.capacity, keys.shape[3])
             store = self.layers[layer] = (keys.new_zeros(shape), keys.new_zeros(shape))
-        end = self.length + keys.shape[2]
+        rows, end = keys.shape[0], self.length + keys.shape[2]
         if end > self.capacity:
             raise ValueError(f"SegmentCache holds {self.capacity} tokens, and {end} are needed")
         for kept, new in zip(store, (keys, values)):
-            kept[:, :, self.length : end] = new
-        return store[0][:, :, :end], store[1][:, :, :end]
+            kept[:rows, :, self.length : end] = new
+        return store[0][:rows, :, :end], store[1][:rows, :, :end]
 
     def advance(self, n: int) -> None:
         self.length += n
@@ -134,33 +134,90 @@ class SegmentCache:
         return self.length
 
 
-class Context:
-    """The finished part of a batch of sequences that are being sampled, with or without a cache.
+class IndexedCache:
+    """Keys and values of a whole sequence, some columns of which are run again while the others stay as they were.
 
-    With `cache=False` every read runs the whole sequence again: the plain reference for the cached path.
+    Under bidirectional attention what stays is out of date: an approximation, for sampling only. Columns from a
+    block to the end are Fast-dLLM's prefix cache, the block alone is its dual cache (arXiv 2505.22618).
     """
 
-    def __init__(self, layers: int, capacity: int, cache: bool = True) -> None:
-        self.tokens: Tokens | None = None
-        self.cache = SegmentCache(layers, capacity) if cache else None
+    def __init__(self, layers: int) -> None:
+        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
+        self.columns: slice | None = None  # run now; None = all
 
-    def inputs(self, block: Tokens, dtype: torch.dtype) -> tuple[Tokens, Tensor, int]:
-        """What to run to read `block` in this context: tokens, additive mask, and how many of the last are block."""
-        everything = block if self.tokens is None else Tokens.cat([self.tokens, block])
-        query = everything if self.cache is None else block
-        return query, additive(seen_block_causal(query, everything), dtype), block.shape[1]
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        store = self.layers[layer]
+        if self.columns is None or store is None:
+            self.layers[layer] = store = (keys, values)
+        else:
+            for kept, new in zip(store, (keys, values)):
+                kept[:, :, self.columns] = new
+        return store
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+
+class Context:
+    """The finished part of a batch of sequences that are being sampled.
+
+    Block-causal: with an exact cache, or without one (`cache=False`: every read runs the whole sequence again, the
+    plain reference for the cached path). Bidirectional: every read runs the whole sequence, or with `indexed` only
+    the columns that the reader asks for.
+    """
+
+    def __init__(
+        self, layers: int, capacity: int, cache: bool = True, bidirectional: bool = False, indexed: bool = False
+    ) -> None:
+        self.tokens: Tokens | None = None
+        self.bidirectional = bidirectional
+        self.cache = SegmentCache(layers, capacity) if cache and not bidirectional else None
+        self.indexed = IndexedCache(layers) if indexed else None
+        self._full = True  # no pads anywhere
+
+    def inputs(self, block: Tokens, dtype: torch.dtype, part: slice | None = None) -> tuple[Tokens, Tensor | None, int]:
+        """What to run to read `block`, whose rows may be only the context's first ones: tokens, additive mask (None =
+        everything is seen), and how many of the last are asked for.
+
+        part: columns of the block to run, where the others are kept in the indexed cache.
+        """
+        before = None if self.tokens is None else self.tokens.map(lambda t: t[: block.shape[0]])
+        everything = block if before is None else Tokens.cat([before, block])
+        if not self.bidirectional:
+            query = everything if self.cache is None else block
+            return query, additive(seen_block_causal(query, everything), dtype), block.shape[1]
+        query, start = everything, everything.shape[1] - block.shape[1]
+        if self.indexed is not None:
+            self.indexed.columns = None
+            if part is not None:
+                self.indexed.columns = slice(start + part.start, start + part.stop)
+                query = everything.columns(self.indexed.columns)
+        seen = everything.valid[:, None].expand(-1, query.shape[1], -1)
+        mask = None if self._full and self.indexed is None else additive(seen, dtype)
+        return query, mask, block.shape[1] if part is None else query.shape[1]
+
+    @property
+    def keys(self) -> SegmentCache | IndexedCache | None:
+        """What the body is called with."""
+        return self.cache if self.cache is not None else self.indexed
 
     def append(self, block: Tokens) -> None:
         """Makes `block`, which has just been read in its final state, part of the context."""
         self.tokens = block if self.tokens is None else Tokens.cat([self.tokens, block])
         if self.cache is not None:
             self.cache.advance(block.shape[1])
+        self._look()
 
     def rows(self, index: Tensor) -> None:
         if self.tokens is not None:
             self.tokens = self.tokens.rows(index)
         if self.cache is not None:
             self.cache.rows(index)
+        self._look()
+
+    def _look(self) -> None:
+        if self.bidirectional:  # asked once a segment, not in every denoising step
+            self._full = self.tokens is None or bool(self.tokens.valid.all())
 
     @property
     def lengths(self) -> Tensor:

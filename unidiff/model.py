@@ -8,17 +8,23 @@ of the head, so what is scored is what was sampled.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import LongTensor, Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from unidiff.attention import Context, additive, cut_after_segments, pad_bias, seen_clean_and_noisy
+from unidiff.guidance import Guidance, Prompt
 from unidiff.images import to_pil, to_pixels
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, render
+from unidiff.images.preprocess import Preprocess
+from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, hidden, render
 from unidiff.spec import ModelSpec
+from unidiff.templates import Picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,12 +41,21 @@ _LOGITS_AT_ONCE = 1 << 26
 _States = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
+class PromptTemplate(Protocol):
+    """A family's way to write the prompt of an interleaved response (`unidiff.templates`)."""
+
+    def prompt(self, parts: Sequence[str | Picture], left_out: str | None = None) -> Interleaved:
+        """The prompt's segments, with all marks; without its words ("text") or its pictures ("image") for guidance."""
+        ...
+
+
 class UnifiedModel(nn.Module):
     """A masked-diffusion model of interleaved text and images.
 
     backbone: a transformers causal-LM module with `.model` (body) and `.lm_head`. images: None = a model of text
     alone. embedding: the family's own input embedding `(tokens, table) -> [B, N, d]`, or None for the plain token
-    table; if it has a `grid`, images of that grid are all that it can embed.
+    table; if it has a `grid`, images of that grid are all that it can embed. template: how the family writes prompts
+    (see `PromptTemplate`); None = texts and images as they are.
     """
 
     def __init__(
@@ -50,6 +65,7 @@ class UnifiedModel(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         images: ImageTokenizer | None,
         embedding: nn.Module | None = None,
+        template: PromptTemplate | None = None,
     ) -> None:
         super().__init__()
         rows = backbone.lm_head.weight.shape[0]
@@ -59,6 +75,8 @@ class UnifiedModel(nn.Module):
         self.embedding = embedding
         self.spec = spec
         self.tokenizer = tokenizer
+        self.template = template
+        self.preprocess: Mapping[str, Preprocess] = {}  # how the family prepares pictures, by task; set when it loads
         self._images = [images]  # in a list: the VQ tokenizer is frozen, and no part of the policy's parameters
 
     @property
@@ -130,14 +148,39 @@ class UnifiedModel(nn.Module):
         return [(c.flatten() + self.spec.image_offset, grid) for c in codes]  # type: ignore[misc]
 
     def encode(self, parts: Sequence[str | Image], prompt: bool = True) -> Interleaved:
-        """Texts and PIL images -> a sequence. As a response (`prompt=False`) every text ends with its end token: the
-        one that announces an image where an image follows, else the first of the spec's."""
-        sequence = Interleaved.from_parts(parts, self.encode_text, lambda im: self.encode_images([im])[0], prompt)
+        """Texts and PIL images -> a sequence. A prompt is written as the family's template says. As a response
+        (`prompt=False`) every text ends with its end token: the one that announces an image where an image follows,
+        else the first of the spec's."""
+        if prompt and self.template is not None:
+            sequence = self.template.prompt(self._pictures(parts))
+        else:
+            sequence = Interleaved.from_parts(parts, self.encode_text, lambda im: self.encode_images([im])[0], prompt)
         if sequence and sum(map(len, sequence)) > self.spec.max_positions:
             raise ValueError(
                 f"the sequence has {sum(map(len, sequence))} tokens, the model {self.spec.max_positions} positions"
             )
         return sequence if prompt else self.ended(sequence)
+
+    def encode_prompt(self, parts: Sequence[str | Image], left_out: Sequence[str] = ()) -> Prompt:
+        """Texts and PIL images as a prompt, and the same without what guidance leaves out, "text" or "image": as the
+        family's template says, or with the mask token in the place of every token left out."""
+        whole = self.encode(parts)
+        if self.template is None:
+            kinds = {"text": Modality.TEXT, "image": Modality.IMAGE}
+            return Prompt(whole, {name: hidden(whole, kinds[name], self.spec.mask) for name in left_out})
+        pictures = self._pictures(parts) if left_out else []
+        return Prompt(whole, {name: self.template.prompt(pictures, name) for name in left_out})
+
+    def _pictures(self, parts: Sequence[str | Image]) -> list[str | Picture]:
+        """PIL images as codes."""
+        out: list[str | Picture] = []
+        for part in parts:
+            if isinstance(part, str):
+                out.append(part)
+            else:
+                tokens, grid = self.encode_images([part])[0]
+                out.append(Picture.of(self.spec.codes(tokens).reshape(grid)))
+        return out
 
     def ended(self, response: Interleaved) -> Interleaved:
         """A response with the end token that each of its texts needs."""
@@ -149,6 +192,13 @@ class UnifiedModel(nn.Module):
         image_next = following is not None and following.modality is Modality.IMAGE
         end = self.spec.image_next if image_next else next(e for e in self.spec.text_end if e != self.spec.image_next)
         return Segment(Modality.TEXT, torch.cat([segment.tokens, torch.tensor([end])]))  # type: ignore[arg-type]
+
+    def prepare(self, image: Image, task: str = "default") -> Image:
+        """A picture of any size, as the family prepares it for a task ("default", "understand", "document"). Raises
+        ValueError if the family has no rule, or its rule does not take the picture."""
+        if not self.preprocess:
+            raise ValueError(f"family {self.spec.family} has no rule to prepare pictures by; resize them to its grid")
+        return self.preprocess.get(task, self.preprocess["default"]).image(image)
 
     def decode_text(self, tokens: Tensor) -> str:
         """Text of ids [n], without its end token."""
@@ -188,13 +238,14 @@ class UnifiedModel(nn.Module):
         """One interleaved response to texts and PIL images: `model.rollout(["Where is the way out?", image])`.
 
         locate: finds the place that a text names, for edit="region" (a task's `region`, or `edit.box(…)`). settings:
-        fields of `SamplerConfig`. See `InterleavedSampler` for batches.
+        fields of `SamplerConfig`, else the family's own (`ModelSpec.sampler`). See `InterleavedSampler` for batches.
         """
         from unidiff import noise
         from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
 
-        sampler = InterleavedSampler(self, SamplerConfig(**settings), locate)
-        return sampler.sample([self.encode(prompt)], [noise.key(seed)])[0]
+        config = SamplerConfig(**{**self.spec.sampler, **settings})
+        sampler = InterleavedSampler(self, config, locate)
+        return sampler.sample([self.encode_prompt(prompt, config.guides)], [noise.key(seed)])[0]
 
     # ---------------------------------------------------------------- forward passes
 
@@ -207,26 +258,29 @@ class UnifiedModel(nn.Module):
         own = getattr(self.embedding, "positions", None)
         return tokens.position if own is None else own(tokens)
 
-    def hidden(self, tokens: Tokens, mask: Tensor, cache: Any = None) -> Tensor:
-        """Final hidden states [B, Q, d] of tokens [B, Q] under an additive mask [B, 1, Q, K]."""
+    def hidden(self, tokens: Tokens, mask: Tensor | None, cache: Any = None) -> Tensor:
+        """Final hidden states [B, Q, d] of tokens [B, Q] under an additive mask [B, 1, Q, K]; None = a body without a
+        causal mask sees everything."""
         body = self.backbone.get_decoder() if hasattr(self.backbone, "get_decoder") else self.backbone.model
         return body(
             inputs_embeds=self.embed(tokens),
             attention_mask=mask,
             position_ids=self.positions(tokens),
-            past_key_values=cache,
             use_cache=False,
+            **({} if cache is None else {_cache_name(type(body)): cache}),
         ).last_hidden_state
 
-    def begin(self, capacity: int, cache: bool = True) -> Context:
-        """An empty context of sequences to be sampled, with room for `capacity` tokens a row."""
-        return Context(self.backbone.config.num_hidden_layers, capacity, cache)
+    def begin(self, capacity: int, cache: bool = True, indexed: bool = False) -> Context:
+        """An empty context of sequences to be sampled, with room for `capacity` tokens a row. indexed: keys and values
+        of a whole sequence are kept, for parts of it to be run again (bidirectional models)."""
+        bidirectional = self.spec.attention == "bidirectional"
+        return Context(self.backbone.config.num_hidden_layers, capacity, cache, bidirectional, indexed)
 
     @torch.no_grad()
-    def read(self, context: Context, block: Tokens) -> Tensor:
-        """Hidden states [B, n, d] of a block behind the context, which is left as it was."""
-        query, mask, n = context.inputs(block, self.dtype)
-        return self.hidden(query, mask, context.cache)[:, -n:]
+    def read(self, context: Context, block: Tokens, part: slice | None = None) -> Tensor:
+        """Hidden states [B, n, d] of a block behind the context, which is left as it was. part: see `Context`."""
+        query, mask, n = context.inputs(block, self.dtype, part)
+        return self.hidden(query, mask, context.keys)[:, -n:]
 
     def write(self, context: Context, block: Tokens) -> None:
         """Makes a finished block part of the context."""
@@ -234,12 +288,28 @@ class UnifiedModel(nn.Module):
             self.read(context, block)
         context.append(block)
 
-    def log_probs(self, hidden: Tensor, modality: Modality, temperature: float = 1.0) -> Tensor:
+    def log_probs(
+        self,
+        hidden: Tensor,
+        modality: Modality,
+        temperature: float = 1.0,
+        guidance: Sequence[tuple[float, Tensor]] = (),
+        count_mask: bool = False,
+    ) -> Tensor:
         """float32 log-probabilities [..., rows] over a modality's own range. The mask token, where it lies in it, has
-        none: it is no value of a token. Temperature 0 is taken as 1: greedy choice does not depend on it."""
+        none: it is no value of a token. Temperature 0 is taken as 1: greedy choice does not depend on it.
+
+        guidance: scale s and hidden states [..., d] of each prompt that leaves something out; see `unidiff.guidance`.
+        count_mask: the mask token has its share all the same.
+        """
         low, high = self.spec.range_of(modality)
-        logits = nn.functional.linear(hidden, self.backbone.lm_head.weight[low:high]).float()
-        if low <= self.spec.mask < high:
+        rows = self.backbone.lm_head.weight[low:high]
+        logits = nn.functional.linear(hidden, rows).float()
+        if guidance:
+            logits = logits * (1 + sum(scale for scale, _ in guidance))
+            for scale, other in guidance:
+                logits = logits - scale * nn.functional.linear(other, rows).float()
+        if low <= self.spec.mask < high and not count_mask:
             logits[..., self.spec.mask - low] = -torch.inf
         return (logits / (temperature or 1.0)).log_softmax(-1)
 
@@ -263,36 +333,45 @@ class UnifiedModel(nn.Module):
         mask: Tensor,
         hide: Tensor | None = None,
         temperature: tuple[float, float] = (1.0, 1.0),
+        guidance: Guidance | None = None,
     ) -> Tensor:
         """Log-probabilities of sampled tokens, each masked in its segment's noisy copy.
 
         canvas: [B, L]. mask: [B, L] bool, a subset of `canvas.sampled`: the tokens to mask and score. hide: [B, L]
         bool, clean tokens to replace by the mask token too (a perturbed prompt), or None. temperature: of text and
-        of image tokens. Returns [B, L] float32, 0 where nothing is scored. One forward pass: block-causal, over the
-        clean sequence and its noisy copy; bidirectional, over one row for each segment, the sequence cut after it.
-        Logits exist only at masked positions × the rows of their modality, in chunks.
+        of image tokens. guidance: what the logits are compared with; `hide` does not apply to it. Returns [B, L]
+        float32, 0 where nothing is scored. One forward pass (and one for each canvas of the guidance): block-causal,
+        over the clean sequence and its noisy copy; bidirectional, over one row for each segment, the sequence cut
+        after it. Logits exist only at masked positions × the rows of their modality, in chunks.
         """
         if mask.shape != canvas.shape:
             raise ValueError(f"score: mask has shape {tuple(mask.shape)}, the canvas {tuple(canvas.shape)}")
         if bool((mask & ~canvas.sampled).any()):
             raise ValueError("score: mask holds tokens that were not sampled; mask & canvas.sampled is what you want")
         full_width = canvas.shape[1]
-        canvas, width = canvas.trimmed()
-        mask = mask[:, :width]
-        if hide is not None:
-            clean = canvas.clean.with_ids(canvas.clean.ids.masked_fill(hide[:, :width], self.spec.mask))
-            seen = dataclasses.replace(canvas, clean=clean)
-        else:
-            seen = canvas
-        states = self._cut_states if self.spec.attention == "bidirectional" else self._copy_states
-        hidden, modalities, source, scored, owner = states(seen, mask)
+        others = [] if guidance is None else list(zip(guidance.canvases, guidance.masks(canvas, mask)))
+        states = self._states(canvas, mask, hide)
+        compared = [self._states(other, there) for other, there in others]
+        hidden, modalities, source, scored, owner = states
         out = hidden.new_zeros(mask.shape[0], full_width, dtype=torch.float32)
         for modality in Modality if self.spec.codebook_size else (Modality.TEXT,):
             row, column = (scored & (modalities == modality)).nonzero(as_tuple=True)
             place = owner[row], source[row, column]
-            values = self._target_log_probs(hidden[row, column], canvas.ids[place], modality, temperature[modality])
+            guides = [] if guidance is None else guidance.of_modality(modality)
+            # The same tokens in the same order: a canvas that is compared differs in its prompts alone.
+            terms = [(scale, compared[k][0][compared[k][3] & (compared[k][1] == modality)]) for k, scale in guides]
+            target = canvas.ids[place]
+            values = self._target_log_probs(hidden[row, column], target, modality, temperature[modality], terms)
             out = out.index_put(place, values)
         return out
+
+    def _states(self, canvas: Canvas, mask: Tensor, hide: Tensor | None = None) -> _States:
+        canvas, width = canvas.trimmed()
+        mask = mask[:, :width]
+        if hide is not None:
+            clean = canvas.clean.with_ids(canvas.clean.ids.masked_fill(hide[:, :width], self.spec.mask))
+            canvas = dataclasses.replace(canvas, clean=clean)
+        return (self._cut_states if self.spec.attention == "bidirectional" else self._copy_states)(canvas, mask)
 
     def _copy_states(self, canvas: Canvas, mask: Tensor) -> _States:
         """Block-causal: one row a sequence, the clean one followed by its noisy copy."""
@@ -311,12 +390,32 @@ class UnifiedModel(nn.Module):
 
     forward = score  # so that wrappers (DDP, FSDP) see the pass whose gradients they reduce
 
-    def _target_log_probs(self, hidden: Tensor, target: Tensor, modality: Modality, temperature: float) -> Tensor:
-        """[K, d] hidden states and [K] ids -> [K] log-probabilities."""
+    def _target_log_probs(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        modality: Modality,
+        temperature: float,
+        guidance: Sequence[tuple[float, Tensor]],
+    ) -> Tensor:
+        """[K, d] hidden states and [K] ids -> [K] log-probabilities, in chunks. Of several chunks no logits are kept
+        for the backward pass: they are computed again there."""
         low, high = self.spec.range_of(modality)
+
+        def of_chunk(hidden: Tensor, target: Tensor, *others: Tensor) -> Tensor:
+            terms = [(scale, other) for (scale, _), other in zip(guidance, others)]
+            log_probs = self.log_probs(hidden, modality, temperature, terms)
+            return log_probs.gather(1, (target - low)[:, None])[:, 0]
+
         chunk = max(_LOGITS_AT_ONCE // (high - low), 1)
-        parts = [
-            self.log_probs(h, modality, temperature).gather(1, (t - low)[:, None])[:, 0]
-            for h, t in zip(hidden.split(chunk), target.split(chunk))
-        ]
-        return torch.cat(parts)
+        if len(hidden) <= chunk:
+            return of_chunk(hidden, target, *(other for _, other in guidance))
+        chunks = zip(*(x.split(chunk) for x in (hidden, target, *(other for _, other in guidance))))
+        return torch.cat([checkpoint(of_chunk, *one, use_reentrant=False, preserve_rng_state=False) for one in chunks])
+
+
+@functools.cache
+def _cache_name(body: type) -> str:
+    """What transformers calls a cache: until version 5.23 past_key_values."""
+    names = inspect.signature(body.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"

@@ -119,6 +119,14 @@ class Interleaved(tuple[Segment, ...]):
         return f"Interleaved({' · '.join(map(repr, self))})"
 
 
+def hidden(prompt: Interleaved, modality: Modality, mask: int) -> Interleaved:
+    """A prompt with every token of a modality replaced by the mask token: what a model without it is shown."""
+    return Interleaved(
+        replace(s, tokens=torch.full_like(s.tokens, mask)) if s.modality is modality else s  # type: ignore[arg-type]
+        for s in prompt
+    )
+
+
 @dataclass
 class Tokens:
     """A batch of positions, all fields [B, N].
@@ -239,9 +247,9 @@ def wrap(segment: Segment, spec: ModelSpec, announced: bool = False) -> tuple[np
     ids = segment.tokens.numpy()
     offset = np.arange(len(ids))
     if segment.modality is Modality.TEXT:
-        before, after = ((spec.bos,) if segment.prompt and spec.bos is not None else ()), ()
+        before, after = spec.before_text if segment.prompt else (), ()
     else:
-        before, after = spec.image_begin[int(announced) :], spec.image_end
+        before, after = spec.before_image if announced else spec.image_begin, spec.image_end
         if spec.row_separator is not None and segment.grid is not None:
             rows, columns = segment.grid
             at = np.arange(1, rows + 1) * columns
@@ -321,7 +329,7 @@ def _render_row(row: Interleaved, spec: ModelSpec, window: Window | None = None)
         sampled[inside] = segment.sampled.numpy()
         if segment.modality is Modality.IMAGE:
             if last_image is not None and last_image.grid == segment.grid:
-                previous[inside] = last_image.tokens.numpy()
+                previous[inside] = last_image.tokens.masked_fill(last_image.tokens == spec.mask, -1).numpy()
             last_image = segment
         else:
             end = np.isin(ids, spec.text_end)

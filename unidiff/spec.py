@@ -23,6 +23,8 @@ class ModelSpec:
     attention: "block_causal" = a token sees every earlier segment and all of its own; "bidirectional" = everything.
     pad_policy, additive_to: what a pad does (see `attention.pad_bias`). image_grid: the grid of generated images when
     there is none to edit. max_positions: longest sequence. row_separator: stands behind every row of an image.
+    text_begin: what is put before each text of a prompt; None = bos, if there is one. Families whose templates write
+    all of a prompt have ().
     special: other tokens that the family's templates use, by name. sampler: the family's published sampler defaults,
     by name of `SamplerConfig` field.
     """
@@ -43,6 +45,7 @@ class ModelSpec:
     text_length: int
     max_positions: int
     row_separator: int | None = None
+    text_begin: tuple[int, ...] | None = None
     attention: Literal["block_causal", "bidirectional"] = "block_causal"
     pad_policy: Literal["hard", "attend", "additive_one"] = "hard"
     additive_to: Literal["valid_pairs", "valid_keys"] = "valid_pairs"
@@ -72,12 +75,25 @@ class ModelSpec:
     def _check_ids(self) -> None:
         ids = {name: getattr(self, name) for name in ("text_end", "image_begin", "image_end")}
         ids |= {"mask": (self.mask,), "pad": (self.pad,)}
+        ids |= {"text_begin": self.text_begin or ()}
         ids |= {f"special[{name!r}]": (value,) for name, value in self.special.items()}
         ids |= {name: (value,) for name in ("bos", "row_separator") if (value := getattr(self, name)) is not None}
         for name, values in ids.items():
             for value in values:
                 if not isinstance(value, int) or not 0 <= value < self.logit_rows:
                     raise ValueError(f"ModelSpec.{name}: {value!r} is no id below logit_rows {self.logit_rows}")
+
+    @property
+    def before_text(self) -> tuple[int, ...]:
+        """What stands before a text of a prompt."""
+        if self.text_begin is not None:
+            return self.text_begin
+        return () if self.bos is None else (self.bos,)
+
+    @property
+    def before_image(self) -> tuple[int, ...]:
+        """What stands before an image that a text announced: a text that ended with the first delimiter wrote it."""
+        return self.image_begin[1:] if self.image_begin[:1] == (self.image_next,) else self.image_begin
 
     @property
     def image_range(self) -> tuple[int, int]:
@@ -91,13 +107,13 @@ class ModelSpec:
         """Raises ValueError if an id is out of range or a sampled text does not fit its canvas.
 
         An image holds image codes; a sampled text ids that a text may draw, the mask never among them; a text of a
-        prompt any id but image codes.
+        prompt any id but image codes. What guidance hides of a prompt holds the mask.
         """
         given_text = segment.modality is Modality.TEXT and segment.prompt
         low, high = (0, self.logit_rows) if given_text else self.range_of(segment.modality)
         wrong = (segment.tokens < low) | (segment.tokens >= high)
-        if not segment.prompt:
-            wrong |= segment.tokens == self.mask
+        masked = segment.tokens == self.mask
+        wrong = wrong & ~masked if segment.prompt else wrong | masked
         if given_text:
             wrong |= (segment.tokens >= self.image_range[0]) & (segment.tokens < self.image_range[1])
         if bool(wrong.any()):

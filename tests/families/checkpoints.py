@@ -43,6 +43,7 @@ CONFIG: dict[str, Any] = {
 
 WORDS = ["find", "a", "safe", "way", "to", "the", "goal", "go", "from", "right", "left", "up", "down", "what", "then"]
 WORDS += ["red", "blue", "cube", "ball", "on", "is", ".", ",", "?"]
+WORDS += ["answer", *(f"{row}{column}" for row in "abcd" for column in range(1, 5))]  # of FrozenLake
 CODES = 64
 
 _SETTINGS: dict[str, tuple[str, str, dict[str, Token], str | None]] = {  # model_type, class, tokens, image folder

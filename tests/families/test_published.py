@@ -125,11 +125,18 @@ def test_texts_and_images_are_encoded(published: Published) -> None:
     row = model.encode(["find a safe way", Image.new("RGB", (size, size), "red")])
     canvas = model.render([row])
     ids, spec = canvas.ids[0].tolist(), model.spec
-    assert ids[0] == spec.bos and ids.count(spec.row_separator) == 4 and ids[-1] == spec.image_end[0]
-    assert model.decode(row)[0] == "find a safe way" and model.decode(row)[1].size == (size, size)
+    assert spec.bos not in ids and ids.count(spec.row_separator) == 4  # no bos in this family's prompts
+    marks = [spec.special[name] for name in ("system_start", "system_end", "user_start")]
+    assert [i for i in ids if i in marks] == marks and ids[-2:] == [
+        spec.special["user_end"],
+        spec.special["answer_start"],
+    ]
+    assert "find a safe way" in model.decode(row)[0] and model.decode(row)[1].size == (size, size)
     text = UnifiedModel.from_pretrained(published("llada"))
     text.to(torch.float32)
-    assert text.images is None and text.decode(text.encode(["go up"])) == ["go up"]
+    said = text.tokenizer.decode(text.render([text.encode(["go up"])]).ids[0])
+    assert text.images is None and said.startswith("<|startoftext|>") and said.count("<|startoftext|>") == 1
+    assert "user" not in text.tokenizer.get_vocab() and "go up <|eot_id|>" in said
     with pytest.raises(ValueError, match="family llada is one of text alone: it takes no images"):
         text.encode([Image.new("RGB", (8, 8))])
 
@@ -329,3 +336,18 @@ def test_an_image_tokenizer_elsewhere(folder: Path) -> None:
     (folder / "magvitv2").rename(folder.parent / "elsewhere")
     model = UnifiedModel.from_pretrained(folder, image_tokenizer=folder.parent / "elsewhere")
     assert model.images.codebook_size == 64
+
+
+def test_pictures_are_prepared_by_the_family_s_rule(published: Published) -> None:
+    from PIL import Image
+
+    photo = Image.new("RGB", (700, 300), "red")
+    sizes = {name: UnifiedModel.from_pretrained(published(name)).prepare(photo).size for name in ("mmada", "dimoo")}
+    assert sizes["mmada"] == (512, 512) and sizes["dimoo"] == (736, 320)
+    understand = UnifiedModel.from_pretrained(published("dimoo")).prepare(photo, "understand").size
+    assert understand[0] * understand[1] > 900_000 and understand[0] % 32 == understand[1] % 32 == 0
+    with pytest.raises(ValueError, match="family llada has no rule to prepare pictures by"):
+        UnifiedModel.from_pretrained(published("llada")).prepare(photo)
+    model = UnifiedModel.from_pretrained(published("mmada"))
+    with pytest.raises(ValueError, match="sides must be multiples of"):
+        model.encode(["what is it ?", photo.crop((0, 0, 33, 32))])

@@ -41,7 +41,7 @@ WRONG = [
     ({"scale_rewards": "groups"}, "scale_rewards is 'groups'; did you mean 'group'"),
     ({"lr_schedule": "constnt"}, "lr_schedule is 'constnt'; did you mean 'constant'\\? Known: linear, constant"),
     ({"edit": "regions"}, "edit is 'regions'"),
-    ({"text_temperature": 0.0}, "text_temperature is 0.0"),
+    ({"text_temperature": 0.0}, "text_temperature is 0;"),
 ]
 
 

@@ -38,6 +38,7 @@ SETTINGS = [
     {"loss_type": "gspo", "assignment": "joint", "num_iterations": 2},
     {"text_estimator": "trace", "image_estimator": "elbo", "num_iterations": 2, "loss_type": "gmpo"},
     {"text_estimator": "wd1", "image_estimator": "spg", "beta": 0.1},
+    {"lora_rank": 4, "beta": 0.1, "num_iterations": 2, "gradient_checkpointing": True},
 ]
 SETTINGS = [{**COMMON, **own} for own in SETTINGS]
 

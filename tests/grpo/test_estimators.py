@@ -72,8 +72,8 @@ def watched(trainer):
         found.append((iteration, rows, []))
         return back(experience, iteration, rows, loss_of, last)
 
-    def watch_run(model, canvas, view):
-        out = run(model, canvas, view)
+    def watch_run(model, canvas, view, guidance):
+        out = run(model, canvas, view, guidance)
         if out.requires_grad:
             out.retain_grad()
             found[-1][2].append((view, out))
@@ -256,7 +256,7 @@ def test_memory_does_not_grow_with_iterations_or_views(make_trainer, model):
 def test_calls_of_the_old_policy_are_chunks(make_trainer):
     trainer = make_trainer(num_iterations=12, micro_batch_size=2)
     sizes, run = [], trainer._run
-    trainer._run = lambda model, canvas, view: sizes.append(len(canvas.ids)) or run(model, canvas, view)
+    trainer._run = lambda model, canvas, *rest: sizes.append(len(canvas.ids)) or run(model, canvas, *rest)
     trainer.step(0)
     assert max(sizes) <= 2 and len(sizes) >= 12
 

@@ -462,7 +462,7 @@ def test_settings_that_do_not_fit(make_trainer, task, rewards):
 
 def test_a_prompt_that_is_too_long(make_trainer, model):
     trainer = make_trainer(max_rounds=50)
-    with pytest.raises(ValueError, match=r"50 rounds need \d+ positions, the model has 1024"):
+    with pytest.raises(ValueError, match=r"50 rounds .* need \d+ positions, the model has 1024"):
         trainer.step(0)
 
 

@@ -1,14 +1,18 @@
 """Trains the tiny model once for each of some settings: what test_distributed runs in one process and in two.
 
 torchrun --nproc_per_node 2 tests/grpo/train_tiny.py MODEL FOLDER '[{"loss_type": "dapo"}, {"scale_rewards": "batch"}]'
+
+SHARDED=1 in the environment: with FSDP2, which accelerate would use on GPUs only, so it is told to afterwards.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, reward
 from unidiff.grpo.checkpoint import write_json
@@ -30,18 +34,38 @@ def lost_now_and_then(segments, **columns):
     return [None if sum(len(s.tokens) for s in v.segments) % 3 == 0 else float(len(v.segments)) for v in segments]
 
 
+def accelerator_of(sharded: bool) -> Accelerator:
+    accelerator = Accelerator()
+    if sharded:
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+            reshard_after_forward=True,
+            state_dict_type="SHARDED_STATE_DICT",
+            cpu_ram_efficient_loading=False,
+        )
+        accelerator.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    return accelerator
+
+
 def train(model_folder: str, folder: Path, settings: dict) -> None:
-    """Leaves metrics, weights and held-out figures in the folder."""
+    """Leaves metrics, weights and held-out figures in the folder. settings: of GRPOConfig, and dtype."""
     torch.set_num_threads(1)
-    config = GRPOConfig(**{"output_dir": str(folder), **settings})
-    model = UnifiedModel.from_pretrained(model_folder)
-    trainer = GRPOTrainer(model, FrozenLake(), config, [words, bright, lost_now_and_then])
+    settings = {"output_dir": str(folder), **settings}
+    dtype = getattr(torch, settings.pop("dtype", "float32"))
+    config = GRPOConfig(**settings)
+    model = UnifiedModel.from_pretrained(model_folder, dtype=dtype)
+    accelerator = accelerator_of("SHARDED" in os.environ)
+    trainer = GRPOTrainer(model, FrozenLake(), config, [words, bright, lost_now_and_then], accelerator=accelerator)
     trainer.train()
     held = trainer.held_out()
-    everybody = trainer.accelerator.gather(torch.cat([p.detach().flatten() for p in model.parameters()])[None])
+    flat = torch.cat([p.detach().flatten().float() for p in model.parameters()])
+    everybody = trainer.accelerator.gather(flat[None])
     assert bool((everybody == everybody[0]).all()), "the processes' weights differ"
+    trainer.save_model(folder / "model")
     if trainer.accelerator.is_main_process:
-        trainer.model.save_pretrained(folder / "model")
         costs = {way: one.compute.total.token_forwards for way, one in held.items()}
         write_json(folder / "held_out.json", {"costs": costs, **{way: one.figures for way, one in held.items()}})
 

@@ -119,6 +119,8 @@ def test_files(finished, recipe):
     page = (finished / "report.html").read_text()
     for gallery in ("before training", "training, step 1", "training, step 2", "after training"):
         assert gallery in page
+    for panel in ("rewards of pictures", "rewards of whole responses", "groups without spread", "KL"):
+        assert f"Curve: {panel}" in page
     assert [p.name for p in sorted((finished / "rollouts").iterdir())] == [
         "step-000001.safetensors",
         "step-000002.safetensors",
@@ -197,8 +199,11 @@ def test_settings_from_a_file(run, tmp_path):
         (["--text_estimator", "fading"], "text_estimator is 'fading'; did you mean 'fading_out'?"),
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--board_size", "9"], "size: expected 3 to 8 cells, got 9"),
-        (["--board_size", "5"], "the model embeds images of (8, 8) tokens, not of [(10, 10)]"),
-        (["--max_rounds", "40"], "40 rounds need"),
+        (["--board_size", "5"], "so many cells do not fill the model's picture of 64 x 64 pixels"),
+        (["--board_size", "5", "--tile", "16"], "the model embeds images of (8, 8) tokens, not of [(10, 10)]"),
+        (["--image_tokenizer", "somewhere"], "takes no image_tokenizer"),
+        (["--family", "mmda"], "family 'mmda' is not known"),
+        (["--max_rounds", "40"], "tokens and 40 rounds (a text"),
         (["--eval_split", "exam"], "split: expected one of train, dev, test, got 'exam'"),
         (["--rewards", "no_module:f"], "no_module"),
         (["--rewards", "math:sqrt"], "mark the function with @reward"),

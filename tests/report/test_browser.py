@@ -13,7 +13,7 @@ import pytest
 from unidiff.report.filters import edits_of
 from unidiff.report.gallery import records
 from unidiff.report.page import Comparison, write_page
-from unidiff.report.record import RolloutRecord
+from unidiff.report.record import RewardRecord, RolloutRecord
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
@@ -31,6 +31,8 @@ def made(traced: Any, model: Any) -> list[RolloutRecord]:
     segments = [
         replace(s, text=EVIL, words=[EVIL] * len(s.tokens)) if s.modality == "text" else s for s in first.segments
     ]
+    lost = RewardRecord("judge", None, 1.0, f"error: {EVIL}")
+    segments[2] = replace(segments[2], rewards=[*segments[2].rewards, lost])
     return [replace(first, title=EVIL, segments=tuple(segments)), *all_records[1:]]
 
 
@@ -158,9 +160,88 @@ def test_columns_of_a_comparison_align(visit, width, columns) -> None:
         lefts = sorted({round(b["x"]) for b in boxes})
         assert len(lefts) == columns and len({round(b["width"]) for b in boxes}) == 1
         assert len({round(b["y"]) for b in boxes[:columns]}) == 1
+        pictures = [cell.locator(".stage").first for cell in row.locator(".columns > div").all()[:columns]]
+        tops = {round(p.bounding_box()["y"]) for p in pictures if p.count()}
+        assert len(tops) <= 1, "pictures side by side stand at different heights"
     row = page.locator(".comparison .round[data-scrub]").first
     row.locator("input[type=range]").fill("1")
     assert all(stage.locator(".masked").count() for stage in row.locator(".stage").all())
+
+
+# ---------------------------------------------------------------- tips
+
+
+def first_hint(made) -> str:
+    segment = next(s for s in made[0].response if s.modality == "text")
+    return f"set in step {segment.step[0] + 1} of {segment.steps}, probability {segment.probability[0]:.2f}"
+
+
+def words_of(page: Any) -> Any:
+    """The tokens of the first sampled text."""
+    return page.locator(".rollout:not(.comparison) .words:has(.token[data-tip])").first.locator(".token")
+
+
+def test_a_word_that_is_pointed_at_says_its_step_and_probability(visit, made) -> None:
+    page, tip = visit(), None
+    tip = page.locator("#tip")
+    assert not tip.is_visible()
+    words_of(page).first.hover()
+    assert tip.is_visible() and tip.inner_text().split("\n")[0] == first_hint(made)
+    page.locator("h1").hover()
+    assert not tip.is_visible()
+
+
+def test_keys_go_from_word_to_word(visit, made) -> None:
+    page = visit()
+    tip, words = page.locator("#tip"), words_of(page)
+    before = page.locator(".edit-panel input[type=range]").first.input_value()
+    page.locator(".tiles a").first.focus()
+    while not page.evaluate("document.activeElement.matches('.token')"):
+        page.keyboard.press("Tab")
+    assert tip.is_visible() and tip.inner_text().split("\n")[0] == first_hint(made)
+    assert words.first.get_attribute("aria-describedby") == "tip"
+    page.keyboard.press("End")
+    assert words.last.evaluate("e => e === document.activeElement")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowRight")
+    assert words.last.evaluate("e => e === document.activeElement") and tip.is_visible()
+    page.keyboard.press("Escape")
+    assert not tip.is_visible()
+    assert page.locator(".edit-panel input[type=range]").first.input_value() == before  # arrows moved no picture
+    stops = page.locator(".words").first.locator("xpath=ancestor::article").locator(".token[tabindex='0']").count()
+    texts = (
+        page.locator(".words").first.locator("xpath=ancestor::article").locator(".words:has(.token[data-tip])").count()
+    )
+    assert stops == texts  # one stop of the Tab key for a text
+
+
+def test_a_tap_shows_the_tip_inside_a_narrow_screen(browser, page_path, made) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    page.goto(page_path.as_uri())
+    tip = page.locator("#tip")
+    for word in (words_of(page).first, words_of(page).last):
+        word.tap()
+        box = tip.bounding_box()
+        assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390 and tip.inner_text()
+    page.locator("h1").tap()
+    assert not tip.is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
+
+
+def test_a_cell_says_its_step_and_a_lost_reward_why(visit, made) -> None:
+    page, segment = visit(), edits_of(made[0])[0].segment
+    stage, tip = page.locator(".edit-panel .stage").first, page.locator("#tip")
+    side = stage.bounding_box()["width"] / segment.grid[1]
+    for at in (segment.edited.index(True), segment.edited.index(False)):
+        row, column = divmod(at, segment.grid[1])
+        stage.hover(position={"x": (column + 0.5) * side, "y": (row + 0.5) * side})
+        known = f"set in step {segment.step[at] + 1}, probability {segment.probability[at]:.2f}"
+        assert tip.inner_text() == f"row {row}, column {column}: {known if segment.edited[at] else 'kept'}"
+    page.locator("li[data-tip]").first.focus()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Tab")
+    assert tip.inner_text() == f"error: {EVIL}"
 
 
 def test_every_control_has_a_name(visit) -> None:

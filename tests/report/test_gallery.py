@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from unidiff import noise
-from unidiff.report.filters import FILTERS
+from unidiff.grpo.experience import segment_views
+from unidiff.report.filters import FILTERS, edits_of
 from unidiff.report.gallery import best_and_worst, records, side_by_side
+from unidiff.report.record import png
 from unidiff.report.regeneration import full_regeneration
 from unidiff.rewards.router import ASSIGNMENTS, RewardRouter
 from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
@@ -30,6 +32,18 @@ def test_records_hold_masks_steps_traces_and_changes(traced, model) -> None:
                 assert shown.edited == segment.edited.tolist() and shown.strays == 0
                 assert shown.changed == (segment.tokens != before.tokens).tolist()
                 before = segment
+
+
+def test_the_picture_before_the_first_edit_is_what_the_model_read(traced, model, task) -> None:
+    examples = [task.example("dev", i // 4) for i in range(8)]
+    views = segment_views(model, traced.rollouts, examples)
+    i = next(i for i, r in enumerate(traced.rollouts) if len(r.segments) > 1)
+    made, bare = records(model, traced, [i], views=views)[0], records(model, traced, [i])[0]
+    assert made.prompt[1].picture == png(examples[i].prompt[1])
+    assert made.prompt[1].read == bare.prompt[1].picture != made.prompt[1].picture  # the file knows the tokens only
+    assert bare.prompt[1].read is None
+    for shown in (made, bare):
+        assert edits_of(shown)[0].before.picture == bare.prompt[1].picture
 
 
 def test_a_token_that_strays_from_the_mask_is_counted(traced, model) -> None:

@@ -115,7 +115,7 @@ def test_whatever_others_wrote_is_escaped(tmp_path, gallery) -> None:
     first = gallery[0]
     text = replace(first.response[0], text=EVIL, words=None)
     words = replace(first.response[0], words=[EVIL, '" onload="x'], rewards=[RewardRecord(EVIL, None, 1.0, EVIL)])
-    prompt = replace(first.prompt[0], text=EVIL, words=None)
+    prompt = replace(first.prompt[0], text=EVIL, words=[EVIL, '" onload="x'])  # its words are shown, being others
     evil = replace(first, title=EVIL, segments=(prompt, text, words), stop="no_end", stop_reason=EVIL)
     evil = replace(evil, rewards=[RewardRecord(EVIL, 1.0)], compute={EVIL: {**first.total}})
     summary = {EVIL: EVIL, "config": {EVIL: EVIL}, "base": {EVIL: 0.5}, "final": {EVIL: 0.6}}
@@ -149,21 +149,67 @@ def test_sixteen_rollouts_stay_below_five_megabytes(tmp_path) -> None:
         segments = [SegmentRecord(modality="text", prompt=True, text="draw")]
         for j in range(4):
             tokens = list(range(1024))
-            segments.append(SegmentRecord(modality="text", tokens=tokens[:99], text="a thought " * 40))
+            said = {"step": [t % 30 for t in tokens[:99]], "probability": rng.random(99).tolist()}
+            segments.append(
+                SegmentRecord(
+                    modality="text", tokens=tokens[:99], text="a thought " * 40, words=["thought "] * 99, **said
+                )
+            )
             segments.append(
                 SegmentRecord(
                     modality="image", tokens=tokens, picture=pictures[4 * i + j], grid=(32, 32),
                     step=[t % 50 for t in tokens], probability=rng.random(1024).tolist(),
+                    trace=[[float(t % 7) / 7 if t % 50 >= s else None for t in tokens] for s in range(50)],
                 )
             )  # fmt: skip
         made.append(RolloutRecord(title=str(i), segments=tuple(segments), stop="answered", stop_reason=""))
-    assert write_page(tmp_path / "page.html", title="large", galleries={"a": made}).stat().st_size < 5e6
+    path = write_page(tmp_path / "page.html", title="large", galleries={"a": made}, open=True)
+    assert path.stat().st_size < 5e6 and path.read_text().count("data-trace") == 64
+
+
+def test_large_pictures_are_embedded_small(tmp_path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)  # 200 pixels, but 120 kB as PNG
+    segment = SegmentRecord(modality="image", tokens=[0] * 16, grid=(4, 4), picture=png(Image.fromarray(noise)))
+    made = RolloutRecord(title="a", segments=(segment,), stop="answered", stop_reason="")
+    images = Parsed(write_page(tmp_path / "page.html", title="a", galleries={"a": [made]})).all("image")
+    assert [a["href"].split(";")[0] for a in images] == ["data:image/jpeg"]
+    kept = Image.open(io.BytesIO(base64.b64decode(images[0]["href"].split(",")[1])))
+    assert kept.size == (200, 200)
+
+
+def test_a_given_text_is_shown_as_it_was_and_as_it_was_read(tmp_path) -> None:
+    def shown(text: str, words: list[str]) -> str:
+        segment = SegmentRecord(modality="text", prompt=True, tokens=[0] * len(words), text=text, words=words)
+        made = RolloutRecord(title="a", segments=(segment,), stop="answered", stop_reason="")
+        return Parsed(write_page(tmp_path / "page.html", title="a", galleries={"a": [made]})).text
+
+    assert "find the goal" in shown("find the goal", ["find", " the", " goal"])
+    assert "read as" not in shown("find the goal", ["find", "the", "goal"])
+    assert "find the treasureread as: find the <unk>" in shown("find the treasure", ["find", "the", "<unk>"])
+
+
+def test_a_token_stands_between_its_spaces_and_says_its_drafts() -> None:
+    words = [" go", "right\n", "", " "]
+    segment = SegmentRecord(
+        modality="text", tokens=[0] * 4, text=" goright\n", words=words, step=[0, 2, 1, 1],
+        probability=[0.9, 0.8, 1, 1], trace=[[0.9, 0.3, 1, 1], [None, 0.41, 1, 1], [None, 0.8, None, None]],
+    )  # fmt: skip
+    tokens = environment().filters["spoken"](segment)
+    assert [(t.lead, t.word, t.gap) for t in tokens] == [
+        (" ", "go", ""),
+        ("", "right", "\n"),
+        ("", "", ""),
+        ("", " ", ""),
+    ]
+    assert tokens[0].hint == "set in step 1 of 3, probability 0.90"
+    assert tokens[1].hint == "set in step 3 of 3, probability 0.80\ndrafts before: 0.30, 0.41"
 
 
 def test_held_out_results_and_settings(tmp_path) -> None:
     summary = {
         "task": "FrozenLake",
         "seconds": 245.0,
+        "seconds_training": 117.9,
         "eval_size": 256,
         "config": {"learning_rate": 5e-4, "sampler": {"edit": "region"}, "beta": None},
         "base": {"greedy": {"success": 0.473, "image_exact": 0.9}, "sampled": {"success": 0.4}},
@@ -176,6 +222,7 @@ def test_held_out_results_and_settings(tmp_path) -> None:
         "+17.2",
         "−0.5",
         "4 min 05 s",
+        "1 min 58 s",
         "learning_rate0.0005",
         "sampler.editregion",
         "3.1 points",

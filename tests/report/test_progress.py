@@ -111,7 +111,7 @@ def test_only_changes_beyond_the_error_are_coloured() -> None:
 
 
 def test_numbers_and_durations() -> None:
-    assert [number(v) for v in (0.0, 0.03124, 12.44, 812.0, 4321.4, 54321.0, 1.35e9)] == [
-        "0", "0.0312", "12.4", "812", "4321", "54.3 k", "1.35 G",
+    assert [number(v) for v in (0.0, 0.03124, 12.44, 812.0, 4321.4, 54321.0, 1.35e9, 9.997e11, 1.02e15)] == [
+        "0", "0.0312", "12.4", "812", "4321", "54.3 k", "1.35 G", "1000 G", "1.02 P",
     ]  # fmt: skip
     assert [duration(s) for s in (8.31, 245, 7630)] == ["8.3 s", "4 min 05 s", "2 h 07 min"]

@@ -282,9 +282,9 @@ def test_rows_that_finish_leave_the_batch(
 ) -> None:
     sizes, read = [], UnifiedModel.read
 
-    def spy(self: UnifiedModel, context: Any, block: Any) -> torch.Tensor:
+    def spy(self: UnifiedModel, context: Any, block: Any, *part: Any) -> torch.Tensor:
         sizes.append(block.shape[0])
-        return read(self, context, block)
+        return read(self, context, block, *part)
 
     monkeypatch.setattr(UnifiedModel, "read", spy)
     rollouts = sample(prompts * 2, range(8), max_rounds=3)
@@ -364,7 +364,9 @@ def test_one_prompt_in_one_call(model: UnifiedModel, task: FrozenLake) -> None:
         ("image_steps", 0, r"image_steps is 0"),
         ("max_rounds", 0, r"max_rounds is 0"),
         ("text_block", 0, r"text_block is 0; it must be at least 1, or None"),
-        ("text_temperature", 0.0, r"text_temperature is 0\.0; it must be above 0 \(use greedy"),
+        ("text_temperature", -1.0, r"text_temperature is -1\.0; it must be a number that is not negative"),
+        ("image_guidance", -1.0, r"image_guidance is -1\.0; it must be a number that is not negative"),
+        ("image_temperature", 0.0, r"image_temperature is 0\.0; it must be above 0 \(use greedy"),
         ("image_temperature", -1.0, r"image_temperature is -1\.0"),
         ("image_noise", -0.1, r"image_noise is -0\.1; it must not be negative"),
         ("edit_share", 0.0, r"edit_share is 0\.0; it must lie in \(0, 1\]"),
@@ -384,20 +386,9 @@ def test_region_needs_a_way_to_find_it(model: UnifiedModel) -> None:
     InterleavedSampler(model, SamplerConfig(edit="full"))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"attention": "bidirectional"}, "needs a block_causal model"), ({"row_separator": 5}, "without row separators")],
-)
-def test_models_of_another_kind_are_refused(
-    change: dict[str, Any],
-    message: str,
-    toy_spec: Callable[..., Any],
-    model: UnifiedModel,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(model, "spec", toy_spec(**change))
-    with pytest.raises(ValueError, match=message):
-        InterleavedSampler(model, SamplerConfig(edit="full"))
+def test_an_approximate_cache_is_for_bidirectional_models(model: UnifiedModel) -> None:
+    with pytest.raises(ValueError, match="approximate_cache is 'dual', but the model is block_causal"):
+        InterleavedSampler(model, SamplerConfig(edit="full", approximate_cache="dual"))
 
 
 @pytest.mark.parametrize(("rows", "keys"), [(2, 3), (3, 2), (2, 0), (0, 2)])

@@ -110,3 +110,16 @@ def test_a_text_model_trains_on_demonstrations_and_by_reward(tokenizer, images, 
     trainer = GRPOTrainer(model, TASK, config)
     (metrics,) = trainer.train()
     assert all(math.isfinite(v) for v in metrics.values()) and metrics["tokens/text"] >= 0
+
+
+def test_a_board_in_letters():
+    task = FrozenLake(pictures=False, board="text")
+    example = task.example("test", 3)
+    (text,) = example.prompt
+    assert example.board == TASK.example("test", 3).board
+    rows = [line.split()[1:] for line in text.splitlines()[2:6]]
+    assert tuple("".join(row) for row in rows) == example.board.rows
+    assert text.splitlines()[1].split() == ["1", "2", "3", "4"] and "answer right down" in text
+    for wrong in ({"board": "text"}, {"board": "words", "pictures": False}):
+        with pytest.raises(ValueError, match="board: expected 'picture', or 'text' with pictures False"):
+            FrozenLake(**wrong)

@@ -65,7 +65,7 @@ def pictures(record: dict) -> list[dict]:
 
 def test_a_run_folder_gives_its_model_and_its_settings(run, run_folder, tmp_path) -> None:
     data = run("--checkpoint", str(run_folder), "--index", "0,1", "--png", "--gif")
-    assert list(data["galleries"]) == ["test board 0", "test board 1"] and len(rollouts(data)) == 8
+    assert list(data["galleries"]) == ["test prompt 0", "test prompt 1"] and len(rollouts(data)) == 8
     for one in rollouts(data):
         assert (one["settings"]["edit"], one["settings"]["max_rounds"]) == ("random", 2)
         assert one["assignment"] == "segment" and one["figures"]["success"] in (0, 1)
@@ -125,7 +125,7 @@ def test_saved_rollouts(run, run_folder, model, task, tool, tmp_path) -> None:
 def test_compare_keeps_prompt_and_noise(run, run_folder) -> None:
     edits = ["region", "confidence", "random", "full"]
     data = run("--checkpoint", str(run_folder), "--index", "0,1", "--compare", ",".join(edits))
-    assert [c["title"] for c in data["comparisons"]] == ["test board 0", "test board 1"]
+    assert [c["title"] for c in data["comparisons"]] == ["test prompt 0", "test prompt 1"]
     for compared in data["comparisons"]:
         made = compared["rollouts"]
         assert list(made) == edits and len({r["key"] for r in made.values()}) == 1
@@ -152,6 +152,83 @@ def test_settings_of_the_sampler(run, run_folder) -> None:
     assert (settings["image_steps"], settings["greedy"], settings["edit_share"]) == (3, True, 0.5)
 
 
+TASK = """
+from dataclasses import dataclass, field
+import numpy as np
+from PIL import Image
+from unidiff import reward
+
+@reward(on="text")
+def short(segments, most, **columns):
+    return [float(len(s.tokens) <= m) for s, m in zip(segments, most)]
+
+@dataclass
+class Example:
+    prompt: list
+    columns: dict
+
+class Colours:
+    def example(self, split, index):
+        picture = Image.new("RGB", (64, 64), (40 * index, 90, 90))
+        return Example(["find the goal " + "<script>alert(1)</script>", picture], {"most": 4})
+    def rewards(self):
+        return (short,)
+    def region(self, text, grid):
+        return np.eye(*grid, dtype=bool)
+    def measure(self, rows, examples):
+        return {"success": np.array([float(len(row) > 1) for row in rows])}
+
+ready, number = Colours(), 3
+def needs(size):
+    return Colours()
+"""
+
+
+@pytest.fixture
+def colours(tmp_path, monkeypatch) -> None:
+    (tmp_path / "colours.py").write_text(TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "colours", raising=False)
+
+
+@pytest.mark.parametrize("name", ["Colours", "ready"])
+def test_a_task_of_your_own(run, run_folder, colours, name, tmp_path) -> None:
+    data = run("--checkpoint", str(run_folder), "--task", f"colours:{name}", "--index", "2,5", "--edit", "region")
+    assert list(data["galleries"]) == ["test prompt 2", "test prompt 5"] and len(rollouts(data)) == 8
+    for one in rollouts(data):
+        segments = [s for s in one["segments"] if not s["prompt"]]
+        assert one["figures"]["success"] == float(len(segments) > 1)
+        texts = [s for s in segments if s["modality"] == "text"]
+        assert all([r["name"] for r in s["rewards"]] == ["short"] for s in texts)
+        assert all(s["rewards"][0]["value"] == float(len(s["tokens"]) <= 4) for s in texts)
+        assert all(p["edited"] == [i % 9 == 0 for i in range(64)] for p in pictures(one))  # the diagonal
+    assert EVIL not in (tmp_path / "out" / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("colours:needs", "task: colours:needs cannot be made without arguments"),
+        ("colours:number", r"task: colours:number has no example\(\); see unidiff.tasks.Task"),
+        ("colours:Colors", "task: 'colours:Colors' cannot be found .* name it as package.module:Class"),
+        ("colors:Colours", "task: 'colors:Colours' cannot be found .*No module named 'colors'"),
+        ("colours", "task: 'colours' cannot be found"),
+    ],
+)
+def test_a_task_that_cannot_be_had(tool, run_folder, colours, name, message) -> None:
+    with pytest.raises(SystemExit, match=message):
+        tool.main(["--checkpoint", str(run_folder), "--task", name, "--no_open"])
+
+
+def test_a_run_of_texts_gets_its_task_and_its_rewards_by_name(tool) -> None:
+    config = tool.Config()
+    assert tool.task_of(config, {"pictures": False, "board_size": 5}) == FrozenLake(size=5, pictures=False)
+    task = tool.task_of(config, {})
+    assert task == FrozenLake()
+    named = tool.rewards_of(config, {"rewards": ["success=0.25", "legal_move"]}, task)
+    assert [(r.name, r.weight) for r in named] == [("success", 0.25), ("legal_move", 0.3)]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -167,6 +244,8 @@ def test_settings_of_the_sampler(run, run_folder) -> None:
         (["--rollouts", "a", "--edit", "full", "--prompt", "x"], "rollouts opens a file, edit and prompt would sample"),
         (["--num_generations", "0"], "num_generations is 0"),
         (["--index", ""], "index is empty"),
+        (["--rewards", "json:dumps", "--index", "0"], "rewards: <function dumps .* is no reward"),
+        (["--rewards", "sucess"], "unknown reward 'sucess'; did you mean 'success'"),
     ],
 )
 def test_mistakes_are_named(tool, run_folder, tmp_path, words, message) -> None:
@@ -196,6 +275,67 @@ def test_a_file_of_another_model_does_not_fit(tool, run_folder, model, task, tmp
     save_rollouts(tmp_path / "a.safetensors", batch)
     with pytest.raises(SystemExit, match="do not fit this checkpoint: its text tokenizer is another one"):
         tool.main(["--rollouts", str(tmp_path / "a.safetensors"), "--checkpoint", str(run_folder), "--no_open"])
+
+
+@pytest.fixture
+def saved(tool, model, task, tmp_path):
+    """saved(began) -> a file in a run of no model, which began with the given one."""
+    config = tool.Config(index=(0,))
+    prompts, settings = tool.task_prompts(config, task), SamplerConfig(edit="full", max_rounds=1)
+    batch, _ = tool.sample(model, task, prompts, settings, task.region, 2, config, {})
+
+    def make(began: str) -> Path:
+        batch.config["model"] = began
+        path = tmp_path / "project" / "outputs" / "run" / "rollouts" / "step-000001.safetensors"
+        save_rollouts(path, batch)
+        return path
+
+    return make
+
+
+def test_a_path_that_the_run_knows_is_relative_to_a_folder_above_it(run, saved, model, tmp_path, monkeypatch) -> None:
+    model.save_pretrained(tmp_path / "project" / "models" / "tiny")
+    path = saved("models/tiny")
+    monkeypatch.chdir(tmp_path)  # which is not where the run was started
+    assert len(rollouts(run("--rollouts", str(path)))) == 2
+    monkeypatch.chdir(path.parent)
+    assert len(rollouts(run("--rollouts", path.name, output="again"))) == 2
+
+
+def test_a_file_without_a_model_to_decode_it(run, tool, saved, model, tmp_path, monkeypatch) -> None:
+    path = saved("models/gone")
+    model.save_pretrained(tmp_path / "elsewhere")
+    other = tmp_path / "shipped"
+    model.save_pretrained(other)
+    monkeypatch.setattr(tool, "BASE", other)
+    assert len(rollouts(run("--rollouts", str(path)))) == 2  # the shipped model fits
+    fits = tool.fingerprint
+    monkeypatch.setattr("unidiff.grpo.rollout_file.fingerprint", lambda m: {**fits(m), "text": "another"})
+    with pytest.raises(SystemExit) as stopped:
+        tool.main(["--rollouts", str(path), "--no_open"])
+    words = str(stopped.value)
+    assert words.startswith("error: checkpoint: name one that") and "step-000001.safetensors fits" in words
+    assert "began with 'models/gone', which is not here" in words and "its text tokenizer is another one" in words
+    monkeypatch.undo()
+    assert len(rollouts(run("--rollouts", str(path), "--checkpoint", str(tmp_path / "elsewhere")))) == 2
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_file_that_is_cut_off_or_of_another_kind(tool, saved, run_folder, share, tmp_path) -> None:
+    path = saved("x")
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    for wrong, message in ((path, "is cut off, or no safetensors file"), (ROOT / "README.md", "is cut off, or no")):
+        with pytest.raises(SystemExit, match=f"error: rollouts: .*{message}"):
+            tool.main(["--rollouts", str(wrong), "--no_open"])
+    with pytest.raises(SystemExit, match="holds no rollouts, it is of format 'pt'"):
+        tool.main(["--rollouts", str(run_folder / "model" / "model.safetensors"), "--no_open"])
+
+
+def test_a_page_that_cannot_be_written(tool, run_folder, tmp_path) -> None:
+    (tmp_path / "taken").write_text("")
+    words = ["--checkpoint", str(run_folder), "--index", "0", "--num_generations", "1", "--no_open"]
+    with pytest.raises(SystemExit, match=r"error: output: .*taken cannot be written"):
+        tool.main([*words, "--output", str(tmp_path / "taken")])
 
 
 def test_a_picture_of_the_models_size_is_not_resized(tool, model, tmp_path, capsys) -> None:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from unidiff.config import convert
 from unidiff.estimators.view import Draw, Place, View, segment_uniform, token_uniform
+from unidiff.guidance import Guidance
 from unidiff.sequence import Canvas, Modality
 
 __all__ = ["ESTIMATORS", "Draw", "Estimator", "Place", "View", "combine", "draw_views", "make", "parse"]
@@ -195,14 +196,21 @@ def _loss_weight(views: list[View], place: Place, estimator: Estimator) -> Tenso
     return scored * place.length / place.total(scored).clamp(min=1)
 
 
-def run_view(model: Any, canvas: Canvas, view: View, temperature: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+def run_view(
+    model: Any,
+    canvas: Canvas,
+    view: View,
+    temperature: tuple[float, float] = (1.0, 1.0),
+    guidance: Guidance | None = None,
+) -> Tensor:
     """Log-probabilities [B, L] of a view's masked tokens. Only rows in which something is scored are run; the others
-    are 0. model: `UnifiedModel`, or a wrapper of it."""
+    are 0. model: `UnifiedModel`, or a wrapper of it. guidance: see `UnifiedModel.score`."""
     rows = view.factors.any(1).nonzero()[:, 0]
     if 0 < len(rows) < len(view.mask):
-        part = run_view(model, canvas.rows(rows), view.rows(rows), temperature)
+        compared = None if guidance is None else guidance.rows(rows)
+        part = run_view(model, canvas.rows(rows), view.rows(rows), temperature, compared)
         return part.new_zeros(view.mask.shape).index_put((rows,), part)
-    return model(canvas, view.mask, view.hide, temperature)
+    return model(canvas, view.mask, view.hide, temperature, guidance)
 
 
 def combine(
@@ -223,9 +231,10 @@ def score(
     image: Estimator,
     advantage_BL: Tensor,
     temperature: tuple[float, float] = (1.0, 1.0),
+    guidance: Guidance | None = None,
 ) -> Tensor:
     """Values [B, L] of a policy: all views of a draw, run and combined."""
-    logp_KBL = torch.stack([run_view(model, canvas, view, temperature) for view in draw.views])
+    logp_KBL = torch.stack([run_view(model, canvas, view, temperature, guidance) for view in draw.views])
     return combine(canvas, draw, logp_KBL, text, image, advantage_BL)
 
 

@@ -44,7 +44,9 @@ class Dimoo(Llada):
         return config.get("text_vocab_size") or rows - config.get("codebook_size", self.codebook_size)
 
     def layout(self, ids: dict[str, int], offset: int, rows: int, positions: int) -> dict[str, Any]:
-        sampler = {"text_steps": 128, "text_block": 256, "text_threshold": None, "image_steps": 64}
+        sampler = {"text_steps": 128, "text_block": 256, "text_threshold": None, "text_temperature": 0.0}
+        # Those of editing; of text-to-image: image_guidance 4, and no pictures to leave out.
+        sampler |= {"image_steps": 64, "image_guidance": 2.5, "picture_guidance": 4.0, "image_annealing": "constant"}
         return {
             "text_end": (ids["answer_end"], ids["eos"], ids["soi"]),
             "image_next": ids["soi"],

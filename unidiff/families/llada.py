@@ -18,6 +18,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from unidiff import images
 from unidiff.families import FAMILIES, checkpoint, register
 from unidiff.families.backbone import Backbone
+from unidiff.families.templates import PREPROCESSING, TEMPLATED, templates, variant
 from unidiff.images import ImageTokenizer
 from unidiff.model import UnifiedModel
 from unidiff.spec import PAD_POLICIES, ModelSpec
@@ -227,7 +228,7 @@ class Llada:
             "image_grid": (0, 0),
             "text_length": 128,
             "max_positions": positions,
-            "sampler": {"text_steps": 128, "text_block": 32, "text_threshold": None},
+            "sampler": {"text_steps": 128, "text_block": 32, "text_threshold": None, "text_temperature": 0.0},
         }
 
     def other_offset(self, config: dict[str, Any], rows: int, size: int) -> int:
@@ -342,6 +343,7 @@ class Llada:
             "image_offset": rows if offset is None else offset,
             "codebook_size": config.get("codebook_size", self.codebook_size) if self.codebook_size else 0,
             "logit_rows": rows,
+            "text_begin": (),  # the templates write all of a prompt
             "attention": "bidirectional",
             "additive_to": self.additive_to,
             "special": {name: id for name, id in ids.items() if name not in ("mask", "bos", "pad")},
@@ -368,17 +370,30 @@ class Llada:
         pad_policy: str | None = None,
         device_map: Any = None,
         image_tokenizer: str | Path | None = None,
+        **fields: Any,
     ) -> UnifiedModel:
         """The body, the tokenizers and the spec. image_tokenizer: the folder of the image tokenizer, if it is not in
-        the checkpoint's. Raises FileNotFoundError or ValueError."""
+        the checkpoint's. fields: of `ModelSpec`, to be had otherwise: text_length, image_grid, …. Raises
+        FileNotFoundError or ValueError."""
         rows = read_architecture(config).vocab_size
+        check_weights(folder, read_architecture(config))  # first: what the tokenizer lacks may be another's vocabulary
         tokenizer = self._tokenizer(folder)
-        spec = self.build_spec(config, tokenizer, rows)
-        if pad_policy is not None:
-            spec = ModelSpec.from_dict({**spec.to_dict(), "pad_policy": pad_policy})
+        changes = {k: v for k, v in {**fields, "pad_policy": pad_policy}.items() if v is not None}
+        spec = ModelSpec.from_dict({**self.build_spec(config, tokenizer, rows).to_dict(), **changes})
         pictures = self._images(folder, config, spec, image_tokenizer)
         body = self.load_backbone(folder, config, dtype, spec.pad_policy, device_map)
-        return UnifiedModel(body, spec, tokenizer, pictures)
+        model = UnifiedModel(body, spec, tokenizer, pictures, template=self.templates(spec, tokenizer))
+        if spec.family in TEMPLATED:
+            model.preprocess = PREPROCESSING.get(variant(spec, spec.special), {})
+        return model
+
+    def templates(self, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """The family's templates; None for one that has none of its own (texts and pictures stand as they are)."""
+
+        def tokenize(text: str) -> list[int]:
+            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        return templates(spec, spec.special, tokenize) if spec.family in TEMPLATED else None
 
     def _tokenizer(self, folder: Path) -> PreTrainedTokenizerBase:
         if not (folder / "tokenizer.json").is_file():

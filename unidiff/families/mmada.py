@@ -36,9 +36,10 @@ class Mmada(Llada):
         return config.get("model_type") == "mmada"
 
     def layout(self, ids: dict[str, int], offset: int, rows: int, positions: int) -> dict[str, Any]:
-        sampler = {"text_steps": 256, "text_block": 128, "text_threshold": None, "image_steps": 15}
+        sampler = {"text_steps": 256, "text_block": 128, "text_threshold": None, "text_temperature": 0.0}
+        sampler |= {"image_steps": 15, "image_guidance": 3.5, "image_annealing": "cumulative"}
         return {
-            "text_end": tuple(ids[name] for name in ("eos", "eot", "soi") if name in ids),
+            "text_end": tuple(ids[name] for name in ("eot", "eos", "soi") if name in ids),
             "image_next": ids["soi"],
             "image_begin": (ids["soi"],),
             "image_end": (ids["eoi"],),

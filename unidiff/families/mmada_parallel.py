@@ -29,7 +29,8 @@ class ParallelM(Mmada):
 
     def layout(self, ids: dict[str, int], offset: int, rows: int, positions: int) -> dict[str, Any]:
         fields = super().layout(ids, offset, rows, positions)
-        sampler = {**fields["sampler"], "text_steps": 128, "text_block": None, "image_steps": 30}
+        sampler = {**fields["sampler"], "text_steps": 128, "text_block": None}
+        sampler |= {"image_steps": 30, "image_guidance": 4.0, "image_annealing": "linear"}
         return {**fields, "text_length": 256, "sampler": sampler}
 
 
@@ -38,7 +39,8 @@ class ParallelA(Dimoo):
 
     def layout(self, ids: dict[str, int], offset: int, rows: int, positions: int) -> dict[str, Any]:
         fields = super().layout(ids, offset, rows, positions)
-        sampler = {**fields["sampler"], "text_steps": 128, "text_block": None}
+        sampler = {**fields["sampler"], "text_steps": 128, "text_block": None, "image_guidance": 0.0}
+        sampler |= {"image_annealing": "linear"}
         return {**fields, "image_grid": (32, 32), "text_length": 256, "sampler": sampler}
 
 

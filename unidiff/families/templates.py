@@ -30,6 +30,8 @@ SYSTEMS = {
     "interleaved": _ANSWER,
 }
 
+TEMPLATED = ("llada", "mmada", "mmada_parallel", "dimoo")
+
 # How pictures are prepared, by variant and task; "default" holds for all others. "document": diagrams and scans.
 PREPROCESSING: dict[str, dict[str, Preprocess]] = {
     "mmada": {"default": Preprocess("crop", 512), "document": Preprocess("squash", 512)},
@@ -49,7 +51,7 @@ def variant(spec: ModelSpec, special: Mapping[str, int]) -> str:
     """
     if spec.family == "mmada_parallel":
         return "parallel_a" if "answer_start" in special else "parallel_m"
-    if spec.family not in ("llada", *PREPROCESSING):
+    if spec.family not in TEMPLATED:
         raise ValueError(f"family {spec.family!r} has no templates; llada, mmada, mmada_parallel and dimoo have")
     return spec.family
 
@@ -64,13 +66,14 @@ def templates(spec: ModelSpec, special: Mapping[str, int], tokenize: Tokenize, p
     assert spec.bos is not None
     common = {"mask": spec.mask, "bos": spec.bos, "eos": _id(special, kind, "eos")}
     if kind == "llada":
-        return ChatTemplates(Ids(**common), tokenize, ChatMarkup())
+        return ChatTemplates(Ids(**common), tokenize, ChatMarkup() if "start_header" in special else None)
     assert spec.image_next is not None
     common |= {"image_begin": spec.image_begin[0], "image_end": spec.image_end[0], "image_next": spec.image_next}
     common |= {"image_offset": spec.image_offset, "codebook_size": spec.codebook_size}
     if kind in ("dimoo", "parallel_a"):
         names = {"answer_begin": "answer_start", "answer_end": "answer_end", "uncondition": "uncondition"}
-        ids = {field: _id(special, kind, name) for field, name in (names | {"filler": "filler"}).items()}
+        ids = {field: _id(special, kind, name) for field, name in names.items()}
+        ids["filler"] = special.get("filler", common["eos"])  # of training only; not every tokenizer has it
         systems = SYSTEMS | ({"parallel": _EDIT} if kind == "parallel_a" else {})
         return AnswerTagTemplates(AnswerTagIds(**common, **ids, row_separator=spec.row_separator), tokenize, systems)
     names = {"pad": "ipad", "header_end": "end_header", "text_end": "eot", "text_to_image": "t2i", "understand": "mmu"}

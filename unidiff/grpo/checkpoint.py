@@ -2,7 +2,7 @@
 
     config.json          settings of the run
     metrics.jsonl        one line a step
-    checkpoints/step-000040/   accelerate's state (model, optimizer) and progress.json
+    checkpoints/step-000040/   accelerate's state (what is trained of the model, optimizer) and progress.json
     rollouts/step-000040.safetensors   what that step was trained on, to look at (see rollout_file)
     model/               the model in its family's published layout, at the end
 
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import safe_open
+from torch import nn
 
 from unidiff.files import DRAFT, write_json, write_text
 from unidiff.grpo.config import GRPOConfig
@@ -87,7 +89,9 @@ class RunFolder:
         if accelerator.is_main_process:
             shutil.rmtree(draft, ignore_errors=True)
         accelerator.wait_for_everyone()
+        hook = accelerator.register_save_state_pre_hook(_drop_frozen)
         accelerator.save_state(str(draft))
+        hook.remove()
         accelerator.wait_for_everyone()  # every process has written its part
         if accelerator.is_main_process:
             for states in draft.glob("random_states_*.pkl"):
@@ -105,8 +109,30 @@ class RunFolder:
         found = self.checkpoints()
         if not found:
             return 0
-        accelerator.load_state(str(found[-1]))
+        _check_trained(accelerator, found[-1])
+        accelerator.load_state(str(found[-1]), strict=False)  # what is frozen is in no checkpoint
         return json.loads((found[-1] / "progress.json").read_text())["step"]
+
+
+def _drop_frozen(models: list[nn.Module], weights: list[dict[str, Any]], folder: str) -> None:
+    """A hook of `save_state`: frozen weights are those that the run began with. (FSDP writes its own files, whole.)"""
+    for model, state in zip(models, weights):
+        for name, weight in model.named_parameters():
+            if not weight.requires_grad:
+                state.pop(name, None)
+
+
+def _check_trained(accelerator: Accelerator, folder: Path) -> None:
+    """Raises ValueError if a checkpoint lacks weights that are trained now."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        return  # one that FSDP wrote, which checks it
+    with safe_open(path, "pt") as file:
+        known = set(file.keys())
+    for model in accelerator._models:
+        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        if missing := sorted(trained - known):
+            raise ValueError(f"{path} lacks {len(missing)} of the weights that are trained, such as {missing[0]}")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -25,11 +25,15 @@ class GRPOConfig(SamplerConfig):
       max_steps: steps; 0 = evaluate only. num_iterations: μ, passes over a step's rollouts, each with masks of its
       own. micro_batch_size: rows in one backward pass; changes memory and speed, not results. learning_rate,
       warmup_steps, lr_schedule (linear: down to 0 at max_steps; constant), adam_beta2, weight_decay, max_grad_norm
-      (inf = gradients are not clipped).
+      (inf = gradients are not clipped). lora_rank: train adapters of this rank beside the frozen weights (0 = train
+      the weights), with lora_alpha / lora_rank as their factor; there is no dropout in them, which would move ratios.
+      gradient_checkpointing: compute activations twice instead of keeping them; changes memory and speed, not results.
     Objective
       loss_type: grpo, bnpo, dapo, dr_grpo, gspo, gmpo. epsilon, epsilon_high (None = epsilon): clip range. delta: dual
       clip, the cap of a loss with negative advantage, in advantages (None = off). beta: weight of the KL to the model
-      at the start (0 = no reference is kept). text_weight, image_weight: λ of the modalities' losses.
+      at the start (0 = no reference is kept). text_weight, image_weight: λ of the modalities' losses. score_guidance:
+      score guided rollouts with the same guidance, a forward pass more for each compared prompt; false = without, so
+      that the policy that is trained is not the one that was sampled (metric guidance_ratio_max_dev).
     Credit
       assignment: joint, normalize_then_sum, factorized, segment. scale_rewards: group, batch, none.
       leave_one_out: a rollout's baseline leaves itself out.
@@ -48,7 +52,7 @@ class GRPOConfig(SamplerConfig):
     # What a run may change when it goes on: how fast it is and what it shows, not what it learns.
     FREE: ClassVar[frozenset[str]] = frozenset(
         {"output_dir", "resume", "save_steps", "log_rollouts_every", "eval_steps", "check_ratio_every", "tracker"}
-        | {"quiet", "micro_batch_size", "cache", "rollout_parts"}
+        | {"quiet", "micro_batch_size", "cache", "gradient_checkpointing", "rollout_parts"}
     )
 
     num_prompts: int = 8
@@ -65,6 +69,9 @@ class GRPOConfig(SamplerConfig):
     adam_beta2: float = 0.99
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    lora_rank: int = 0
+    lora_alpha: float = 64.0
+    gradient_checkpointing: bool = False
 
     loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo", "gspo", "gmpo"] = "grpo"
     epsilon: float = 0.2
@@ -73,6 +80,7 @@ class GRPOConfig(SamplerConfig):
     beta: float = 0.0
     text_weight: float = 1.0
     image_weight: float = 1.0
+    score_guidance: bool = True
 
     assignment: Literal["joint", "normalize_then_sum", "factorized", "segment"] = "factorized"
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -105,6 +113,8 @@ class GRPOConfig(SamplerConfig):
             raise ValueError(
                 "greedy is true; greedy rollouts of a prompt are all the same, and there is nothing to learn"
             )
+        if not self.text_temperature:
+            raise ValueError("text_temperature is 0; the texts of a prompt's rollouts would all be the same")
         for name in ("num_prompts", "num_iterations", "micro_batch_size", "eval_size", "rollout_parts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -115,11 +125,12 @@ class GRPOConfig(SamplerConfig):
             "log_rollouts_every",
             "eval_steps",
             "check_ratio_every",
+            "lora_rank",
         )
         for name in (*at_least_0, "beta", "epsilon", "weight_decay", "text_weight", "image_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a number that is not negative")
-        for name in ("learning_rate", "max_grad_norm"):
+        for name in ("learning_rate", "max_grad_norm", "lora_alpha"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         for name in ("text_min_ratio", "image_min_ratio"):
@@ -163,6 +174,10 @@ class GRPOConfig(SamplerConfig):
         """The settings of the rollouts alone."""
         own = {f.name: getattr(self, f.name) for f in fields(SamplerConfig)}
         return SamplerConfig(**{**own, **changes})
+
+    def saves_rollouts(self, step: int) -> bool:
+        """Whether the rollouts of a step (from 0) are written: of the first, and of every log_rollouts_every-th."""
+        return bool(self.log_rollouts_every) and (step == 0 or (step + 1) % self.log_rollouts_every == 0)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

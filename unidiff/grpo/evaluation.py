@@ -45,20 +45,22 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 128,
     accelerator: Accelerator | None = None,
+    trace: bool = False,
 ) -> Evaluation:
     """One response to each prompt of a split; with an accelerator, its processes share the prompts out.
 
     A response's noise depends on (seed, index) alone: not on the batch size, the processes or the training before.
+    trace: responses keep the probabilities of every denoising step (`Segment.trace`), to look at.
     """
     if accelerator is not None:
         indices = indices[accelerator.process_index :: accelerator.num_processes]
-    inner = InterleavedSampler(model, sampler, task.region)
+    inner = InterleavedSampler(model, sampler, task.region, trace)
     rollouts: list[Rollout] = []
     examples = [task.example(split, i) for i in indices]
     for start in range(0, len(indices), batch_size):
         part = examples[start : start + batch_size]
         keys = [noise.key(seed, _EVAL, i, 0) for i in indices[start : start + batch_size]]
-        rollouts += inner.sample([model.encode(e.prompt) for e in part], keys)
+        rollouts += inner.sample([model.encode_prompt(e.prompt, sampler.guides) for e in part], keys)
     rows = segment_views(model, rollouts, examples)
     per_row = task.measure(rows, examples)
     compute = mean_compute(rollouts, accelerator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unidiff import noise
 from unidiff.estimators import Draw, Estimator
 from unidiff.grpo.process import Clock
+from unidiff.guidance import Guidance
 from unidiff.model import UnifiedModel
 from unidiff.rewards.reward import Reward
 from unidiff.rewards.router import Routed
@@ -20,6 +22,9 @@ from unidiff.rewards.table import Pending, RewardTable
 from unidiff.sampling.rollout import InterleavedSampler, Rollout, Stop
 from unidiff.sequence import Canvas, Modality
 
+_PROMPT = 1 << 21  # noise stream of the choice of training prompts
+_TRAIN_PROMPTS = 1 << 30
+
 
 @dataclass
 class Experience:
@@ -27,7 +32,8 @@ class Experience:
 
     table, routed: rewards and advantages of these rows. canvas: the rows laid out. draws: one for each inner
     iteration; masks are data, drawn once. advantage_BL: the advantage of the segment that a token is in, as its
-    estimator credits it, float32. trained_BL: bool, tokens whose segment has an advantage.
+    estimator credits it, float32. trained_BL: bool, tokens whose segment has an advantage. guidance: what scores are
+    guided with, None = they are not.
     """
 
     rollouts: list[Rollout]
@@ -39,6 +45,10 @@ class Experience:
     draws: list[Draw]
     advantage_BL: Tensor
     trained_BL: Tensor
+    guidance: Guidance | None = None
+
+    def guidance_rows(self, rows: Tensor) -> Guidance | None:
+        return None if self.guidance is None else self.guidance.rows(rows)
 
     def weight_BL(self, iteration: int) -> Tensor:
         """float32 [B, L]: of tokens scored in this iteration whose segment has an advantage; 0 elsewhere."""
@@ -57,20 +67,30 @@ class Experience:
         return list(order.split(size))
 
 
+def guidance_of(
+    model: UnifiedModel, rollouts: Sequence[Rollout], scales: Mapping[str, tuple[float, float]]
+) -> Guidance | None:
+    """What the rollouts were guided with, to score them by. None without scales."""
+    without = {name: [r.without[name] for r in rollouts] for name in scales}
+    return Guidance.of(without, [r.segments for r in rollouts], scales, model.spec, model.device)
+
+
 def sample_and_judge(
     sampler: InterleavedSampler,
     prompts: Sequence[Any],
+    examples: Sequence[Any],
     keys: Sequence[int],
     rewards: Iterable[Reward],
     parts: int,
     clock: Clock,
     trainer_state: Any = None,
 ) -> tuple[list[Rollout], list[tuple[SegmentView, ...]], RewardTable]:
-    """Rollouts of prompts (the task's examples), what rewards see of them, and what they earned.
+    """Rollouts of prompts (as the sampler takes them), what rewards see of them, and what they earned.
 
-    keys: those of the G rollouts of the first prompt, of the second, …. parts: the prompts are sampled in so many
-    parts, and the rewards of one are worked out while the next is sampled. A reward never works at two parts at a time.
-    Neither rollouts nor rewards depend on it, unless a reward's value depends on what it is given along with it.
+    examples: the task's, one a prompt. keys: those of the G rollouts of the first prompt, of the second, …. parts: the
+    prompts are sampled in so many parts, and the rewards of one are worked out while the next is sampled. A reward
+    never works at two parts at a time. Neither rollouts nor rewards depend on it, unless a reward's value depends on
+    what it is given along with it.
     """
     each = len(keys) // len(prompts)
     rollouts: list[Rollout] = []
@@ -78,11 +98,9 @@ def sample_and_judge(
     tables: list[RewardTable] = []
     pending: Pending | None = None
     for part in np.array_split(np.arange(len(prompts)), parts):
-        examples = [prompts[i] for i in part]
-        encoded = [sampler.model.encode(example.prompt) for example in examples]
-        sampled = sampler.sample(encoded, keys[part[0] * each : (part[-1] + 1) * each])
+        sampled = sampler.sample([prompts[i] for i in part], keys[part[0] * each : (part[-1] + 1) * each])
         clock.lap("rollout")
-        views = segment_views(sampler.model, sampled, [example for example in examples for _ in range(each)])
+        views = segment_views(sampler.model, sampled, [examples[i] for i in part for _ in range(each)])
         clock.lap("decode")
         if pending is not None:
             tables.append(pending.table())
@@ -158,3 +176,8 @@ def credited(
         chosen = own_BS & valid_BS
         credited_BS[chosen] = estimator.credit(advantage_BS[chosen], which_BS[chosen])
     return credited_BS
+
+
+def prompt_index(seed: int, step: int, prompt: int) -> int:
+    """Index in the train split of a step's prompt."""
+    return int(noise.uniform(noise.keys(seed, step, prompt), (_PROMPT,), 1) * _TRAIN_PROMPTS)

@@ -77,6 +77,11 @@ class LossStats:
         return means | {"ratio_max_dev": self.peak.item(), "tokens": tokens}
 
 
+def added(total: dict[Modality, LossStats], stats: dict[Modality, LossStats]) -> dict[Modality, LossStats]:
+    """Sums of each modality's statistics."""
+    return {m: total[m] + s if m in total else s for m, s in stats.items()}
+
+
 @dataclass(frozen=True)
 class Denominators:
     """What a step's loss is divided by, counted over its whole batch.

@@ -43,3 +43,8 @@ class Clock:
         now = time.perf_counter()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
         self._last = now
+
+
+def flat(values: dict[str, Any]) -> dict[str, Any]:
+    """What trackers accept as hyper-parameters."""
+    return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from unidiff.files import write_whole
@@ -107,7 +107,8 @@ def save_rollouts(path: Path, batch: RolloutBatch) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda draft: save_file(tensors, draft, metadata))
+    content = save(tensors, metadata)  # `save_file` would make a file that others cannot read
+    write_whole(path, lambda draft: draft.write_bytes(content))
 
 
 def _columns(segments: Sequence[Segment]) -> dict[str, Tensor]:
@@ -115,7 +116,8 @@ def _columns(segments: Sequence[Segment]) -> dict[str, Tensor]:
     found = {"tokens": [s.tokens.int() for s in segments]}
     for name, dtype in _COLUMNS.items():
         found[name] = [v.to(dtype) for s in segments if (v := getattr(s, name)) is not None]
-    found["trace"] = [s.trace.flatten() for s in segments if s.trace is not None]
+    # To look at, not to compute with: half precision, or traces would be most of a file.
+    found["trace"] = [s.trace.half().flatten() for s in segments if s.trace is not None]
     return {name: torch.cat(parts) for name, parts in found.items() if parts}
 
 
@@ -228,7 +230,8 @@ def _read_rollout(header: dict[str, Any], reader: _Reader) -> Rollout:
     for one in header["segments"]:
         n, steps = int(one["tokens"]), one["steps"]
         columns: dict[str, Any] = {name: reader.take(name, n) for name in _COLUMNS if name in one["columns"]}
-        columns["trace"] = None if steps is None else reader.take("trace", int(steps) * n).reshape(int(steps), n)
+        if steps is not None:
+            columns["trace"] = reader.take("trace", int(steps) * n).float().reshape(int(steps), n)
         grid = None if one["grid"] is None else (int(one["grid"][0]), int(one["grid"][1]))
         tokens: Any = reader.take("tokens", n).long()
         segments.append(Segment(Modality[one["modality"]], tokens, bool(one["prompt"]), grid, **columns))

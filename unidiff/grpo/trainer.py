@@ -15,9 +15,10 @@ Deviations from the papers, and simplifications:
 from __future__ import annotations
 
 import contextlib
-import copy
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,15 @@ from torch import Tensor, nn
 from transformers import TrainerState
 
 from unidiff import estimators, noise
+from unidiff.grpo import activations, lora, sharding
 from unidiff.grpo.checkpoint import RunFolder
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, mean_compute, means
-from unidiff.grpo.experience import Experience, credited, sample_and_judge, spread
-from unidiff.grpo.losses import LOSSES, Denominators, LossStats, modality_loss
-from unidiff.grpo.process import Clock, stop_signals
+from unidiff.grpo.experience import Experience, credited, guidance_of, prompt_index, sample_and_judge, spread
+from unidiff.grpo.losses import LOSSES, Denominators, LossStats, added, modality_loss
+from unidiff.grpo.process import Clock, flat, stop_signals
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
+from unidiff.guidance import Guidance
 from unidiff.model import UnifiedModel
 from unidiff.rewards.reward import Reward, RewardError, as_rewards
 from unidiff.rewards.routed import Routed
@@ -43,9 +46,6 @@ from unidiff.rewards.table import RewardTable, check_required
 from unidiff.sampling.rollout import InterleavedSampler, Rollout, Stop
 from unidiff.sequence import Canvas, Modality
 from unidiff.tasks import Task
-
-_PROMPT = 1 << 21  # noise stream of the choice of training prompts
-_TRAIN_PROMPTS = 1 << 30
 
 
 class GRPOTrainer:
@@ -85,16 +85,23 @@ class GRPOTrainer:
         self.estimators = config.estimators()
         for module in (r.function for r in self.rewards if isinstance(r.function, nn.Module)):
             module.to(self.accelerator.device)
+        sharding.check(self.accelerator)
         self.model = model.to(self.accelerator.device).eval()  # dropout never runs: old and new policy must agree
-        self.reference = copy.deepcopy(self.model).requires_grad_(False) if config.beta else None
+        if config.lora_rank:
+            lora.add_adapters(self.model, config.lora_rank, config.lora_alpha, config.seed)
+        if config.gradient_checkpointing:
+            activations.enable(self.model)
+        self.reference = lora.reference(self.model, fresh=config.lora_rank > 0) if config.beta else None
+        self.shards = sharding.Shards(self.model, self.accelerator)
         self.sampler = InterleavedSampler(self.model, config.sampler(), task.region)
         self.optimizer = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad],
+            lora.trained(self.model),
             lr=config.learning_rate,
             betas=(0.9, config.adam_beta2),
             weight_decay=config.weight_decay,
         )
         self.policy, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.shards.begin()
         self.folder = RunFolder(config.output_dir)
         self.start = 0  # steps done before this run began
         self.stopped = False
@@ -124,7 +131,8 @@ class GRPOTrainer:
         if error[0] is not None:
             raise ValueError(error[0])
         if self.config.resume:
-            self.start = self.folder.load(self.accelerator)
+            with self.shards.apart():
+                self.start = self.folder.load(self.accelerator)
         self._claimed = True
 
     def train(self) -> list[dict[str, float]]:
@@ -136,13 +144,13 @@ class GRPOTrainer:
         self.claim()
         history = self.folder.rewind(self.start) if self.accelerator.is_main_process else []
         if config.tracker:
-            self.accelerator.init_trackers("unidiff", config=_flat(config.to_dict()))
+            self.accelerator.init_trackers("unidiff", config=flat(config.to_dict()))
         with stop_signals() as asked:
             for step in range(self.start, config.max_steps):
                 try:
                     metrics, experience = self.step(step)
                 except RewardError:  # the weights are those before the step
-                    self.folder.save(self.accelerator, step)
+                    self._checkpoint(step)
                     raise
                 done, last = step + 1, step + 1 == config.max_steps
                 if config.eval_steps and done % config.eval_steps == 0 and not last:
@@ -150,7 +158,7 @@ class GRPOTrainer:
                 if self.accelerator.is_main_process:
                     history.append(metrics)
                     self.folder.append(metrics)
-                    if config.log_rollouts_every and (done == 1 or done % config.log_rollouts_every == 0):
+                    if self.config.saves_rollouts(step):
                         save_rollouts(self.folder.rollouts(done), self.batch(step, experience))
                     if self.on_step is not None:
                         self.on_step(step, metrics, experience)
@@ -158,7 +166,7 @@ class GRPOTrainer:
                     self.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=step)
                 self.stopped = self._largest(float(bool(asked))) > 0
                 if self.stopped or last or (config.save_steps and done % config.save_steps == 0):
-                    self.folder.save(self.accelerator, done)
+                    self._checkpoint(done)
                 if self.stopped:
                     break
         return history
@@ -181,6 +189,21 @@ class GRPOTrainer:
         metrics["seconds"] = sum(clock.seconds.values())
         metrics |= {k if k not in metrics else f"log/{k}": v for k, v in everything.metrics.items()}
         return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}, experience
+
+    def _checkpoint(self, step: int) -> None:
+        with self.shards.apart():
+            self.folder.save(self.accelerator, step)
+
+    def save_model(self, folder: str | Path) -> None:
+        """Writes the trained model in its family's layout; adapters are merged into it, and also stand alone in the
+        folder's `adapter`. Called by every process."""
+        model = self.shards.whole(self.accelerator)
+        if self.accelerator.is_main_process:
+            with lora.merged(model):
+                model.save_pretrained(folder)
+            if self.config.lora_rank:
+                lora.save_adapter(model, Path(folder) / "adapter")
+        self.accelerator.wait_for_everyone()
 
     def batch(self, step: int, experience: Experience) -> RolloutBatch:
         """This process's rollouts of a step with what they earned, to be saved or looked at."""
@@ -214,6 +237,7 @@ class GRPOTrainer:
                 split=config.eval_split,
                 seed=config.seed,
                 accelerator=self.accelerator,
+                trace=way == "sampled",  # those that the report shows
             )
             for way in ways
         }
@@ -228,9 +252,11 @@ class GRPOTrainer:
         indices = [prompt_index(config.seed, step, p) for p in mine]
         prompts = [self.task.example("train", i) for i in indices]
         keys = [noise.key(config.seed, step, p, g) for p in mine for g in range(config.num_generations)]
+        self.sampler.trace = config.saves_rollouts(step)  # these are looked at; tokens do not depend on it
+        encoded = [self.model.encode_prompt(e.prompt, config.guides) for e in prompts]
         state = TrainerState(global_step=step, max_steps=config.max_steps, epoch=0.0)
         rollouts, rows, table = sample_and_judge(
-            self.sampler, prompts, keys, self.rewards, config.rollout_parts, clock, state
+            self.sampler, encoded, prompts, keys, self.rewards, config.rollout_parts, clock, state
         )
         examples = [e for e in prompts for _ in range(config.num_generations)]
         return rollouts, rows, examples, table
@@ -260,7 +286,8 @@ class GRPOTrainer:
         )
         advantage = spread(advantage_BS, canvas, rollouts)
         trained = spread(routed.valid_BS.float(), canvas, rollouts) > 0
-        return Experience(rollouts, rows, examples, table, routed, canvas, draws, advantage, trained)
+        guidance = guidance_of(self.model, rollouts, self.config.scales if self.config.score_guidance else {})
+        return Experience(rollouts, rows, examples, table, routed, canvas, draws, advantage, trained, guidance)
 
     # ---------------------------------------------------------------- the update
 
@@ -278,10 +305,11 @@ class GRPOTrainer:
             stats = self._pass(experience, iteration, batches, old)
             if iteration == 0:
                 first = self._first_ratio(step, experience, batches, None if old is None else stats)
-            total = _added(total, stats)
-            norms.append(self.accelerator.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm))
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            total = added(total, stats)
+            with self.shards.apart():
+                norms.append(self.accelerator.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm))
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
         metrics = {"lr": rate, "grad_norm": float(torch.stack(norms).mean()), **first}
         for modality, stats in total.items():
             name = modality.name.lower()
@@ -299,7 +327,7 @@ class GRPOTrainer:
         for at, rows in enumerate(batches):
             before = None if old is None else old[iteration][at]
             loss_of = functools.partial(self._loss, experience, iteration, rows, denominators, before)
-            total = _added(total, self._backward(experience, iteration, rows, loss_of, last=at + 1 == len(batches)))
+            total = added(total, self._backward(experience, iteration, rows, loss_of, last=at + 1 == len(batches)))
         return total
 
     def _loss(
@@ -349,42 +377,48 @@ class GRPOTrainer:
         these by the weights, in a forward and backward pass of each view.
         """
         canvas, draw = experience.canvas.rows(rows), experience.draws[iteration].rows(rows)
+        guidance = experience.guidance_rows(rows)
         if len(draw.views) == 1:
-            with self._synchronised(last):
+            with self._gradients(last):
                 loss, stats = loss_of(self._score(self.policy, experience, iteration, rows))
                 self.accelerator.backward(loss)
             return stats
         with torch.no_grad():
-            logp_KBL = torch.stack([self._run(self.policy, canvas, view) for view in draw.views])
+            logp_KBL = torch.stack([self._run(self.policy, canvas, view, guidance) for view in draw.views])
         logp_KBL.requires_grad_()
         advantage = experience.advantage_BL[rows]
         loss, stats = loss_of(estimators.combine(canvas, draw, logp_KBL, *self.estimators, advantage))
         (gradient_KBL,) = torch.autograd.grad(loss, logp_KBL)
         for k, view in enumerate(draw.views):
-            with self._synchronised(last and k + 1 == len(draw.views)):
-                self.accelerator.backward((self._run(self.policy, canvas, view) * gradient_KBL[k]).sum())
+            with self._gradients(last and k + 1 == len(draw.views)):
+                self.accelerator.backward((self._run(self.policy, canvas, view, guidance) * gradient_KBL[k]).sum())
         return stats
 
-    def _synchronised(self, now: bool) -> contextlib.AbstractContextManager[Any]:
-        """Whether a backward pass exchanges gradients with the other processes."""
-        return contextlib.nullcontext() if now else self.accelerator.no_sync(self.policy)
+    @contextlib.contextmanager
+    def _gradients(self, synchronised: bool) -> Iterator[None]:
+        """Around a forward and its backward pass. synchronised: it exchanges gradients with the other processes."""
+        apart = contextlib.nullcontext() if synchronised else self.accelerator.no_sync(self.policy)
+        with apart, activations.recomputed(self.model, self.config.gradient_checkpointing):
+            yield
 
     def _score(self, model: Any, experience: Experience, iteration: int, rows: Tensor) -> Tensor:
         """Values [B, L] of a policy, as the estimators define them."""
         canvas, draw = experience.canvas.rows(rows), experience.draws[iteration].rows(rows)
-        logp_KBL = torch.stack([self._run(model, canvas, view) for view in draw.views])
+        guidance = experience.guidance_rows(rows)
+        logp_KBL = torch.stack([self._run(model, canvas, view, guidance) for view in draw.views])
         return estimators.combine(canvas, draw, logp_KBL, *self.estimators, experience.advantage_BL[rows])
 
-    def _run(self, model: Any, canvas: Canvas, view: estimators.View) -> Tensor:
+    def _run(self, model: Any, canvas: Canvas, view: estimators.View, guidance: Guidance | None) -> Tensor:
         temperature = (self.config.text_temperature, self.config.image_temperature)
-        return estimators.run_view(model, canvas, view, temperature)
+        return estimators.run_view(model, canvas, view, temperature, guidance)
 
     @torch.no_grad()
     def _reference_log_probs(self, experience: Experience, iteration: int, rows: Tensor) -> Tensor | None:
         if self.reference is None:
             return None
-        with self.accelerator.autocast():  # as the prepared policy does
-            return self._score(self.reference, experience, iteration, rows)
+        as_reference = lora.as_reference(self.reference, self.model)
+        with self.accelerator.autocast(), as_reference as reference:  # in the precision of the prepared policy
+            return self._score(reference, experience, iteration, rows)
 
     @torch.no_grad()
     def _old_log_probs(self, experience: Experience, batches: list[Tensor]) -> list[list[Tensor]] | None:
@@ -413,7 +447,16 @@ class GRPOTrainer:
             peak = float((alone - among).exp().sub(1).abs().max())
         else:
             return {}
-        return {"ratio_first_iteration_max_dev": self._largest(peak)}
+        return {"ratio_first_iteration_max_dev": self._largest(peak)} | self._guidance_ratio(experience, batches[0][:4])
+
+    def _guidance_ratio(self, experience: Experience, rows: Tensor) -> dict[str, float]:
+        """Largest |ρ − 1| between the guided policy that was sampled and the trained one, where these differ."""
+        if self.config.score_guidance or not self.config.scales:
+            return {}
+        guidance = guidance_of(self.model, experience.rollouts, self.config.scales)
+        sampled = self._score(self.model, dataclasses.replace(experience, guidance=guidance), 0, rows)
+        trained = self._score(self.model, experience, 0, rows)
+        return {"guidance_ratio_max_dev": self._largest(float((trained - sampled).exp().sub(1).abs().max()))}
 
     def _denominators(self, weight: Tensor, experience: Experience) -> dict[Modality, Denominators]:
         """Of the whole step, over all processes."""
@@ -450,17 +493,3 @@ class GRPOTrainer:
     def _largest(self, value: float) -> float:
         """Of a number that every process has."""
         return max(everybody(value, self.accelerator))
-
-
-def prompt_index(seed: int, step: int, prompt: int) -> int:
-    """Index in the train split of a step's prompt."""
-    return int(noise.uniform(noise.keys(seed, step, prompt), (_PROMPT,), 1) * _TRAIN_PROMPTS)
-
-
-def _added(total: dict[Modality, LossStats], stats: dict[Modality, LossStats]) -> dict[Modality, LossStats]:
-    return {m: total[m] + s if m in total else s for m, s in stats.items()}
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """What trackers accept as hyper-parameters."""
-    return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}

@@ -21,48 +21,62 @@ INK, GRID = "#7d8590", "#7d859040"
 COLOURS = ("#2f81d8", "#d9772b", "#2a9d5c", "#a35fc9", "#d04a6a", "#1f9bb0", "#a08a1c", "#7a7f87")
 WIDTH, HEIGHT = 3.4, 2.3  # inches of one panel
 _SMOOTH = 5  # steps of the running mean
+_LEAST = 1e-9  # between it and 0 a "log" axis is linear
 
 
 @dataclass(frozen=True)
 class Panel:
     """One plot. keys: patterns of metric names, matched whole. unit: "number"; "share", an axis from 0 to 100 %;
-    "percent", a share on an axis that fits the data; "log". leading: among those that are looked at first."""
+    "percent", a share on an axis that fits the data; "log". leading: among those that are looked at first. faults: of
+    metrics that should be 0; those that always are, are left out. kind: only rewards that look at this, "" = of which
+    that is not known."""
 
     title: str
     keys: tuple[str, ...]
     unit: Literal["number", "share", "percent", "log"] = "number"
     leading: bool = False
+    faults: bool = False
+    kind: str | None = None
 
 
 PANELS = (
     Panel("answers, training prompts", ("success", "agreement", "format"), "share", leading=True),
     Panel("pictures, training prompts", ("image_exact", "image_cells"), "share", leading=True),
     Panel("held out", (r"eval/.*(success|image_exact)",), "share", leading=True),
-    Panel("rewards", (r"reward/.*",), leading=True),
+    Panel("rewards of texts", (r"reward/.*",), leading=True, kind="text"),
+    Panel("rewards of pictures", (r"reward/.*",), leading=True, kind="image"),
+    Panel("rewards of whole responses", (r"reward/.*",), leading=True, kind="sequence"),
+    Panel("rewards", (r"reward/.*",), leading=True, kind=""),
+    Panel("lost rewards", (r"lost/.*",), "percent", leading=True, faults=True),
     Panel("groups without spread", (r"zero_std/.*",), "share", leading=True),
+    Panel("first-iteration ratio: max |ρ − 1|", ("ratio_first_iteration_max_dev",), "log", leading=True),
+    Panel("KL", (r"kl(/.*)?",), leading=True),
+    Panel("token-forwards of a rollout", (r"compute/(text|image|select|write|prompt)/token_forwards",), leading=True),
     Panel("seconds by phase", (r"seconds/.*",), leading=True),
     Panel("text and image advantage: correlation", ("advantage_correlation",)),
-    Panel("first-iteration ratio: max |ρ − 1|", ("ratio_first_iteration_max_dev",), "log"),
     Panel("clipped tokens", (r"clip.*",), "percent"),
-    Panel("KL", (r"kl(/.*)?",)),
     Panel("gradient norm", ("grad_norm",)),
-    Panel("token-forwards of a rollout", (r"compute/(text|image|select|write|prompt)/token_forwards",)),
 )
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def draw_curves(
-    metrics: Rows, path_or_buffer: str | PathLike[str] | IO[bytes], *, keys: Sequence[str] | None = None
+    metrics: Rows,
+    path_or_buffer: str | PathLike[str] | IO[bytes],
+    *,
+    keys: Sequence[str] | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a PNG of all panels that the rows have data for.
 
     metrics: rows {"step": int, name: number, …}; a name may be missing from some rows. keys: patterns of the only names
-    to draw, as "reward/.*"; names that no panel shows get one each. Raises ValueError if nothing is left to draw.
+    to draw, as "reward/.*"; names that no panel shows get one each. kinds: what each reward looks at ("text", "image"
+    or "sequence"), by its name: each kind has a panel of its own. Raises ValueError if nothing is left to draw.
     """
     from matplotlib.figure import Figure
 
-    drawn = _panels(metrics, keys)
+    drawn = _panels(metrics, keys, kinds or {})
     if not drawn:
         raise ValueError("metrics: no row holds a number that is to be drawn")
     columns = min(3, len(drawn))
@@ -76,12 +90,13 @@ def draw_curves(
     figure.savefig(path_or_buffer, format="png", dpi=160, transparent=True)
 
 
-def draw_panels(metrics: Rows) -> list[tuple[Panel, bytes]]:
-    """Each panel that the rows have data for with its PNG, of which one fills the width of a phone."""
+def draw_panels(metrics: Rows, kinds: Mapping[str, str] | None = None) -> list[tuple[Panel, bytes]]:
+    """Each panel that the rows have data for with its PNG, of which one fills the width of a phone. kinds: see
+    `draw_curves`."""
     from matplotlib.figure import Figure
 
     out = []
-    for panel, names in _panels(metrics, None):
+    for panel, names in _panels(metrics, None, kinds or {}):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="none")
         _draw(figure.subplots(), panel, names, metrics)
         buffer = io.BytesIO()
@@ -97,27 +112,27 @@ def series(metrics: Rows, name: str) -> tuple[list[float], list[float]]:
     return [s for s, _ in kept], [v for _, v in kept]
 
 
-def _panels(metrics: Rows, keys: Sequence[str] | None) -> list[tuple[Panel, list[str]]]:
+def _panels(metrics: Rows, keys: Sequence[str] | None, kinds: Mapping[str, str]) -> list[tuple[Panel, list[str]]]:
     """Panels with the metrics that each has to draw."""
     names = [n for n in dict.fromkeys(k for row in metrics for k in row) if n != "step" and series(metrics, n)[1]]
     panels = list(PANELS)
     if keys is not None:
         names = [n for n in names if any(re.fullmatch(k, n) for k in keys)]
-        panels += [Panel(n, (re.escape(n),)) for n in names if not any(_shows(p, n) for p in PANELS)]
-    found = [(p, [n for n in names if _shows(p, n)]) for p in panels]
+        panels += [Panel(n, (re.escape(n),)) for n in names if not any(_shows(p, n, kinds) for p in PANELS)]
+    eventful = {n for n in names if any(series(metrics, n)[1])}
+    found = [(p, [n for n in names if _shows(p, n, kinds) and (n in eventful or not p.faults)]) for p in panels]
     return [(p, matching) for p, matching in found if matching]
 
 
-def _shows(panel: Panel, name: str) -> bool:
-    return any(re.fullmatch(key, name) for key in panel.keys)
+def _shows(panel: Panel, name: str, kinds: Mapping[str, str]) -> bool:
+    mine = panel.kind is None or panel.kind == kinds.get(name.removeprefix("reward/"), "")
+    return mine and any(re.fullmatch(key, name) for key in panel.keys)
 
 
 def _draw(axis: Axes, panel: Panel, names: list[str], metrics: Rows) -> None:
     for i, name in enumerate(names):
         steps, values = series(metrics, name)
         colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
-        if panel.unit == "log":
-            values = [max(v, 1e-9) for v in values]
         few = len(values) <= 2 * _SMOOTH
         smooth = values if few or panel.unit == "log" else running_mean(values, _SMOOTH)
         if smooth is not values:
@@ -125,7 +140,8 @@ def _draw(axis: Axes, panel: Panel, names: list[str], metrics: Rows) -> None:
         marker = "o" if few else ""
         axis.plot(steps, smooth, style, color=colour, linewidth=1.6, marker=marker, markersize=3, label=_label(name))
     _dress(axis, panel)
-    if len(names) > 1:
+    _frame(axis, panel, metrics)
+    if len(names) > 1 or names[0] not in panel.keys:  # or the title says what it is
         _legend(axis)
 
 
@@ -139,15 +155,27 @@ def _dress(axis: Axes, panel: Panel) -> None:
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
     axis.spines["bottom"].set_color(GRID)
-    if panel.unit == "log":
-        axis.set_yscale("log")
-        low, high = axis.dataLim.intervaly
-        axis.set_ylim(10 ** math.floor(math.log10(low)), 10 ** (math.floor(math.log10(high)) + 1))
-        axis.minorticks_off()
-    elif panel.unit != "number":
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if panel.unit == "share" else None))
-        axis.set_ylim(*((-0.02, 1.02) if panel.unit == "share" else (0, None)))
     axis.tick_params(colors=INK, labelsize=8, length=0)
+    if panel.unit in ("share", "percent"):
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if panel.unit == "share" else None))
+
+
+def _frame(axis: Axes, panel: Panel, metrics: Rows) -> None:
+    """What the axes span: all steps of the run, in every panel."""
+    steps = series(metrics, "step")[1] or [0.0, len(metrics) - 1.0]
+    margin = max((max(steps) - min(steps)) * 0.04, 0.25)
+    axis.set_xlim(min(steps) - margin, max(steps) + margin)
+    low, high = axis.dataLim.intervaly
+    if panel.unit == "log":
+        axis.set_yscale("symlog", linthresh=_LEAST)  # 0 has a place at the bottom
+        axis.set_ylim(-_LEAST / 5, 10.0 ** (math.floor(math.log10(max(high, _LEAST))) + 1))
+        axis.minorticks_off()
+    elif panel.unit == "share":
+        axis.set_ylim(-0.02, 1.02)
+    elif panel.unit == "percent":
+        axis.set_ylim(0, None)
+    elif low == high:
+        axis.set_yticks([low])  # a line that never moves: more ticks would say nothing
 
 
 def _legend(axis: Axes) -> None:

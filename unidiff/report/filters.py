@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unidiff.report.record import RewardRecord, RolloutRecord, SegmentRecord
 from unidiff.report.results import number
@@ -21,11 +21,18 @@ class Card:
     segments: list[SegmentRecord]
     given: bool = False
 
+    @property
+    def parts(self) -> tuple[list[SegmentRecord], list[SegmentRecord]]:
+        """The segments before the first picture, and from it on."""
+        at = next((i for i, s in enumerate(self.segments) if s.modality == "image"), len(self.segments))
+        return self.segments[:at], self.segments[at:]
+
 
 @dataclass
 class Token:
-    """One token of a text as shown. step: counted from 1. doubt: 0 to 1, how uncertain it was."""
+    """One token of a text as shown, between its spaces. step: counted from 1. doubt: 0 to 1, how uncertain it was."""
 
+    lead: str
     word: str
     gap: str
     kind: str = ""
@@ -120,13 +127,33 @@ def _spoken(segment: SegmentRecord) -> list[Token]:
     gap = "" if segment.text and segment.text.strip() in "".join(words) else " "
     out = []
     for i, word in enumerate(words):
-        token = Token(word, gap, kind=" special" if _SPECIAL.fullmatch(word.strip()) else "")
+        bare = word.strip() or word  # a token that is nothing but space is shown as it is
+        at = word.index(bare)
+        token = Token(
+            word[:at], bare, word[at + len(bare) :] + gap, kind=" special" if _SPECIAL.fullmatch(bare) else ""
+        )
         if not segment.prompt and segment.step is not None and segment.probability is not None:
             step, p = segment.step[i], segment.probability[i]
             token.step, token.percent, token.doubt = step + 1, _percent(p), round(1 - p, 2)
-            token.hint = f"step {step + 1}, probability {p:.2f}"
+            token.hint = f"set in step {step + 1} of {segment.steps}, probability {p:.2f}" + _drafts(segment, i)
         out.append(token)
     return out
+
+
+def _read_as(segment: SegmentRecord) -> str:
+    """What the tokens of a given text say, where that is not the text: words that the tokenizer does not know."""
+    if not segment.prompt or segment.text is None or not segment.words:
+        return ""
+    read = "".join(token.lead + token.word + token.gap for token in _spoken(segment)).strip()
+    same = "".join(read.split()) == "".join(segment.text.split())
+    return "" if same else read
+
+
+def _drafts(segment: SegmentRecord, place: int) -> str:
+    """How probable a token's drafts were, those of the steps before the one that set it."""
+    drafts = [row[place] for row in (segment.trace or [])[: (segment.step or [])[place]]]
+    shown = [f"{p:.2f}" for p in drafts if p is not None]
+    return f"\ndrafts before: {', '.join(shown)}" if shown else ""
 
 
 def _percent(probability: float) -> int:
@@ -169,7 +196,8 @@ def _advantage(value: float | None) -> str:
 
 @dataclass
 class Edit:
-    """One sampled picture of a rollout, its heading, and the picture before it if there is one of the same grid."""
+    """One sampled picture of a rollout, its heading, and the picture before it if there is one of the same grid: of a
+    given one what its tokens decode to, since these are what is kept."""
 
     heading: str
     segment: SegmentRecord
@@ -204,7 +232,8 @@ def edits_of(record: RolloutRecord) -> list[Edit]:
             continue
         if not segment.prompt:
             same = last is not None and last.grid == segment.grid
-            found.append(Edit(headings[id(segment)], segment, last if same else None))
+            before = last and replace(last, picture=last.read or last.picture)
+            found.append(Edit(headings[id(segment)], segment, before if same else None))
         last = segment
     return found
 
@@ -316,6 +345,7 @@ FILTERS = {"cards": cards, "edits": edits_of} | {
         _outline,
         _token_data,
         _spoken,
+        _read_as,
         _tone,
         _mark,
         _filled,

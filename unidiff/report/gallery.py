@@ -61,6 +61,7 @@ def records(
                 row=i,
                 title=(titles or {}).get(i, batch.titles[i]),
                 decode_token=lambda token: str(model.tokenizer.decode(token)),
+                read=model.decode(rollout.sequence.prompt),
                 figures={name: values[i] for name, values in batch.figures.items()},
                 assignment=str(batch.router.get("assignment", "")),
             )

@@ -141,17 +141,86 @@ function pick(button) {
 }
 document.querySelectorAll(".pick").forEach(button => button.addEventListener("click", () => pick(button)));
 
+// ---------------------------------------------------------------- tips
+
+// What a title says, where hover, touch and keyboard reach it alike. Cells of a picture say theirs from its data.
+const tip = document.getElementById("tip");
+let tipped;
+for (const holder of document.querySelectorAll("[title]")) {
+  holder.dataset.tip = holder.title;
+  holder.removeAttribute("title");
+}
+
+function showTip(target, text, place) {
+  if (tipped !== target) hideTip();
+  tipped = target;
+  tip.textContent = text;
+  tip.hidden = false;
+  target.setAttribute("aria-describedby", "tip");
+  const width = document.documentElement.clientWidth, middle = place.left + place.width / 2 - tip.offsetWidth / 2;
+  const above = place.top - tip.offsetHeight - 7, hidden = document.querySelector(".bar")?.getBoundingClientRect().bottom ?? 0;
+  tip.style.left = `${Math.max(6, Math.min(middle, width - tip.offsetWidth - 6)) + scrollX}px`;
+  tip.style.top = `${(above < Math.max(hidden, 0) ? place.bottom + 7 : above) + scrollY}px`;
+}
+function hideTip() {
+  tip.hidden = true;
+  tip.style.left = tip.style.top = "0";
+  tipped?.removeAttribute("aria-describedby");
+  tipped = undefined;
+}
+
+// The cell of a picture under the pointer: what is known of its token.
+function cellTip(picture, event) {
+  const box = picture.getBoundingClientRect(), [, , columns, rows] = picture.getAttribute("viewBox").split(" ").map(Number);
+  const x = Math.min(Math.floor((event.clientX - box.left) / box.width * columns), columns - 1);
+  const y = Math.min(Math.floor((event.clientY - box.top) / box.height * rows), rows - 1);
+  const token = tokensOf(picture)[y * columns + x], width = box.width / columns, height = box.height / rows;
+  const known = token ? `set in step ${token[0] + 1}, probability ${(token[1] / 100).toFixed(2)}` : "kept";
+  const left = box.left + x * width, top = box.top + y * height;
+  showTip(picture, `row ${y}, column ${x}: ${known}`, {left, top, width, bottom: top + height});
+}
+
+function pointAt(event) {
+  const target = event.target.closest?.("[data-tip], .picture[data-tokens]");
+  if (!target) return hideTip();
+  if (target.dataset.tip) showTip(target, target.dataset.tip, target.getBoundingClientRect());
+  else cellTip(target, event);
+}
+document.addEventListener("pointermove", event => { if (event.pointerType === "mouse") pointAt(event); });
+document.documentElement.addEventListener("pointerleave", hideTip);
+document.addEventListener("click", pointAt);
+document.addEventListener("focusin", event => {
+  const target = event.target.closest("[data-tip]");
+  if (target?.matches(":focus-visible")) showTip(target, target.dataset.tip, target.getBoundingClientRect());
+});
+document.addEventListener("focusout", hideTip);
+
+// One stop of the Tab key for each text; inside it the arrow keys go from word to word.
+document.querySelectorAll(".words").forEach(text => {
+  const words = [...text.querySelectorAll(".token[data-tip]")];
+  words.forEach((word, i) => { word.tabIndex = i ? -1 : 0; });
+  text.addEventListener("keydown", event => {
+    const at = words.indexOf(event.target), last = words.length - 1;
+    const to = {ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: last}[event.key];
+    if (at < 0 || to === undefined) return;
+    event.preventDefault();
+    event.stopPropagation();
+    words[Math.max(0, Math.min(to, last))].focus();
+  });
+});
+
 // Arrow keys step and space plays, in the box that was last used.
 document.addEventListener("focusin", event => {
   const box = event.target.closest?.("[data-scrub]");
   if (box) current = scrubbers.get(box);
 });
 document.addEventListener("keydown", event => {
+  if (event.key === "Escape") hideTip();
   if (event.ctrlKey || event.metaKey || event.altKey || !current) return;
   if (event.target.closest("input, select, textarea")) return;
   const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
   if (by) { current.move(by); event.preventDefault(); }
-  if (event.key === " " && !event.target.closest("button, summary, a")) {
+  if (event.key === " " && !event.target.closest("button, summary, a, [data-tip]")) {
     if (current.timer) current.stop(); else current.play();
     event.preventDefault();
   }

@@ -23,7 +23,7 @@ from unidiff.report.filters import FILTERS, Card, Edit, cards, edits_of
 from unidiff.report.record import RolloutRecord, SegmentRecord, data_uri
 from unidiff.report.results import columns, duration, held_out
 
-_LARGEST_SIDE = 256  # pixels; larger pictures are shown smaller, as JPEG
+_LARGEST_SIDE, _LARGEST_PNG = 256, 32_000  # pixels, bytes; pictures beyond are embedded as JPEG of at most this side
 
 
 def write_page(
@@ -34,15 +34,17 @@ def write_page(
     metrics: Sequence[Mapping[str, Any]] | None = None,
     galleries: Mapping[str, Sequence[RolloutRecord]] | None = None,
     comparisons: Sequence[Comparison] = (),
+    kinds: Mapping[str, str] | None = None,
     curves_png: bytes | None = None,
     open: bool = False,
 ) -> Path:
     """Writes the page and returns its path. A page that stands there is replaced at once, never half-written.
 
     summary: "base" and "final" hold held-out figures (see `results.held_out`), "config" the settings; single values
-    under other names head the page. metrics: rows of a metrics.jsonl, drawn as curves; curves_png is shown only where
-    there are none. galleries: name -> rollouts, in order. comparisons: rollouts side by side, above the galleries.
-    open: edits are shown at large at once, as fits a page of few rollouts.
+    under other names head the page. metrics: rows of a metrics.jsonl, drawn as curves; kinds: what each reward looks
+    at, by its name (see `draw_curves`); curves_png is shown only where there are no metrics. galleries: name ->
+    rollouts, in order. comparisons: rollouts side by side, above the galleries. open: edits are shown at large at once,
+    as fits a page of few rollouts.
     """
     pictures = PictureLibrary()
     shown = held_out(summary)
@@ -61,7 +63,7 @@ def write_page(
             compared=bool((summary or {}).get("base")) and bool((summary or {}).get("final")),
             eval_size=_eval_size(summary or {}),
             uncertainty=_uncertainty(_eval_size(summary or {})),
-            panels=[(panel, data_uri(picture)) for panel, picture in draw_panels(metrics or ())],
+            panels=[(panel, data_uri(picture)) for panel, picture in draw_panels(metrics or (), kinds)],
             curves=None if curves_png is None else data_uri(curves_png),
             training=_training(metrics or ()),
             galleries=[Gallery(name, list(records)) for name, records in (galleries or {}).items()],
@@ -106,7 +108,8 @@ class PictureLibrary:
         digest = hashlib.sha256(picture).hexdigest()
         if digest not in self._shown:
             image = Image.open(io.BytesIO(picture))
-            content, kind = (picture, "png") if max(image.size) <= _LARGEST_SIDE else _smaller(image)
+            small = max(image.size) <= _LARGEST_SIDE and len(picture) <= _LARGEST_PNG
+            content, kind = (picture, "png") if small else _smaller(image)
             name = f"picture-{len(self._shown)}"
             self._shown[digest] = ShownPicture(name, image.width, image.height, data_uri(content, kind))
         return self._shown[digest]
@@ -203,7 +206,7 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _shown_fact(name: str, value: Any) -> str:
-    if name == "seconds" or name.endswith("_seconds"):
+    if "seconds" in name.split("_"):
         return duration(float(value))
     return _text(value)
 

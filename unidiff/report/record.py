@@ -40,12 +40,13 @@ class SegmentRecord:
     """One segment of n tokens.
 
     modality: "text" or "image". prompt: given, not sampled. tokens: [n] ids. text: decoded, None for an image. words:
-    [n] one string a token, None where no decoder was given. picture: PNG, None for text. grid: rows and columns of an
-    image. step: [n] denoising step that committed the token, -1 = kept. probability: [n] of the token when it was
-    committed. edited: [n] tokens denoised again, None = every token was sampled. changed: [n] tokens that differ from
-    the image before, None if there is none of this size. trace: at each step, of each token that was masked then, the
-    probability of what was drawn for it, None elsewhere; None as a whole unless the rollout was sampled with a trace.
-    advantage: the one that was trained on, None = none was routed here. advantages: the same by assignment, to compare.
+    [n] one string a token, None where no decoder was given. picture: PNG, None for text. read: a given picture as its
+    tokens decode, PNG, None where that is the same or not known. grid: rows and columns of an image. step: [n]
+    denoising step that committed the token, -1 = kept. probability: [n] of the token when it was committed. edited: [n]
+    tokens denoised again, None = every token was sampled. changed: [n] tokens that differ from the image before, None
+    if there is none of this size. trace: at each step, of each token that was masked then, the probability of what was
+    drawn for it, None elsewhere; None as a whole unless the rollout was sampled with a trace. advantage: the one that
+    was trained on, None = none was routed here. advantages: the same by assignment, to compare.
     """
 
     modality: str
@@ -54,6 +55,7 @@ class SegmentRecord:
     text: str | None = None
     words: list[str] | None = None
     picture: bytes | None = None
+    read: bytes | None = None
     grid: tuple[int, int] | None = None
     step: list[int] | None = None
     probability: list[float] | None = None
@@ -180,6 +182,7 @@ def record(
     row: int | None = None,
     title: str = "",
     decode_token: Callable[[int], str] | None = None,
+    read: Sequence[str | Image.Image] = (),
     figures: dict[str, float] | None = None,
     assignment: str = "",
 ) -> RolloutRecord:
@@ -188,8 +191,8 @@ def record(
     views: its sampled segments, decoded (see `rewards.segment_view`). table, routed: the batch's rewards and
     advantages; row: the rollout's index in them, which may be left out where they have one row. compared: the batch's
     advantages under several assignments, by name. full: what the rollout would have cost with every picture
-    regenerated. decode_token: id -> its string, as `model.tokenizer.decode`. figures: measures of this row, as
-    {"success": 1.0}; NaN is left out.
+    regenerated. decode_token: id -> its string, as `model.tokenizer.decode`. read: the prompt's parts as their tokens
+    decode, as `model.decode` gives them. figures: measures of this row, as {"success": 1.0}; NaN is left out.
 
     Raises ValueError if the views are not the rollout's, or the row is not in the tables.
     """
@@ -205,6 +208,8 @@ def record(
         if i >= given:
             earned = {"rewards": _rewards(table, at, i - given), "advantage": _advantage(routed, at, i - given)}
             earned["advantages"] = {k: _advantage(r, at, i - given) for k, r in (compared or {}).items()}
+        elif i < len(read):
+            earned = {"read": _other(picture, read[i])}
         segments.append(_segment(segment, text, picture, before[i], decode_token, **earned))
     return RolloutRecord(
         title=title,
@@ -254,6 +259,13 @@ def _prompt_parts(
     if len(parts) != len(prompt):
         parts = [None] * len(prompt)
     return [(part, None) if isinstance(part, str) else (None, part) for part in parts]
+
+
+def _other(given: Any, read: Any) -> bytes | None:
+    """A picture as its tokens decode, if it is not the given one."""
+    if not isinstance(given, Image.Image) or not isinstance(read, Image.Image) or png(given) == png(read):
+        return None
+    return png(read)
 
 
 def _pixels(view: SegmentView) -> np.ndarray | None:

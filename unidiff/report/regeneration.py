@@ -7,7 +7,7 @@ import torch
 from unidiff.model import UnifiedModel
 from unidiff.sampling.compute import Compute, Cost, ModelFlops
 from unidiff.sampling.rollout import Rollout
-from unidiff.sequence import Modality
+from unidiff.sequence import Interleaved, Modality
 
 
 def full_regeneration(model: UnifiedModel, rollout: Rollout) -> Compute:
@@ -18,17 +18,27 @@ def full_regeneration(model: UnifiedModel, rollout: Rollout) -> Compute:
     seconds are 0.
     """
     flops, steps = ModelFlops.of(model.backbone), rollout.settings.image_steps
+    bidirectional = model.spec.attention == "bidirectional"
     image = Cost()
-    canvas = model.render([rollout.sequence])
-    for ordinal, segment in enumerate(rollout.sequence):
-        if segment.prompt or segment.modality is not Modality.IMAGE:
-            continue
-        before = int((canvas.clean.valid & (canvas.segment < ordinal)).sum())
-        n = len(segment)
-        keys = n + before
-        run = n if rollout.settings.cache else keys
-        tokens, seen, positions = (torch.tensor(x) for x in (run, keys, n))
-        one = flops.forward(tokens, seen, positions, model.spec.codebook_size)
-        image += Cost(steps, run * steps, float(one) * steps)
+    for whole in _compared(model, rollout):
+        canvas = model.render([whole])
+        for ordinal, segment in enumerate(whole):
+            if segment.prompt or segment.modality is not Modality.IMAGE:
+                continue
+            before = int((canvas.clean.valid & (canvas.segment < ordinal)).sum())
+            n = len(segment)
+            keys = before + (int((canvas.segment == ordinal).sum()) if bidirectional else n)
+            run = n if rollout.settings.cache and not bidirectional else keys
+            tokens, seen, positions = (torch.tensor(x) for x in (run, keys, n))
+            one = flops.forward(tokens, seen, positions, model.spec.codebook_size)
+            image += Cost(steps, run * steps, float(one) * steps)
     same = {phase: cost for phase, cost in rollout.compute.items() if phase not in ("image", "select")}
     return Compute({**same, "image": image} if image.forwards else same)
+
+
+def _compared(model: UnifiedModel, rollout: Rollout) -> list[Interleaved]:
+    """The sequence, and where its pictures were guided the same response behind each of the other prompts."""
+    scales = rollout.settings.scales
+    guided = any(pair[Modality.IMAGE] for pair in scales.values())
+    others = [rollout.without[name] for name in scales if name in rollout.without] if guided else []
+    return [rollout.sequence, *(prompt + rollout.segments for prompt in others)]

@@ -95,9 +95,10 @@ def number(value: float) -> str:
     """A number in few characters: 0.0312, 12.4, 3.2 k, 1.7 G."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
-    for limit, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
+    for limit, unit in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
         if abs(value) >= limit:
-            return f"{value / (1e3 if unit == ' k' else limit):.3g}{unit}"
+            shown = float(f"{value / (1e3 if unit == ' k' else limit):.3g}")
+            return f"{shown:g}{unit}"
     return f"{value:.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
 
 

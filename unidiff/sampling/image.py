@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import LongTensor, Tensor
 
-from unidiff.sampling.schedules import Schedule
+from unidiff.sampling.schedules import ANNEALING, Annealing, Schedule
 from unidiff.sampling.text import commit_top
 
 
@@ -29,14 +29,15 @@ def maskgit_commit(
     schedule: Schedule,
     temperature: float,
     gumbel_BN: Tensor,
+    annealing: Annealing = ANNEALING["linear"],
 ) -> Tensor:
-    """MaskGIT: keeps floor(N·κ(s)) tokens masked, those with the lowest log p + τ(1−s)·gumbel.
+    """MaskGIT: keeps floor(N·κ(s)) tokens masked, those with the lowest log p + τ·a·gumbel, a by the annealing.
 
     masked_BN: bool, masked now. log_prob_BN: float32, of the tokens drawn in this step. step: 0-based.
     steps_B: int64. total_B: int64, N: tokens that were masked before step 0. temperature: τ. gumbel_BN:
     float32 standard Gumbel numbers. Before a row's last step at least 1 token stays masked, but at least 1 is
     committed where any is masked (so a lone token is). Returns [B, N] bool, the tokens to commit. Source:
-    arXiv 2202.04200, §3.2; noise annealed linearly.
+    arXiv 2202.04200, §3.2; its noise is annealed linearly.
     """
     s_B = ((step + 1) / steps_B.double()).clamp(max=1.0)
     left_B = masked_BN.sum(1)
@@ -44,7 +45,7 @@ def maskgit_commit(
     # floored to the next lower.
     keep_B = (total_B * schedule(s_B) + 1e-9).floor().long().clamp(min=1).minimum(left_B - 1)
     keep_B = keep_B.masked_fill(step >= steps_B - 1, 0)
-    score_BN = log_prob_BN + temperature * (1 - s_B).float()[:, None] * gumbel_BN
+    score_BN = log_prob_BN + temperature * annealing(step, steps_B).float()[:, None] * gumbel_BN
     return commit_top(score_BN, masked_BN, left_B - keep_B)
 
 

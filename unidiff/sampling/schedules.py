@@ -14,6 +14,7 @@ from torch import Tensor
 
 Time = TypeVar("Time", float, Tensor)
 Schedule = Callable[[Tensor], Tensor]
+Annealing = Callable[[int, Tensor], Tensor]
 
 
 def linear(u: Time) -> Time:
@@ -27,3 +28,16 @@ def cosine(u: Time) -> Time:
 
 
 SCHEDULES: dict[str, Schedule] = {"linear": linear, "cosine": cosine}
+
+
+# Annealing of MaskGIT's noise: what its temperature is multiplied by in step i of T, s = (i+1)/T; [B] float64.
+# MMaDA multiplies the temperature by 1 - s in every step anew; Lumina-DiMOO leaves it as it is.
+ANNEALING: dict[str, Annealing] = {
+    "linear": lambda i, steps_B: 1 - _reached(i, steps_B),
+    "cumulative": lambda i, steps_B: torch.stack([1 - _reached(j, steps_B) for j in range(i + 1)]).prod(0),
+    "constant": lambda i, steps_B: torch.ones_like(steps_B, dtype=torch.float64),
+}
+
+
+def _reached(i: int, steps_B: Tensor) -> Tensor:
+    return ((i + 1) / steps_B.double()).clamp(max=1.0)

@@ -12,7 +12,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium.envs.toy_text.frozen_lake import generate_random_map
@@ -36,6 +36,7 @@ from unidiff.tasks.frozen_lake_render import check_tile, draw, read
 from unidiff.tasks.frozen_lake_rewards import REWARDS, measure
 from unidiff.tasks.frozen_lake_text import REWARDS as TEXT_REWARDS
 from unidiff.tasks.frozen_lake_text import measure as measure_text
+from unidiff.tasks.frozen_lake_text import question
 
 QUESTION = "find a safe way to the goal"
 SPLITS: dict[str, range] = {"train": range(0, 8), "dev": range(8, 9), "test": range(9, 10)}  # layout % 10
@@ -70,6 +71,8 @@ class FrozenLake:
     tile: side of a cell in pixels, a multiple of 8.
     pictures: False: a response has no pictures, but all of its moves and the answer in one text. It needs a model that
         was trained so (`recipes/supervised.py --pictures false`).
+    board: "text" = the prompt has no picture but the board in letters and the format of the answer, for a model of
+        text alone; with pictures False only.
 
     Raises ValueError, with the field's name, for a value out of its range.
     """
@@ -82,6 +85,7 @@ class FrozenLake:
     goal_directed: float = 0.3
     tile: int = 16
     pictures: bool = True
+    board: Literal["picture", "text"] = "picture"
 
     def __post_init__(self) -> None:
         if not MIN_SIZE <= self.size <= MAX_SIZE:
@@ -97,6 +101,8 @@ class FrozenLake:
             raise ValueError(f"max_rounds: expected 1 or more, or None, got {self.max_rounds}")
         if not 0 <= self.goal_directed <= 1:
             raise ValueError(f"goal_directed: expected a probability from 0 to 1, got {self.goal_directed}")
+        if self.board not in ("picture", "text") or (self.board == "text" and self.pictures):
+            raise ValueError(f"board: expected 'picture', or 'text' with pictures False, got {self.board!r}")
         check_tile(self.tile)
 
     @property
@@ -118,7 +124,10 @@ class FrozenLake:
         board = self._board(split, _generator(_EXAMPLE, split, index))
         distance = int(board.distance(board.start))
         columns = {"board": board, "split": split, "index": index, "distance": distance}
-        return Example([QUESTION, self.render(board, board.start)], board, split, index, columns)
+        prompt: list[str | Image.Image] = [QUESTION, self.render(board, board.start)]
+        if self.board == "text":
+            prompt = [question(board)]
+        return Example(prompt, board, split, index, columns)
 
     def _board(self, split: str, rng: np.random.Generator) -> Board:
         distance = int(rng.integers(self.min_distance, self.max_distance + 1))

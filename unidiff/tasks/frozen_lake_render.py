@@ -22,8 +22,8 @@ _FROST = ((172, 204, 228), (154, 190, 218))
 
 def check_tile(tile: int) -> None:
     """Raise ValueError unless `tile` is a side in pixels that a tile can be drawn at."""
-    if tile % 8 or not 8 <= tile <= 64:
-        raise ValueError(f"tile: expected a multiple of 8 from 8 to 64 pixels, got {tile}")
+    if tile % 8 or not 8 <= tile <= _FINE:
+        raise ValueError(f"tile: expected a multiple of 8 from 8 to {_FINE} pixels, got {tile}")
 
 
 def draw(classes: np.ndarray, tile: int = 16) -> np.ndarray:

@@ -22,6 +22,17 @@ from unidiff.tasks.frozen_lake_board import Board
 _SENTENCE = re.compile(r"\s+(?=(?:from|answer)\b)")
 
 
+def question(board: Board) -> str:
+    """The prompt of a model that takes no pictures, such as LLaDA: the board in letters and the format of an answer."""
+    lines = [f"{chr(ord('a') + i)} {' '.join(row)}" for i, row in enumerate(board.rows)]
+    return (
+        "find a safe way to the goal . the board , with S the start , F ice , H a hole and G the goal :\n"
+        + "\n".join([" ".join([" ", *(str(i + 1) for i in range(len(board.rows)))]), *lines])
+        + "\nsay every move , then all directions , in this form : "
+        "from a1 go right to a2 from a2 go down to b2 answer right down"
+    )
+
+
 def sentences(row: Sequence[SegmentView]) -> tuple[SegmentView, ...]:
     """The row with each text cut before every "from" and "answer"; only a text's last sentence may have ended."""
     parts = []

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, Tokenize, filled
+from unidiff.sequence import Interleaved
+from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, Tokenize, filled, without
 
 SYSTEM, SYSTEM_END, USER, USER_END, NOTHING = "<system>", "</system>", "<user>", "</user>", "<uncondition>"
 
@@ -98,14 +99,16 @@ class AnswerTagTemplates:
         answer = self.ids.response(response, self.tokenize, self.ids.image_next, self.ids.answer_end)
         begin, end = self.ids.marks(self.ids.answer_begin), self.ids.marks(self.ids.answer_end)
         output = begin + answer + (Layout() if answer.ids[-1] == self.ids.answer_end else end)
-        pictures = [part for part in prompt if isinstance(part, Picture)]
-        without: dict[str, Sequence[Text | Picture]] = {"text": [NOTHING, *pictures]}
-        if pictures:
-            without["image"] = [part for part in prompt if not isinstance(part, Picture)]
+        names = ("text", "image") if any(isinstance(part, Picture) for part in prompt) else ("text",)
         return Guided(
             self._mixed(system, prompt) + output,
-            {name: self._mixed(system, parts) + output for name, parts in without.items()},
+            {name: self._mixed(system, _left_out(prompt, name)) + output for name in names},
         )
+
+    def prompt(self, parts: Sequence[Text | Picture], left_out: str | None = None) -> Interleaved:
+        """What stands before the response of `interleaved`, <answer> with it. left_out: "text", "image" or None."""
+        tagged = self._tagged(self._system("interleaved", None), _left_out(parts, left_out))
+        return self.ids.prompt([*tagged, (self.ids.answer_begin,)], self.tokenize)
 
     # ---------------------------------------------------------------- training
 
@@ -124,7 +127,10 @@ class AnswerTagTemplates:
         return self._mixed(system, [user, *given])
 
     def _mixed(self, system: str, parts: Sequence[Text | Picture]) -> Layout:
-        return self.ids.mixed([f"{SYSTEM}{system}{SYSTEM_END}{USER}", *parts, USER_END], self.tokenize)
+        return self.ids.mixed(self._tagged(system, parts), self.tokenize)
+
+    def _tagged(self, system: str, parts: Sequence[Text | Picture]) -> list[Text | Picture]:
+        return [f"{SYSTEM}{system}{SYSTEM_END}{USER}", *parts, USER_END]
 
     def _output(self, content: Layout) -> Layout:
         return self.ids.marks(self.ids.answer_begin) + content + self.ids.marks(self.ids.answer_end)
@@ -144,3 +150,8 @@ class AnswerTagTemplates:
         if given is None and task not in self.systems:
             raise ValueError(f"system: this family has no system prompt for {task}; give one")
         return self.systems[task] if given is None else given
+
+
+def _left_out(parts: Sequence[Text | Picture], left_out: str | None) -> list[Text | Picture]:
+    """Words that are left out are <uncondition>, before the pictures."""
+    return [*([NOTHING] if left_out == "text" else []), *without(parts, left_out)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unidiff.templates.layout import Guided, Ids, Layout, Text, Tokenize
+from unidiff.sequence import Interleaved, Modality, hidden
+from unidiff.templates.layout import Guided, Ids, Layout, Picture, Text, Tokenize, without
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class ChatMarkup:
 
 @dataclass(frozen=True)
 class ChatTemplates:
-    """Tasks of text alone."""
+    """Tasks of text alone. markup: None = a base model, which knows no turns."""
 
     ids: Ids
     tokenize: Tokenize
-    markup: ChatMarkup
+    markup: ChatMarkup | None
 
     def text(self, prompt: Text, length: int, prompt_length: int | None = None) -> Guided:
         """lm: the prompt as it is, then `length` tokens to be sampled.
@@ -50,7 +51,21 @@ class ChatTemplates:
     def chat(self, user: str | Sequence[tuple[str, str]], length: int) -> Guided:
         """lm_chat: what the user says, or turns (role, text), then the answer to be sampled."""
         turns = [("user", user)] if isinstance(user, str) else user
+        if self.markup is None:
+            raise ValueError("a base model knows no chat: its tokenizer has no headers; use text")
         return self.text(self.markup.prompt(*turns), length)
+
+    def prompt(self, parts: Sequence[Text | Picture], left_out: str | None = None) -> Interleaved:
+        """What stands before a response: the parts as one turn of a chat, or as they are for a base model. left_out:
+        "text" masks all of it (LLaDA's way), "image" leaves nothing out: there is none. ValueError for pictures."""
+        if any(isinstance(part, Picture) for part in parts):
+            raise ValueError("a model of text alone takes no pictures")
+        before, behind = ("", "")
+        if self.markup is not None:
+            before = self.markup.bos + self.markup.opening("user")
+            behind = self.markup.turn_end + self.markup.opening("assistant")
+        whole = self.ids.prompt([before, *parts, behind], self.tokenize)
+        return hidden(whole, Modality.TEXT, self.ids.mask) if without(parts, left_out) != list(parts) else whole
 
     def _answered(self, prompt: Layout, length: int) -> Guided:
         layout = prompt + self.ids.hole(length)

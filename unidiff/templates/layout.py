@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import torch
 from torch import Tensor
+
+from unidiff.sequence import Interleaved, Modality, Segment
 
 Tokenize = Callable[[str], Sequence[int]]  # no bos or eos added
 Text = str | Sequence[int]  # words to tokenize, or ids
@@ -186,14 +189,29 @@ class Ids:
 
     def mixed(self, parts: Sequence[Text | Picture], tokenize: Tokenize) -> Layout:
         """Texts and pictures as they follow one another. Neighbouring strings are tokenized as one."""
-        layout, words = Layout(), ""
-        for part in (*parts, ()):
-            if isinstance(part, str):
-                words += part
-                continue
-            layout, words = layout + self.text(tokenize(words) if words else ()), ""
+        layout = Layout()
+        for part in tokenized(parts, tokenize):
             layout += self.image(part) if isinstance(part, Picture) else self.text(part)
         return layout
+
+    def prompt(self, parts: Sequence[Text | Picture], tokenize: Tokenize) -> Interleaved:
+        """The same as segments of a prompt, neighbouring texts being one. Pictures must be known as a whole."""
+        segments: list[Segment] = []
+        words: list[int] = []
+        for part in (*tokenized(parts, tokenize), None):
+            if isinstance(part, tuple):
+                words += part
+                continue
+            if words:
+                segments.append(Segment(Modality.TEXT, torch.tensor(words), prompt=True))  # type: ignore[arg-type]
+                words = []
+            if isinstance(part, Picture):
+                assert self.image_offset is not None
+                if None in part.cells:
+                    raise ValueError("Picture: a picture of a prompt has no cells to be sampled")
+                ids = torch.tensor(part.cells) + self.image_offset
+                segments.append(Segment(Modality.IMAGE, ids, prompt=True, grid=part.grid))  # type: ignore[arg-type]
+        return Interleaved(segments)
 
     def response(self, parts: Sequence[Part], tokenize: Tokenize, image_next: int, text_end: int) -> Layout:
         """The response of an interleaved sequence: texts and pictures that are done, and holes.
@@ -218,6 +236,24 @@ class Ids:
             else:
                 layout += self.text(part)
         return layout
+
+
+def tokenized(parts: Sequence[Text | Picture], tokenize: Tokenize) -> Iterator[tuple[int, ...] | Picture]:
+    """Ids and pictures; neighbouring strings are tokenized as one."""
+    for strings, group in itertools.groupby(parts, lambda part: isinstance(part, str)):
+        if strings:
+            if words := "".join(map(str, group)):
+                yield tuple(tokenize(words))
+        else:
+            yield from (part if isinstance(part, Picture) else tuple(part) for part in group)  # type: ignore[arg-type]
+
+
+def without(parts: Sequence[Text | Picture], left_out: str | None) -> list[Text | Picture]:
+    """A prompt's parts without its words ("text") or its pictures ("image"). Raises ValueError for anything else."""
+    if left_out not in (None, "text", "image"):
+        raise ValueError(f"left_out is {left_out!r}; a prompt can leave out 'text' or 'image'")
+    dropped = {"text": (str, list, tuple), "image": Picture}.get(left_out or "", ())
+    return [part for part in parts if not isinstance(part, dropped)]
 
 
 def filled(ids: Sequence[int], length: int, eos: int, cut: int | None = None) -> tuple[int, ...]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from unidiff.sequence import Interleaved
 from unidiff.templates.chat import ChatTemplates
-from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, filled
+from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, filled, without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,21 +109,24 @@ class TaskTokenTemplates(ChatTemplates):
         it has any, its pictures ("image"); the response so far stays.
         """
         answer = self.ids.response(response, self.tokenize, self.ids.image_next, self.ids.text_end)
-        pictures = [part for part in prompt if isinstance(part, Picture)]
-        without: dict[str, Sequence[Text | Picture]] = {"text": pictures}
-        if pictures:
-            without["image"] = [part for part in prompt if not isinstance(part, Picture)]
-        return Guided(
-            self._interleaved(prompt) + answer,
-            {name: self._interleaved(parts) + answer for name, parts in without.items()},
-        )
+        names = ("text", "image") if any(isinstance(part, Picture) for part in prompt) else ("text",)
+        task = self.ids.marks(self.ids.interleaved)
 
-    def _interleaved(self, parts: Sequence[Text | Picture]) -> Layout:
+        def layout(left_out: str | None) -> Layout:
+            return task + self.ids.mixed(self._rounds(without(prompt, left_out)), self.tokenize) + answer
+
+        return Guided(layout(None), {name: layout(name) for name in names})
+
+    def prompt(self, parts: Sequence[Text | Picture], left_out: str | None = None) -> Interleaved:
+        """What stands before the response of `interleaved`. left_out: "text", "image" or None."""
+        return self.ids.prompt([(self.ids.interleaved,), *self._rounds(without(parts, left_out))], self.tokenize)
+
+    def _rounds(self, parts: Sequence[Text | Picture]) -> list[Text | Picture]:
+        assert self.markup is not None
         leading = next((i for i, part in enumerate(parts) if not isinstance(part, Picture)), len(parts))
         opening = self.markup.bos + self.markup.opening("user")
         closing = self.markup.turn_end + self.markup.opening("assistant")
-        chat = [*parts[:leading], opening, *parts[leading:], closing]
-        return self.ids.marks(self.ids.interleaved) + self.ids.mixed(chat, self.tokenize)
+        return [*parts[:leading], opening, *parts[leading:], closing]
 
     # ---------------------------------------------------------------- training
 
@@ -155,6 +159,7 @@ class TaskTokenTemplates(ChatTemplates):
         return (*begin, *ids, self.ids.eos)
 
     def _chat(self, user: Text) -> tuple[int, ...]:
+        assert self.markup is not None
         return tuple(self.tokenize(self.markup.prompt(("user", user))) if isinstance(user, str) else user)
 
     def _behind_header(self, ids: Sequence[int]) -> int:

@@ -1,0 +1,136 @@
+"""FSDP2 on two processes gives what one process gives, and goes on from its checkpoints; what is refused."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file
+
+from unidiff.grpo import sharding
+from unidiff.grpo.checkpoint import read_metrics
+
+SCRIPT = Path(__file__).with_name("train_tiny.py")
+COMMON = {
+    "num_prompts": 4,
+    "num_generations": 2,
+    "max_rounds": 2,
+    "text_steps": 3,
+    "text_threshold": None,
+    "image_steps": 2,
+    "edit": "random",
+    "edit_share": 0.2,
+    "micro_batch_size": 1,
+    "learning_rate": 1e-4,
+    "warmup_steps": 0,
+    "lr_schedule": "constant",
+    "max_steps": 2,
+    "eval_size": 3,
+    "check_ratio_every": 1,
+}
+SETTINGS = [
+    {"save_steps": 1},
+    {"beta": 0.1, "num_iterations": 2, "gradient_checkpointing": True, "scale_rewards": "batch"},
+    {"lora_rank": 4, "beta": 0.1, "learning_rate": 1e-2},
+    {"dtype": "bfloat16", "learning_rate": 1e-3, "num_iterations": 2},
+]
+SETTINGS = [{**COMMON, **own} for own in SETTINGS]
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("train_tiny", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def launch(start: Path, folder: Path, settings: list[dict]) -> None:
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    words += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "SHARDED": "1"}
+    words += [str(SCRIPT), str(start), str(folder), json.dumps(settings)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def sharded(model, tmp_path_factory):
+    """The folder of the runs of two processes."""
+    folder = tmp_path_factory.mktemp("sharded")
+    model.save_pretrained(folder / "start")
+    launch(folder / "start", folder, SETTINGS)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", range(3))
+def test_one_process_and_two_shards(sharded, tmp_path, difference, timeless, case):
+    load_script().train(str(sharded / "start"), tmp_path, SETTINGS[case])
+    one, both = (read_metrics(f / "metrics.jsonl") for f in (tmp_path, sharded / str(case)))
+    assert len(one) == len(both) == 2
+    for first, second in zip(one, both):
+        assert timeless(second) == pytest.approx(timeless(first), abs=1e-4, rel=1e-3)
+    weights = [load_file(f / "model" / "model.safetensors") for f in (tmp_path, sharded / str(case))]
+    assert difference(*weights) < 2e-5
+    held = [json.loads((f / "held_out.json").read_text()) for f in (tmp_path, sharded / str(case))]
+    for name in held[0]:
+        assert held[1][name] == pytest.approx(held[0][name], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_all_weights_of_a_bfloat16_model(sharded):
+    """It computes in bfloat16, its ratios are exact, and the weights that add up are float32."""
+    metrics = read_metrics(sharded / "3" / "metrics.jsonl")
+    assert all(m["ratio_first_iteration_max_dev"] == 0 for m in metrics)
+    before, after = (load_file(f / "model.safetensors") for f in (sharded / "start", sharded / "3" / "model"))
+    assert all(w.dtype == torch.bfloat16 for w in after.values())
+    assert any(not torch.equal(before[n].bfloat16(), w) for n, w in after.items())
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_where_it_stopped(sharded, tmp_path, difference, timeless):
+    """Its second step again, from the checkpoint after the first."""
+    whole = sharded / "0"
+    stopped = tmp_path / "0"
+    (stopped / "checkpoints").mkdir(parents=True)
+    (stopped / "config.json").write_bytes((whole / "config.json").read_bytes())
+    (stopped / "metrics.jsonl").write_text((whole / "metrics.jsonl").read_text().splitlines()[0] + "\n")
+    (stopped / "checkpoints" / "step-000001").symlink_to(whole / "checkpoints" / "step-000001")
+    launch(sharded / "start", tmp_path, [{**SETTINGS[0], "resume": True}])
+    once, again = (read_metrics(f / "metrics.jsonl") for f in (whole, stopped))
+    assert [timeless(m) for m in again] == [timeless(m) for m in once]
+    assert difference(*(load_file(f / "model" / "model.safetensors") for f in (whole, stopped))) == 0
+
+
+# ---------------------------------------------------------------------------------------------- what is refused
+
+
+def accelerator(kind: DistributedType, **state) -> Accelerator:
+    return SimpleNamespace(distributed_type=kind, **{"is_fsdp2": True, "mixed_precision": "no", **state})  # type: ignore[return-value]
+
+
+def test_ways_that_would_go_wrong_are_refused():
+    for kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP):
+        sharding.check(accelerator(kind))
+    with pytest.raises(ValueError, match=r"distributed_type is DEEPSPEED, which is not supported: .*8_gpu_fsdp2\.yaml"):
+        sharding.check(accelerator(DistributedType.DEEPSPEED))
+    with pytest.raises(ValueError, match="fsdp_version is 1"):
+        sharding.check(accelerator(DistributedType.FSDP, is_fsdp2=False))
+    with pytest.raises(ValueError, match="mixed_precision is 'bf16'"):
+        sharding.check(accelerator(DistributedType.FSDP, mixed_precision="bf16"))
+    sharding.check(accelerator(DistributedType.MULTI_GPU, mixed_precision="bf16"))
+
+
+@pytest.mark.parametrize("option", ["cpu_ram_efficient_loading", "activation_checkpointing"])
+def test_settings_of_fsdp_that_would_go_wrong_are_refused(model, option):
+    plugin = SimpleNamespace(cpu_offload=None, cpu_ram_efficient_loading=False, activation_checkpointing=False)
+    setattr(plugin, option, True)
+    with pytest.raises(ValueError, match=f"fsdp_config: .*fsdp_{option}"):
+        sharding.Shards(model, accelerator(DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin)))

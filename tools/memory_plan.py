@@ -1,0 +1,177 @@
+"""How much memory a GPU needs to train a checkpoint, by arithmetic: nothing is loaded but its config.json.
+
+python tools/memory_plan.py
+python tools/memory_plan.py --model recipes/base --dtype float32 --lora_rank 0 --prompt 75 --text 8 --picture 64
+python tools/memory_plan.py --lora_rank 0 --micro_batch_size 1
+
+Prints a table for each way of training on several GPUs; docs/scaling.md explains the lines. Sizes are in 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from transformers import LlamaConfig
+
+from unidiff.config import parse
+from unidiff.families import folder_of, read_config
+from unidiff.families.llada import published_shapes, read_architecture
+
+
+@dataclass(frozen=True)
+class Config:
+    """model: checkpoint folder; none = the published sizes of MMaDA-8B. processes: GPUs that share the work. prompt,
+    text, picture: tokens of a prompt, of a text's canvas and of a picture with its delimiters; rounds: pictures of a
+    rollout.
+    accumulate: an update has several micro-batches. The rest: as in GRPOConfig and the recipe."""
+
+    model: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    lora_rank: int = 128
+    gradient_checkpointing: bool = True
+    beta: float = 0.01
+    processes: int = 8
+    micro_batch_size: int = 3
+    accumulate: bool = True
+    prompt: int = 300
+    text: int = 64
+    picture: int = 258
+    rounds: int = 4
+
+
+CHUNK = 1 << 28  # bytes of log-probabilities that `score` keeps at once, of each modality
+BYTES = {"float32": 4, "bfloat16": 2}
+Lines = list[tuple[str, str, float]]  # what, formula, bytes
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a checkpoint counts: its body, the codes of its images, and which way its tokens see."""
+
+    body: LlamaConfig
+    codebook: int
+    bidirectional: bool
+
+
+def shape(config: Config) -> Shape:
+    """From config.json. Raises ValueError or FileNotFoundError."""
+    if config.model is None:
+        mlp, rows = 12288, 134656
+        body = LlamaConfig(
+            vocab_size=rows, hidden_size=4096, intermediate_size=mlp, num_hidden_layers=32, num_attention_heads=32
+        )
+        return Shape(body, 8192, True)
+    content = read_config(folder_of(config.model))
+    if "backbone" in content:
+        return Shape(LlamaConfig(**content["backbone"]), content["spec"]["codebook_size"], False)
+    stated = {**content, **content.get("unidiff", {}).get("spec", {})}
+    return Shape(read_architecture(content), stated.get("codebook_size", 8192), True)
+
+
+def laid_out(config: Config, bidirectional: bool) -> tuple[int, int]:
+    """Rows and tokens a row of one micro-batch, as the body sees it: a row for each sampled segment, the sequence cut
+    after it; under block-causal attention the sequence and its noisy copy."""
+    response = config.rounds * (config.text + config.picture) + config.text
+    if bidirectional:
+        return config.micro_batch_size * (2 * config.rounds + 1), config.prompt + response
+    return config.micro_batch_size, config.prompt + 2 * response
+
+
+def kv_width(body: LlamaConfig) -> int:
+    return body.hidden_size // body.num_attention_heads * (body.num_key_value_heads or body.num_attention_heads)
+
+
+def weights(body: LlamaConfig) -> int:
+    """N: numbers in the body and its head."""
+    return sum(math.prod(sides) for sides in published_shapes(body).values())
+
+
+def adapters(body: LlamaConfig, rank: int) -> int:
+    """A: r · (inputs + outputs) of the seven linear layers of each block."""
+    d, m, kv = body.hidden_size, body.intermediate_size, kv_width(body)
+    block = 2 * (d + d) + 2 * (d + kv) + 3 * (d + m)
+    return body.num_hidden_layers * rank * block
+
+
+def kept_in_a_layer(body: LlamaConfig, bytes_: int, lora_rank: int) -> int:
+    """k: bytes a token that autograd keeps in one layer, b a number or 4 where it is computed in float32.
+
+    Norms: their input in float32, its scale; what a trained norm's weight multiplies. Attention: queries, keys, values
+    (for every head, shared or not), its output, a number a head. MLP: the gate before and after SiLU, the other factor.
+    Projections: their inputs; of frozen ones in bfloat16 those of their adapters, in float32, each its own, and what A
+    makes of them.
+    """
+    d, m, b = body.hidden_size, body.intermediate_size, bytes_
+    kept = 2 * (4 * d + 4) + b * 4 * d + 4 * body.num_attention_heads + 3 * b * m
+    if not lora_rank:
+        return kept + b * 2 * d + b * (2 * d + m)
+    kept += 7 * 4 * lora_rank
+    return kept + (4 * (6 * d + m) if b != 4 else b * (2 * d + m))
+
+
+def state(config: Config, body: LlamaConfig, sharded: bool) -> Lines:
+    """Weights, gradients and optimizer on one GPU."""
+    n, a, b, p = weights(body), adapters(body, config.lora_rank), BYTES[config.dtype], config.processes
+    if config.lora_rank:
+        lines: Lines = [("weights, frozen", f"{b} N", b * n), ("adapters", "4 A", 4 * a)]
+        return [*lines, ("their gradients, and buffers that exchange them", "8 A", 8 * a), ("AdamW", "8 A", 8 * a)]
+    if not sharded:
+        lines = [("weights", "4 N", 4 * n), ("gradients, and buffers that exchange them", "8 N", 8 * n)]
+        lines += [("AdamW", "8 N", 8 * n)]
+    else:
+        lines = [("weights, whole", f"{b} N", b * n), ("weights in float32, a share", "4 N / P", 4 * n / p)]
+        lines += [("gradients, a share", "4 N / P", 4 * n / p), ("AdamW, a share", "8 N / P", 8 * n / p)]
+        if config.accumulate:
+            lines += [("gradients while micro-batches add up, whole", "4 N", 4 * n)]
+    return lines + ([("reference", f"{b} N", b * n)] if config.beta else [])
+
+
+def work(config: Config, model: Shape) -> Lines:
+    """Activations of one micro-batch on one GPU."""
+    body, b = model.body, BYTES[config.dtype]
+    rows, tokens = laid_out(config, model.bidirectional)
+    layers, width, t = body.num_hidden_layers, body.hidden_size, rows * tokens
+    layer = t * kept_in_a_layer(body, b, config.lora_rank)
+    if config.gradient_checkpointing:
+        lines = [("inputs of the layers", f"{b} d · layers · T", b * width * layers * t)]
+        lines += [("activations of one layer", "k T", layer)]
+    else:
+        lines = [("activations of the layers", "k · layers · T", layer * layers)]
+    text, image = config.text * (config.rounds + 1), config.picture * config.rounds
+    scored = [(text, body.vocab_size - model.codebook), (image, model.codebook)]
+    logits = sum(min(4 * config.micro_batch_size * count * rows_, CHUNK) for count, rows_ in scored)
+    lines += [("attention mask", f"{b} · rows · tokens²", b * rows * tokens**2)]
+    return [*lines, ("log-probabilities of scored tokens", "4 · tokens · their rows, at most 2^28", logits)]
+
+
+def table(title: str, lines: Lines) -> list[str]:
+    total = sum(size for _, _, size in lines)
+    rows = [f"| {what} | {formula} | {size / 1e9:.2f} |" for what, formula, size in lines]
+    return [f"| {title} | formula | GB |", "|---|---|---|", *rows, f"| **sum** | | **{total / 1e9:.2f}** |", ""]
+
+
+def plan(config: Config) -> str:
+    """The whole report."""
+    ways = [("each GPU (1_gpu, 8_gpu, nodes)", config, False)]
+    if not config.lora_rank:  # without shards the weights that are trained must be float32
+        ways = [(ways[0][0] + ", float32", replace(config, dtype="float32"), False)]
+        ways += [(f"each of {config.processes} GPUs, FSDP2 (8_gpu_fsdp2)", config, True)]
+    model = shape(config)
+    body, b = model.body, BYTES[config.dtype]
+    rows, tokens = laid_out(config, model.bidirectional)
+    what = f"adapters of rank {config.lora_rank}" if config.lora_rank else "all weights"
+    facts = [f"{what} train, {config.dtype}", f"N = {weights(body):,}", f"A = {adapters(body, config.lora_rank):,}"]
+    facts += [f"k = {kept_in_a_layer(body, b, config.lora_rank):,} bytes", f"T = {rows} rows of {tokens} tokens"]
+    out = ["; ".join(facts), ""]
+    for title, settings, sharded in ways:
+        out += table(title, state(settings, body, sharded) + work(settings, model))
+    logits = 4 * rows * tokens * body.vocab_size
+    out += [f"Not there: float32 logits of every token over the whole head, 4 T V = {logits / 1e9:.2f} GB."]
+    cache = 2 * b * body.num_hidden_layers * kv_width(body)
+    return "\n".join([*out, f"Keys and values of a token, where rollouts keep a cache: {cache / 1e6:.3f} MB."])
+
+
+if __name__ == "__main__":
+    print(plan(parse(Config, description=__doc__ or "")))

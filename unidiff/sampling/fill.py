@@ -1,0 +1,200 @@
+"""Sampling a template's layout: text, text-to-image, understanding, editing, a picture behind or beside a text.
+
+    guided = model.template.text_to_image("a red cube on a blue ball", Picture.blank(32, 32))
+    (done,) = fill(model, [guided], [noise.key(0)], SamplerConfig(**model.spec.sampler))
+    done.picture(model).save("cube.png")
+
+For bidirectional models: everything in the layout is seen all the while, what is still masked too. Targets are filled
+text by text and picture by picture in their order, by the same loops as those of interleaved rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unidiff.attention import additive, pad_bias
+from unidiff.images import to_pil
+from unidiff.model import UnifiedModel
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.denoise import Drawn, denoise_image, denoise_text
+from unidiff.sequence import Modality, Tokens
+from unidiff.templates import Guided, Layout, Role
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass
+class Filled:
+    """A layout with its targets drawn. ids: [L] int64. step: [L] int64, the step of its text or picture that committed
+    each target, -1 elsewhere. probability: [L] float32 of each target then, 1 elsewhere."""
+
+    layout: Layout
+    ids: Tensor
+    step: Tensor
+    probability: Tensor
+
+    def tokens(self, segment: int) -> Tensor:
+        """[n] ids of a text or picture of the layout, by its ordinal; of a picture without row separators."""
+        return self.ids[self.layout.places(segment)]
+
+    def text(self, model: UnifiedModel) -> str:
+        """The text that was sampled, up to its end token. Raises ValueError if there is none."""
+        segment = next((s for s, kind in _targets(self.layout) if kind is Modality.TEXT), None)
+        if segment is None:
+            raise ValueError("no text was sampled in this layout")
+        ids = self.ids[[i for i in self.layout.places(segment) if self.layout.target[i]]]
+        end = torch.isin(ids, torch.tensor(model.spec.text_end, dtype=torch.int64))
+        return model.decode_text(ids[: int(end.int().argmax())] if bool(end.any()) else ids)
+
+    def picture(self, model: UnifiedModel, grid: tuple[int, int] | None = None) -> Image:
+        """The picture that was sampled. grid: rows and columns, if it is no square. ValueError if there is none."""
+        segment = next((s for s, kind in _targets(self.layout) if kind is Modality.IMAGE), None)
+        if segment is None:
+            raise ValueError("no picture was sampled in this layout")
+        tokens = self.tokens(segment)
+        side = round(len(tokens) ** 0.5)
+        return to_pil(model.decode_pixels(tokens[None], grid or (side, side)))[0]
+
+
+def fill(
+    model: UnifiedModel,
+    layouts: Sequence[Guided],
+    keys: Sequence[int],
+    config: SamplerConfig,
+    side_by_side: bool = False,
+) -> list[Filled]:
+    """Draws the targets of each layout.
+
+    layouts: of one task, with targets of the same kinds and numbers. keys: one noise key each. config: scales of
+    guidance count where a layout has something to compare with ("prompt", the whole of it left out, counts as "text").
+    side_by_side: a text and a picture take turns, as in MMaDA-Parallel: pictures join after a quarter of the text's
+    steps. Raises ValueError for a block-causal model, or layouts that do not fit together.
+    """
+    if model.spec.attention != "bidirectional":
+        raise ValueError(f"family {model.spec.family!r} is block_causal: it writes interleaved rollouts only")
+    if len(keys) != len(layouts) or not layouts:
+        raise ValueError(f"{len(keys)} keys do not fit {len(layouts)} layouts")
+    with torch.no_grad():
+        return _Filling(model, layouts, keys, config).run(side_by_side)
+
+
+def _targets(layout: Layout) -> list[tuple[int, Modality]]:
+    """Texts and pictures with something to be sampled, in order."""
+    kinds = {layout.segment[i]: layout.role[i] for i in layout.targets()}
+    return [(s, Modality.IMAGE if role is Role.IMAGE else Modality.TEXT) for s, role in sorted(kinds.items())]
+
+
+class _Filling:
+    """B layouts on R rows: the layouts, and behind them the same with each unconditional prompt."""
+
+    def __init__(self, model: UnifiedModel, layouts: Sequence[Guided], keys: Sequence[int], config: SamplerConfig):
+        self.model, self.config, self.layouts = model, config, [g.conditional for g in layouts]
+        self.keys = torch.tensor(keys, dtype=torch.int64, device=model.device)
+        scales = {("text" if n == "prompt" else n): n for n in layouts[0].unconditional}
+        names = {scales[n]: pair for n, pair in config.scales.items() if n in scales}
+        self.scales = list(names.values())
+        rows = self.layouts + [g.unconditional[n] for n in names for g in layouts]
+        self.targets = _targets(rows[0])
+        self.places = [self._places(rows, k) for k in range(len(self.targets))]
+        self.tokens, self.mask = self._laid_out(rows)
+        count = len(self.layouts)
+        self.step = torch.full(self.tokens.shape, -1, device=model.device)[:count]
+        self.probability = torch.ones(self.tokens.shape, device=model.device)[:count]
+
+    def _places(self, rows: Sequence[Layout], k: int) -> Tensor:
+        """[R, n] columns of the k-th text or picture's targets in every row."""
+        columns = []
+        for row in rows:
+            own = _targets(row)
+            if [kind for _, kind in own] != [kind for _, kind in self.targets]:
+                raise ValueError("the layouts have targets of different kinds; fill them in separate batches")
+            columns.append([i for i in row.places(own[k][0]) if row.target[i]])
+        if len({len(c) for c in columns}) > 1:
+            raise ValueError(f"the layouts have {sorted({len(c) for c in columns})} targets; fill them one by one")
+        return torch.tensor(columns, device=self.model.device)
+
+    def _laid_out(self, rows: Sequence[Layout]) -> tuple[Tokens, Tensor]:
+        width = max(map(len, rows))
+        if width > self.model.spec.max_positions:
+            raise ValueError(f"a layout of {width} ids exceeds the {self.model.spec.max_positions} positions")
+
+        def padded(values: Sequence[Sequence[int]]) -> Tensor:
+            return torch.tensor([[*v, *[0] * (width - len(v))] for v in values], device=self.model.device)
+
+        ids, valid = padded([r.ids for r in rows]), padded([r.valid for r in rows]).bool()
+        nothing = torch.full_like(ids, -1)
+        position = torch.arange(width, device=ids.device).expand_as(ids)
+        spec = self.model.spec
+        # A template's own pads do what the family's policy says; those of the batch are never seen.
+        inside = position < torch.tensor([len(r) for r in rows], device=ids.device)[:, None]
+        mask = additive(inside[:, None], self.model.dtype)
+        bias = pad_bias(valid, spec.pad_policy, spec.additive_to, self.model.dtype)
+        mask = mask if bias is None else torch.maximum(mask + bias, torch.full_like(mask, torch.finfo(mask.dtype).min))
+        return Tokens(ids, torch.zeros_like(ids), nothing, position, nothing, nothing, valid), mask
+
+    def run(self, side_by_side: bool) -> list[Filled]:
+        loops = [self._loop(k) for k in range(len(self.targets))]
+        if side_by_side:
+            self._in_turns(loops)
+        for loop in loops:
+            for _ in loop:
+                pass
+        ids = self.tokens.ids[: len(self.layouts)].cpu()
+        parts = zip(self.layouts, ids, self.step.cpu(), self.probability.cpu())
+        return [Filled(row, *(x[: len(row)] for x in values)) for row, *values in parts]
+
+    def _in_turns(self, loops: list[Iterator[None]]) -> None:
+        texts = [loop for loop, (_, kind) in zip(loops, self.targets) if kind is Modality.TEXT]
+        images = [loop for loop, (_, kind) in zip(loops, self.targets) if kind is Modality.IMAGE]
+        steps = self.config.text_steps
+        at = torch.linspace(steps // 4, steps - 1, self.config.image_steps).round().long().tolist()
+        for step in range(steps):
+            for loop in texts:
+                next(loop, None)
+            for loop in images * at.count(step):
+                next(loop, None)
+
+    def _loop(self, k: int) -> Iterator[None]:
+        """Fills the k-th text or picture, a step at a time."""
+        (segment, kind), at = self.targets[k], self.places[k]
+        drawn = Drawn.nothing(at[: len(self.layouts)], self.model.spec.mask)
+        args = self.keys, k, self.config, self.model.spec
+        if kind is Modality.TEXT:
+            steps = denoise_text(drawn, lambda ids, part, _, __: self._read(at, ids, kind, part), *args)
+        else:
+            cells = self.layouts[0].places(segment)
+            place = torch.tensor([cells.index(i) for i in at[0].tolist()], device=at.device)
+            place = place.expand(len(self.layouts), -1)
+            valid = torch.ones_like(place, dtype=torch.bool)
+            steps = denoise_image(drawn, lambda ids, _: self._read(at, ids, kind), *args, place, valid, len(cells))
+        for _ in steps:
+            self._show(at, drawn)
+            yield
+        self._show(at, drawn)
+
+    def _show(self, at: Tensor, drawn: Drawn) -> None:
+        """Puts what is drawn where all loops see it."""
+        rows = len(self.layouts)
+        self.tokens = self.tokens.with_ids(self._with(at, drawn.ids))
+        self.step = self.step.scatter(1, at[:rows], drawn.step)
+        self.probability = self.probability.scatter(1, at[:rows], drawn.probability)
+
+    def _with(self, at: Tensor, ids: Tensor) -> Tensor:
+        return self.tokens.ids.scatter(1, at, ids.repeat(len(at) // len(ids), 1))
+
+    def _read(self, at: Tensor, ids: Tensor, kind: Modality, part: slice = slice(None)) -> Tensor:
+        scales = [pair[kind] for pair in self.scales]
+        count = len(self.layouts)
+        rows = slice(None) if any(scales) else slice(count)
+        tokens = self.tokens.with_ids(self._with(at, ids)).rows(rows)  # type: ignore[arg-type]
+        hidden = self.model.hidden(tokens, self.mask[rows])
+        columns = at[rows][:, part, None].expand(-1, -1, hidden.shape[2])
+        whole, *others = hidden.gather(1, columns).split(count)
+        temperature = self.config.text_temperature if kind is Modality.TEXT else self.config.image_temperature
+        return self.model.log_probs(whole, kind, temperature, list(zip(scales, others)), count_mask=True)
