@@ -3,8 +3,9 @@
     python tools/bench_rewards.py server     # items a second with 1, 8 and 64 items in a request
     python tools/bench_rewards.py math       # 512 answers
     python tools/bench_rewards.py code       # programs and tests in the sandbox
+    python tools/bench_rewards.py overlap    # rollouts and a slow scorer, in one or in several parts
 
---items, --workers, --repeats. The fastest repeat counts.
+--items, --workers, --repeats, --generations, --seconds. The fastest repeat counts.
 """
 
 from __future__ import annotations
@@ -24,14 +25,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unidiff import GRPOConfig, InterleavedSampler, UnifiedModel, noise, reward
 from unidiff.config import parse
+from unidiff.grpo.experience import sample_and_judge
+from unidiff.grpo.process import Clock
 from unidiff.rewards.code_tests import code_tests
 from unidiff.rewards.math_answers import MathVerifier
 from unidiff.rewards.remote import remote
-from unidiff.rewards.segment_view import SegmentView, link_row
+from unidiff.rewards.segment_view import SegmentView, SequenceView, link_row
 from unidiff.sequence import Modality
+from unidiff.tasks import FrozenLake
 
 SERVER = Path(__file__).with_name("reward_server.py")
+BASE = Path(__file__).resolve().parent.parent / "recipes" / "base"
 SCORER = "def mean(segments):\n    return [float(s.image.resize((1, 1)).getpixel((0, 0))[0]) for s in segments]\n"
 ANSWERS = (  # right answer, text
     (r"\frac{3}{4}", r"Half of it and a quarter, so \boxed{0.75}."),
@@ -47,11 +53,15 @@ ANSWERS = (  # right answer, text
 
 @dataclass
 class Config:
-    """items: scored in each measurement. workers: processes of math, threads of code. repeats: of each measurement."""
+    """items: scored in each measurement. workers: processes of math, threads of code. repeats: of each measurement.
+    generations: rollouts of each of the 8 prompts of a step. seconds: that the slow scorer takes for a step; 0 = as
+    long as the step's rollouts are sampled."""
 
     items: int = 512
     workers: int = 2
     repeats: int = 3
+    generations: int = 8
+    seconds: float = 0.0
 
 
 def fastest(run: Callable[[], object], repeats: int) -> float:
@@ -99,9 +109,9 @@ def server(config: Config) -> None:
     print("| items in a request | items a second | ms a request |\n|---|---|---|")
     with serving() as url, asyncio.Runner() as runner:
         for batch in (1, 8, 64):
-            reward = remote(url, "mean", batch=batch, parallel=4)
+            scorer = remote(url, "mean", batch=batch, parallel=4)
             part = views[: max(config.items // 8, 64)] if batch == 1 else views
-            seconds = fastest(lambda reward=reward, part=part: runner.run(reward(part)), config.repeats)
+            seconds = fastest(lambda scorer=scorer, part=part: runner.run(scorer(part)), config.repeats)
             print(f"| {batch} | {len(part) / seconds:.0f} | {4 * seconds / (len(part) / batch) * 1000:.1f} |")
 
 
@@ -123,13 +133,48 @@ def code(config: Config) -> None:
     for _ in range(config.items // 8):
         one = SegmentView(modality=Modality.TEXT, tokens=torch.zeros(8, dtype=torch.int64), text=text)
         views += link_row([one], columns=columns)
-    reward = code_tests(workers=config.workers)
-    seconds = fastest(lambda: asyncio.run(reward(views)), config.repeats)
-    right = sum(value == 1.0 for value in asyncio.run(reward(views)))
+    tested = code_tests(workers=config.workers)
+    seconds = fastest(lambda: asyncio.run(tested(views)), config.repeats)
+    right = sum(value == 1.0 for value in asyncio.run(tested(views)))
     print(f"{len(views)} functions ({right} right) in {seconds:.2f} s: {len(views) / seconds:.0f} a second")
 
 
-COMMANDS = {"server": server, "math": math, "code": code}
+def overlap(config: Config) -> None:
+    """Seconds until a default step's rollouts are sampled and judged, with a scorer elsewhere that takes a time for
+    each response, as `rollout_parts` grow. Settings take turns; the rest of a step is the same for all."""
+    settings, task = GRPOConfig(num_generations=config.generations), FrozenLake()
+    model = UnifiedModel.from_pretrained(BASE)
+    sampler = InterleavedSampler(model, settings.sampler(), task.region)
+    examples = [task.example("train", i) for i in range(settings.num_prompts)]
+    prompts = [model.encode(example.prompt) for example in examples]
+    keys = [noise.key(0, p, g) for p in range(settings.num_prompts) for g in range(settings.num_generations)]
+    pause = 0.0
+
+    async def slow(segments: list[SequenceView]) -> list[float]:
+        await asyncio.sleep(pause * len(segments))
+        return [1.0] * len(segments)
+
+    rewards = [*task.rewards(), reward(slow, on="sequence")]
+
+    def seconds(parts: int) -> dict[str, float]:
+        clock = Clock()
+        sample_and_judge(sampler, prompts, examples, keys, rewards, parts, clock)
+        return clock.seconds
+
+    pause = (config.seconds or seconds(1)["rollout"]) / len(keys)
+    found: dict[int, dict[str, float]] = {}
+    for _ in range(config.repeats):
+        for parts in (1, 2, 4, 8):
+            new = seconds(parts)
+            if parts not in found or sum(new.values()) < sum(found[parts].values()):
+                found[parts] = new
+    print(f"{len(keys)} rollouts, a scorer of {pause * len(keys):.2f} s, {torch.get_num_threads()} threads")
+    print("| rollout_parts | seconds | of them sampling | waiting for rewards |\n|---|---|---|---|")
+    for parts, spent in found.items():
+        print(f"| {parts} | {sum(spent.values()):.2f} | {spent['rollout']:.2f} | {spent['reward']:.2f} |")
+
+
+COMMANDS = {"server": server, "math": math, "code": code, "overlap": overlap}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:

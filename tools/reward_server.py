@@ -35,22 +35,39 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 
 PIXELS = 4096 * 4096  # of one picture: a small file may hold a very large one
+PIXELS_OF_REQUEST = 1 << 28  # 256 pictures of 1024 x 1024, 0.8 GB
 
 
 class BadItemError(ValueError):
     """An item that is not of the protocol."""
 
 
+class Allowance:
+    """How many pixels the pictures of a request may still have."""
+
+    def __init__(self) -> None:
+        self.left = PIXELS_OF_REQUEST
+
+    def take(self, image: Any) -> None:
+        """Raises BadItemError if a picture has too many. Only its header has been read."""
+        pixels = image.width * image.height
+        if pixels > PIXELS:
+            raise BadItemError(f"a picture has more than {PIXELS} pixels")
+        if pixels > self.left:
+            raise BadItemError(f"the request's pictures have more than {PIXELS_OF_REQUEST} pixels: send fewer items")
+        self.left -= pixels
+
+
 class Item:
     """One item of a request, as a scorer sees it."""
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, allowance: Allowance) -> None:
         if not isinstance(request, dict) or not isinstance(request.get("history"), list) or not request["history"]:
             raise BadItemError("an item needs a history with at least one part")
         self.columns = request.get("metadata") or {}
         if not isinstance(self.columns, dict):
             raise BadItemError("metadata must be an object")
-        parts = [(part.get("role"), _content(part)) for part in map(_object, request["history"])]
+        parts = [(part.get("role"), _content(part, allowance)) for part in map(_object, request["history"])]
         self.prompt = [content for role, content in parts if role == "prompt"]
         response = [content for role, content in parts if role != "prompt"]
         self.texts = [part for part in response if isinstance(part, str)]
@@ -70,15 +87,14 @@ def _object(part: Any) -> dict:
     return part
 
 
-def _content(part: dict) -> Any:
+def _content(part: dict, allowance: Allowance) -> Any:
     if isinstance(part.get("text"), str):
         return part["text"]
     if not isinstance(part.get("image_b64"), str):
         raise BadItemError("a part of a history needs a text or an image_b64")
     try:
         image = Image.open(io.BytesIO(base64.b64decode(part["image_b64"], validate=True)))
-        if image.width * image.height > PIXELS:
-            raise BadItemError(f"a picture has more than {PIXELS} pixels")
+        allowance.take(image)
         return image.convert("RGB")
     except (binascii.Error, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadItemError(f"a picture cannot be read: {type(error).__name__}") from error
@@ -266,6 +282,7 @@ def enlist(served: "dict[str, Scorer]", requests: list) -> "tuple[list | None, l
     None instead of the futures if a queue is full."""
     asked: list = []
     errors: list = [None] * len(requests)
+    allowance = Allowance()
     for i, request in enumerate(requests):
         names = request.get("required_rewards") if isinstance(request, dict) else None
         if not isinstance(names, list) or not names:
@@ -274,7 +291,7 @@ def enlist(served: "dict[str, Scorer]", requests: list) -> "tuple[list | None, l
         unknown = [name for name in names if name not in served]
         errors[i] = {str(name): f"not served here; there are: {', '.join(served)}" for name in unknown} or None
         try:
-            item = Item(request)
+            item = Item(request, allowance)
         except BadItemError as error:
             errors[i] = str(error)
             continue

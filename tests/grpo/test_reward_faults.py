@@ -3,14 +3,16 @@
 import asyncio
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import unidiff.grpo.trainer as trainer_module
-from unidiff.rewards import runner
-from unidiff.rewards.reward import Cause, RewardError, reward
+from unidiff.rewards import math_answers, runner
+from unidiff.rewards.reward import Cause, Loss, RewardError, reward
+from unidiff.rewards.table import RewardTable
 from unidiff.sequence import Modality
 
 
@@ -95,6 +97,38 @@ def test_a_run_goes_on_as_if_faulty_rewards_were_not_there(make_trainer, weights
     assert written == history
 
 
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_required_reward_with_this_fault_ends_the_run(make_trainer, rewards, tmp_path, name):
+    """With a message that names reward, sample and cause, and a checkpoint to go on from."""
+    fault, cause = FAULTS[name]
+    needed = reward(fault.function, name=name, required=True, batched=fault.batched, timeout=fault.timeout)
+    with pytest.raises(RewardError, match=rf"'{name}' is required .* for sample \d, segment \d: {cause}: \w+"):
+        make_trainer([*rewards, needed]).train()
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000"]
+
+
+def test_a_worker_killed_in_the_middle_costs_the_answers_that_it_was_at(make_trainer, rewards, monkeypatch, tmp_path):
+    pytest.importorskip("math_verify")
+    asked, ask = [], math_answers._Worker.ask
+
+    def killing(worker, request, seconds):
+        asked.append(request)
+        if len(asked) == 3:
+            worker.process.kill()  # as the kernel does when memory runs out
+        return ask(worker, request, seconds)
+
+    monkeypatch.setattr(math_answers._Worker, "ask", killing)
+    tables = []
+    distance = math_answers.math_answer("distance", which="all", workers=1, seconds=60)
+    trainer = make_trainer([*rewards, distance], options={"on_step": lambda s, m, e: tables.append(e.table)})
+    first, second = trainer.train()
+    share = pytest.approx(1 / int(tables[0].asked_F[2]), 1e-5)
+    assert first["lost/math_answer"] == first["lost/math_answer/raised"] == share
+    assert second["lost/math_answer"] == 0 and first["grad_norm"] > 0
+    (place,) = [(row, segment) for f, row, segment in tables[0].losses if f == 2]
+    assert "math_answer has no value (raised: the worker that verified it has died)" in tables[0].explain(*place)
+
+
 def test_a_required_reward_leaves_a_checkpoint(make_trainer, weights, difference, timeless, tmp_path, rewards):
     mended = False
 
@@ -105,7 +139,9 @@ def test_a_required_reward_leaves_a_checkpoint(make_trainer, weights, difference
 
     settings = {"max_steps": 3, "save_steps": 0}
     trainer = make_trainer([*rewards, vital], **settings)
-    with pytest.raises(RewardError, match=r"'vital' is required and has no value for sample \d, segment \d: none: it"):
+    with pytest.raises(
+        RewardError, match=r"'vital' is required and has no value for sample \d, segment \d: none: returned None"
+    ):
         trainer.train()
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
     mended = True
@@ -117,11 +153,19 @@ def test_a_required_reward_leaves_a_checkpoint(make_trainer, weights, difference
     assert difference(weights(resumed), weights(unbroken)) == 0
 
 
-def test_a_required_reward_that_fails_elsewhere_ends_every_process(make_trainer, monkeypatch, tmp_path):
+def test_a_required_reward_that_fails_elsewhere_ends_every_process(make_trainer, rewards, monkeypatch, tmp_path):
     """No process may wait for one that has ended."""
-    monkeypatch.setattr(trainer_module, "everybody", lambda own, _: [own, RewardError("reward 'vital' of another")])
-    with pytest.raises(RewardError, match="of another"):
-        make_trainer().train()
+
+    def with_another(own, _):
+        if not isinstance(own, RewardTable):
+            return [own]
+        another = replace(own, losses={(1, 2, 3): Loss(Cause.TIMEOUT, "took longer than 5 s")})
+        return [own, another]
+
+    monkeypatch.setattr(trainer_module, "everybody", with_another)
+    vital = [rewards[0], reward(rewards[1].function, on="image", name="vital", required=True)]
+    with pytest.raises(RewardError, match=r"'vital' .* no value for sample 8, segment 3: timeout: took longer"):
+        make_trainer(vital).train()
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000"]
 
 

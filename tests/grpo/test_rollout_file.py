@@ -81,6 +81,18 @@ def test_advantages_can_be_routed_again_from_a_file(batch, path) -> None:
     assert torch.equal(again.advantage_BS, read.routed.advantage_BS)
 
 
+def test_a_file_explains_its_advantages(batch, path) -> None:
+    """Long after the run: what each reward said of a segment, and how its tokens came to their advantage."""
+    read = load_rollouts(path)
+    said = 0
+    for row, rollout in enumerate(batch.rollouts):
+        for segment in range(len(rollout.segments)):
+            told = read.table.explain(row, segment)
+            assert told == batch.table.explain(row, segment)
+            said += "compared in group" in told
+    assert said and read.routed is read.table.routed and read.routed.metrics == batch.routed.metrics
+
+
 def test_rollouts_without_rewards(batch, tmp_path) -> None:
     bare = replace(batch, table=None, routed=None, figures={}, router={})
     save_rollouts(tmp_path / "bare.safetensors", bare)

@@ -1,7 +1,9 @@
 """Remote scorers against the reference server and against servers that fail, all on loopback."""
 
 import asyncio
+import base64
 import http.server
+import importlib.util
 import json
 import pickle
 import socket
@@ -16,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("fastapi")
 
 from unidiff.rewards import endpoint
-from unidiff.rewards.remote import pickled, remote
+from unidiff.rewards.remote import encoded, pickled, remote
 from unidiff.rewards.reward import Cause, Loss
 from unidiff.rewards.segment_view import SegmentView, SequenceView, link_row
 from unidiff.sequence import Modality
@@ -177,6 +180,25 @@ def test_limits_and_bad_requests(server):
     with urllib.request.urlopen(server + "/health") as response:
         health = json.load(response)
     assert health["status"] == "ok" and health["scorers"]["sizes"]["scored"] >= 1
+
+
+def test_small_files_that_hold_large_pictures(monkeypatch):
+    """Pixels are bounded, of a picture and of a request: what is bounded as a body may be a thousand times as large."""
+    spec = importlib.util.spec_from_file_location("reward_server", ROOT / "tools" / "reward_server.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "PIXELS", 30)
+    monkeypatch.setattr(module, "PIXELS_OF_REQUEST", 60)
+    served = {"sizes": module.Scorer("sizes", lambda segments: [1] * len(segments), 4, 0.0, 64)}
+
+    def item(*sizes):
+        pictures = [base64.b64encode(encoded(Image.new("RGB", size))).decode() for size in sizes]
+        return {"history": [{"image_b64": one} for one in pictures], "required_rewards": ["sizes"]}
+
+    asked, errors = module.enlist(served, [item((5, 5)), item((8, 8)), item((5, 5), (5, 5)), item((2, 2))])
+    assert [i for i, _, _ in asked] == [0, 3] and errors[0] is errors[3] is None
+    assert errors[1] == "a picture has more than 30 pixels"
+    assert errors[2] == "the request's pictures have more than 60 pixels: send fewer items"
 
 
 # --- servers that fail ------------------------------------------------------------------------------------------------

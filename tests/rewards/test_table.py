@@ -61,7 +61,7 @@ def test_reads_as_a_table():
     page = str(evaluate([legal, follows, solved], rows()))
     assert page.splitlines()[0] == "RewardTable(3 rows, 3 segments, rewards: legal, follows, solved)"
     lines = [line.split() for line in page.splitlines()[1:]]
-    assert lines[0] == ["reward", "on", "weight", "credit", "scored", "mean", "std", "lost"]
+    assert lines[0] == ["reward", "on", "weight", "credit", "scored", "mean", "std", "missing"]
     assert lines[1] == ["legal", "text", "1", "text", "4/6", "1.0000", "1.1547", "none", "2"]
     assert lines[3] == [
         "solved",

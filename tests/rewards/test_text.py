@@ -14,6 +14,7 @@ from unidiff.rewards.math_answers import MathVerifier, math_answer
 from unidiff.rewards.reward import Cause, Loss, resolve
 from unidiff.rewards.sandbox import namespaces_refused
 from unidiff.rewards.segment_view import SegmentView, link_row
+from unidiff.rewards.table import evaluate
 from unidiff.rewards.text import exact_answer, format_pattern, last_number, length, numeric_answer, repetition
 from unidiff.sequence import Modality
 
@@ -184,3 +185,21 @@ def test_code():
     assert all(isinstance(one, Loss) for one in lost)
     said = ["test 0 cannot judge", "tests is empty", "1 inputs and 0 outputs", "ModuleNotFoundError"]
     assert all(words in one.message for words, one in zip(said, lost))
+
+
+def test_a_timeout_ends_what_has_not_begun(monkeypatch):
+    """Or the next batch would wait for the rest of one that nobody waits for any more."""
+    begun = []
+
+    def slow(box, code, tests):
+        begun.append(code)
+        time.sleep(0.2)
+        return 1.0
+
+    monkeypatch.setattr("unidiff.rewards.code_tests.judge", slow)
+    reward = code_tests(workers=1, timeout=1.0)
+    rows = [views(f"x = {i}", tests=["assert x"]) for i in range(20)]
+    first = evaluate([reward], rows)
+    assert first.lost == {("code_tests", Cause.TIMEOUT): 20}
+    second = evaluate([reward], rows[:1])
+    assert second.values_BSF.tolist() == [[[1.0]]] and len(begun) <= 8

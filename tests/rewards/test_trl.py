@@ -1,6 +1,7 @@
 """Functions in the style of TRL's GRPOTrainer documentation, taken as they are."""
 
 import asyncio
+import functools
 import re
 
 import numpy as np
@@ -140,6 +141,8 @@ def test_native_rewards_may_log_too(responses):
 
 
 def test_functions_are_recognised(responses):
+    scaled = functools.partial(longer_is_better, scale=2.0)
+    assert from_trl(scaled).name == as_reward(scaled).name == "longer_is_better"
     assert isinstance(as_reward(longer_is_better), Reward)
     assert [one.asynchronous for one in as_rewards([remote, only_even])] == [True, False]
     with pytest.raises(TypeError, match="mark the function"):

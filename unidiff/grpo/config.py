@@ -19,7 +19,8 @@ class GRPOConfig(SamplerConfig):
 
     Data
       num_prompts: prompts a step, over all processes. num_generations: rollouts of each prompt (the group, >= 2).
-      seed: of prompts, rollouts and masks.
+      seed: of prompts, rollouts and masks. rollout_parts: a step samples its prompts in so many parts, and judges one
+      while it samples the next: for rewards that take long elsewhere. Changes speed, not results.
     Optimisation
       max_steps: steps; 0 = evaluate only. num_iterations: μ, passes over a step's rollouts, each with masks of its
       own. micro_batch_size: rows in one backward pass; changes memory and speed, not results. learning_rate,
@@ -51,11 +52,12 @@ class GRPOConfig(SamplerConfig):
     # What a run may change when it goes on: how fast it is and what it shows, not what it learns.
     FREE: ClassVar[frozenset[str]] = frozenset(
         {"output_dir", "resume", "save_steps", "log_rollouts_every", "eval_steps", "check_ratio_every", "tracker"}
-        | {"quiet", "micro_batch_size", "cache", "gradient_checkpointing"}
+        | {"quiet", "micro_batch_size", "cache", "gradient_checkpointing", "rollout_parts"}
     )
 
     num_prompts: int = 8
     num_generations: int = 8
+    rollout_parts: int = 1
     seed: int = 0
 
     max_steps: int = 80
@@ -113,7 +115,7 @@ class GRPOConfig(SamplerConfig):
             )
         if not self.text_temperature:
             raise ValueError("text_temperature is 0; the texts of a prompt's rollouts would all be the same")
-        for name in ("num_prompts", "num_iterations", "micro_batch_size", "eval_size"):
+        for name in ("num_prompts", "num_iterations", "micro_batch_size", "eval_size", "rollout_parts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         at_least_0 = (

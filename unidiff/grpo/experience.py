@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from unidiff import noise
 from unidiff.estimators import Draw, Estimator
+from unidiff.grpo.process import Clock
 from unidiff.guidance import Guidance
 from unidiff.model import UnifiedModel
+from unidiff.rewards.reward import Reward
 from unidiff.rewards.router import Routed
 from unidiff.rewards.segment_view import SegmentView, link_row
-from unidiff.rewards.table import RewardTable
-from unidiff.sampling.rollout import Rollout, Stop
+from unidiff.rewards.table import Pending, RewardTable
+from unidiff.sampling.rollout import InterleavedSampler, Rollout, Stop
 from unidiff.sequence import Canvas, Modality
 
 _PROMPT = 1 << 21  # noise stream of the choice of training prompts
@@ -71,6 +73,45 @@ def guidance_of(
     """What the rollouts were guided with, to score them by. None without scales."""
     without = {name: [r.without[name] for r in rollouts] for name in scales}
     return Guidance.of(without, [r.segments for r in rollouts], scales, model.spec, model.device)
+
+
+def sample_and_judge(
+    sampler: InterleavedSampler,
+    prompts: Sequence[Any],
+    examples: Sequence[Any],
+    keys: Sequence[int],
+    rewards: Iterable[Reward],
+    parts: int,
+    clock: Clock,
+    trainer_state: Any = None,
+) -> tuple[list[Rollout], list[tuple[SegmentView, ...]], RewardTable]:
+    """Rollouts of prompts (as the sampler takes them), what rewards see of them, and what they earned.
+
+    examples: the task's, one a prompt. keys: those of the G rollouts of the first prompt, of the second, …. parts: the
+    prompts are sampled in so many parts, and the rewards of one are worked out while the next is sampled. A reward
+    never works at two parts at a time. Neither rollouts nor rewards depend on it, unless a reward's value depends on
+    what it is given along with it.
+    """
+    each = len(keys) // len(prompts)
+    rollouts: list[Rollout] = []
+    rows: list[tuple[SegmentView, ...]] = []
+    tables: list[RewardTable] = []
+    pending: Pending | None = None
+    for part in np.array_split(np.arange(len(prompts)), parts):
+        sampled = sampler.sample([prompts[i] for i in part], keys[part[0] * each : (part[-1] + 1) * each])
+        clock.lap("rollout")
+        views = segment_views(sampler.model, sampled, [examples[i] for i in part for _ in range(each)])
+        clock.lap("decode")
+        if pending is not None:
+            tables.append(pending.table())
+            clock.lap("reward")
+        pending = Pending(rewards, views, trainer_state)
+        rollouts += sampled
+        rows += views
+    assert pending is not None
+    tables.append(pending.table())
+    clock.lap("reward")
+    return rollouts, rows, RewardTable.concatenate(tables)
 
 
 def segment_views(

@@ -39,9 +39,10 @@ class Clock:
         self._last = time.perf_counter()
 
     def lap(self, phase: str) -> None:
-        """Ends a phase, which began where the one before it ended."""
+        """Ends a phase, which began where the one before it ended. One that comes again adds up."""
         now = time.perf_counter()
-        self.seconds[phase], self._last = now - self._last, now
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
 
 
 def flat(values: dict[str, Any]) -> dict[str, Any]:

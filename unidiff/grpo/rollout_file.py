@@ -41,7 +41,8 @@ class RolloutBatch:
     """B rollouts with what they earned.
 
     titles: one each. groups_B: int64, which group (prompt) each belongs to. figures: measures by name, one number a
-    rollout, NaN where it does not apply. table, routed: rewards and advantages, or None. router: how they were routed.
+    rollout, NaN where it does not apply. table, routed: rewards and advantages, with the account that `table.explain`
+    tells, or None. router: how they were routed.
     fits: what a checkpoint must agree with to decode them (see `fingerprint`). config: settings of the run. step:
     steps done when the run wrote them, None outside of a run.
     """
@@ -101,10 +102,8 @@ def save_rollouts(path: Path, batch: RolloutBatch) -> None:
     tensors = {"groups": batch.groups_B.cpu().long(), **_columns([s for r in batch.rollouts for s in r.sequence])}
     header = _header(batch)
     if batch.table is not None:
-        parts, header["table"] = replace(batch.table, routed=None).to_tensors()  # `routed` has columns of its own
+        parts, header["table"] = replace(batch.table, routed=batch.routed).to_tensors()
         tensors |= {_TABLE + name: value for name, value in parts.items()}
-    if batch.routed is not None:
-        tensors |= {"advantage": batch.routed.advantage_BS, "valid": batch.routed.valid_BS}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,23 +185,22 @@ def _batch(header: dict[str, Any], tensors: dict[str, Tensor]) -> RolloutBatch:
     reader = _Reader(tensors)
     rollouts = [_read_rollout(one, reader) for one in header["rollouts"]]
     reader.check_end()
-    table = header.get("table")
-    routed = Routed(tensors["advantage"], tensors["valid"], {}) if "advantage" in tensors else None
+    table = _read_table(header["table"], tensors) if "table" in header else None
     batch = RolloutBatch(
         rollouts=rollouts,
         titles=[str(one["title"]) for one in header["rollouts"]],
         groups_B=tensors["groups"],
         fits=header["fits"],
         figures={k: [float("nan") if x is None else float(x) for x in v] for k, v in header["figures"].items()},
-        table=None if table is None else _read_table(table, tensors),
-        routed=routed,
+        table=table,
+        routed=None if table is None else table.routed,
         router=header["router"],
         config=header["config"],
         step=header["step"],
     )
     sizes = {len(batch.groups_B), *map(len, batch.figures.values())}
-    sizes |= set() if batch.table is None else {len(batch.table.modality_BS)}
-    sizes |= set() if routed is None else {len(routed.advantage_BS)}
+    sizes |= set() if table is None else {len(table.modality_BS)}
+    sizes |= set() if batch.routed is None else {len(batch.routed.advantage_BS)}
     if sizes != {len(batch)}:
         raise ValueError(f"columns of {sorted(sizes)} rows for {len(batch)} rollouts")
     return batch

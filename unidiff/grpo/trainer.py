@@ -33,7 +33,7 @@ from unidiff.grpo import activations, lora, sharding
 from unidiff.grpo.checkpoint import RunFolder
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, mean_compute, means
-from unidiff.grpo.experience import Experience, credited, guidance_of, prompt_index, segment_views, spread
+from unidiff.grpo.experience import Experience, credited, guidance_of, prompt_index, sample_and_judge, spread
 from unidiff.grpo.losses import LOSSES, Denominators, LossStats, added, modality_loss
 from unidiff.grpo.process import Clock, flat, stop_signals
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
@@ -42,8 +42,7 @@ from unidiff.model import UnifiedModel
 from unidiff.rewards.reward import Reward, RewardError, as_rewards
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import RewardRouter
-from unidiff.rewards.table import RewardTable
-from unidiff.rewards.table import evaluate as score_rewards
+from unidiff.rewards.table import RewardTable, check_required
 from unidiff.sampling.rollout import InterleavedSampler, Rollout, Stop
 from unidiff.sequence import Canvas, Modality
 from unidiff.tasks import Task
@@ -74,6 +73,8 @@ class GRPOTrainer:
         processes = self.accelerator.num_processes
         if config.num_prompts % processes:
             raise ValueError(f"num_prompts is {config.num_prompts}; it must be a multiple of the {processes} processes")
+        if config.rollout_parts > (share := config.num_prompts // processes):
+            raise ValueError(f"rollout_parts is {config.rollout_parts}; a process has {share} prompts to part")
         own = task.rewards()
         self.rewards = as_rewards(own if rewards is None else rewards, own)
         if not self.rewards:
@@ -173,8 +174,8 @@ class GRPOTrainer:
     def step(self, step: int) -> tuple[dict[str, float], Experience]:
         """One step: experience, then the update. Returns its metrics (equal on every process) and experience."""
         clock = Clock()
-        rollouts, rows, examples = self._rollouts(step, clock)
-        everything = self._rewards(step, rows, clock)
+        rollouts, rows, examples, own = self._rollouts(step, clock)
+        everything = self._route(own)
         first = self.accelerator.process_index * len(rows)
         table = everything.rows(slice(first, first + len(rows)))
         assert table.routed is not None
@@ -243,36 +244,28 @@ class GRPOTrainer:
 
     # ---------------------------------------------------------------- experience
 
-    def _rollouts(self, step: int, clock: Clock) -> tuple[list[Rollout], list[Any], list[Any]]:
+    def _rollouts(self, step: int, clock: Clock) -> tuple[list[Rollout], list[Any], list[Any], RewardTable]:
+        """This process's rollouts, what rewards see of them, their examples, and what they earned."""
         config = self.config
         share = config.num_prompts // self.accelerator.num_processes
         mine = range(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
         indices = [prompt_index(config.seed, step, p) for p in mine]
         prompts = [self.task.example("train", i) for i in indices]
         keys = [noise.key(config.seed, step, p, g) for p in mine for g in range(config.num_generations)]
-        self.sampler.trace = self.config.saves_rollouts(step)  # these are looked at; tokens do not depend on it
-        rollouts = self.sampler.sample([self.model.encode_prompt(e.prompt, config.guides) for e in prompts], keys)
-        clock.lap("rollout")
+        self.sampler.trace = config.saves_rollouts(step)  # these are looked at; tokens do not depend on it
+        encoded = [self.model.encode_prompt(e.prompt, config.guides) for e in prompts]
+        state = TrainerState(global_step=step, max_steps=config.max_steps, epoch=0.0)
+        rollouts, rows, table = sample_and_judge(
+            self.sampler, encoded, prompts, keys, self.rewards, config.rollout_parts, clock, state
+        )
         examples = [e for e in prompts for _ in range(config.num_generations)]
-        rows = segment_views(self.model, rollouts, examples)
-        clock.lap("decode")
-        return rollouts, rows, examples
+        return rollouts, rows, examples, table
 
-    def _rewards(self, step: int, rows: list[Any], clock: Clock) -> RewardTable:
-        """All processes' rewards, routed together: a batch may share statistics. Raises RewardError on each of them if
-        a required reward failed on one."""
-        state = TrainerState(global_step=step, max_steps=self.config.max_steps, epoch=0.0)
-        own: RewardTable | RewardError
-        try:
-            own = score_rewards(self.rewards, rows, state)
-        except RewardError as error:
-            own = error
-        clock.lap("reward")
-        tables = everybody(own, self.accelerator)
-        for failed in tables:
-            if isinstance(failed, RewardError):
-                raise failed
-        table = RewardTable.concatenate(tables)
+    def _route(self, own: RewardTable) -> RewardTable:
+        """All processes' rewards, routed together: a batch may share statistics. Raises RewardError, on each of them,
+        if a required reward lost a value on one."""
+        table = RewardTable.concatenate(everybody(own, self.accelerator))
+        check_required(self.rewards, table)
         self.router.route(table, torch.arange(len(table.values_BSF)) // self.config.num_generations)
         return table
 

@@ -78,14 +78,14 @@ def code_tests(
     box = sandbox or Sandbox()
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, "unidiff-code")
 
-    def judge_all(jobs: list[tuple[str, Any]]) -> list[float | Loss]:
-        return list(pool.map(lambda one: judge(box, *one), jobs))
-
     async def code_tests(segments: Sequence[SegmentView]) -> list[Value]:
         asked = [i for i, s in enumerate(segments) if looked_at(s, which) and s.columns[column] is not None]
-        jobs = [(code_of(segments[i].text or ""), segments[i].columns[column]) for i in asked]
+        jobs = [(box, code_of(segments[i].text or ""), segments[i].columns[column]) for i in asked]
+        loop = asyncio.get_running_loop()
+        # At the reward's timeout this cancels what has not begun, which would hold up the next batch.
+        judged = await asyncio.gather(*(loop.run_in_executor(pool, judge, *job) for job in jobs))
         values: list[Value] = [None] * len(segments)
-        for i, value in zip(asked, await asyncio.to_thread(judge_all, jobs)):
+        for i, value in zip(asked, judged):
             values[i] = value
         return values
 

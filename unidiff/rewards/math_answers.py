@@ -99,6 +99,11 @@ class MathVerifier:
         """
         return list(self._pool.map(self._one, pairs))
 
+    async def verify_async(self, pairs: Sequence[tuple[str, str]]) -> list[float | Loss]:
+        """The same for an event loop. Cancelled, it gives up the answers that have not begun."""
+        loop = asyncio.get_running_loop()
+        return await asyncio.gather(*(loop.run_in_executor(self._pool, self._one, pair) for pair in pairs))
+
     def _one(self, pair: tuple[str, str]) -> float | Loss:
         with self._lock:
             worker = self._idle.pop() if self._idle else None
@@ -137,7 +142,7 @@ def math_answer(
         asked = [i for i, s in enumerate(segments) if looked_at(s, which) and s.columns[column] is not None]
         pairs = [(str(segments[i].columns[column]), segments[i].text or "") for i in asked]
         values: list[Value] = [None] * len(segments)
-        for i, value in zip(asked, await asyncio.to_thread(verifier.verify, pairs)):
+        for i, value in zip(asked, await verifier.verify_async(pairs)):
             values[i] = value
         return values
 

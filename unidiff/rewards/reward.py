@@ -188,8 +188,7 @@ def reward(
     """
 
     def mark(target: Callable[..., Any]) -> Reward:
-        inner = target.func if isinstance(target, functools.partial) else target
-        title = name or getattr(inner, "__name__", type(inner).__name__)
+        title = name or name_of(target)
         return Reward(
             target,
             title,
@@ -208,6 +207,13 @@ def reward(
 
 
 # ---------------------------------------------------------------------------------------------- names
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """A function's own name, also behind functools.partial; of a callable object that of its class."""
+    inner = function.func if isinstance(function, functools.partial) else function
+    return getattr(inner, "__name__", type(inner).__name__)
+
 
 REWARDS: dict[str, Reward] = {}
 

@@ -111,11 +111,11 @@ class Job:
         rests = reward.state.record(faulty, reward.breaker)
         if rests:
             logger.warning(
-                "reward %r failed %d times in a row, is left out for %d batches: it %s",
+                "reward %r failed %d times in a row, is left out for %d batches: %s",
                 *(reward.name, reward.state.failed, reward.state.resting, lost[0].message),
             )
         elif faulty and reward.state.failed == 1:
-            logger.warning("reward %r lost all values of a batch: it %s", reward.name, lost[0].message)
+            logger.warning("reward %r lost all values of a batch: %s", reward.name, lost[0].message)
 
     # ---------------------------------------------------------------- sync
 

@@ -6,8 +6,10 @@ What it promises where the system allows namespaces (the default, `network="deny
   /home, /proc, nor any other file of the machine, so neither the trainer's environment nor its processes can be seen.
 - Its own process, network, ipc and host name namespaces, no capabilities, no further namespaces; as root's child it
   becomes nobody.
-- Hard limits: wall clock, CPU seconds, address space, number of processes, open files, size of files and of /tmp, and
-  of what it prints. When it ends or is stopped, the kernel kills everything that it started.
+- A filter of system calls (sandbox_filter.py): no memory that no limit counts, no sockets of families that know no
+  network namespace, none of the kernel's corners.
+- Hard limits: wall clock, CPU seconds, address space, number of processes, open files, size of files, size of /tmp and
+  files in it, and of what it prints. When it ends or is stopped, the kernel kills everything that it started.
 - A verdict that it cannot forge. Output is compared here, in the trainer's process; functions are tested by a process
   of their own (see sandbox_payload.py).
 
@@ -15,8 +17,8 @@ It does not promise to stop an attack on the kernel itself, or timing channels. 
 `processes` times `memory` are used, and `disk` once more.
 
 `network="allow"` leaves the network open; and where namespaces are refused (many containers), it runs with the limits
-alone, and with Landlock, which restricts files, where the kernel has it. Then other processes can be seen, though not
-traced.
+and the filter alone, and with Landlock, which restricts files, where the kernel has it. Then other processes can be
+seen, though neither traced nor signalled, and `disk` bounds each file, not their sum.
 """
 
 from __future__ import annotations

@@ -15,15 +15,18 @@ import signal
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
+import sandbox_filter
 import sandbox_payload
 
 NOBODY = 65534
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
-MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 0x1000, 0x4000, 0x40000, 2
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 0x20, 0x1000, 0x4000, 0x40000
+MNT_DETACH = 2
 SET_PDEATHSIG, SET_DUMPABLE, SET_CHILD_SUBREAPER, SET_NO_NEW_PRIVS = 1, 4, 36, 38
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
 CAPSET = {"x86_64": 126, "aarch64": 91, "riscv64": 91}
 MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 442, 444, 445, 446  # the same everywhere
+INODES = 8192  # files and folders in /tmp: empty ones use memory of the kernel, which `disk` does not count
 FILE_RIGHTS = 0b100000000000111 | 1 << 15  # execute, write, read, truncate, ioctl: those that a single file can have
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -84,13 +87,16 @@ def write(path, text):
 
 
 def build_root(readable, disk):
-    """A root that holds the readable folders, read-only, a few devices and an empty /tmp; nothing else is there."""
+    """A root that holds the readable folders, a few devices and an empty /tmp; nothing else is there, and nothing but
+    /tmp can be written."""
     mount(None, "/", None, MS_REC | MS_PRIVATE)
-    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},mode=755")
+    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
     os.chdir("/tmp")
     os.mkdir("old")
     checked("pivot_root", libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b"old"))
     os.chdir("/")
+    os.mkdir("/tmp")
+    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},nr_inodes={INODES},mode=777")
     for path in readable:
         if os.path.islink(f"/old{path}"):  # /lib -> usr/lib
             os.symlink(os.readlink(f"/old{path}"), path)
@@ -103,8 +109,7 @@ def build_root(readable, disk):
         bind(f"/dev/{name}")
     checked("umount", libc.umount2(b"/old", MNT_DETACH))
     os.rmdir("/old")
-    os.makedirs("/tmp", exist_ok=True)  # a readable folder may lie in it
-    os.chmod("/tmp", 0o777)
+    mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
 def bind(path):
@@ -155,6 +160,15 @@ def tasks_of(uid):
         except OSError:
             continue
     return count
+
+
+def abandon(folder):
+    """What there is to do when the run is stopped, or the trainer has died, who would remove the folder."""
+    sweep()
+    import shutil  # here, since it takes longer than most programs
+
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
 
 
 def sweep():
@@ -214,6 +228,7 @@ def become_payload(job, root, others):
             raise OSError(f"{sys.executable} may not be read by user {os.getuid()}; give another with python='…'")
         landlock(job["readable"], job["folder"])
     limit(job, others)
+    sandbox_filter.install(libc, others=not job["namespaces"])
     first = 3
     for fd in [*sorted(job["keep"]), 1 << 16]:  # the pipe of the launcher is among those that are closed
         os.closerange(first, fd)
@@ -253,7 +268,7 @@ def launch(job, status):
     """Returns True in the payload, False in its parents when all is over."""
     root = os.geteuid() == 0
     if not job["namespaces"]:
-        signal.signal(signal.SIGTERM, lambda *_: (sweep(), os._exit(0)))
+        signal.signal(signal.SIGTERM, lambda *_: abandon(job["folder"]))
         prctl(SET_PDEATHSIG, signal.SIGTERM)  # if the trainer dies, so does this
         prctl(SET_CHILD_SUBREAPER, 1)
         inside = fork_payload(job, status, root, tasks_of(NOBODY if root else os.getuid()))

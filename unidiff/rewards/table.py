@@ -141,7 +141,7 @@ class RewardTable:
         return f"RewardTable({rows} rows, {segments} segments, rewards: {', '.join(self.names)})"
 
     def __str__(self) -> str:
-        heads = ("reward", "on", "weight", "credit", "scored", "mean", "std", "lost")
+        heads = ("reward", "on", "weight", "credit", "scored", "mean", "std", "missing")
         lines = [heads] + [self._line(f) for f in range(len(self.names))]
         widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
         rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
@@ -272,14 +272,12 @@ class Pending:
             self._jobs.append(Job(reward, views, trainer_state).start())
 
     def table(self) -> RewardTable:
-        """All values. Errors: RewardError if a reward with required=True lost one."""
+        """All values. See `check_required` for those that may not be missing."""
         table = _empty_table(self.rewards, self.rows)
-        results = [job.finish() for job in self._jobs]  # all, before one can end the run
+        results = [job.finish() for job in self._jobs]
         for f, (reward, where, values) in enumerate(zip(self.rewards, self._places, results)):
             for (row, segment), result in zip(where, values):
                 if isinstance(result, Loss):
-                    if reward.required:
-                        raise RewardError(_fatal(reward, row, segment, result))
                     table.losses[f, row, segment] = result
             at = [(place, v) for place, v in zip(where, values) if not isinstance(v, Loss)]
             if at:
@@ -307,7 +305,20 @@ def evaluate(
     batch, or with `batched=False` once for each. trainer_state: for functions that ask where the run is.
     Errors: RewardError if a reward with required=True lost a value; ValueError if two rewards share a name.
     """
-    return Pending(rewards, rows, trainer_state).table()
+    pending = Pending(rewards, rows, trainer_state)
+    table = pending.table()
+    check_required(pending.rewards, table)
+    return table
+
+
+def check_required(rewards: Sequence[Reward], table: RewardTable) -> None:
+    """Raises RewardError if one with required=True lost a value. rewards: those of the table, in its order."""
+    for (f, row, segment), loss in table.losses.items():
+        if rewards[f].required:
+            place = f"sample {row}" if segment == WHOLE else f"sample {row}, segment {segment}"
+            raise RewardError(
+                f"reward {rewards[f].name!r} is required and has no value for {place}: {loss.cause}: {loss.message}"
+            )
 
 
 def _places(reward: Reward, rows: Sequence[tuple[SegmentView, ...]]) -> list[tuple[int, int]]:
@@ -316,11 +327,6 @@ def _places(reward: Reward, rows: Sequence[tuple[SegmentView, ...]]) -> list[tup
         return [(row, WHOLE) for row, views in enumerate(rows) if views]
     target = Modality[reward.on.upper()]
     return [(b, s) for b, views in enumerate(rows) for s, view in enumerate(views) if view.modality == target]
-
-
-def _fatal(reward: Reward, row: int, segment: int, loss: Loss) -> str:
-    place = f"sample {row}" if segment == WHOLE else f"sample {row}, segment {segment}"
-    return f"reward {reward.name!r} is required and has no value for {place}: {loss.cause}: it {loss.message}"
 
 
 def _empty_table(rewards: Sequence[Reward], rows: Sequence[tuple[SegmentView, ...]]) -> RewardTable:

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from unidiff.rewards.call import accepted
-from unidiff.rewards.reward import Reward, reward
+from unidiff.rewards.reward import Reward, name_of, reward
 from unidiff.rewards.segment_view import SequenceView
 
 
@@ -67,5 +67,4 @@ def from_trl(
     **options: Any,
 ) -> Reward:
     """A reward on whole responses from a TRL-style function; see `TRLFunction`. options: those of `reward`."""
-    title = name or getattr(function, "__name__", type(function).__name__)
-    return reward(TRLFunction(function, chat), on="sequence", credit=credit, name=title, **options)
+    return reward(TRLFunction(function, chat), on="sequence", credit=credit, name=name or name_of(function), **options)

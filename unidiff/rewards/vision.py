@@ -1,8 +1,8 @@
 """Rewards from vision models: CLIP score, PickScore, HPSv2, an aesthetic head. All run on transformers' CLIP classes.
 
 A model is loaded with the first batch, onto the run's device, and scores a batch in one forward pass (in slices of
-`batch`). Further options (`weight`, `name`, …) are those of `reward`. Others (ImageReward, HPSv3, …) pin packages that
-fit into no training environment: serve them with tools/reward_server.py.
+`batch`). Further options (`weight`, `name`, …) are those of `reward`. ImageReward is in image_reward.py. Others (HPSv3,
+…) pin packages that fit into no training environment: serve them with tools/reward_server.py.
 """
 
 from __future__ import annotations
@@ -28,12 +28,57 @@ PICK = "yuvalkirstain/PickScore_v1"
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # what PickScore and HPSv2 were trained from
 
 
-class Clip:
-    """A CLIP model that is loaded when it is first needed.
+class VisionModel:
+    """A model that is loaded when it is first needed, and scores slices of a batch in one forward pass each.
+
+    device: the run's unless given. batch: pictures in a slice.
+    """
+
+    def __init__(
+        self, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32, batch: int = 64
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch={batch!r}; it must be 1 or more")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype, self.batch = dtype, batch
+        self._lock = threading.Lock()
+        self._model: Any = None
+
+    def build(self) -> nn.Module:
+        """The model, anywhere and in any mode."""
+        raise NotImplementedError
+
+    def pixels(self, images: list[Any]) -> Tensor:
+        """[n, 3, H, W], PIL pictures as the model takes them. Called once it is built."""
+        raise NotImplementedError
+
+    def _load(self) -> Any:
+        with self._lock:  # rewards may run in threads
+            if self._model is None:
+                with torch.random.fork_rng(devices=()):  # classes draw weights before they are given their own
+                    model = self.build()
+                self._model = model.to(self.device, self.dtype).eval().requires_grad_(False)
+        return self._model
+
+    @torch.no_grad()
+    def slices(
+        self, views: Sequence[SegmentView], run: Callable[[Any, Sequence[SegmentView], Tensor], Tensor]
+    ) -> Tensor:
+        """float32 [n, …]: what run(model, views of a slice, their pixels) gives, on the CPU."""
+        model, parts = self._load(), []
+        for i in range(0, len(views), self.batch):
+            part = views[i : i + self.batch]
+            pixels = self.pixels([view.image for view in part])
+            parts.append(run(model, part, pixels.to(self.device, self.dtype)).float().cpu())
+        return torch.cat(parts)
+
+
+class Clip(VisionModel):
+    """A CLIP model.
 
     model: folder or repository. checkpoint: a file with other weights for it, in open_clip's names.
     processor: where the tokenizer and the image processor stand, if not with the model.
-    device: the run's unless given. vision_only: leaves the text half out.
+    vision_only: leaves the text half out. Further options are those of `VisionModel`.
     """
 
     def __init__(
@@ -42,31 +87,22 @@ class Clip:
         *,
         checkpoint: str | None = None,
         processor: str | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-        batch: int = 64,
         vision_only: bool = False,
+        **options: Any,
     ) -> None:
-        if batch < 1:
-            raise ValueError(f"batch={batch!r}; it must be 1 or more")
+        super().__init__(**options)
         self.name, self.checkpoint, self.processor = model, checkpoint, processor or model
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype, self.batch, self.vision_only = dtype, batch, vision_only
-        self._lock = threading.Lock()
-        self._model: Any = None
+        self.vision_only = vision_only
 
-    def _load(self) -> Any:
-        with self._lock:  # rewards may run in threads
-            if self._model is None:
-                self._images = AutoImageProcessor.from_pretrained(self.processor)
-                if self.vision_only:
-                    model = CLIPVisionModelWithProjection.from_pretrained(self.name)
-                else:
-                    self._tokenizer = AutoTokenizer.from_pretrained(self.processor)
-                    model = self._with_text()
-                model = model.to(self.device, self.dtype)  # type: ignore[arg-type]
-                self._model = model.eval().requires_grad_(False)
-        return self._model
+    def build(self) -> nn.Module:
+        self._images = AutoImageProcessor.from_pretrained(self.processor)
+        if self.vision_only:
+            return CLIPVisionModelWithProjection.from_pretrained(self.name)
+        self._tokenizer = AutoTokenizer.from_pretrained(self.processor)
+        return self._with_text()
+
+    def pixels(self, images: list[Any]) -> Tensor:
+        return self._images(images=images, return_tensors="pt")["pixel_values"]
 
     def _with_text(self) -> CLIPModel:
         if self.checkpoint is None:
@@ -75,20 +111,9 @@ class Clip:
         model.load_state_dict(from_open_clip(weights_of(self.checkpoint)))
         return model
 
-    @torch.no_grad()
-    def _slices(
-        self, views: Sequence[SegmentView], run: Callable[[Any, Sequence[SegmentView], Tensor], Tensor]
-    ) -> Tensor:
-        model, parts = self._load(), []
-        for i in range(0, len(views), self.batch):
-            part = views[i : i + self.batch]
-            pixels = self._images(images=[view.image for view in part], return_tensors="pt")["pixel_values"]
-            parts.append(run(model, part, pixels.to(self.device, self.dtype)).float().cpu())
-        return torch.cat(parts)
-
     def images(self, views: Sequence[SegmentView]) -> Tensor:
         """float32 [n, d], the pictures' embeddings, of length 1."""
-        return self._slices(views, lambda model, _, pixels: normalize(model(pixel_values=pixels).image_embeds, dim=-1))
+        return self.slices(views, lambda model, _, pixels: normalize(model(pixel_values=pixels).image_embeds, dim=-1))
 
     def agreement(self, views: Sequence[SegmentView], text_of: Callable[[SegmentView], str], logits: bool) -> Tensor:
         """float32 [n], the cosine of each picture and its text; as a logit, times the model's own scale."""
@@ -106,18 +131,17 @@ class Clip:
             cosine = (out.image_embeds.float() * out.text_embeds.float()).sum(-1)
             return cosine * model.logit_scale.exp() if logits else cosine
 
-        return self._slices(views, run)
+        return self.slices(views, run)
 
 
-def _text_of(column: str | None) -> Callable[[SegmentView], str]:
+def text_of(column: str | None) -> Callable[[SegmentView], str]:
+    """The text that a picture is held against: a column's, or the prompt's."""
     return prompt_text if column is None else lambda view: str(view.columns[column])
 
 
 def _agreement(clip: Clip, column: str | None, logits: bool, name: str, options: dict[str, Any]) -> Reward:
-    text_of = _text_of(column)
-
     def agreement(segments: Sequence[SegmentView]) -> list[float]:
-        return clip.agreement(segments, text_of, logits).tolist()
+        return clip.agreement(segments, text_of(column), logits).tolist()
 
     return reward(agreement, on="image", **{"name": name, **options})
 

@@ -1,0 +1,304 @@
+"""More attacks on the sandbox: what namespaces and rlimits alone would let through, and a judge under siege."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+from unidiff.rewards import sandbox as module
+from unidiff.rewards import sandbox_filter
+from unidiff.rewards.sandbox import Sandbox, SandboxError, Stop, namespaces_refused
+
+REFUSED = namespaces_refused()
+needs_namespaces = pytest.mark.skipif(REFUSED is not None, reason=f"the system refuses namespaces: {REFUSED}")
+PYTHON = shutil.which("python3", path="/usr/bin") or ""  # one that also nobody may read, if root runs the tests
+LIBC = "import ctypes, os, socket\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+
+
+@pytest.fixture(params=[pytest.param("namespaces", marks=needs_namespaces), "limits"])
+def walls(request, monkeypatch):
+    """Runs a test behind each kind of wall; gives the sandbox's options for it."""
+    if request.param == "namespaces":
+        return {}
+    monkeypatch.setattr(module, "namespaces_refused", lambda: "switched off by the test")
+    monkeypatch.setattr(module, "_unisolated", lambda reason: None)
+    walls = {"network": "allow", "python": PYTHON}
+    try:
+        Sandbox(**walls).run("")
+    except SandboxError as error:
+        pytest.skip(str(error))
+    return walls
+
+
+def run(code, walls=None, **limits):
+    return Sandbox(**{"seconds": 10, **limits, **(walls or {})}).run(code)
+
+
+def as_nobody(script):
+    """What a script prints that an ordinary user runs, with the sandbox alone to import."""
+    if not PYTHON or subprocess.run([PYTHON, "-c", "from enum import StrEnum"]).returncode:
+        pytest.skip("needs a Python from 3.11 up that everyone may read")
+    folder = tempfile.mkdtemp(prefix="sandbox-of-nobody-")
+    try:
+        os.chmod(folder, 0o755)
+        for source in ("sandbox", "sandbox_child", "sandbox_filter", "sandbox_payload"):
+            shutil.copy(os.path.join(os.path.dirname(module.__file__), f"{source}.py"), folder)
+        start = f"import sys\nsys.path.insert(0, {folder!r})\nimport sandbox as S\n"
+        user = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+        words = [PYTHON, "-W", "ignore", "-c", start + script]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, **user)
+    finally:
+        shutil.rmtree(folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- memory that rlimits do not count ---------------------------------------------------------------------------------
+
+
+def test_memory_that_belongs_to_no_process_cannot_be_had(walls):
+    code = """
+print(libc.shmget(0, 1 << 20, 0o1666), libc.semget(0, 1, 0o1666), libc.msgget(0, 0o1666))
+try: os.memfd_create("x")
+except OSError as error: print(error.errno)
+"""
+    assert run(LIBC + code, walls).stdout == "-1 -1 -1\n1\n"
+
+
+@needs_namespaces
+def test_empty_files_are_bounded():
+    code = "n = 0\ntry:\n    while n < 50_000: open(str(n), 'w').close(); n += 1\nexcept OSError as e: print(e.errno)"
+    assert run(code).stdout == "28\n"
+
+
+def test_threads_and_zombies_are_bounded(walls):
+    code = """
+import os, threading, time
+def flood(start, error):
+    for n in range(100):
+        try: start()
+        except error: return n
+print(flood(lambda: os.fork() or os._exit(0), OSError))
+while True:
+    try: os.wait()
+    except ChildProcessError: break
+print(flood(lambda: threading.Thread(target=time.sleep, args=(9,), daemon=True).start(), RuntimeError), flush=True)
+os._exit(0)
+"""
+    counts = run(code, walls, processes=6).stdout.split()
+    assert len(counts) == 2 and all(1 <= int(n) <= 8 for n in counts)
+
+
+def test_limits_cannot_be_raised(walls):
+    code = """
+import resource
+for name in ("AS", "CPU", "NPROC", "NOFILE", "FSIZE", "CORE"):
+    try: resource.setrlimit(getattr(resource, "RLIMIT_" + name), (resource.RLIM_INFINITY,) * 2)
+    except (OSError, ValueError): print("no")
+"""
+    assert run(code, walls).stdout == "no\n" * 6
+
+
+def test_ten_gigabytes_of_output_are_cut(walls):
+    start = time.monotonic()
+    done = run("import os\nfor _ in range(10240): os.write(1, bytes(1 << 20))", walls)
+    assert done.stop is Stop.OUTPUT and len(done.stdout) == Sandbox().output and time.monotonic() - start < 8
+
+
+# --- the kernel, and what lies outside --------------------------------------------------------------------------------
+
+
+def test_corners_of_the_kernel_are_closed(walls):
+    code = """
+def tried(*call):
+    done = libc.syscall(*call)
+    return done if done >= 0 else -ctypes.get_errno()
+x86 = os.uname().machine == "x86_64"
+buffer = ctypes.create_string_buffer(256)
+print(tried(425, 8, buffer), tried(321 if x86 else 280, 0, buffer, 8), tried(323 if x86 else 282, 0))
+print(tried(250 if x86 else 219, 0, -3, 0), tried(435, buffer, 88), tried(56 if x86 else 220, 0x10000000 | 17, 0, 0, 0))
+for family in (16, 17, 40, 38):  # netlink, packet, vsock, crypto
+    try: socket.socket(family, socket.SOCK_RAW if family != 40 else socket.SOCK_STREAM)
+    except OSError as error: print(error.errno)
+print([socket.socket(family).family for family in (1, 2)])
+"""
+    lines = run(LIBC + code, walls).stdout.splitlines()
+    assert lines[:2] == ["-1 -1 -1", "-1 -38 -1"] and lines[2:6] == ["97"] * 4
+    assert lines[6] == "[<AddressFamily.AF_UNIX: 1>, <AddressFamily.AF_INET: 2>]"
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_filter_for_each_machine(others):
+    for machine, (audit, column) in sandbox_filter.MACHINES.items():
+        lines = sandbox_filter.program(machine, others)
+        assert lines[1][3] == audit
+        for at, (code, yes, no, _) in enumerate(lines):  # jumps stay inside, and the end is a verdict
+            assert code == sandbox_filter.RETURN or at + 1 + max(yes, no) < len(lines)
+        assert lines[-1][0] == sandbox_filter.RETURN
+        tested = [value for code, _, _, value in lines if code == sandbox_filter.EQUAL]
+        assert {numbers[column] for numbers in sandbox_filter.DENIED.values()} < set(tested)
+    with pytest.raises(OSError, match="no filter of system calls for 'pdp11'; there are: x86_64"):
+        sandbox_filter.program("pdp11", others)
+
+
+def test_links_lead_nowhere(walls):
+    code = """
+import os
+os.symlink("/", "root"); os.symlink("/etc/passwd", "passwd")
+for path in ("passwd", "root/etc/passwd", "root/../etc/passwd", "/old/etc/passwd", "/tmp/old/etc/passwd"):
+    try: print(open(path).read())
+    except OSError: print("no")
+"""
+    if "network" in walls and "root:" in run("print(open('/etc/passwd').read())", walls).stdout:
+        pytest.skip("this kernel has no Landlock: without namespaces any readable file can be read")
+    assert run(code, walls).stdout == "no\n" * 5
+
+
+@needs_namespaces
+def test_nothing_but_tmp_can_be_written_whoever_runs_it():
+    attack = """
+import os
+for path in ("/x", "/dev/x", "/usr/x", "/tmp/x"):
+    try: open(path, "w"); print("wrote", path)
+    except OSError: pass
+try: os.rename("/dev/null", "/tmp/null")
+except OSError: print("no")
+"""
+    assert run(attack).stdout == "wrote /tmp/x\nno\n"
+    told = as_nobody(f"print(S.namespaces_refused())\nprint(S.Sandbox(seconds=9).run({attack!r}).stdout)")
+    assert not told.startswith("None") or told == "None\nwrote /tmp/x\nno\n\n"
+
+
+def test_without_a_namespace_other_processes_of_the_same_user_are_out_of_reach():
+    """An ordinary user's sandbox could signal all that is his, the trainer too, or set its limits."""
+    script = """
+import os, subprocess, time
+S.namespaces_refused = lambda: "off"
+victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+attack = f'''
+import os, resource, signal
+def tried(what, *given):
+    try: what(*given)
+    except OSError: print("no")
+    else: print("did", what)
+for pid in ({victim.pid}, os.getppid(), -1):
+    tried(os.kill, pid, signal.SIGKILL)
+tried(resource.prlimit, {victim.pid}, resource.RLIMIT_CPU, (0, 0))
+tried(os.setpriority, os.PRIO_PROCESS, {victim.pid}, 19)
+tried(os.sched_setaffinity, {victim.pid}, {{{{0}}}})
+print(resource.getrlimit(resource.RLIMIT_CPU)[0])
+'''
+done = S.Sandbox(seconds=9, network="allow").run(attack.replace("{{", "{").replace("}}", "}"))
+print(done.stdout, done.stderr, victim.poll(), os.getpriority(os.PRIO_PROCESS, victim.pid))
+victim.kill()
+"""
+    assert as_nobody(script) == "no\nno\nno\nno\nno\nno\n9\n  None 0\n"
+
+
+def test_what_ignores_signals_is_killed(walls):
+    mark = f"deaf-{os.getpid() % 10000}"
+    code = f"""
+import ctypes, os, signal, time
+for number in range(1, 32):
+    try: signal.signal(number, signal.SIG_IGN)
+    except OSError: pass
+if os.fork() == 0:
+    os.setsid()
+    ctypes.CDLL(None).prctl(15, b"{mark}")
+    time.sleep(60)
+print("on", flush=True)
+time.sleep(60)
+"""
+    done = run(code, walls, seconds=2.0)
+    assert done.stop is Stop.TIMEOUT and done.stdout == "on\n" and done.seconds < 4
+    names = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/comm") as file:
+                names.append(file.read().strip())
+        except OSError:
+            continue
+    assert mark not in names
+
+
+def test_a_killed_trainer_leaves_no_folder(walls, tmp_path):
+    code = "print('on', flush=True)\nimport time\ntime.sleep(60)"
+    off = "S.namespaces_refused = lambda: 'off'\n" if "network" in walls else ""
+    path = os.path.dirname(module.__file__)
+    script = f"import sys\nsys.path.insert(0, {path!r})\nimport sandbox as S\n{off}S.Sandbox(seconds=50, **{walls!r})"
+    os.chmod(tmp_path, 0o755)
+    trainer = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", f"{script}.run({code!r})"], env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    deadline = time.monotonic() + 20
+    while "network" in walls and not os.listdir(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    trainer.kill()
+    trainer.wait()
+    while os.listdir(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not os.listdir(tmp_path)
+
+
+# --- the judge --------------------------------------------------------------------------------------------------------
+
+TESTS = ["assert square(3) == 9", "assert square(-2) == 4", "assert square(0) == 0"]
+FORGERIES = {
+    "closes every pipe": "import os\nos.closerange(0, 256)\ndef square(x): return 7",
+    "closes the pipe of replies when asked": "import os\ndef square(x): os.closerange(3, 256)",
+    "answers in advance": "import json, os\nfor fd in range(3, 64):\n    for i in range(9):\n"
+    "        try: os.write(fd, json.dumps({'value': True, 'arguments': [9], 'passed': True}).encode() + b'\\n')\n"
+    "        except OSError: pass\ndef square(x): return 7",
+    "answers with every handle": "import json, os\nfor fd in range(3, 64):\n    for i in range(9):\n"
+    "        try: os.write(fd, json.dumps({'value': {'remote': [0, '__eq__']}, 'arguments': []}).encode() + b'\\n')\n"
+    "        except OSError: pass\ndef square(x): return 7",
+    "patches what encodes": "import json, sys\np = sys.modules['sandbox_payload']\np.encode = lambda *a: {'x': True}\n"
+    "p.answer = lambda *a: {'value': {'complex': ['9', 0]}, 'arguments': []}\n",
+    "traces": "import sys\ndef tracer(frame, event, arg):\n    frame.f_locals.update(passed=True, value=7)\n"
+    "    return tracer\nsys.settrace(tracer)\ndef square(x): return 7",
+    "at exit": 'import atexit, os\natexit.register(lambda: os.write(2, b\'{"test": 0, "passed": true}\\n\'))\n'
+    "def square(x): raise SystemExit",
+    "a thread that answers": "import os, threading\ndef spam():\n    while True:\n        for fd in range(3, 20):\n"
+    '            try: os.write(fd, b\'{"value": true, "arguments": []}\\n\')\n            except OSError: pass\n'
+    "threading.Thread(target=spam, daemon=True).start()\ndef square(x): return 7",
+    "exits through a signal": "import os, signal\ndef square(x): os.kill(os.getpid(), signal.SIGKILL)",
+    "true strings": "def square(x): return '9'",
+    "numbers without an end": "def square(x): return float('nan') if x else 10 ** 5000",
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_no_forgery_passes(forgery, walls):
+    report = Sandbox(seconds=8, **walls).test(FORGERIES[forgery], TESTS)
+    assert report.passed == (False,) * 3 and not report.unjudged and set(report.messages) == {0, 1, 2}
+
+
+def test_the_code_cannot_find_what_is_expected(walls):
+    """It looks at every object of its interpreter, all frames, modules and files for a part of the tests."""
+    code = """
+import gc, os, sys
+def found(hint):
+    seen, new = set(), [*gc.get_objects(), *map(vars, filter(lambda m: hasattr(m, "__dict__"), sys.modules.values()))]
+    new += [frame.f_locals for frame in sys._current_frames().values()]
+    texts = []
+    while new:
+        one = new.pop()
+        if id(one) in seen: continue
+        seen.add(id(one))
+        if type(one) in (str, bytes): texts.append(str(one))
+        elif type(one) is dict: new += [*one.keys(), *one.values()]
+        elif type(one) in (list, tuple, set): new += one
+    for fd in range(64):
+        try: os.lseek(fd, 0, 0); texts.append(os.read(fd, 1 << 20).decode(errors="replace"))
+        except OSError: pass
+    return sum(hint in text and "-".join(["", "word"]) in text for text in texts)
+"""
+    secret = "assert found('pass') == 0, 'pass-word'"  # the hint crosses, the rest must not
+    assert Sandbox(seconds=9, **walls).test(code, [secret]).passed == (True,)
+    planted = code + "\nnote = ['pass-word']"
+    assert Sandbox(seconds=9, **walls).test(planted, ["assert found('pass') > 0"]).passed == (True,)

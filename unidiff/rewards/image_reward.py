@@ -1,0 +1,167 @@
+"""ImageReward (arXiv 2304.05977) on transformers' BLIP classes.
+
+The published package pins versions that fit into no training environment; its weights are those of BLIP's two halves,
+a picture encoder and a text encoder that attends to it, and a head of linear layers. Sizes are read off the weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from transformers import AutoTokenizer, BlipTextConfig, BlipVisionConfig, BlipVisionModel
+from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+from unidiff.rewards.reward import Reward, reward
+from unidiff.rewards.segment_view import SegmentView
+from unidiff.rewards.vision import VisionModel, head_of, text_of, weights_of
+
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's figures over the authors' validation pictures
+PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+LONGEST = 35  # tokens of a prompt
+HEAD_WIDTH = 64  # of an attention head, in both halves
+
+
+class ImageRewardModel(nn.Module):
+    """state: the published weights by their names, "blip.visual_encoder.…", "blip.text_encoder.…", "mlp.…". ValueError
+    if they do not fit."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        seen, read = _part(state, "blip.visual_encoder."), _part(state, "blip.text_encoder.")
+        if not seen or not read:
+            raise ValueError("the checkpoint holds no blip.visual_encoder and blip.text_encoder: it is no ImageReward")
+        self.vision = BlipVisionModel(vision_config(seen))
+        self.text = BlipTextModel(text_config(read), add_pooling_layer=False)
+        read.pop("embeddings.position_ids", None)  # 0, 1, 2, …
+        for half, weights in ((self.vision, _vision_names(seen)), (self.text, read)):
+            loaded = half.load_state_dict(weights, strict=False)
+            missing = [name for name in loaded.missing_keys if not name.endswith("position_ids")]
+            if missing or loaded.unexpected_keys:
+                raise ValueError(f"the checkpoint lacks {missing[:3]} and has unknown {loaded.unexpected_keys[:3]}")
+        self.head = head_of(_part(state, "mlp."))
+
+    def forward(self, pixels: Tensor, ids: Tensor, attended: Tensor) -> Tensor:
+        """[n]: pixels [n, 3, H, W], ids and attended [n, L]."""
+        seen = self.vision(pixel_values=pixels).last_hidden_state
+        read = self.text(input_ids=ids, attention_mask=attended, encoder_hidden_states=seen).last_hidden_state
+        return (self.head(read[:, 0]).squeeze(-1) - MEAN) / STD
+
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _layers(weights: dict[str, Tensor], pattern: str) -> int:
+    return 1 + max(int(found[1]) for name in weights if (found := re.match(pattern, name)))
+
+
+def vision_config(weights: dict[str, Tensor]) -> BlipVisionConfig:
+    """Of the picture encoder, read off its weights."""
+    _, places, width = weights["pos_embed"].shape
+    patch = weights["patch_embed.proj.weight"].shape[-1]
+    return BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=len(weights["blocks.0.mlp.fc1.weight"]),
+        num_hidden_layers=_layers(weights, r"blocks\.(\d+)\."),
+        num_attention_heads=width // HEAD_WIDTH,
+        image_size=round((places - 1) ** 0.5) * patch,
+        patch_size=patch,
+        layer_norm_eps=1e-6,
+    )
+
+
+def text_config(weights: dict[str, Tensor]) -> BlipTextConfig:
+    """Of the text encoder, read off its weights."""
+    vocabulary, width = weights["embeddings.word_embeddings.weight"].shape
+    return BlipTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        encoder_hidden_size=weights["encoder.layer.0.crossattention.self.key.weight"].shape[1],
+        intermediate_size=len(weights["encoder.layer.0.intermediate.dense.weight"]),
+        num_hidden_layers=_layers(weights, r"encoder\.layer\.(\d+)\."),
+        num_attention_heads=width // HEAD_WIDTH,
+        max_position_embeddings=len(weights["embeddings.position_embeddings.weight"]),
+        is_decoder=True,  # which is what BLIP calls a text encoder that attends to pictures
+    )
+
+
+_VISION = {
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding",
+    "patch_embed.proj.": "embeddings.patch_embedding.",
+    "norm.": "post_layernorm.",
+}
+_BLOCK = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attn.qkv": "self_attn.qkv",
+    "attn.proj": "self_attn.projection",
+}
+
+
+def _vision_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The picture encoder's weights under the names of transformers' class."""
+    renamed = {}
+    for name, value in weights.items():
+        if found := re.match(r"blocks\.(\d+)\.(.+)\.(\w+)$", name):
+            index, part, kind = found.groups()
+            renamed[f"encoder.layers.{index}.{_BLOCK.get(part, part)}.{kind}"] = value
+        else:
+            start = next((old for old in _VISION if name.startswith(old)), "")
+            renamed[_VISION.get(start, "") + name.removeprefix(start)] = value
+    return renamed
+
+
+class _Scorer(VisionModel):
+    def __init__(self, checkpoint: str, tokenizer: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.checkpoint, self.tokenizer = checkpoint, tokenizer
+
+    def build(self) -> nn.Module:
+        self._words = AutoTokenizer.from_pretrained(self.tokenizer)
+        model = ImageRewardModel(weights_of(self.checkpoint))
+        size = model.vision.config.image_size
+        steps = [v2.Resize(size, v2.InterpolationMode.BICUBIC), v2.CenterCrop(size), v2.PILToTensor()]
+        steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(PIXEL_MEAN, PIXEL_STD)]
+        self._prepare = v2.Compose(steps)
+        return model
+
+    def pixels(self, images: list[Any]) -> Tensor:
+        return torch.stack([self._prepare(image) for image in images])
+
+    def scores(self, views: Sequence[SegmentView], text: Callable[[SegmentView], str]) -> list[float]:
+        def run(model: Any, part: Sequence[SegmentView], pixels: Tensor) -> Tensor:
+            texts = [text(view) for view in part]
+            words = self._words(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+            return model(pixels, words["input_ids"].to(self.device), words["attention_mask"].to(self.device))
+
+        return self.slices(views, run).tolist()
+
+
+def image_reward(
+    checkpoint: str,
+    *,
+    column: str | None = None,
+    tokenizer: str = "bert-base-uncased",
+    loading: dict[str, Any] | None = None,
+    **options: Any,
+) -> Reward:
+    """ImageReward of picture and text, about a normal distribution over generated pictures.
+
+    checkpoint: the published file, ImageReward.pt of THUDM/ImageReward. column: the text; the prompt's texts unless
+    given. loading: device, dtype, batch of `VisionModel`. Further options are those of `reward`.
+    """
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"checkpoint={checkpoint!r} is no file; download ImageReward.pt of THUDM/ImageReward")
+    scorer = _Scorer(checkpoint, tokenizer, **(loading or {}))
+
+    def image_reward(segments: Sequence[SegmentView]) -> list[float]:
+        return scorer.scores(segments, text_of(column))
+
+    return reward(image_reward, on="image", **options)
