@@ -52,8 +52,8 @@ class PromptTemplate(Protocol):
 class UnifiedModel(nn.Module):
     """A masked-diffusion model of interleaved text and images.
 
-    backbone: a transformers causal-LM module with `.model` (body) and `.lm_head`. images: None = a model of text
-    alone. embedding: the family's own input embedding `(tokens, table) -> [B, N, d]`, or None for the plain token
+    backbone: a transformers causal-LM module with `.model` (body) and `.lm_head`. tokenizer: None = ids only. images:
+    None = a model of text alone. embedding: the family's own input embedding `(tokens, table) -> [B, N, d]`, or None for the plain token
     table; if it has a `grid`, images of that grid are all that it can embed. template: how the family writes prompts
     (see `PromptTemplate`); None = texts and images as they are.
     """
@@ -62,7 +62,7 @@ class UnifiedModel(nn.Module):
         self,
         backbone: Any,
         spec: ModelSpec,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         images: ImageTokenizer | None,
         embedding: nn.Module | None = None,
         template: PromptTemplate | None = None,
@@ -74,7 +74,7 @@ class UnifiedModel(nn.Module):
         self.backbone = backbone
         self.embedding = embedding
         self.spec = spec
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.template = template
         self.preprocess: Mapping[str, Preprocess] = {}  # how the family prepares pictures, by task; set when it loads
         self._images = [images]  # in a list: the VQ tokenizer is frozen, and no part of the policy's parameters
