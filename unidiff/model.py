@@ -53,9 +53,9 @@ class UnifiedModel(nn.Module):
     """A masked-diffusion model of interleaved text and images.
 
     backbone: a transformers causal-LM module with `.model` (body) and `.lm_head`. tokenizer: None = ids only. images:
-    None = a model of text alone. embedding: the family's own input embedding `(tokens, table) -> [B, N, d]`, or None for the plain token
-    table; if it has a `grid`, images of that grid are all that it can embed. template: how the family writes prompts
-    (see `PromptTemplate`); None = texts and images as they are.
+    None = a model of text alone. embedding: the family's own input embedding `(tokens, table) -> [B, N, d]`, or None
+    for the plain token table; if it has a `grid`, images of that grid are all that it can embed. template: how the
+    family writes prompts (see `PromptTemplate`); None = texts and images as they are.
     """
 
     def __init__(
