@@ -148,7 +148,8 @@ def test_guidance_of_scale_0_is_none(pictured: UnifiedModel) -> None:
 
 def test_guided_scores_by_hand(pictured: UnifiedModel) -> None:
     """(1 + s + t) c − s u − t v, from three plain forwards over one row."""
-    rollout = sample(pictured, **{**GUIDED, "text_guidance": 0.0})[0]
+    rollouts = sample(pictured, **{**GUIDED, "text_guidance": 0.0})
+    rollout = next(r for r in rollouts if any(s.modality is Modality.IMAGE for s in r.segments))
     guidance = guidance_of(pictured, [rollout], rollout.settings.scales)
     canvas = pictured.render([rollout.sequence])
     image = (

@@ -341,25 +341,23 @@ class InterleavedSampler:
     def _probability_of_copy(self, batch: _Batch, everything: Tensor, meter: ComputeMeter) -> Tensor:
         """[B, n] of each token of the image before, with all tokens of the new one masked."""
         place = torch.arange(batch.image.shape[1], device=batch.keys.device).expand_as(batch.image)
-        ids = torch.full_like(place, self.spec.mask)
-        block, at = self._image_block(batch, ids, place, everything)
+        block, at = self._image_block(batch, place, everything)
         log_probs = self._read(batch, block, Modality.IMAGE, "select", meter, batch.has_image, at)
         return log_probs.gather(2, self.spec.codes(batch.image).clamp(min=0)[:, :, None])[:, :, 0].exp()
 
-    def _image_block(self, batch: _Batch, ids: Tensor, place: Tensor, valid: Tensor) -> tuple[Tokens, Tensor]:
-        """What is run to denoise the tokens `ids` [B, E] at the given places of the image's grid, and where they stand
-        in it [B, E]: these tokens alone, or under bidirectional attention the image as a whole."""
+    def _image_block(self, batch: _Batch, place: Tensor, valid: Tensor) -> tuple[Tokens, Tensor]:
+        """What is run to denoise the tokens at the given places [B, E] of the image's grid, with these masked, and
+        where they stand in it [B, E]: these tokens alone, or under bidirectional attention the image as a whole."""
+        columns = _image_columns(self.spec, batch.grid)[0].to(place.device)[place]
+        masks = torch.full_like(place, self.spec.mask)
         if self.bidirectional:
-            whole = _put(batch.image, place, ids, valid)
-            columns, _ = _image_columns(self.spec, batch.grid)
-            return self._whole_image(batch, whole), columns.to(place.device)[place]
-        columns, _ = _image_columns(self.spec, batch.grid)
+            return self._whole_image(batch, _put(batch.image, place, masks, valid)), columns
         everywhere, inside = batch.everywhere(place), batch.everywhere(valid)
         block = Tokens(
-            ids=batch.everywhere(ids),
+            ids=batch.everywhere(masks),
             segment=batch.ordinal[:, None].expand_as(everywhere).masked_fill(~inside, -1),
             modality=torch.full_like(everywhere, int(Modality.IMAGE)),
-            position=batch.context.lengths[:, None] + columns.to(place.device)[everywhere],
+            position=batch.context.lengths[:, None] + batch.everywhere(columns),
             offset=everywhere,
             previous=batch.previous.gather(1, everywhere),
             valid=inside,
@@ -376,10 +374,11 @@ class InterleavedSampler:
         place = edited.int().argsort(dim=1, descending=True, stable=True)[:, :width]
         valid = edited.gather(1, place)
         image = Drawn.nothing(place, self.spec.mask, self.trace)
+        block, at = self._image_block(batch, place, valid)
 
         def read(ids: Tensor, active: Tensor) -> Tensor:
-            block, at = self._image_block(batch, ids, place, valid)
-            return self._read(batch, block, Modality.IMAGE, "image", meter, active, at, counted=count)
+            now = _put(block.ids, batch.everywhere(at), batch.everywhere(ids), batch.everywhere(valid))
+            return self._read(batch, block.with_ids(now), Modality.IMAGE, "image", meter, active, at, counted=count)
 
         for _ in denoise_image(image, read, batch.keys, turn, self.config, self.spec, place, valid, n):
             pass
@@ -443,6 +442,6 @@ def _image_columns(spec: ModelSpec, grid: tuple[int, int]) -> tuple[Tensor, int]
 
 
 def _put(old: Tensor, place: Tensor, new: Tensor, valid: Tensor) -> Tensor:
-    """Tokens [B, E] put at their places in an image [B, n]. A row's places are distinct; where one is not valid, what
+    """Tokens [B, E] put at their places in a row [B, n]. A row's places are distinct; where one is not valid, what
     stands there is put back."""
     return old.scatter(1, place, torch.where(valid, new, old.gather(1, place)))
