@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from unidiff import noise
 from unidiff.sampling import image, text
 from unidiff.sampling.draw import draw
-from unidiff.sampling.schedules import SCHEDULES, cosine, linear
+from unidiff.sampling.schedules import ANNEALING, SCHEDULES, cosine, linear
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "sampler_probs.json").read_text())
 END = torch.tensor([3, 4])
@@ -324,3 +325,12 @@ def test_emerge_rows_go_their_own_pace() -> None:
             commit = image.emerge_commit(masked, step, steps[row : row + 1], cosine, u)
             assert torch.equal(commit[0], when[row] == step)
             masked = masked & ~commit
+
+
+@pytest.mark.parametrize("case", GOLDEN["maskgit"], ids=lambda c: f"{c['schedule']}-{c['N']}-{c['T']}")
+@pytest.mark.parametrize("name", ["cumulative", "linear", "constant"])
+def test_the_noise_is_annealed_as_the_references_do(name: str, case: dict[str, Any]) -> None:
+    steps_B = torch.tensor([case["T"], case["T"]])
+    found = torch.stack([ANNEALING[name](i, steps_B) for i in range(case["T"])], 1)
+    expected = torch.tensor(case[f"temperature_{name}"], dtype=torch.float64)
+    torch.testing.assert_close(found, expected.expand(2, -1), rtol=0, atol=1e-9)
