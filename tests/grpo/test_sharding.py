@@ -1,4 +1,4 @@
-"""FSDP2 on two processes gives what one process gives, and goes on from its checkpoints; what is refused."""
+"""FSDP2 and ZeRO-2 on two processes give what one process gives, and go on from their checkpoints; what is refused."""
 
 import importlib.util
 import json
@@ -51,35 +51,46 @@ def load_script():
     return module
 
 
-def launch(start: Path, folder: Path, settings: list[dict]) -> None:
+def launch(way: str, start: Path, folder: Path, settings: list[dict]) -> None:
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     words += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "SHARDED": "1"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "SHARDED": way}
+    environment["DS_ACCELERATOR"] = "cpu"
     words += [str(SCRIPT), str(start), str(folder), json.dumps(settings)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.fixture(scope="module")
-def sharded(model, tmp_path_factory):
-    """The folder of the runs of two processes."""
+# DeepSpeed compiles its exchange on CPUs when it is first used, which takes minutes.
+NO_DEEPSPEED = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason='DeepSpeed is not installed: pip install "unidiff[deepspeed]"'
+)
+
+
+@pytest.fixture(scope="module", params=["FSDP", pytest.param("DEEPSPEED", marks=NO_DEEPSPEED)])
+def sharded(request, model, tmp_path_factory):
+    """The way to shard, and the folder of the runs of two processes; ZeRO-2's have no adapters."""
     folder = tmp_path_factory.mktemp("sharded")
     model.save_pretrained(folder / "start")
-    launch(folder / "start", folder, SETTINGS)
-    return folder
+    without = [s for s in SETTINGS if request.param == "FSDP" or "lora_rank" not in s]
+    launch(request.param, folder / "start", folder, without)
+    return request.param, folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(3))
 def test_one_process_and_two_shards(sharded, tmp_path, difference, timeless, case):
-    load_script().train(str(sharded / "start"), tmp_path, SETTINGS[case])
-    one, both = (read_metrics(f / "metrics.jsonl") for f in (tmp_path, sharded / str(case)))
+    way, folder = sharded
+    if way == "DEEPSPEED" and "lora_rank" in SETTINGS[case]:
+        pytest.skip("ZeRO-2 is refused for adapters")
+    load_script().train(str(folder / "start"), tmp_path, SETTINGS[case])
+    one, both = (read_metrics(f / "metrics.jsonl") for f in (tmp_path, folder / str(case)))
     assert len(one) == len(both) == 2
     for first, second in zip(one, both):
         assert timeless(second) == pytest.approx(timeless(first), abs=1e-4, rel=1e-3)
-    weights = [load_file(f / "model" / "model.safetensors") for f in (tmp_path, sharded / str(case))]
+    weights = [load_file(f / "model" / "model.safetensors") for f in (tmp_path, folder / str(case))]
     assert difference(*weights) < 2e-5
-    held = [json.loads((f / "held_out.json").read_text()) for f in (tmp_path, sharded / str(case))]
+    held = [json.loads((f / "held_out.json").read_text()) for f in (tmp_path, folder / str(case))]
     for name in held[0]:
         assert held[1][name] == pytest.approx(held[0][name], abs=1e-6)
 
@@ -87,9 +98,11 @@ def test_one_process_and_two_shards(sharded, tmp_path, difference, timeless, cas
 @pytest.mark.slow
 def test_all_weights_of_a_bfloat16_model(sharded):
     """It computes in bfloat16, its ratios are exact, and the weights that add up are float32."""
-    metrics = read_metrics(sharded / "3" / "metrics.jsonl")
+    way, folder = sharded
+    last = folder / ("3" if way == "FSDP" else "2")
+    metrics = read_metrics(last / "metrics.jsonl")
     assert all(m["ratio_first_iteration_max_dev"] == 0 for m in metrics)
-    before, after = (load_file(f / "model.safetensors") for f in (sharded / "start", sharded / "3" / "model"))
+    before, after = (load_file(f / "model.safetensors") for f in (folder / "start", last / "model"))
     assert all(w.dtype == torch.bfloat16 for w in after.values())
     assert any(not torch.equal(before[n].bfloat16(), w) for n, w in after.items())
 
@@ -97,13 +110,14 @@ def test_all_weights_of_a_bfloat16_model(sharded):
 @pytest.mark.slow
 def test_a_sharded_run_goes_on_where_it_stopped(sharded, tmp_path, difference, timeless):
     """Its second step again, from the checkpoint after the first."""
-    whole = sharded / "0"
+    way, folder = sharded
+    whole = folder / "0"
     stopped = tmp_path / "0"
     (stopped / "checkpoints").mkdir(parents=True)
     (stopped / "config.json").write_bytes((whole / "config.json").read_bytes())
     (stopped / "metrics.jsonl").write_text((whole / "metrics.jsonl").read_text().splitlines()[0] + "\n")
     (stopped / "checkpoints" / "step-000001").symlink_to(whole / "checkpoints" / "step-000001")
-    launch(sharded / "start", tmp_path, [{**SETTINGS[0], "resume": True}])
+    launch(way, folder / "start", tmp_path, [{**SETTINGS[0], "resume": True}])
     once, again = (read_metrics(f / "metrics.jsonl") for f in (whole, stopped))
     assert [timeless(m) for m in again] == [timeless(m) for m in once]
     assert difference(*(load_file(f / "model" / "model.safetensors") for f in (whole, stopped))) == 0

@@ -2,7 +2,8 @@
 
 torchrun --nproc_per_node 2 tests/grpo/train_tiny.py MODEL FOLDER '[{"loss_type": "dapo"}, {"scale_rewards": "batch"}]'
 
-SHARDED=1 in the environment: with FSDP2, which accelerate would use on GPUs only, so it is told to afterwards.
+SHARDED=FSDP or DEEPSPEED in the environment: with FSDP2 or ZeRO-2, which accelerate would use on GPUs only, so it is told
+to afterwards.
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, reward
 from unidiff.grpo.checkpoint import write_json
@@ -34,9 +35,16 @@ def lost_now_and_then(segments, **columns):
     return [None if sum(len(s.tokens) for s in v.segments) % 3 == 0 else float(len(v.segments)) for v in segments]
 
 
-def accelerator_of(sharded: bool) -> Accelerator:
+def accelerator_of(sharded: str) -> Accelerator:
     accelerator = Accelerator()
-    if sharded:
+    if sharded == "DEEPSPEED":
+        from deepspeed import init_distributed
+
+        init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+        accelerator.deepspeed_engine_wrapped = None
+        accelerator.state.deepspeed_plugins = plugin = DeepSpeedPlugin(zero_stage=2)
+        plugin.select(_from_accelerator_state=True)
+    elif sharded == "FSDP":
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
@@ -45,8 +53,9 @@ def accelerator_of(sharded: bool) -> Accelerator:
             state_dict_type="SHARDED_STATE_DICT",
             cpu_ram_efficient_loading=False,
         )
-        accelerator.state.distributed_type = DistributedType.FSDP
-        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    if sharded:
+        accelerator.state.distributed_type = DistributedType[sharded]
+        PartialState._shared_state["distributed_type"] = DistributedType[sharded]
     return accelerator
 
 
@@ -59,7 +68,7 @@ def train(model_folder: str, folder: Path, settings: dict) -> None:
     start = Path(model_folder).parent / settings.pop("start", Path(model_folder).name)
     config = GRPOConfig(**settings)
     model = UnifiedModel.from_pretrained(start, dtype=dtype)
-    accelerator = accelerator_of("SHARDED" in os.environ)
+    accelerator = accelerator_of(os.environ.get("SHARDED", ""))
     trainer = GRPOTrainer(model, FrozenLake(), config, [words, bright, lost_now_and_then], accelerator=accelerator)
     trainer.train()
     held = trainer.held_out()
