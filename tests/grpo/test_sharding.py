@@ -1,5 +1,6 @@
 """FSDP2 and ZeRO-2 on two processes give what one process gives, and go on from their checkpoints; what is refused."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 
 from unidiff.grpo import sharding
 from unidiff.grpo.checkpoint import read_metrics
+from unidiff.grpo.lora import add_adapters
+from unidiff.grpo.zero2 import Zero2
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 COMMON = {
@@ -131,14 +134,16 @@ def accelerator(kind: DistributedType, **state) -> Accelerator:
 
 
 def test_ways_that_would_go_wrong_are_refused():
-    for kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP):
-        sharding.check(accelerator(kind))
-    with pytest.raises(ValueError, match=r"distributed_type is DEEPSPEED, which is not supported: .*8_gpu_fsdp2\.yaml"):
-        sharding.check(accelerator(DistributedType.DEEPSPEED))
+    for kind in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP", "DEEPSPEED"):
+        sharding.check(accelerator(DistributedType[kind]))
+    with pytest.raises(ValueError, match=r"distributed_type is MEGATRON_LM, which is not .*8_gpu_fsdp2\.yaml"):
+        sharding.check(accelerator(DistributedType.MEGATRON_LM))
     with pytest.raises(ValueError, match="fsdp_version is 1"):
         sharding.check(accelerator(DistributedType.FSDP, is_fsdp2=False))
     with pytest.raises(ValueError, match="mixed_precision is 'bf16'"):
         sharding.check(accelerator(DistributedType.FSDP, mixed_precision="bf16"))
+    with pytest.raises(ValueError, match="mixed_precision is 'fp16'"):
+        sharding.check(accelerator(DistributedType.DEEPSPEED, mixed_precision="fp16"))
     sharding.check(accelerator(DistributedType.MULTI_GPU, mixed_precision="bf16"))
 
 
@@ -148,3 +153,36 @@ def test_settings_of_fsdp_that_would_go_wrong_are_refused(model, option):
     setattr(plugin, option, True)
     with pytest.raises(ValueError, match=f"fsdp_config: .*fsdp_{option}"):
         sharding.Shards(model, accelerator(DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin)))
+
+
+def deepspeed(stage: int = 2, **zero) -> Accelerator:
+    config = {"zero_optimization": {"stage": stage, **zero}}
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=config))
+    return accelerator(DistributedType.DEEPSPEED, state=state)
+
+
+def test_the_trainer_sets_clipping_and_precision_of_zero2(model):
+    """A bfloat16 model is handed over in float32, from which DeepSpeed takes the weights that add up."""
+    low, accelerator = copy.deepcopy(model).bfloat16(), deepspeed(offload_optimizer={"device": "none"})
+    assert isinstance(sharding.shards(low, accelerator, max_norm=0.3), Zero2)
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    assert config["gradient_clipping"] == 0.3 and config["bf16"] == {"enabled": True}
+    assert config["gradient_accumulation_steps"] == 1
+    assert low.dtype == torch.float32
+    Zero2(copy.deepcopy(model), accelerator, max_norm=1.0)
+    assert config["bf16"] == {"enabled": False}
+
+
+def test_what_would_go_wrong_under_zero2_is_refused(model):
+    with pytest.raises(ValueError, match=r"zero_stage is 3, .*set zero_stage: 2"):
+        Zero2(model, deepspeed(3), max_norm=1.0)
+    with pytest.raises(ValueError, match="offload devices are cpu and none"):
+        Zero2(model, deepspeed(offload_optimizer={"device": "cpu"}), max_norm=1.0)
+    with pytest.raises(ValueError, match=r"the model is torch\.float16"):
+        Zero2(copy.deepcopy(model).half(), deepspeed(), max_norm=1.0)
+    adapted = copy.deepcopy(model)
+    add_adapters(adapted, 2, 4.0)
+    with pytest.raises(ValueError, match=r"adapters and frozen weights gain nothing .*8_gpu\.yaml"):
+        Zero2(adapted, deepspeed(), max_norm=1.0)
+    with pytest.raises(ValueError, match="cannot keep gradients back"):
+        Zero2(copy.deepcopy(model), deepspeed(), max_norm=1.0).begin(object())

@@ -2,10 +2,11 @@
 
 torchrun --nproc_per_node 2 tests/grpo/train_tiny.py MODEL FOLDER '[{"loss_type": "dapo"}, {"scale_rewards": "batch"}]'
 
-SHARDED=FSDP or DEEPSPEED in the environment: with FSDP2 or ZeRO-2, which accelerate would use on GPUs only, so it is told
-to afterwards.
+SHARDED=FSDP or DEEPSPEED in the environment: with FSDP2 or ZeRO-2, which accelerate would use on GPUs only, so it is
+told to afterwards. The processes then make different numbers of backward passes.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -38,9 +39,7 @@ def lost_now_and_then(segments, **columns):
 def accelerator_of(sharded: str) -> Accelerator:
     accelerator = Accelerator()
     if sharded == "DEEPSPEED":
-        from deepspeed import init_distributed
-
-        init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+        importlib.import_module("deepspeed").init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
         accelerator.deepspeed_engine_wrapped = None
         accelerator.state.deepspeed_plugins = plugin = DeepSpeedPlugin(zero_stage=2)
         plugin.select(_from_accelerator_state=True)
@@ -66,9 +65,12 @@ def train(model_folder: str, folder: Path, settings: dict) -> None:
     settings = {"output_dir": str(folder), **settings}
     dtype = getattr(torch, settings.pop("dtype", "float32"))
     start = Path(model_folder).parent / settings.pop("start", Path(model_folder).name)
+    sharded = os.environ.get("SHARDED", "")
+    accelerator = accelerator_of(sharded)
+    if sharded:
+        settings["micro_batch_size"] += accelerator.process_index
     config = GRPOConfig(**settings)
     model = UnifiedModel.from_pretrained(start, dtype=dtype)
-    accelerator = accelerator_of(os.environ.get("SHARDED", ""))
     trainer = GRPOTrainer(model, FrozenLake(), config, [words, bright, lost_now_and_then], accelerator=accelerator)
     trainer.train()
     held = trainer.held_out()

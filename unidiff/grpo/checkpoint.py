@@ -112,7 +112,7 @@ class RunFolder:
             return 0
         _check_trained(accelerator, found[-1])
         # What is frozen is in no checkpoint; DeepSpeed, which knows no `strict`, has nothing frozen.
-        how = {} if accelerator.distributed_type is DistributedType.DEEPSPEED else {"strict": False}
+        how: dict[str, Any] = {} if accelerator.distributed_type is DistributedType.DEEPSPEED else {"strict": False}
         accelerator.load_state(str(found[-1]), **how)
         return json.loads((found[-1] / "progress.json").read_text())["step"]
 

@@ -2,8 +2,8 @@
 
 ZeRO-2 would exchange gradients in every backward pass, of which processes make different numbers here. So a pass over
 the step's rollouts runs inside DeepSpeed's `coalesce_grad_reduction`: gradients add up on each process, and are reduced
-once, in the order of the parameters. As under FSDP2 they are whole until then; unlike there they add up in the dtype that
-is computed with.
+once, in the order of the parameters. As under FSDP2 they are whole until then; unlike there they add up in the dtype
+that is computed with.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Zero2(Shards):
     """The prepared model under ZeRO-2. Made before the optimizer: raises weights to float32, of which DeepSpeed keeps
     shares while it puts the model back into the dtype that it was loaded in.
 
-    Raises ValueError for adapters, and for settings of DeepSpeed that would go wrong.
+    Raises ValueError for adapters, a dtype or settings of DeepSpeed that would go wrong.
     """
 
     def __init__(self, model: UnifiedModel, accelerator: Accelerator, max_norm: float) -> None:
@@ -34,7 +34,10 @@ class Zero2(Shards):
                 "adapters and frozen weights gain nothing from ZeRO-2, which would cast adapters to the model's dtype: "
                 "use recipes/accelerate/8_gpu.yaml, or lora_rank 0"
             )
-        settings: dict[str, Any] = accelerator.state.deepspeed_plugin.deepspeed_config
+        if model.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"the model is {model.dtype}; under ZeRO-2 load it in float32 or bfloat16")
+        plugin: Any = accelerator.state.deepspeed_plugin
+        settings = plugin.deepspeed_config
         zero = settings["zero_optimization"]
         placed = [zero.get(f"offload_{what}", {}).get("device", "none") for what in ("optimizer", "param")]
         if zero["stage"] != 2 or any(device not in ("none", None) for device in placed):
