@@ -1,5 +1,6 @@
 """FSDP2 and ZeRO-2 on two processes give what one process gives, and go on from their checkpoints; what is refused."""
 
+import contextlib
 import copy
 import importlib.util
 import json
@@ -186,3 +187,18 @@ def test_what_would_go_wrong_under_zero2_is_refused(model):
         Zero2(adapted, deepspeed(), max_norm=1.0)
     with pytest.raises(ValueError, match="cannot keep gradients back"):
         Zero2(copy.deepcopy(model), deepspeed(), max_norm=1.0).begin(object())
+
+
+def test_zero2_exchanges_every_gradient_and_only_then_steps(model):
+    """A weight that this process did not use counts 0: processes would exchange different buckets, and break off."""
+    did, shards = [], Zero2(copy.deepcopy(model), deepspeed(), max_norm=1.0)
+
+    @contextlib.contextmanager
+    def coalesced():
+        yield
+        did.append([p.grad is not None and float(p.grad.abs().sum()) for p in shards.model.parameters()])
+
+    shards.begin(SimpleNamespace(coalesce_grad_reduction=coalesced, step=lambda: did.append("step")))
+    with shards.collected():
+        next(shards.model.parameters()).sum().backward()
+    assert did == [[next(shards.model.parameters()).numel(), *[0.0] * (len(did[0]) - 1)], "step"]
