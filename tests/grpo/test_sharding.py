@@ -196,7 +196,7 @@ def test_zero2_exchanges_every_gradient_and_only_then_steps(model):
     @contextlib.contextmanager
     def coalesced():
         yield
-        did.append([p.grad is not None and float(p.grad.abs().sum()) for p in shards.model.parameters()])
+        did.append([None if p.grad is None else float(p.grad.abs().sum()) for p in shards.model.parameters()])
 
     shards.begin(SimpleNamespace(coalesce_grad_reduction=coalesced, step=lambda: did.append("step")))
     with shards.collected():
