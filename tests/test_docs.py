@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.commands.launch import _validate_launch_command, launch_command, launch_command_parser
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from unidiff import reward
 from unidiff.config import build, from_yaml, parse
@@ -241,7 +241,7 @@ def test_every_setting_is_read() -> None:
 def test_accelerate_takes_its_configs(path: Path) -> None:
     config = load_config_from_file(str(path))  # raises ValueError for a key that it does not know
     expected = {"cpu": (1, 1, "NO"), "1_gpu": (1, 1, "NO"), "8_gpu": (8, 1, "MULTI_GPU")}
-    expected |= {"8_gpu_fsdp2": (8, 1, "FSDP"), "nodes": (16, 2, "MULTI_GPU")}
+    expected |= {"8_gpu_fsdp2": (8, 1, "FSDP"), "8_gpu_zero2": (8, 1, "DEEPSPEED"), "nodes": (16, 2, "MULTI_GPU")}
     assert (config.num_processes, config.num_machines, config.distributed_type) == expected[path.stem]
     assert config.use_cpu == (path.stem == "cpu") and config.mixed_precision == "no"
 
@@ -264,6 +264,26 @@ def test_the_fsdp_config_is_what_the_trainer_takes(monkeypatch: pytest.MonkeyPat
     sharding.check(accelerator)
     sharding.Shards(model, accelerator)
     assert plugin.mixed_precision_policy.param_dtype == torch.bfloat16
+
+
+def test_the_zero2_config_is_what_the_trainer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `accelerate launch` hands it on, likewise."""
+    launched: list[Any] = []
+    monkeypatch.setattr("accelerate.commands.launch.deepspeed_launcher", launched.append)
+    path = str(ROOT / "recipes" / "accelerate" / "8_gpu_zero2.yaml")
+    launch_command(launch_command_parser().parse_args(["--config_file", path, "script.py"]))
+    _, environment = prepare_deepspeed_cmd_env(launched[0])
+    assert environment["ACCELERATE_USE_DEEPSPEED"] == "true"
+    for name, value in environment.items():
+        if name.startswith("ACCELERATE_") and name != "ACCELERATE_USE_DEEPSPEED":
+            monkeypatch.setenv(name, value)
+    plugin = DeepSpeedPlugin()
+    model: Any = SimpleNamespace(parameters=list, dtype=torch.bfloat16)
+    accelerator: Any = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, mixed_precision="no")
+    accelerator.state = SimpleNamespace(deepspeed_plugin=plugin)
+    sharding.check(accelerator)
+    sharding.shards(model, accelerator, max_norm=0.5)
+    assert plugin.deepspeed_config["gradient_clipping"] == 0.5 and plugin.deepspeed_config["bf16"]["enabled"]
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/configs/*.yaml")), ids=_name)

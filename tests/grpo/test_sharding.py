@@ -1,5 +1,7 @@
-"""FSDP2 on two processes gives what one process gives, and goes on from its checkpoints; what is refused."""
+"""FSDP2 and ZeRO-2 on two processes give what one process gives, and go on from their checkpoints; what is refused."""
 
+import contextlib
+import copy
 import importlib.util
 import json
 import os
@@ -16,6 +18,8 @@ from safetensors.torch import load_file
 
 from unidiff.grpo import sharding
 from unidiff.grpo.checkpoint import read_metrics
+from unidiff.grpo.lora import add_adapters
+from unidiff.grpo.zero2 import Zero2
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 COMMON = {
@@ -51,35 +55,46 @@ def load_script():
     return module
 
 
-def launch(start: Path, folder: Path, settings: list[dict]) -> None:
+def launch(way: str, start: Path, folder: Path, settings: list[dict]) -> None:
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     words += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "SHARDED": "1"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "SHARDED": way}
+    environment["DS_ACCELERATOR"] = "cpu"
     words += [str(SCRIPT), str(start), str(folder), json.dumps(settings)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.fixture(scope="module")
-def sharded(model, tmp_path_factory):
-    """The folder of the runs of two processes."""
+# DeepSpeed compiles its exchange on CPUs when it is first used, which takes minutes.
+NO_DEEPSPEED = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason='DeepSpeed is not installed: pip install "unidiff[deepspeed]"'
+)
+
+
+@pytest.fixture(scope="module", params=["FSDP", pytest.param("DEEPSPEED", marks=NO_DEEPSPEED)])
+def sharded(request, model, tmp_path_factory):
+    """The way to shard, and the folder of the runs of two processes; ZeRO-2's have no adapters."""
     folder = tmp_path_factory.mktemp("sharded")
     model.save_pretrained(folder / "start")
-    launch(folder / "start", folder, SETTINGS)
-    return folder
+    without = [s for s in SETTINGS if request.param == "FSDP" or "lora_rank" not in s]
+    launch(request.param, folder / "start", folder, without)
+    return request.param, folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(3))
 def test_one_process_and_two_shards(sharded, tmp_path, difference, timeless, case):
-    load_script().train(str(sharded / "start"), tmp_path, SETTINGS[case])
-    one, both = (read_metrics(f / "metrics.jsonl") for f in (tmp_path, sharded / str(case)))
+    way, folder = sharded
+    if way == "DEEPSPEED" and "lora_rank" in SETTINGS[case]:
+        pytest.skip("ZeRO-2 is refused for adapters")
+    load_script().train(str(folder / "start"), tmp_path, SETTINGS[case])
+    one, both = (read_metrics(f / "metrics.jsonl") for f in (tmp_path, folder / str(case)))
     assert len(one) == len(both) == 2
     for first, second in zip(one, both):
         assert timeless(second) == pytest.approx(timeless(first), abs=1e-4, rel=1e-3)
-    weights = [load_file(f / "model" / "model.safetensors") for f in (tmp_path, sharded / str(case))]
+    weights = [load_file(f / "model" / "model.safetensors") for f in (tmp_path, folder / str(case))]
     assert difference(*weights) < 2e-5
-    held = [json.loads((f / "held_out.json").read_text()) for f in (tmp_path, sharded / str(case))]
+    held = [json.loads((f / "held_out.json").read_text()) for f in (tmp_path, folder / str(case))]
     for name in held[0]:
         assert held[1][name] == pytest.approx(held[0][name], abs=1e-6)
 
@@ -87,9 +102,11 @@ def test_one_process_and_two_shards(sharded, tmp_path, difference, timeless, cas
 @pytest.mark.slow
 def test_all_weights_of_a_bfloat16_model(sharded):
     """It computes in bfloat16, its ratios are exact, and the weights that add up are float32."""
-    metrics = read_metrics(sharded / "3" / "metrics.jsonl")
+    way, folder = sharded
+    last = folder / ("3" if way == "FSDP" else "2")
+    metrics = read_metrics(last / "metrics.jsonl")
     assert all(m["ratio_first_iteration_max_dev"] == 0 for m in metrics)
-    before, after = (load_file(f / "model.safetensors") for f in (sharded / "start", sharded / "3" / "model"))
+    before, after = (load_file(f / "model.safetensors") for f in (folder / "start", last / "model"))
     assert all(w.dtype == torch.bfloat16 for w in after.values())
     assert any(not torch.equal(before[n].bfloat16(), w) for n, w in after.items())
 
@@ -97,13 +114,14 @@ def test_all_weights_of_a_bfloat16_model(sharded):
 @pytest.mark.slow
 def test_a_sharded_run_goes_on_where_it_stopped(sharded, tmp_path, difference, timeless):
     """Its second step again, from the checkpoint after the first."""
-    whole = sharded / "0"
+    way, folder = sharded
+    whole = folder / "0"
     stopped = tmp_path / "0"
     (stopped / "checkpoints").mkdir(parents=True)
     (stopped / "config.json").write_bytes((whole / "config.json").read_bytes())
     (stopped / "metrics.jsonl").write_text((whole / "metrics.jsonl").read_text().splitlines()[0] + "\n")
     (stopped / "checkpoints" / "step-000001").symlink_to(whole / "checkpoints" / "step-000001")
-    launch(sharded / "start", tmp_path, [{**SETTINGS[0], "resume": True}])
+    launch(way, folder / "start", tmp_path, [{**SETTINGS[0], "resume": True}])
     once, again = (read_metrics(f / "metrics.jsonl") for f in (whole, stopped))
     assert [timeless(m) for m in again] == [timeless(m) for m in once]
     assert difference(*(load_file(f / "model" / "model.safetensors") for f in (whole, stopped))) == 0
@@ -117,14 +135,16 @@ def accelerator(kind: DistributedType, **state) -> Accelerator:
 
 
 def test_ways_that_would_go_wrong_are_refused():
-    for kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP):
-        sharding.check(accelerator(kind))
-    with pytest.raises(ValueError, match=r"distributed_type is DEEPSPEED, which is not supported: .*8_gpu_fsdp2\.yaml"):
-        sharding.check(accelerator(DistributedType.DEEPSPEED))
+    for kind in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP", "DEEPSPEED"):
+        sharding.check(accelerator(DistributedType[kind]))
+    with pytest.raises(ValueError, match=r"distributed_type is MEGATRON_LM, which is not .*8_gpu_fsdp2\.yaml"):
+        sharding.check(accelerator(DistributedType.MEGATRON_LM))
     with pytest.raises(ValueError, match="fsdp_version is 1"):
         sharding.check(accelerator(DistributedType.FSDP, is_fsdp2=False))
     with pytest.raises(ValueError, match="mixed_precision is 'bf16'"):
         sharding.check(accelerator(DistributedType.FSDP, mixed_precision="bf16"))
+    with pytest.raises(ValueError, match="mixed_precision is 'fp16'"):
+        sharding.check(accelerator(DistributedType.DEEPSPEED, mixed_precision="fp16"))
     sharding.check(accelerator(DistributedType.MULTI_GPU, mixed_precision="bf16"))
 
 
@@ -134,3 +154,51 @@ def test_settings_of_fsdp_that_would_go_wrong_are_refused(model, option):
     setattr(plugin, option, True)
     with pytest.raises(ValueError, match=f"fsdp_config: .*fsdp_{option}"):
         sharding.Shards(model, accelerator(DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin)))
+
+
+def deepspeed(stage: int = 2, **zero) -> Accelerator:
+    config = {"zero_optimization": {"stage": stage, **zero}}
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=config))
+    return accelerator(DistributedType.DEEPSPEED, state=state)
+
+
+def test_the_trainer_sets_clipping_and_precision_of_zero2(model):
+    """A bfloat16 model is handed over in float32, from which DeepSpeed takes the weights that add up."""
+    low, accelerator = copy.deepcopy(model).bfloat16(), deepspeed(offload_optimizer={"device": "none"})
+    assert isinstance(sharding.shards(low, accelerator, max_norm=0.3), Zero2)
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    assert config["gradient_clipping"] == 0.3 and config["bf16"] == {"enabled": True}
+    assert config["gradient_accumulation_steps"] == 1
+    assert low.dtype == torch.float32
+    Zero2(copy.deepcopy(model), accelerator, max_norm=1.0)
+    assert config["bf16"] == {"enabled": False}
+
+
+def test_what_would_go_wrong_under_zero2_is_refused(model):
+    with pytest.raises(ValueError, match=r"zero_stage is 3, .*set zero_stage: 2"):
+        Zero2(model, deepspeed(3), max_norm=1.0)
+    with pytest.raises(ValueError, match="offload devices are cpu and none"):
+        Zero2(model, deepspeed(offload_optimizer={"device": "cpu"}), max_norm=1.0)
+    with pytest.raises(ValueError, match=r"the model is torch\.float16"):
+        Zero2(copy.deepcopy(model).half(), deepspeed(), max_norm=1.0)
+    adapted = copy.deepcopy(model)
+    add_adapters(adapted, 2, 4.0)
+    with pytest.raises(ValueError, match=r"adapters and frozen weights gain nothing .*8_gpu\.yaml"):
+        Zero2(adapted, deepspeed(), max_norm=1.0)
+    with pytest.raises(ValueError, match="cannot keep gradients back"):
+        Zero2(copy.deepcopy(model), deepspeed(), max_norm=1.0).begin(object())
+
+
+def test_zero2_exchanges_every_gradient_and_only_then_steps(model):
+    """A weight that this process did not use counts 0: processes would exchange different buckets, and break off."""
+    did, shards = [], Zero2(copy.deepcopy(model), deepspeed(), max_norm=1.0)
+
+    @contextlib.contextmanager
+    def coalesced():
+        yield
+        did.append([None if p.grad is None else float(p.grad.abs().sum()) for p in shards.model.parameters()])
+
+    shards.begin(SimpleNamespace(coalesce_grad_reduction=coalesced, step=lambda: did.append("step")))
+    with shards.collected():
+        next(shards.model.parameters()).sum().backward()
+    assert did == [[next(shards.model.parameters()).numel(), *[0.0] * (len(did[0]) - 1)], "step"]

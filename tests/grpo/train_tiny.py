@@ -2,9 +2,11 @@
 
 torchrun --nproc_per_node 2 tests/grpo/train_tiny.py MODEL FOLDER '[{"loss_type": "dapo"}, {"scale_rewards": "batch"}]'
 
-SHARDED=1 in the environment: with FSDP2, which accelerate would use on GPUs only, so it is told to afterwards.
+SHARDED=FSDP or DEEPSPEED in the environment: with FSDP2 or ZeRO-2, which accelerate would use on GPUs only, so it is
+told to afterwards. The processes then make different numbers of backward passes.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, reward
 from unidiff.grpo.checkpoint import write_json
@@ -34,9 +36,14 @@ def lost_now_and_then(segments, **columns):
     return [None if sum(len(s.tokens) for s in v.segments) % 3 == 0 else float(len(v.segments)) for v in segments]
 
 
-def accelerator_of(sharded: bool) -> Accelerator:
+def accelerator_of(sharded: str) -> Accelerator:
     accelerator = Accelerator()
-    if sharded:
+    if sharded == "DEEPSPEED":
+        importlib.import_module("deepspeed").init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+        accelerator.deepspeed_engine_wrapped = None
+        accelerator.state.deepspeed_plugins = plugin = DeepSpeedPlugin(zero_stage=2)
+        plugin.select(_from_accelerator_state=True)
+    elif sharded == "FSDP":
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
@@ -45,8 +52,9 @@ def accelerator_of(sharded: bool) -> Accelerator:
             state_dict_type="SHARDED_STATE_DICT",
             cpu_ram_efficient_loading=False,
         )
-        accelerator.state.distributed_type = DistributedType.FSDP
-        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    if sharded:
+        accelerator.state.distributed_type = DistributedType[sharded]
+        PartialState._shared_state["distributed_type"] = DistributedType[sharded]
     return accelerator
 
 
@@ -57,9 +65,12 @@ def train(model_folder: str, folder: Path, settings: dict) -> None:
     settings = {"output_dir": str(folder), **settings}
     dtype = getattr(torch, settings.pop("dtype", "float32"))
     start = Path(model_folder).parent / settings.pop("start", Path(model_folder).name)
+    sharded = os.environ.get("SHARDED", "")
+    accelerator = accelerator_of(sharded)
+    if sharded:
+        settings["micro_batch_size"] += accelerator.process_index
     config = GRPOConfig(**settings)
     model = UnifiedModel.from_pretrained(start, dtype=dtype)
-    accelerator = accelerator_of("SHARDED" in os.environ)
     trainer = GRPOTrainer(model, FrozenLake(), config, [words, bright, lost_now_and_then], accelerator=accelerator)
     trainer.train()
     held = trainer.held_out()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors import safe_open
 from torch import nn
 
@@ -110,12 +111,15 @@ class RunFolder:
         if not found:
             return 0
         _check_trained(accelerator, found[-1])
-        accelerator.load_state(str(found[-1]), strict=False)  # what is frozen is in no checkpoint
+        # What is frozen is in no checkpoint; DeepSpeed, which knows no `strict`, has nothing frozen.
+        how: dict[str, Any] = {} if accelerator.distributed_type is DistributedType.DEEPSPEED else {"strict": False}
+        accelerator.load_state(str(found[-1]), **how)
         return json.loads((found[-1] / "progress.json").read_text())["step"]
 
 
 def _drop_frozen(models: list[nn.Module], weights: list[dict[str, Any]], folder: str) -> None:
-    """A hook of `save_state`: frozen weights are those that the run began with. (FSDP writes its own files, whole.)"""
+    """A hook of `save_state`: frozen weights are those that the run began with. (FSDP and DeepSpeed write their own
+    files, whole.)"""
     for model, state in zip(models, weights):
         for name, weight in model.named_parameters():
             if not weight.requires_grad:
@@ -126,7 +130,7 @@ def _check_trained(accelerator: Accelerator, folder: Path) -> None:
     """Raises ValueError if a checkpoint lacks weights that are trained now."""
     path = folder / "model.safetensors"
     if not path.is_file():
-        return  # one that FSDP wrote, which checks it
+        return  # one that FSDP or DeepSpeed wrote, which checks it
     with safe_open(path, "pt") as file:
         known = set(file.keys())
     for model in accelerator._models:

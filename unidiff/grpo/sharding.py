@@ -3,8 +3,8 @@
 Under FSDP2 the float32 weights, their gradients and the optimizer's state are shared out among the processes; the
 weights that the model computes with are whole on each of them, in the dtype that it was loaded in, and put together
 again after each update. Nothing is exchanged in between: rollouts take as many passes as they need on each process, and
-gradients meet once, in the last backward pass of an update, as without sharding (of DeepSpeed's stages this is the
-second).
+gradients meet once, in the last backward pass of an update, as without sharding. DeepSpeed's second stage is made to do
+the same (zero2).
 """
 
 from __future__ import annotations
@@ -17,11 +17,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import nn
+from torch import Tensor, nn
 
 from unidiff.model import UnifiedModel
 
-_WORKING = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+_WORKING = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, *_SHARDED)
+
+
+def shards(model: UnifiedModel, accelerator: Accelerator, max_norm: float) -> Shards:
+    """What the accelerator's way of training asks for. max_norm: gradients are clipped to it."""
+    if accelerator.distributed_type is DistributedType.DEEPSPEED:
+        from unidiff.grpo.zero2 import Zero2
+
+        return Zero2(model, accelerator, max_norm)
+    return Shards(model, accelerator)
 
 
 def check(accelerator: Accelerator) -> None:
@@ -31,11 +41,11 @@ def check(accelerator: Accelerator) -> None:
         raise ValueError(
             f"distributed_type is {kind.value}, which is not supported: processes make different numbers of backward "
             "passes here, and would wait for one another for ever. Use FSDP version 2 "
-            "(recipes/accelerate/8_gpu_fsdp2.yaml), which shards gradients and optimizer as ZeRO-2 does"
+            "(recipes/accelerate/8_gpu_fsdp2.yaml)"
         )
     if kind is DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("fsdp_version is 1, which is not supported; set fsdp_version: 2")
-    if kind is DistributedType.FSDP and accelerator.mixed_precision != "no":
+    if kind in _SHARDED and accelerator.mixed_precision != "no":
         raise ValueError(
             f"mixed_precision is {accelerator.mixed_precision!r}, but weights are computed with in the dtype that they "
             "were loaded in, under FSDP too: set mixed_precision: 'no', and the dtype of the model"
@@ -49,7 +59,8 @@ class Shards:
     """
 
     def __init__(self, model: UnifiedModel, accelerator: Accelerator) -> None:
-        self.model, self.on = model, accelerator.distributed_type is DistributedType.FSDP
+        self.model, self.accelerator = model, accelerator
+        self.on = accelerator.distributed_type is DistributedType.FSDP
         self.shell: UnifiedModel | None = None
         if not self.on:
             return
@@ -71,8 +82,8 @@ class Shards:
             if weight.requires_grad:
                 weight.data = weight.data.float()
 
-    def begin(self) -> None:
-        """After `Accelerator.prepare`: puts the weights together for the first time."""
+    def begin(self, policy: Any) -> None:
+        """After `Accelerator.prepare`, which made the policy: puts the weights together for the first time."""
         if self.on:
             from torch.distributed.fsdp import register_fsdp_forward_method
 
@@ -86,6 +97,14 @@ class Shards:
             part.set_reshard_after_forward(False, recurse=False)
             part.set_reshard_after_backward(False, recurse=False)
             part.unshard()
+
+    def collected(self) -> contextlib.AbstractContextManager[None]:
+        """Around all forward and backward passes of one step of the optimizer."""
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """In place of `Accelerator.backward`."""
+        self.accelerator.backward(loss)
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:

@@ -92,7 +92,7 @@ class GRPOTrainer:
         if config.gradient_checkpointing:
             activations.enable(self.model)
         self.reference = lora.reference(self.model, fresh=config.lora_rank > 0) if config.beta else None
-        self.shards = sharding.Shards(self.model, self.accelerator)
+        self.shards = sharding.shards(self.model, self.accelerator, config.max_grad_norm)
         self.sampler = InterleavedSampler(self.model, config.sampler(), task.region)
         self.optimizer = torch.optim.AdamW(
             lora.trained(self.model),
@@ -101,7 +101,7 @@ class GRPOTrainer:
             weight_decay=config.weight_decay,
         )
         self.policy, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        self.shards.begin()
+        self.shards.begin(self.policy)
         self.folder = RunFolder(config.output_dir)
         self.start = 0  # steps done before this run began
         self.stopped = False
@@ -302,12 +302,14 @@ class GRPOTrainer:
         first: dict[str, float] = {}
         norms = []
         for iteration in range(config.num_iterations):
-            stats = self._pass(experience, iteration, batches, old)
-            if iteration == 0:
-                first = self._first_ratio(step, experience, batches, None if old is None else stats)
+            with self.shards.collected():
+                stats = self._pass(experience, iteration, batches, old)
+                if iteration == 0:
+                    first = self._first_ratio(step, experience, batches, None if old is None else stats)
             total = added(total, stats)
             with self.shards.apart():
-                norms.append(self.accelerator.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm))
+                norm: Any = self.accelerator.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
+                norms.append(torch.as_tensor(norm))
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
         metrics = {"lr": rate, "grad_norm": float(torch.stack(norms).mean()), **first}
@@ -381,7 +383,7 @@ class GRPOTrainer:
         if len(draw.views) == 1:
             with self._gradients(last):
                 loss, stats = loss_of(self._score(self.policy, experience, iteration, rows))
-                self.accelerator.backward(loss)
+                self.shards.backward(loss)
             return stats
         with torch.no_grad():
             logp_KBL = torch.stack([self._run(self.policy, canvas, view, guidance) for view in draw.views])
@@ -391,7 +393,7 @@ class GRPOTrainer:
         (gradient_KBL,) = torch.autograd.grad(loss, logp_KBL)
         for k, view in enumerate(draw.views):
             with self._gradients(last and k + 1 == len(draw.views)):
-                self.accelerator.backward((self._run(self.policy, canvas, view, guidance) * gradient_KBL[k]).sum())
+                self.shards.backward((self._run(self.policy, canvas, view, guidance) * gradient_KBL[k]).sum())
         return stats
 
     @contextlib.contextmanager

@@ -1,0 +1,68 @@
+"""Training all weights under DeepSpeed's ZeRO-2: AdamW and the float32 weights that add up are shared out.
+
+ZeRO-2 would exchange gradients in every backward pass, of which processes make different numbers here. So a pass over
+the step's rollouts runs inside DeepSpeed's `coalesce_grad_reduction`: gradients add up on each process, and are reduced
+once, in the order of the parameters. As under FSDP2 they are whole until then; unlike there they add up in the dtype
+that is computed with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from unidiff.grpo.sharding import Shards
+from unidiff.model import UnifiedModel
+
+
+class Zero2(Shards):
+    """The prepared model under ZeRO-2. Made before the optimizer: raises weights to float32, of which DeepSpeed keeps
+    shares while it puts the model back into the dtype that it was loaded in.
+
+    Raises ValueError for adapters, a dtype or settings of DeepSpeed that would go wrong.
+    """
+
+    def __init__(self, model: UnifiedModel, accelerator: Accelerator, max_norm: float) -> None:
+        super().__init__(model, accelerator)
+        if not all(weight.requires_grad for weight in model.parameters()):
+            raise ValueError(
+                "adapters and frozen weights gain nothing from ZeRO-2, which would cast adapters to the model's dtype: "
+                "use recipes/accelerate/8_gpu.yaml, or lora_rank 0"
+            )
+        if model.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"the model is {model.dtype}; under ZeRO-2 load it in float32 or bfloat16")
+        plugin: Any = accelerator.state.deepspeed_plugin
+        settings = plugin.deepspeed_config
+        zero = settings["zero_optimization"]
+        placed = [zero.get(f"offload_{what}", {}).get("device", "none") for what in ("optimizer", "param")]
+        if zero["stage"] != 2 or any(device not in ("none", None) for device in placed):
+            raise ValueError(
+                f"deepspeed_config: zero_stage is {zero['stage']}, offload devices are {placed[0]} and {placed[1]}; "
+                "set zero_stage: 2 and both devices to none"
+            )
+        # Micro-batches are the trainer's own; DeepSpeed is to count the passes between two steps as one.
+        settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+        settings |= {"gradient_clipping": max_norm, "bf16": {"enabled": model.dtype == torch.bfloat16}}
+        for weight in model.parameters():
+            weight.data = weight.data.float()
+
+    def begin(self, policy: Any) -> None:
+        if not hasattr(policy, "coalesce_grad_reduction"):
+            raise ValueError('this DeepSpeed cannot keep gradients back: pip install "unidiff[deepspeed]"')
+        self.engine = policy
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[None]:
+        with self.engine.coalesce_grad_reduction():
+            yield
+            for weight in self.model.parameters():  # or processes would reduce buckets of different parameters
+                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        self.engine.step()  # clips, and forgets the gradients
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
