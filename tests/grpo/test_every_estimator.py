@@ -28,6 +28,8 @@ from unidiff.guidance import Guidance
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, hidden
 from unidiff.tasks import FrozenLake
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("native", "llada", "mmada", "dimoo")
 WARM = {"text_temperature": 0.7, "image_temperature": 1.4}
 SAMPLING: dict[str, dict[str, Any]] = {
