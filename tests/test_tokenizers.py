@@ -126,6 +126,7 @@ def test_special_tokens(text_tokenizer):
     assert text_tokenizer.decode([ids["answer"], ids["up"], ids["<eos>"]], skip_special_tokens=True) == "answer up"
 
 
+@pytest.mark.slow
 def test_shipped_text_tokenizer_is_what_its_script_writes(tmp_path):
     subprocess.run([sys.executable, NATIVE / "train_text.py", "--out", tmp_path], check=True, cwd=ROOT)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -145,6 +146,7 @@ def test_folder_does_not_hide_the_tokenizers_library():
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_training_writes_a_loadable_tokenizer(tmp_path):
     command = [NATIVE / "train_image.py", "--out", tmp_path, "--steps", "2", "--batch", "2"]
     sizes = ["--train-boards", "4", "--test-boards", "4"]

@@ -9,6 +9,7 @@ from unidiff import estimators
 SCALES = {"text_guidance": 0.5, "image_guidance": 1.5, "picture_guidance": 0.7}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(estimators.ESTIMATORS))
 def test_guided_scoring_has_ratio_one(make_trainer, name):
     """Invariant 1, for every estimator."""
