@@ -151,25 +151,30 @@ class UnifiedModel(nn.Module):
         """Texts and PIL images -> a sequence. A prompt is written as the family's template says. As a response
         (`prompt=False`) every text ends with its end token: the one that announces an image where an image follows,
         else the first of the spec's."""
-        if prompt and self.template is not None:
-            sequence = self.template.prompt(self._pictures(parts))
-        else:
-            sequence = Interleaved.from_parts(parts, self.encode_text, lambda im: self.encode_images([im])[0], prompt)
+        if prompt:
+            return self.encode_prompt(parts).whole
+        sequence = Interleaved.from_parts(parts, self.encode_text, lambda im: self.encode_images([im])[0], prompt=False)
+        return self.ended(self._fitting(sequence))
+
+    def _fitting(self, sequence: Interleaved) -> Interleaved:
         if sequence and sum(map(len, sequence)) > self.spec.max_positions:
             raise ValueError(
                 f"the sequence has {sum(map(len, sequence))} tokens, the model {self.spec.max_positions} positions"
             )
-        return sequence if prompt else self.ended(sequence)
+        return sequence
 
     def encode_prompt(self, parts: Sequence[str | Image], left_out: Sequence[str] = ()) -> Prompt:
         """Texts and PIL images as a prompt, and the same without what guidance leaves out, "text" or "image": as the
         family's template says, or with the mask token in the place of every token left out."""
-        whole = self.encode(parts)
         if self.template is None:
             kinds = {"text": Modality.TEXT, "image": Modality.IMAGE}
-            return Prompt(whole, {name: hidden(whole, kinds[name], self.spec.mask) for name in left_out})
-        pictures = self._pictures(parts) if left_out else []
-        return Prompt(whole, {name: self.template.prompt(pictures, name) for name in left_out})
+            whole = Interleaved.from_parts(parts, self.encode_text, lambda im: self.encode_images([im])[0])
+            without = {name: hidden(whole, kinds[name], self.spec.mask) for name in left_out}
+        else:
+            pictures = self._pictures(parts)
+            whole = self.template.prompt(pictures)
+            without = {name: self.template.prompt(pictures, name) for name in left_out}
+        return Prompt(self._fitting(whole), without)
 
     def _pictures(self, parts: Sequence[str | Image]) -> list[str | Picture]:
         """PIL images as codes."""
