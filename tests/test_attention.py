@@ -29,7 +29,7 @@ def test_a_token_sees_its_own_and_earlier_segments(seed: int, toy_spec: Spec, ra
 @pytest.mark.parametrize("seed", range(6))
 def test_a_noisy_token_sees_what_it_saw_when_sampled(seed: int, toy_spec: Spec, random_rows: RandomRows) -> None:
     canvas = render(random_rows(toy_spec(), 4, seed), toy_spec())
-    seen = seen_clean_and_noisy(canvas)
+    seen = seen_clean_and_noisy(canvas.clean, canvas.noisy, torch.zeros_like(canvas.noisy.ids))
     for b in range(canvas.shape[0]):
         clean = [(s, False) for s in canvas.segment[b].tolist()]
         both = clean + [(s, True) for s in canvas.noisy.segment[b].tolist()]

@@ -198,6 +198,27 @@ def test_score_refuses_masks_of_another_shape(model: UnifiedModel, rows: list[In
         model.score(canvas, torch.zeros(1, 3, dtype=torch.bool))
 
 
+def test_score_refuses_to_score_what_is_not_masked(model: UnifiedModel, rows: list[Interleaved]) -> None:
+    canvas = model.render(rows)
+    some = canvas.sampled & (canvas.clean.offset % 2 == 0)
+    with pytest.raises(ValueError, match="scored must be like mask"):
+        model.score(canvas, some, scored=canvas.sampled)
+    with pytest.raises(ValueError, match="scored must be like mask"):
+        model.score(canvas, some[None], scored=some)
+
+
+def test_masks_together_give_what_each_gives_alone(model: UnifiedModel, rows: list[Interleaved]) -> None:
+    """Also where a mask leaves whole segments alone, and where less is asked for than is masked."""
+    canvas = model.render(rows)
+    text, odd = canvas.sampled & (canvas.modality == 0), canvas.clean.offset % 2 == 1
+    masks = torch.stack([canvas.sampled, text, canvas.sampled & odd, torch.zeros_like(text)])
+    together = model.score(canvas, masks).detach()
+    for mask, found in zip(masks, together, strict=True):
+        assert (found - model.score(canvas, mask).detach()).abs().max() < 1e-5
+    fewer = model.score(canvas, masks, scored=masks & odd).detach()
+    assert (fewer - torch.where(odd, together, 0.0)).abs().max() < 1e-5 and not fewer[:, ~odd].any()
+
+
 def test_nothing_masked_scores_nothing(model: UnifiedModel, rows: list[Interleaved]) -> None:
     canvas = model.render(rows)
     assert not model.score(canvas, torch.zeros_like(canvas.sampled)).any()

@@ -26,6 +26,7 @@ from unidiff import GRPOConfig, GRPOTrainer, InterleavedSampler, SamplerConfig, 
 from unidiff.config import parse
 from unidiff.estimators import ESTIMATORS, View, draw_views
 from unidiff.families import native
+from unidiff.grpo.batches import MicroBatch, view_tokens
 from unidiff.grpo.experience import Experience, segment_views
 from unidiff.memory import PeakMemory
 from unidiff.rewards.table import RewardTable, evaluate
@@ -208,7 +209,7 @@ def step(config: Config) -> None:
     print("| " + " | ".join(phases) + " | step |\n" + "|---" * (len(phases) + 1) + "|")
     print("| " + " | ".join(f"{v:.2f} s" for v in phases.values()) + f" | {best['seconds']:.2f} s |")
 
-    canvas, _ = experience.canvas.rows(experience.micro_batches(16)[-1]).trimmed()
+    canvas, _ = experience.canvas.rows(experience.micro_batches(16, bench.model.spec.attention)[-1].rows).trimmed()
     mask = canvas.sampled
     tokens = canvas.clean.shape[1] + canvas.noisy.shape[1]
     count = torch.full((len(mask),), tokens)
@@ -281,7 +282,20 @@ class Update:
     peak: int = 0
 
 
-def updater(model: UnifiedModel, canvas: Canvas, name: str, iterations: int) -> tuple[GRPOTrainer, Experience]:
+class OneByOne(Experience):
+    """The plain reference: each view in a forward pass of its own."""
+
+    def micro_batches(self, size: int, attention: str, iteration: int = 0, everything: bool = True) -> list[MicroBatch]:
+        found = []
+        for rows in torch.arange(self.canvas.shape[0]).split(size):
+            views = len(self.draws[iteration].rows(rows).views)
+            found.append(MicroBatch(rows, [slice(k, k + 1) for k in range(views)]))
+        return found
+
+
+def updater(
+    model: UnifiedModel, canvas: Canvas, name: str, iterations: int, kind: type[Experience] = Experience
+) -> tuple[GRPOTrainer, Experience]:
     """A trainer, and experience of some rollouts, every other one with a negative advantage."""
     with tempfile.TemporaryDirectory() as folder:
         settings = GRPOConfig(
@@ -293,31 +307,33 @@ def updater(model: UnifiedModel, canvas: Canvas, name: str, iterations: int) -> 
     draws = draw_views(canvas, *trainer.estimators, iterations, torch.tensor([noise.key(i) for i in range(rows)]))
     advantage = torch.tensor([1.0, -1.0]).repeat(rows)[:rows, None] * canvas.sampled
     none: list = []
-    experience = Experience(none, none, none, None, None, canvas, draws, advantage, canvas.sampled)  # type: ignore[arg-type]
+    experience = kind(none, none, none, None, None, canvas, draws, advantage, canvas.sampled)  # type: ignore[arg-type]
     return trainer, experience
 
 
-def counted(model: UnifiedModel, canvas: Canvas, name: str, iterations: int) -> Update:
+def counted(
+    model: UnifiedModel, canvas: Canvas, name: str, iterations: int, kind: type[Experience] = Experience
+) -> Update:
     """What the trainer's own update would run; nothing is run."""
-    trainer, experience = updater(model, canvas, name, iterations)
+    trainer, experience = updater(model, canvas, name, iterations, kind)
     cost = Update(views=max(len(draw.views) for draw in experience.draws))
 
-    def count(policy, canvas: Canvas, view: View, *given: object) -> Tensor:
-        run_rows = view.factors.any(1)
-        tokens = int((canvas.clean.valid.sum(1) + canvas.noisy.valid.sum(1))[run_rows].sum())
-        cost.rows, cost.tokens = cost.rows + int(run_rows.sum()), cost.tokens + tokens
+    def count(policy, canvas: Canvas, views: list[View], *given: object) -> Tensor:
+        shared, own = view_tokens(canvas, views, model.spec.attention)
+        tokens = int(shared.sum() + own.sum())
+        cost.rows, cost.tokens = cost.rows + len(shared), cost.tokens + tokens
         cost.trained += tokens * torch.is_grad_enabled()
-        return torch.zeros(view.mask.shape, requires_grad=torch.is_grad_enabled())
+        return torch.zeros(len(views), *canvas.shape, requires_grad=torch.is_grad_enabled())
 
     trainer._run = count  # type: ignore[method-assign]
     trainer._update(0, experience)
     return cost
 
 
-def measured(model: UnifiedModel, canvas: Canvas, name: str, repeats: int) -> Update:
+def measured(model: UnifiedModel, canvas: Canvas, name: str, repeats: int, kind: type[Experience]) -> Update:
     """The same with one inner iteration, and with seconds and memory."""
-    cost = counted(model, canvas, name, 1)
-    trainer, experience = updater(model, canvas, name, 1)
+    cost = counted(model, canvas, name, 1, kind)
+    trainer, experience = updater(model, canvas, name, 1, kind)
     with PeakMemory() as memory:
         trainer._update(0, experience)
     cost.peak, times = memory.peak, []
@@ -356,13 +372,14 @@ def estimators(config: Config) -> None:
         costs = [counted(bench.model, canvas, name, i) for i in iterations]
         costs += [counted(*texts[length], name, 1) for length in lengths]
         print(f"| `{name}` | " + " | ".join(f"{c.tokens / n:.0f}" for c in costs) + " |", flush=True)
-    print("\n| estimator | views | row-forwards | token-forwards | of them trained | peak MiB | CPU s |")
-    print("|---|---|---|---|---|---|---|")
+    print("\nThe last two columns: each view in a pass of its own.\n")
+    print("| estimator | views | token-forwards | of them trained | peak MiB | CPU s | one by one: tokens | CPU s |")
+    print("|---" * 8 + "|")
     for name in ESTIMATORS:
-        cost = measured(bench.model, canvas, name, config.repeats)
+        cost, plain = (measured(bench.model, canvas, name, config.repeats, k) for k in (Experience, OneByOne))
         print(
-            f"| `{name}` | {cost.views} | {cost.rows / n:.1f} | {cost.tokens / n:.0f} | {cost.trained / n:.0f} | "
-            f"{cost.peak / 2**20:.0f} | {cost.seconds / n:.2f} |",
+            f"| `{name}` | {cost.views} | {cost.tokens / n:.0f} | {cost.trained / n:.0f} | {cost.peak / 2**20:.0f} | "
+            f"{cost.seconds / n:.3f} | {plain.tokens / n:.0f} | {plain.seconds / n:.3f} |",
             flush=True,
         )
 

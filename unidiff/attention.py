@@ -8,6 +8,8 @@ seen, a large negative number elsewhere (not -inf: a pad's row of -inf would be 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -44,58 +46,97 @@ def seen_block_causal(query: Tokens, key: Tokens) -> Tensor:
     return (key.segment[:, None, :] <= query.segment[:, :, None]) & key.valid[:, None, :]
 
 
-def seen_clean_and_noisy(canvas: Canvas) -> Tensor:
-    """[B, L+N, L+N] bool for the clean sequence followed by the noisy copy.
+def seen_clean_and_noisy(clean: Tokens, noisy: Tokens, copy: Tensor) -> Tensor:
+    """[B, L+M, L+M] bool for the clean sequence [B, L] followed by noisy copies of its segments [B, M].
 
-    Clean tokens see clean tokens block-causally. A noisy token sees the clean tokens of earlier segments and the
-    noisy tokens of its own segment: just what it saw when it was sampled.
+    Clean tokens see clean tokens block-causally. A noisy token sees the clean tokens of earlier segments and the noisy
+    tokens of its own segment and copy: just what it saw when it was sampled. copy: [B, M], which copy a token is of.
     """
-    clean, noisy = canvas.clean, canvas.noisy
     L = clean.shape[1]
     width = L + noisy.shape[1]
     seen = clean.valid.new_zeros(clean.shape[0], width, width)
     seen[:, :L, :L] = seen_block_causal(clean, clean)
     segment = noisy.segment[:, :, None]
     seen[:, L:, :L] = (clean.segment[:, None, :] < segment) & clean.valid[:, None, :]
-    seen[:, L:, L:] = (noisy.segment[:, None, :] == segment) & noisy.valid[:, None, :]
+    together = (noisy.segment[:, None, :] == segment) & (copy[:, None, :] == copy[:, :, None])
+    seen[:, L:, L:] = together & noisy.valid[:, None, :]
     return seen
 
 
-def cut_after_segments(canvas: Canvas, mask: Tensor, hide: int) -> tuple[Tokens, Tensor, Tensor, Tensor]:
-    """What a bidirectional model saw of each segment while it sampled it: one row a segment that `mask` touches.
+def noisy_copies(
+    canvas: Canvas, mask_KBL: Tensor, scored_KBL: Tensor, hide: int
+) -> tuple[Tokens, Tensor, Tensor, Tensor]:
+    """The noisy copies that stand behind the clean sequence of a block-causal model: of each of K masks those of the
+    segments in which it scores a token, and no others.
 
-    canvas: [B, L], with a noisy copy [B, N]. mask: [B, L] bool, the tokens to hide. hide: id of the mask token. A
-    row is the clean sequence before the segment, and the segment with its masked tokens hidden: an image with its
-    delimiters and kept tokens, a text with its canvas up to the spec's length. Nothing behind it existed yet.
+    canvas: [B, L]. mask_KBL: bool, the tokens to hide. scored_KBL: bool, those of them that are asked for. hide: id of
+    the mask token. Returns tokens [B, M], with pads at the right; source [B, M], column of `clean` that each is (-1 =
+    none); copy [B, M], the mask that each is under; scored [B, M] bool. M is at least 1.
+    """
+    K, N = len(mask_KBL), canvas.noisy.shape[1]
+    noisy = Tokens.cat([canvas.noisy] * K)
+    source = canvas.source.repeat(1, K)
+    copy = torch.arange(K, device=source.device).repeat_interleave(N).expand_as(source)
+    touched = touched_segments(canvas, scored_KBL).transpose(0, 1)  # [B, K, S]
+    keep = noisy.valid & touched.flatten(1).gather(1, copy * touched.shape[2] + noisy.segment.clamp(min=0))
+
+    def of_source(x_KBL: Tensor) -> Tensor:
+        return x_KBL.transpose(0, 1).flatten(1).gather(1, copy * mask_KBL.shape[2] + source.clamp(min=0))
+
+    masked = (source < 0) | of_source(mask_KBL)
+    scored = keep & (source >= 0) & of_source(scored_KBL)
+    tokens = noisy.with_ids(noisy.ids.masked_fill(masked, hide))
+    tokens.valid = keep
+    packed = _to_the_left(keep)
+    return tokens.map(packed), packed(source), packed(copy), packed(scored)
+
+
+def touched_segments(canvas: Canvas, scored_KBL: Tensor) -> Tensor:
+    """[K, B, S] bool: segments in which a mask scores a token, by ordinal."""
+    touched = canvas.segment.new_zeros(*scored_KBL.shape[:2], int(canvas.segment.max()) + 2)
+    touched.scatter_(2, (canvas.segment + 1) * scored_KBL, 1)  # what is not scored goes to the first place
+    return touched[:, :, 1:].bool()
+
+
+def _to_the_left(keep: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function that packs the columns of [B, W] tensors that `keep` [B, W] chooses to the left, in their order."""
+    order = keep.int().argsort(dim=1, descending=True, stable=True)[:, : max(int(keep.sum(1).max()), 1)]
+    return lambda x: x.gather(1, order)
+
+
+def cut_after_segments(
+    canvas: Canvas, mask_KBL: Tensor, scored_KBL: Tensor, hide: int
+) -> tuple[Tokens, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """What a bidirectional model saw of each segment while it sampled it: for each of K masks a row for every segment
+    in which it scores a token.
+
+    canvas: [B, L], with a noisy copy [B, N]. mask_KBL: bool, the tokens to hide. scored_KBL: bool, those of them that
+    are asked for. hide: id of the mask token. A row is the clean sequence before the segment, and the segment with its
+    masked tokens hidden: an image with its delimiters and kept tokens, a text with its canvas up to the spec's length.
+    Nothing behind it existed yet.
 
     Returns tokens [R, W], with pads at the right; source [R, W], column of `clean` that each is (-1 = none); scored
-    [R, W] bool, the masked ones; owner [R], row of the canvas. R is at least 1.
+    [R, W] bool; mask and row of the canvas that each row is of, both [R]. R is at least 1.
     """
-    clean, noisy = canvas.clean, canvas.noisy
-    touched = clean.segment.new_zeros(mask.shape[0], int(clean.segment.max()) + 2)
-    touched.scatter_(1, (clean.segment + 1) * mask, 1)
-    touched[:, 0] = 0  # where nothing is masked
+    touched = touched_segments(canvas, scored_KBL)
     if not bool(touched.any()):
-        touched[0, 1] = 1
-    owner, ordinal = (touched[:, 1:]).nonzero(as_tuple=True)
-    both = Tokens.cat([clean, noisy]).rows(owner)
-    column = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    source = torch.cat([column, canvas.source], 1)[owner]
+        touched[0, 0, 0] = True
+    which, owner, ordinal = touched.nonzero(as_tuple=True)
+    both = Tokens.cat([canvas.clean, canvas.noisy]).rows(owner)
+    width = canvas.shape[1]
+    source = torch.cat([torch.arange(width, device=owner.device).expand(canvas.shape), canvas.source], 1)[owner]
     copy = torch.zeros_like(source, dtype=torch.bool)
-    copy[:, mask.shape[1] :] = True
+    copy[:, width:] = True
     here = both.segment == ordinal[:, None]
     image = both.modality == Modality.IMAGE
     keep = both.valid & torch.where(copy, here & ~image, (both.segment < ordinal[:, None]) | (here & image))
-    scored = keep & here & (source >= 0) & mask[owner].gather(1, source.clamp(min=0))
-    hidden = scored | (keep & (source < 0))
+    own, inside = keep & here & (source >= 0), source.clamp(min=0)
+    hidden = (own & mask_KBL[which, owner].gather(1, inside)) | (keep & (source < 0))
+    scored = own & scored_KBL[which, owner].gather(1, inside)
     tokens = both.with_ids(both.ids.masked_fill(hidden, hide))
     tokens.valid = keep
-    order = keep.int().argsort(dim=1, descending=True, stable=True)[:, : max(int(keep.sum(1).max()), 1)]
-
-    def packed(x: Tensor) -> Tensor:
-        return x.gather(1, order)
-
-    return tokens.map(packed), packed(source), packed(scored), owner
+    packed = _to_the_left(keep)
+    return tokens.map(packed), packed(source), packed(scored), (which, owner)
 
 
 class SegmentCache:

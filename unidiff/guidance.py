@@ -56,13 +56,13 @@ class Guidance:
         return Guidance([canvas.rows(index) for canvas in self.canvases], self.scales)
 
     def masks(self, canvas: Canvas, mask: Tensor) -> list[Tensor]:
-        """The masked tokens [B, L] of `canvas` in each of the other canvases, without those of a modality with scale 0.
-        The same responses stand in all of them, so their sampled tokens are the same, in the same order."""
+        """The masked tokens [..., B, L] of `canvas` in each of the other canvases, without those of a modality with
+        scale 0. The same responses stand in all of them, so their sampled tokens are the same, in the same order."""
         out = []
         for other, scales in zip(self.canvases, self.scales):
             guided = mask & torch.tensor(scales, device=mask.device).ne(0)[canvas.modality.clamp(min=0)]
-            there = torch.zeros_like(other.sampled)
-            there[other.sampled] = guided[canvas.sampled]
+            there = other.sampled.new_zeros(*mask.shape[:-2], *other.shape)
+            there[..., other.sampled] = guided[..., canvas.sampled]
             out.append(there)
         return out
 

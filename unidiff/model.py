@@ -18,7 +18,7 @@ import torch
 from torch import LongTensor, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unidiff.attention import Context, additive, cut_after_segments, pad_bias, seen_clean_and_noisy
+from unidiff.attention import Context, additive, cut_after_segments, noisy_copies, pad_bias, seen_clean_and_noisy
 from unidiff.guidance import Guidance, Prompt
 from unidiff.images import to_pil, to_pixels
 from unidiff.images.preprocess import Preprocess
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 # Rows of [positions, head rows] logits that are alive at once when scoring, in numbers (256 MiB of float32).
 _LOGITS_AT_ONCE = 1 << 26
 
-# Hidden states [R, W, d] of what is scored, and for each place its modality, its column in the canvas and whether it is
-# scored, all [R, W]; and of each row the row of the canvas, [R].
-_States = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+# Hidden states [P, d] of what is scored, and where each of them stands: its mask, row and column, all [P].
+_States = tuple[Tensor, tuple[Tensor, ...]]
 
 
 class PromptTemplate(Protocol):
@@ -339,59 +338,73 @@ class UnifiedModel(nn.Module):
         hide: Tensor | None = None,
         temperature: tuple[float, float] = (1.0, 1.0),
         guidance: Guidance | None = None,
+        scored: Tensor | None = None,
     ) -> Tensor:
         """Log-probabilities of sampled tokens, each masked in its segment's noisy copy.
 
-        canvas: [B, L]. mask: [B, L] bool, a subset of `canvas.sampled`: the tokens to mask and score. hide: [B, L]
-        bool, clean tokens to replace by the mask token too (a perturbed prompt), or None. temperature: of text and
-        of image tokens. guidance: what the logits are compared with; `hide` does not apply to it. Returns [B, L]
-        float32, 0 where nothing is scored. One forward pass (and one for each canvas of the guidance): block-causal,
-        over the clean sequence and its noisy copy; bidirectional, over one row for each segment, the sequence cut
-        after it. Logits exist only at masked positions × the rows of their modality, in chunks.
+        canvas: [B, L]. mask: [B, L] bool, a subset of `canvas.sampled`: the tokens to mask; or [K, B, L], K masks of
+        the same sequences. hide: [B, L] bool, clean tokens to replace by the mask token too (a perturbed prompt), or
+        None. temperature: of text and of image tokens. guidance: what the logits are compared with; `hide` does not
+        apply to it. scored: bool, like `mask`: those of the masked tokens that are asked for; None = all. Returns
+        float32 like `mask`, 0 where nothing is scored.
+
+        One forward pass (and one for each canvas of the guidance): block-causal, over the clean sequence, once for all
+        masks, and noisy copies of the segments in which something is scored; bidirectional, over one row for each such
+        segment and mask, the sequence cut after it. Logits exist only at scored positions × the rows of their
+        modality, in chunks.
         """
-        if mask.shape != canvas.shape:
+        if mask.shape[-2:] != canvas.shape or mask.dim() not in (2, 3):
             raise ValueError(f"score: mask has shape {tuple(mask.shape)}, the canvas {tuple(canvas.shape)}")
         if bool((mask & ~canvas.sampled).any()):
             raise ValueError("score: mask holds tokens that were not sampled; mask & canvas.sampled is what you want")
-        full_width = canvas.shape[1]
-        others = [] if guidance is None else list(zip(guidance.canvases, guidance.masks(canvas, mask)))
-        states = self._states(canvas, mask, hide)
-        compared = [self._states(other, there) for other, there in others]
-        hidden, modalities, source, scored, owner = states
-        out = hidden.new_zeros(mask.shape[0], full_width, dtype=torch.float32)
+        scored = mask if scored is None else scored
+        if scored.shape != mask.shape or bool((scored & ~mask).any()):
+            raise ValueError("score: scored must be like mask, and hold masked tokens only")
+        mask_KBL, scored_KBL = mask.reshape(-1, *canvas.shape), scored.reshape(-1, *canvas.shape)
+        hidden, place = self._states(canvas, mask_KBL, scored_KBL, hide)
+        compared = []
+        if guidance is not None:
+            masks = zip(guidance.canvases, guidance.masks(canvas, mask_KBL), guidance.masks(canvas, scored_KBL))
+            compared = [(self._states(other, *there), other.modality) for other, *there in masks]
+        out = hidden.new_zeros(mask_KBL.shape, dtype=torch.float32)
+        modalities = canvas.modality[place[1:]]
         for modality in Modality if self.spec.codebook_size else (Modality.TEXT,):
-            row, column = (scored & (modalities == modality)).nonzero(as_tuple=True)
-            place = owner[row], source[row, column]
+            own = modalities == modality
+            where = tuple(index[own] for index in place)
             guides = [] if guidance is None else guidance.of_modality(modality)
             # The same tokens in the same order: a canvas that is compared differs in its prompts alone.
-            terms = [(scale, compared[k][0][compared[k][3] & (compared[k][1] == modality)]) for k, scale in guides]
-            target = canvas.ids[place]
-            values = self._target_log_probs(hidden[row, column], target, modality, temperature[modality], terms)
-            out = out.index_put(place, values)
-        return out
+            terms = []
+            for k, scale in guides:
+                (others, there), kind = compared[k]
+                terms.append((scale, others[kind[there[1:]] == modality]))
+            target = canvas.ids[where[1:]]
+            values = self._target_log_probs(hidden[own], target, modality, temperature[modality], terms)
+            out = out.index_put(where, values)
+        return out.reshape(mask.shape)
 
-    def _states(self, canvas: Canvas, mask: Tensor, hide: Tensor | None = None) -> _States:
+    def _states(self, canvas: Canvas, mask_KBL: Tensor, scored_KBL: Tensor, hide: Tensor | None = None) -> _States:
         canvas, width = canvas.trimmed()
-        mask = mask[:, :width]
+        mask_KBL, scored_KBL = mask_KBL[..., :width], scored_KBL[..., :width]
         if hide is not None:
             clean = canvas.clean.with_ids(canvas.clean.ids.masked_fill(hide[:, :width], self.spec.mask))
             canvas = dataclasses.replace(canvas, clean=clean)
-        return (self._cut_states if self.spec.attention == "bidirectional" else self._copy_states)(canvas, mask)
+        bidirectional = self.spec.attention == "bidirectional"
+        return (self._cut_states if bidirectional else self._copy_states)(canvas, mask_KBL, scored_KBL)
 
-    def _copy_states(self, canvas: Canvas, mask: Tensor) -> _States:
-        """Block-causal: one row a sequence, the clean one followed by its noisy copy."""
-        masked = (canvas.source < 0) | mask.gather(1, canvas.source.clamp(min=0))
-        noisy = canvas.noisy.with_ids(torch.where(masked, self.spec.mask, canvas.noisy.ids))
-        seen = additive(seen_clean_and_noisy(canvas), self.dtype)
-        hidden = self.hidden(Tokens.cat([canvas.clean, noisy]), seen)[:, mask.shape[1] :]
-        scored = masked & (canvas.source >= 0) & noisy.valid
-        return hidden, noisy.modality, canvas.source, scored, torch.arange(len(mask), device=mask.device)
+    def _copy_states(self, canvas: Canvas, mask_KBL: Tensor, scored_KBL: Tensor) -> _States:
+        """Block-causal: one row a sequence, the clean one followed by noisy copies of what is scored."""
+        noisy, source, copy, scored = noisy_copies(canvas, mask_KBL, scored_KBL, self.spec.mask)
+        seen = additive(seen_clean_and_noisy(canvas.clean, noisy, copy), self.dtype)
+        hidden = self.hidden(Tokens.cat([canvas.clean, noisy]), seen)[:, canvas.shape[1] :]
+        row, column = scored.nonzero(as_tuple=True)
+        return hidden[row, column], (copy[row, column], row, source[row, column])
 
-    def _cut_states(self, canvas: Canvas, mask: Tensor) -> _States:
-        """Bidirectional: one row a segment, the sequence cut after it."""
-        tokens, source, scored, owner = cut_after_segments(canvas, mask, self.spec.mask)
+    def _cut_states(self, canvas: Canvas, mask_KBL: Tensor, scored_KBL: Tensor) -> _States:
+        """Bidirectional: one row a segment and mask, the sequence cut after it."""
+        tokens, source, scored, owner = cut_after_segments(canvas, mask_KBL, scored_KBL, self.spec.mask)
         hidden = self.hidden(tokens, additive(tokens.valid[:, None], self.dtype))
-        return hidden, tokens.modality, source, scored, owner
+        row, column = scored.nonzero(as_tuple=True)
+        return hidden[row, column], (*(index[row] for index in owner), source[row, column])
 
     forward = score  # so that wrappers (DDP, FSDP) see the pass whose gradients they reduce
 

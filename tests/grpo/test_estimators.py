@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from unidiff.estimators import ESTIMATORS, draw_views, make
+from unidiff.grpo.batches import MicroBatch
 from unidiff.memory import PeakMemory
 from unidiff.sequence import Modality
 
@@ -65,18 +66,18 @@ def test_only_sampled_tokens_of_the_modality_are_masked_and_only_masked_ones_cou
 
 
 def watched(trainer):
-    """Runs a step. [(iteration, rows, [(view, log-probs with their gradient) of each backward pass])]."""
+    """Runs a step. [(iteration, micro-batch, [(views, log-probs with their gradient) of each backward pass])]."""
     found, back, run = [], trainer._backward, trainer._run
 
-    def watch_backward(experience, iteration, rows, loss_of, last):
-        found.append((iteration, rows, []))
-        return back(experience, iteration, rows, loss_of, last)
+    def watch_backward(experience, iteration, batch, loss_of, last):
+        found.append((iteration, batch, []))
+        return back(experience, iteration, batch, loss_of, last)
 
-    def watch_run(model, canvas, view, guidance):
-        out = run(model, canvas, view, guidance)
+    def watch_run(model, canvas, views, guidance):
+        out = run(model, canvas, views, guidance)
         if out.requires_grad:
             out.retain_grad()
-            found[-1][2].append((view, out))
+            found[-1][2].append((views, out))
         return out
 
     trainer._backward, trainer._run = watch_backward, watch_run
@@ -92,12 +93,11 @@ def test_each_of_the_masks_is_used_exactly_once(make_trainer, pair, iterations, 
     trainer = make_trainer(text_estimator=text, image_estimator=image, **settings)
     _, experience, found = watched(trainer)
     for iteration in range(iterations):
-        rows = torch.cat([rows for i, rows, _ in found if i == iteration])
+        rows = torch.cat([batch.rows for i, batch, _ in found if i == iteration])
         assert sorted(rows.tolist()) == list(range(6))
-        for rows, passes in ((rows, p) for i, rows, p in found if i == iteration):
-            expected = experience.draws[iteration].rows(rows).views
-            assert len(passes) == len(expected)
-            for (view, _), own in zip(passes, expected):
+        for batch, passes in ((batch, p) for i, batch, p in found if i == iteration):
+            run = [view for views, _ in passes for view in views]
+            for view, own in zip(run, experience.draws[iteration].rows(batch.rows).views, strict=True):
                 assert torch.equal(view.mask, own.mask) and torch.equal(view.factors, own.factors)
     masks = [torch.stack([view.mask for view in draw.views]) for draw in experience.draws]
     assert all(not torch.equal(a, b) for i, a in enumerate(masks) for b in masks[:i])
@@ -107,12 +107,14 @@ def test_each_of_the_masks_is_used_exactly_once(make_trainer, pair, iterations, 
 def test_gradients_reach_scored_tokens_only(make_trainer, name):
     _, experience, found = watched(make_trainer(num_iterations=2, **both(name)))
     touched = 0
-    for iteration, rows, passes in found:
-        weight = experience.weight_BL(iteration)[rows]
-        for view, out in passes:
+    for iteration, batch, passes in found:
+        weight = experience.weight_BL(iteration)[batch.rows]
+        for view, slope in (
+            (view, slope) for views, out in passes for view, slope in zip(views, out.grad, strict=True)
+        ):
             scored = (view.factors != 0) & (weight != 0)
-            assert bool((out.grad[~scored] == 0).all())
-            touched += int((out.grad[scored] != 0).sum())
+            assert bool((slope[~scored] == 0).all())
+            touched += int((slope[scored] != 0).sum())
     assert touched > 0
 
 
@@ -154,20 +156,21 @@ def test_same_gradient_for_any_micro_batch_size(make_trainer, difference, timele
 
 
 def test_views_one_by_one_give_the_gradient_of_all_at_once(make_trainer):
-    """What the trainer chains together, against one graph through every view."""
+    """What the trainer chains together where views do not fit into one pass, against one graph through all of them."""
     trainer = make_trainer(text_estimator="elbo:samples=4", image_estimator="coupled", max_grad_norm=math.inf)
     _, experience = trainer.step(0)
-    rows = torch.arange(6)
+    whole = MicroBatch.whole(experience.draws[0])
+    parts = MicroBatch(whole.rows, [slice(0, 1), slice(1, 3), slice(3, 4)])
     denominators = trainer._denominators(experience.weight_BL(0), experience)
 
     def loss_of(new):
-        return trainer._loss(experience, 0, rows, denominators, None, new)
+        return trainer._loss(experience, 0, whole, denominators, None, new)
 
     trainer.policy.zero_grad()
-    loss_of(trainer._score(trainer.policy, experience, 0, rows))[0].backward()
+    loss_of(trainer._score(trainer.policy, experience, 0, whole))[0].backward()
     expected = [p.grad.clone() for p in trainer.policy.parameters()]
     trainer.policy.zero_grad()
-    trainer._backward(experience, 0, rows, loss_of, last=True)
+    trainer._backward(experience, 0, parts, loss_of, last=True)
     for p, gradient in zip(trainer.policy.parameters(), expected):
         torch.testing.assert_close(p.grad, gradient, atol=1e-6, rtol=1e-4)
 
@@ -243,10 +246,12 @@ def peak_of_update(make_trainer, model, **settings):
 def test_memory_does_not_grow_with_iterations_or_views(make_trainer, model):
     base = {"num_prompts": 2, "micro_batch_size": 2}
     few, many = (peak_of_update(make_trainer, model, num_iterations=n, **base) for n in (2, 6))
-    views = [peak_of_update(make_trainer, model, text_estimator=f"elbo:samples={n}", **base) for n in (2, 6)]
+    many_views = ("elbo:samples=2", "left_to_right", "elbo:samples=12", "elbo:samples=24")
+    views = [peak_of_update(make_trainer, model, num_iterations=2, text_estimator=name, **base) for name in many_views]
     rows = peak_of_update(make_trainer, model, num_prompts=2, micro_batch_size=6, num_iterations=2)
     assert rows > 1.5 * few  # the meter sees what there is to see
-    assert many < 1.1 * few and views[1] < 1.1 * views[0]
+    assert many < 1.1 * few and views[3] < 1.1 * views[2]
+    assert max(views) < 1.2 * few  # as many tokens in a pass, in fewer but longer rows
 
 
 def test_calls_of_the_old_policy_are_chunks(make_trainer):

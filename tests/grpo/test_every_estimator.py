@@ -22,6 +22,7 @@ from torch import Tensor
 import unidiff.grpo.trainer as trainer_module
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, noise
 from unidiff.estimators import ESTIMATORS, Draw, View, draw_views, make
+from unidiff.grpo.batches import MicroBatch
 from unidiff.grpo.experience import Experience
 from unidiff.grpo.losses import LOSSES
 from unidiff.guidance import Guidance
@@ -150,13 +151,14 @@ def update(
 def test_the_first_ratio_is_1(update: Update, text: str, image: str, sampling: str) -> None:
     """Exactly, where old and new are scored in the same company; to float noise in any other."""
     trainer, experience = update(text, image, beta=0.1, **SAMPLING[sampling])
-    batches = experience.micro_batches(3)
+    attention = trainer.model.spec.attention
+    batches = [experience.micro_batches(3, attention, i) for i in range(len(experience.draws))]
     old = trainer._old_log_probs(experience, batches)
     with torch.no_grad():
-        whole = trainer._score(trainer.model, experience, 0, torch.arange(ROWS))
+        whole = trainer._score(trainer.model, experience, 0, MicroBatch.whole(experience.draws[0]))
         if old is not None:
-            for values, chosen in zip(old[0], batches):
-                assert ((values - whole[chosen]).exp() - 1).abs().max() < 1e-4
+            for values, batch in zip(old[0], batches[0], strict=True):
+                assert ((values - whole[batch.rows]).exp() - 1).abs().max() < 1e-4
     metrics = trainer._update(0, experience)
     assert metrics["ratio_first_iteration_max_dev"] == 0 or old is None
     assert all(math.isfinite(v) for v in metrics.values())
@@ -168,7 +170,7 @@ def test_scoring_is_as_warm_and_guided_as_the_rollouts(update: Update, sampling:
     trainer, experience = update("one_step", "one_step", **SAMPLING[sampling])
     (view,), config, score = experience.draws[0].views, trainer.config, trainer.model.score
     with torch.no_grad():
-        found = trainer._score(trainer.model, experience, 0, torch.arange(ROWS))
+        found = trainer._score(trainer.model, experience, 0, MicroBatch.whole(experience.draws[0]))
         given = (experience.canvas, view.mask, view.hide)
         warm = score(*given, (config.text_temperature, config.image_temperature))
         expected = score(*given, (config.text_temperature, config.image_temperature), experience.guidance)
@@ -187,11 +189,11 @@ def test_only_tokens_masked_in_this_iteration_count(update: Update, text: str, i
     canvas, seen = experience.canvas, []
     run = trainer._run
 
-    def watched(model: Any, canvas: Canvas, view: View, *given: Any) -> Tensor:
-        out = run(model, canvas, view, *given)
+    def watched(model: Any, canvas: Canvas, views: list[View], *given: Any) -> Tensor:
+        out = run(model, canvas, views, *given)
         if out.requires_grad:
             out.retain_grad()
-            seen.append((view, out))
+            seen.append((views, out))
         return out
 
     trainer._run = watched  # type: ignore[method-assign]
@@ -201,13 +203,15 @@ def test_only_tokens_masked_in_this_iteration_count(update: Update, text: str, i
         assert all(not bool(((view.factors != 0) & ~view.mask).any()) for view in draw.views)
         for b in range(ROWS):
             assert set(canvas.segment[b][draw.mask[b]].tolist()) == set(canvas.segment[b][canvas.sampled[b]].tolist())
-        trainer._pass(experience, iteration, [torch.arange(ROWS)], None)
+        trainer._pass(experience, iteration, [MicroBatch.whole(experience.draws[iteration])], None)
         reached = torch.zeros_like(canvas.sampled)
-        for (view, out), own in zip(seen, draw.rows(torch.arange(ROWS)).views, strict=True):
+        ((views, out),) = seen
+        assert out.grad is not None
+        for view, own, values, slope in zip(views, draw.rows(torch.arange(ROWS)).views, out, out.grad, strict=True):
             assert torch.equal(view.mask, own.mask) and torch.equal(view.factors, own.factors)
-            assert out.grad is not None and bool((out.grad[view.factors == 0] == 0).all())
-            assert bool((out[~view.mask] == 0).all())
-            reached |= out.grad != 0
+            assert bool((slope[view.factors == 0] == 0).all())
+            assert bool((values[~view.scored] == 0).all())
+            reached |= slope != 0
         assert torch.equal(reached, draw.mask) or "spg" in (text, image)  # its upper bound may leave a token out
         seen.clear()
 
@@ -217,7 +221,7 @@ def test_only_tokens_masked_in_this_iteration_count(update: Update, text: str, i
 
 def gradient(trainer: GRPOTrainer, experience: Experience, size: int) -> list[Tensor]:
     trainer.policy.zero_grad()
-    trainer._pass(experience, 1, experience.micro_batches(size), None)
+    trainer._pass(experience, 1, experience.micro_batches(size, trainer.model.spec.attention, 1), None)
     return [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
 
 
@@ -242,17 +246,17 @@ def test_each_of_the_masks_is_used_exactly_once(update: Update, text: str, image
     new, old = torch.zeros(2, iterations, ROWS, dtype=torch.int64)
     score, back = trainer._score, trainer._backward
 
-    def scored(model: Any, experience: Experience, iteration: int, chosen: Tensor) -> Tensor:
-        old[iteration, chosen] += not torch.is_grad_enabled()
-        return score(model, experience, iteration, chosen)
+    def scored(model: Any, experience: Experience, iteration: int, batch: MicroBatch) -> Tensor:
+        old[iteration, batch.rows] += not torch.is_grad_enabled()
+        return score(model, experience, iteration, batch)
 
-    def passed(experience: Experience, iteration: int, chosen: Tensor, *given: Any, **named: Any) -> Any:
-        new[iteration, chosen] += 1
+    def passed(experience: Experience, iteration: int, batch: MicroBatch, *given: Any, **named: Any) -> Any:
+        new[iteration, batch.rows] += 1
         assert bool((new[:iteration] == 1).all()) and not new[iteration + 1 :].any()  # in order
-        return back(experience, iteration, chosen, *given, **named)
+        return back(experience, iteration, batch, *given, **named)
 
-    def run(model: Any, canvas: Canvas, view: View, *given: Any) -> Tensor:
-        return torch.zeros(view.mask.shape, requires_grad=torch.is_grad_enabled())
+    def run(model: Any, canvas: Canvas, views: list[View], *given: Any) -> Tensor:
+        return torch.zeros(len(views), *canvas.shape, requires_grad=torch.is_grad_enabled())
 
     trainer._score, trainer._backward, trainer._run = scored, passed, run  # type: ignore[method-assign]
     trainer._update(0, experience)

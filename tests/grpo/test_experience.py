@@ -101,9 +101,9 @@ def test_weight_is_for_masked_tokens_of_trained_segments(canvas, rollouts):
 @pytest.mark.parametrize("size", [1, 3, 8, 100])
 def test_micro_batches_hold_every_row_once_by_length(canvas, rollouts, size):
     experience = experience_of(canvas, rollouts, [canvas.sampled], torch.zeros(canvas.shape), canvas.sampled)
-    batches = experience.micro_batches(size)
-    order = torch.cat(batches)
-    assert sorted(order.tolist()) == list(range(8)) and all(len(b) <= size for b in batches)
+    batches = experience.micro_batches(size, "block_causal")
+    order = torch.cat([b.rows for b in batches])
+    assert sorted(order.tolist()) == list(range(8)) and all(len(b.rows) <= size for b in batches)
     length = (canvas.clean.valid.sum(1) + canvas.noisy.valid.sum(1))[order]
     assert length.tolist() == sorted(length.tolist())
 
@@ -112,7 +112,9 @@ def test_micro_batches_of_rows_with_an_advantage(canvas, rollouts):
     advantage = torch.zeros(canvas.shape)
     advantage[[1, 5, 6], 3] = -0.5
     experience = experience_of(canvas, rollouts, [canvas.sampled], advantage, canvas.sampled)
-    useful = experience.micro_batches(2, everything=False)
-    assert sorted(torch.cat(useful).tolist()) == [1, 5, 6] and [len(b) for b in useful] == [2, 1]
+    useful = experience.micro_batches(2, "block_causal", everything=False)
+    assert sorted(torch.cat([b.rows for b in useful]).tolist()) == [1, 5, 6]
+    assert [len(b.rows) for b in useful] == [2, 1]
     experience.advantage_BL = torch.zeros(canvas.shape)
-    assert [len(b) for b in experience.micro_batches(2, everything=False)] == [1]  # every process runs a backward pass
+    none = experience.micro_batches(2, "block_causal", everything=False)
+    assert [len(b.rows) for b in none] == [1]  # every process runs a backward pass

@@ -58,11 +58,11 @@ def recorded(trainer, monkeypatch):
     found, scored = [], {}
     score, loss = trainer._score, trainer_module.modality_loss
 
-    def watched_score(model, experience, iteration, rows):
-        out = score(model, experience, iteration, rows)
+    def watched_score(model, experience, iteration, batch):
+        out = score(model, experience, iteration, batch)
         if out.requires_grad:
             out.retain_grad()
-            scored[id(out)] = (iteration, rows)
+            scored[id(out)] = (iteration, batch.rows)
         return out
 
     def watched_loss(new, old, advantage, weight, modality, **options):

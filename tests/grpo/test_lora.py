@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from unidiff import UnifiedModel
 from unidiff.grpo import lora
+from unidiff.grpo.batches import MicroBatch
 
 LORA = {"lora_rank": 4, "lora_alpha": 8.0, "learning_rate": 1e-2}
 
@@ -141,7 +142,7 @@ def test_the_model_without_adapters_is_the_reference(make_trainer, model):
     first, _ = trainer.step(0)
     assert first["kl/text"] == 0 and first["kl/image"] == 0
     _, experience = trainer.step(1)
-    rows = torch.arange(len(experience.rollouts))
+    rows = MicroBatch.whole(experience.draws[0])
     with torch.no_grad():
         expected = trainer._score(model, experience, 0, rows)
         new = trainer._score(trainer.model, experience, 0, rows)
@@ -155,7 +156,7 @@ def test_adapters_of_the_user_are_part_of_the_reference(make_trainer, adapted):
     """Without lora_rank, adapters that a model came with are trained, and the reference is the model as it came."""
     trainer = make_trainer(beta=0.5, policy=copy.deepcopy(adapted))
     _, experience = trainer.step(0)
-    rows = torch.arange(len(experience.rollouts))
+    rows = MicroBatch.whole(experience.draws[0])
     with torch.no_grad():
         expected = trainer._score(adapted, experience, 0, rows)
     assert torch.equal(trainer._reference_log_probs(experience, 0, rows), expected)

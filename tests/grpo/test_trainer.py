@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 import unidiff.grpo.trainer as trainer_module
 from unidiff.estimators import ESTIMATORS
+from unidiff.grpo.batches import MicroBatch
 from unidiff.grpo.losses import LOSSES
 from unidiff.grpo.trainer import prompt_index
 from unidiff.rewards.reward import RewardError, reward
@@ -129,7 +130,7 @@ def test_learning_rate_schedule(make_trainer):
 def scores(trainer, experience, iteration=0):
     """Log-probabilities [B, L] under the policy as it is now, on the view of an iteration."""
     with torch.no_grad():
-        return trainer._score(trainer.model, experience, iteration, torch.arange(len(experience.rollouts)))
+        return trainer._score(trainer.model, experience, iteration, MicroBatch.whole(experience.draws[iteration]))
 
 
 @pytest.mark.parametrize("modality", Modality)
@@ -152,11 +153,11 @@ def test_old_log_probs_are_those_before_the_first_update(make_trainer):
     compute = trainer._old_log_probs
     trainer._old_log_probs = lambda *args: olds.append(compute(*args)) or olds[0]
     metrics, experience = trainer.step(0)
-    batches = experience.micro_batches(3, everything=False)
     for iteration in range(3):
-        for rows, old in zip(batches, olds[0][iteration]):
+        batches = experience.micro_batches(3, "block_causal", iteration, everything=False)
+        for batch, old in zip(batches, olds[0][iteration], strict=True):
             assert not old.requires_grad
-            torch.testing.assert_close(old, scores(fresh, experience, iteration)[rows], atol=1e-5, rtol=0)
+            torch.testing.assert_close(old, scores(fresh, experience, iteration)[batch.rows], atol=1e-5, rtol=0)
     assert metrics["kl/text"] > 1e-6 and metrics["kl/image"] > 1e-6
 
 
@@ -321,13 +322,13 @@ def test_rollouts_without_advantage_are_not_run_and_change_nothing(
             def whole(*args, make=experience):
                 found = make(*args)
                 batches = found.micro_batches
-                found.micro_batches = lambda size, everything=True: batches(size, True)
+                found.micro_batches = lambda size, attention, i, everything: batches(size, attention, i)
                 return found
 
             trainer._experience = whole
         rows = []
         score = trainer._score
-        trainer._score = lambda m, e, i, r, s=score, seen=rows: seen.append(len(r)) or s(m, e, i, r)
+        trainer._score = lambda m, e, i, b, s=score, seen=rows: seen.append(len(b.rows)) or s(m, e, i, b)
         trainer.step(0)
         outcome[everything] = weights(trainer), sum(rows)
     assert difference(outcome[True][0], outcome[False][0]) < 1e-5

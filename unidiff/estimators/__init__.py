@@ -1,7 +1,7 @@
 """Log-probability estimators: which sampled tokens are masked, and scored, in each inner iteration.
 
 A masked diffusion model has no cheap exact probability of a whole text or image. An estimator asks for the
-probability of some tokens while they are masked and the others stand, in one forward pass or several, and makes of the
+probability of some tokens while they are masked and the others stand, once or in several views, and makes of the
 answers a value for each token, or one for each segment. Its choice is data: drawn once for a batch of rollouts, it
 serves the old, the reference and the new policy alike.
 
@@ -20,7 +20,7 @@ Dimensions: B rows, L columns of `Canvas.clean`, K views.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -33,11 +33,11 @@ from unidiff.guidance import Guidance
 from unidiff.sequence import Canvas, Modality
 
 __all__ = ["ESTIMATORS", "Draw", "Estimator", "Place", "View", "combine", "draw_views", "make", "parse"]
-__all__ += ["register", "run_view", "score", "segment_uniform", "token_uniform"]
+__all__ += ["register", "run_view", "run_views", "score", "segment_uniform", "token_uniform"]
 
 
 class Estimator:
-    """Base of all methods. A method gives `mask`, or `views` where one forward pass is not enough.
+    """Base of all methods. A method gives `mask`, or `views` where one is not enough.
 
     unit: "token": each token has a value, its log-probability as the method estimates it. "segment": a segment has
     one, and all of its scored tokens share it: so they share their ratio too, and the segment counts in the loss as if
@@ -77,7 +77,7 @@ class Estimator:
         iterations: int,
         keys_B: Tensor,
     ) -> list[View]:
-        """The forward passes of an inner iteration, one or more, alike in number for all rows."""
+        """What an inner iteration asks, one view or more, alike in number for all rows."""
         mask = self.mask(canvas, place, modality, iteration, iterations, keys_B)
         return [View(mask, self.hide(canvas, iteration, keys_B))]
 
@@ -213,6 +213,39 @@ def run_view(
     return model(canvas, view.mask, view.hide, temperature, guidance)
 
 
+def run_views(
+    model: Any,
+    canvas: Canvas,
+    views: Sequence[View],
+    temperature: tuple[float, float] = (1.0, 1.0),
+    guidance: Guidance | None = None,
+) -> Tensor:
+    """Log-probabilities [K, B, L] of what each view scores, 0 elsewhere: those of `run_view`, in fewer forward passes.
+    Views that leave the prompt as it is share one; a view that hides some of it has its own."""
+    plain = [k for k, view in enumerate(views) if view.hide is None]
+    passes = [plain] * bool(plain) + [[k] for k, view in enumerate(views) if view.hide is not None]
+    parts = [_one_pass(model, canvas, [views[k] for k in own], temperature, guidance) for own in passes]
+    order = torch.tensor([k for own in passes for k in own], device=parts[0].device).argsort()
+    return torch.cat(parts)[order]
+
+
+def _one_pass(
+    model: Any,
+    canvas: Canvas,
+    views: Sequence[View],
+    temperature: tuple[float, float],
+    guidance: Guidance | None,
+) -> Tensor:
+    scored_KBL = torch.stack([view.scored for view in views])
+    rows = scored_KBL.any(0).any(1).nonzero()[:, 0]
+    if 0 < len(rows) < canvas.shape[0]:
+        compared = None if guidance is None else guidance.rows(rows)
+        part = _one_pass(model, canvas.rows(rows), [view.rows(rows) for view in views], temperature, compared)
+        return part.new_zeros(scored_KBL.shape).index_copy(1, rows, part)
+    mask_KBL = torch.stack([view.mask for view in views])
+    return model(canvas, mask_KBL, views[0].hide, temperature, guidance, scored_KBL)
+
+
 def combine(
     canvas: Canvas, draw: Draw, logp_KBL: Tensor, text: Estimator, image: Estimator, advantage_BL: Tensor
 ) -> Tensor:
@@ -233,7 +266,7 @@ def score(
     temperature: tuple[float, float] = (1.0, 1.0),
     guidance: Guidance | None = None,
 ) -> Tensor:
-    """Values [B, L] of a policy: all views of a draw, run and combined."""
+    """Values [B, L] of a policy: all views of a draw, run one by one and combined."""
     logp_KBL = torch.stack([run_view(model, canvas, view, temperature, guidance) for view in draw.views])
     return combine(canvas, draw, logp_KBL, text, image, advantage_BL)
 

@@ -1,4 +1,4 @@
-"""What estimators deal in: views (what one forward pass masks), places of tokens in their segments, and noise.
+"""What estimators deal in: views (what is masked at a time), places of tokens in their segments, and noise.
 
 Dimensions: B rows, L columns of `Canvas.clean`, K views.
 """
@@ -20,7 +20,7 @@ _SEGMENT_STRIDE = 1 << 32  # noise counter of a token = segment · stride + offs
 
 @dataclass
 class View:
-    """One forward pass: what is masked in it, and what is scored. All fields [B, L].
+    """One way to ask: what is masked, and what of it is scored. All fields [B, L].
 
     mask: bool, sampled tokens that are masked. hide: bool, prompt tokens that are masked too, and never scored; None =
     the prompt stands as it is. factor: bool or float, what the log-probability of a masked token counts for, 0 = it
@@ -35,6 +35,11 @@ class View:
     def factors(self) -> Tensor:
         """`factor`, also where it is not given."""
         return self.mask if self.factor is None else self.factor
+
+    @property
+    def scored(self) -> Tensor:
+        """bool: the masked tokens that count."""
+        return self.mask & (self.factors != 0)
 
     def rows(self, index: Tensor) -> View:
         return View(*(None if x is None else x[index] for x in (self.mask, self.hide, self.factor)))  # type: ignore[arg-type]
@@ -53,12 +58,12 @@ class Draw:
     @property
     def mask(self) -> Tensor:
         """[B, L] bool: tokens that some view masks and scores."""
-        return torch.stack([view.factors != 0 for view in self.views]).any(0)
+        return torch.stack([view.scored for view in self.views]).any(0)
 
     def rows(self, index: Tensor) -> Draw:
         """Some rows, without the views that score nothing in them (the first is always kept)."""
         views = [view.rows(index) for view in self.views]
-        kept = [view for i, view in enumerate(views) if i == 0 or bool(view.factors.any())]
+        kept = [view for i, view in enumerate(views) if i == 0 or bool(view.scored.any())]
         return Draw(kept, self.weight[index])
 
 

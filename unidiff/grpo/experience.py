@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from unidiff import noise
-from unidiff.estimators import Draw, Estimator
+from unidiff.estimators import Draw, Estimator, View, combine
+from unidiff.grpo.batches import MicroBatch, micro_batches
 from unidiff.grpo.process import Clock
 from unidiff.guidance import Guidance
 from unidiff.model import UnifiedModel
@@ -47,24 +48,30 @@ class Experience:
     trained_BL: Tensor
     guidance: Guidance | None = None
 
-    def guidance_rows(self, rows: Tensor) -> Guidance | None:
-        return None if self.guidance is None else self.guidance.rows(rows)
-
     def weight_BL(self, iteration: int) -> Tensor:
         """float32 [B, L]: of tokens scored in this iteration whose segment has an advantage; 0 elsewhere."""
         return self.draws[iteration].weight * self.trained_BL
 
-    def micro_batches(self, size: int, everything: bool = True) -> list[Tensor]:
-        """Row indices of each micro-batch, rows of like length together so that little is padded; at least one.
+    def micro_batches(self, size: int, attention: str, iteration: int = 0, everything: bool = True) -> list[MicroBatch]:
+        """What an inner iteration runs at a time (see `batches`); at least one micro-batch.
 
         everything: also the rows without any advantage, whose policy gradient is zero whatever their probability.
         """
-        length = self.canvas.clean.valid.sum(1) + self.canvas.noisy.valid.sum(1)
-        order = length.argsort(stable=True)
+        rows = torch.arange(self.canvas.shape[0], device=self.canvas.ids.device)
+        useful = (self.advantage_BL != 0).any(1)
         if not everything:
-            useful = (self.advantage_BL != 0).any(1)[order]
-            order = order[useful] if useful.any() else order[:1]
-        return list(order.split(size))
+            rows = rows[useful] if useful.any() else rows[:1]
+        return micro_batches(self.canvas, self.draws[iteration], rows, size, attention)
+
+    def part(self, iteration: int, batch: MicroBatch) -> tuple[Canvas, list[View], Guidance | None]:
+        """What a micro-batch is scored on."""
+        guidance = None if self.guidance is None else self.guidance.rows(batch.rows)
+        return self.canvas.rows(batch.rows), self.draws[iteration].rows(batch.rows).views, guidance
+
+    def values(self, logp_KBL: Tensor, iteration: int, batch: MicroBatch, text: Estimator, image: Estimator) -> Tensor:
+        """Values [B, L] of a micro-batch from the log-probabilities of its views."""
+        canvas, draw = self.canvas.rows(batch.rows), self.draws[iteration].rows(batch.rows)
+        return combine(canvas, draw, logp_KBL, text, image, self.advantage_BL[batch.rows])
 
 
 def guidance_of(

@@ -4,8 +4,8 @@ Deviations from the papers, and simplifications:
 - A token's advantage is that of its segment (`RewardRouter`); text and image tokens are averaged on their own and then
   weighted, so that many image tokens do not drown few text tokens.
 - With μ = 1 the old policy is the new one, detached; no second forward pass is made.
-- An estimator's several views are run twice: all without a graph, then one by one with it, so that memory does not grow
-  with their number.
+- An estimator's several views share a forward pass, with fewer rollouts in it, so that memory does not grow with their
+  number. Only where those of one rollout do not fit are they run twice: without a graph, then part by part with it.
 - Micro-batches hold rollouts of like length. Losses are sums over the step's global denominators, so how a step is cut
   into micro-batches and processes changes nothing but speed.
 - Rollouts whose every advantage is 0 count in the denominators but are not run: without a KL term their gradient is 0.
@@ -30,6 +30,7 @@ from transformers import TrainerState
 
 from unidiff import estimators, noise
 from unidiff.grpo import activations, lora, sharding
+from unidiff.grpo.batches import MicroBatch
 from unidiff.grpo.checkpoint import RunFolder
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, mean_compute, means
@@ -293,7 +294,8 @@ class GRPOTrainer:
 
     def _update(self, step: int, experience: Experience) -> dict[str, float]:
         config = self.config
-        batches = experience.micro_batches(config.micro_batch_size, everything=self.reference is not None)
+        sizes, everything = (config.micro_batch_size, self.model.spec.attention), self.reference is not None
+        batches = [experience.micro_batches(*sizes, i, everything) for i in range(config.num_iterations)]
         old = self._old_log_probs(experience, batches)
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
@@ -303,9 +305,9 @@ class GRPOTrainer:
         norms = []
         for iteration in range(config.num_iterations):
             with self.shards.collected():
-                stats = self._pass(experience, iteration, batches, old)
+                stats = self._pass(experience, iteration, batches[iteration], None if old is None else old[iteration])
                 if iteration == 0:
-                    first = self._first_ratio(step, experience, batches, None if old is None else stats)
+                    first = self._first_ratio(step, experience, batches[0], None if old is None else stats)
             total = added(total, stats)
             with self.shards.apart():
                 norm: Any = self.accelerator.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
@@ -321,28 +323,28 @@ class GRPOTrainer:
         return metrics
 
     def _pass(
-        self, experience: Experience, iteration: int, batches: list[Tensor], old: list[list[Tensor]] | None
+        self, experience: Experience, iteration: int, batches: list[MicroBatch], old: list[Tensor] | None
     ) -> dict[Modality, LossStats]:
         """Gradients of one inner iteration, accumulated over micro-batches."""
         denominators = self._denominators(experience.weight_BL(iteration), experience)
         total: dict[Modality, LossStats] = {}
-        for at, rows in enumerate(batches):
-            before = None if old is None else old[iteration][at]
-            loss_of = functools.partial(self._loss, experience, iteration, rows, denominators, before)
-            total = added(total, self._backward(experience, iteration, rows, loss_of, last=at + 1 == len(batches)))
+        for at, batch in enumerate(batches):
+            before = None if old is None else old[at]
+            loss_of = functools.partial(self._loss, experience, iteration, batch, denominators, before)
+            total = added(total, self._backward(experience, iteration, batch, loss_of, last=at + 1 == len(batches)))
         return total
 
     def _loss(
         self,
         experience: Experience,
         iteration: int,
-        rows: Tensor,
+        batch: MicroBatch,
         denominators: dict[Modality, Denominators],
         old: Tensor | None,
         new: Tensor,
     ) -> tuple[Tensor, dict[Modality, LossStats]]:
         """A micro-batch's part of the step's loss. old: None = the new policy's values."""
-        config = self.config
+        config, rows = self.config, batch.rows
         loss_type, level = LOSSES[config.loss_type]
         loss, stats = modality_loss(
             new,
@@ -359,7 +361,7 @@ class GRPOTrainer:
             epsilon_high=config.clip_range[1],
             delta=config.delta,
             beta=config.beta,
-            logp_ref_BL=self._reference_log_probs(experience, iteration, rows),
+            logp_ref_BL=self._reference_log_probs(experience, iteration, batch),
         )
         # Gradients are averaged over processes and divided by the steps of an accumulation that accelerate was told of;
         # sums are meant.
@@ -369,31 +371,30 @@ class GRPOTrainer:
         self,
         experience: Experience,
         iteration: int,
-        rows: Tensor,
+        batch: MicroBatch,
         loss_of: Callable[[Tensor], tuple[Tensor, dict[Modality, LossStats]]],
         last: bool,
     ) -> dict[Modality, LossStats]:
         """Adds the gradients of a micro-batch. Processes are synchronised in the last backward pass of the last one.
 
-        Several views go one by one: the loss is differentiated by their log-probabilities, found without a graph, and
-        these by the weights, in a forward and backward pass of each view.
+        Views that do not fit into one pass go part by part: the loss is differentiated by their log-probabilities,
+        found without a graph, and these by the weights, in a forward and backward pass of each part.
         """
-        canvas, draw = experience.canvas.rows(rows), experience.draws[iteration].rows(rows)
-        guidance = experience.guidance_rows(rows)
-        if len(draw.views) == 1:
+        if len(batch.passes) == 1:
             with self._gradients(last):
-                loss, stats = loss_of(self._score(self.policy, experience, iteration, rows))
+                loss, stats = loss_of(self._score(self.policy, experience, iteration, batch))
                 self.shards.backward(loss)
             return stats
         with torch.no_grad():
-            logp_KBL = torch.stack([self._run(self.policy, canvas, view, guidance) for view in draw.views])
+            logp_KBL = self._log_probs(self.policy, experience, iteration, batch)
         logp_KBL.requires_grad_()
-        advantage = experience.advantage_BL[rows]
-        loss, stats = loss_of(estimators.combine(canvas, draw, logp_KBL, *self.estimators, advantage))
+        loss, stats = loss_of(experience.values(logp_KBL, iteration, batch, *self.estimators))
         (gradient_KBL,) = torch.autograd.grad(loss, logp_KBL)
-        for k, view in enumerate(draw.views):
-            with self._gradients(last and k + 1 == len(draw.views)):
-                self.shards.backward((self._run(self.policy, canvas, view, guidance) * gradient_KBL[k]).sum())
+        for k, part in enumerate(batch.passes):
+            one = MicroBatch(batch.rows, [part])
+            with self._gradients(last and k + 1 == len(batch.passes)):
+                logp = self._log_probs(self.policy, experience, iteration, one)
+                self.shards.backward((logp * gradient_KBL[part]).sum())
         return stats
 
     @contextlib.contextmanager
@@ -403,38 +404,38 @@ class GRPOTrainer:
         with apart, activations.recomputed(self.model, self.config.gradient_checkpointing):
             yield
 
-    def _score(self, model: Any, experience: Experience, iteration: int, rows: Tensor) -> Tensor:
+    def _score(self, model: Any, experience: Experience, iteration: int, batch: MicroBatch) -> Tensor:
         """Values [B, L] of a policy, as the estimators define them."""
-        canvas, draw = experience.canvas.rows(rows), experience.draws[iteration].rows(rows)
-        guidance = experience.guidance_rows(rows)
-        logp_KBL = torch.stack([self._run(model, canvas, view, guidance) for view in draw.views])
-        return estimators.combine(canvas, draw, logp_KBL, *self.estimators, experience.advantage_BL[rows])
+        logp_KBL = self._log_probs(model, experience, iteration, batch)
+        return experience.values(logp_KBL, iteration, batch, *self.estimators)
 
-    def _run(self, model: Any, canvas: Canvas, view: estimators.View, guidance: Guidance | None) -> Tensor:
+    def _log_probs(self, model: Any, experience: Experience, iteration: int, batch: MicroBatch) -> Tensor:
+        """[K, B, L] of the views in the batch's passes."""
+        canvas, views, guidance = experience.part(iteration, batch)
+        return torch.cat([self._run(model, canvas, views[part], guidance) for part in batch.passes])
+
+    def _run(self, model: Any, canvas: Canvas, views: list[estimators.View], guidance: Guidance | None) -> Tensor:
         temperature = (self.config.text_temperature, self.config.image_temperature)
-        return estimators.run_view(model, canvas, view, temperature, guidance)
+        return estimators.run_views(model, canvas, views, temperature, guidance)
 
     @torch.no_grad()
-    def _reference_log_probs(self, experience: Experience, iteration: int, rows: Tensor) -> Tensor | None:
+    def _reference_log_probs(self, experience: Experience, iteration: int, batch: MicroBatch) -> Tensor | None:
         if self.reference is None:
             return None
         as_reference = lora.as_reference(self.reference, self.model)
         with self.accelerator.autocast(), as_reference as reference:  # in the precision of the prepared policy
-            return self._score(reference, experience, iteration, rows)
+            return self._score(reference, experience, iteration, batch)
 
     @torch.no_grad()
-    def _old_log_probs(self, experience: Experience, batches: list[Tensor]) -> list[list[Tensor]] | None:
+    def _old_log_probs(self, experience: Experience, batches: list[list[MicroBatch]]) -> list[list[Tensor]] | None:
         """Values of every iteration's draw before the first update; None if there is one, or no loss has a ratio."""
         if self.config.num_iterations == 1 or not any(estimator.ratio for estimator in self.estimators):
             return None
-        return [
-            [self._score(self.model, experience, iteration, rows) for rows in batches]
-            for iteration in range(self.config.num_iterations)
-        ]
+        return [[self._score(self.model, experience, i, batch) for batch in own] for i, own in enumerate(batches)]
 
     @torch.no_grad()
     def _first_ratio(
-        self, step: int, experience: Experience, batches: list[Tensor], stats: dict[Modality, LossStats] | None
+        self, step: int, experience: Experience, batches: list[MicroBatch], stats: dict[Modality, LossStats] | None
     ) -> dict[str, float]:
         """Largest |ρ − 1| at the first inner iteration, where the policy has not changed: what is not float noise is a
         bug. Without an old policy (stats None) ρ is 1 by construction, so now and then some rows are scored again in
@@ -443,21 +444,21 @@ class GRPOTrainer:
         if stats is not None:
             peak = max((float(s.peak) for s in stats.values()), default=0.0)
         elif every and step % every == 0:
-            rows = batches[0][:4]
-            alone = self._score(self.model, experience, 0, rows)
-            among = self._score(self.model, experience, 0, batches[0])[: len(rows)]
+            some = dataclasses.replace(batches[0], rows=batches[0].rows[:4])
+            alone = self._score(self.model, experience, 0, some)
+            among = self._score(self.model, experience, 0, batches[0])[: len(some.rows)]
             peak = float((alone - among).exp().sub(1).abs().max())
         else:
             return {}
-        return {"ratio_first_iteration_max_dev": self._largest(peak)} | self._guidance_ratio(experience, batches[0][:4])
+        return {"ratio_first_iteration_max_dev": self._largest(peak)} | self._guidance_ratio(experience, batches[0])
 
-    def _guidance_ratio(self, experience: Experience, rows: Tensor) -> dict[str, float]:
+    def _guidance_ratio(self, experience: Experience, batch: MicroBatch) -> dict[str, float]:
         """Largest |ρ − 1| between the guided policy that was sampled and the trained one, where these differ."""
         if self.config.score_guidance or not self.config.scales:
             return {}
         guidance = guidance_of(self.model, experience.rollouts, self.config.scales)
-        sampled = self._score(self.model, dataclasses.replace(experience, guidance=guidance), 0, rows)
-        trained = self._score(self.model, experience, 0, rows)
+        sampled = self._score(self.model, dataclasses.replace(experience, guidance=guidance), 0, batch)
+        trained = self._score(self.model, experience, 0, batch)
         return {"guidance_ratio_max_dev": self._largest(float((trained - sampled).exp().sub(1).abs().max()))}
 
     def _denominators(self, weight: Tensor, experience: Experience) -> dict[Modality, Denominators]:

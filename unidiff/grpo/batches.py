@@ -1,0 +1,79 @@
+"""Which rollouts, and which views of them, share a forward pass.
+
+Several views of a rollout cost little in one pass of a block-causal model: the clean sequence runs once for all of
+them. So that memory does not grow with the number of views, a pass has at most the tokens of micro_batch_size rollouts
+with one view each: rollouts with many views come fewer at a time, and only where a single rollout is too wide do its
+views go apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unidiff.attention import touched_segments
+from unidiff.estimators import Draw, View
+from unidiff.sequence import Canvas
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """rows: [R] int64, the rollouts. passes: the views of their draw (`Draw.rows`) that each forward pass holds."""
+
+    rows: Tensor
+    passes: list[slice]
+
+    @classmethod
+    def whole(cls, draw: Draw) -> MicroBatch:
+        """Every rollout and all of its views in one pass, whatever the memory."""
+        return cls(torch.arange(len(draw.weight), device=draw.weight.device), [slice(0, len(draw.views))])
+
+
+def micro_batches(canvas: Canvas, draw: Draw, rows: Tensor, size: int, attention: str) -> list[MicroBatch]:
+    """Cuts rows [R] of a canvas into micro-batches, those of like length together so that little is padded.
+
+    size: rollouts of one view in a pass. attention: of the model (`ModelSpec.attention`).
+    """
+    shared_B, own_KB = view_tokens(canvas, draw.views, attention)
+    once_B = shared_B + view_tokens(canvas, [View(draw.mask)], attention)[1][0]
+    limit = size * int(once_B[rows].max())
+    width_B = shared_B + own_KB.sum(0)
+    order = rows[width_B[rows].argsort(stable=True)]
+    batches, start = [], 0
+    for end, width in enumerate(width_B[order].tolist()):
+        if end > start and (end - start == size or (end - start + 1) * width > limit):
+            batches.append(order[start:end])
+            start = end
+    batches.append(order[start:])
+    return [MicroBatch(own, _passes(canvas.rows(own), draw.rows(own).views, limit, attention)) for own in batches]
+
+
+def view_tokens(canvas: Canvas, views: Sequence[View], attention: str) -> tuple[Tensor, Tensor]:
+    """Tokens that a forward pass runs of each row: [B] for all views together, and [K, B] of each view's own."""
+    clean, noisy = canvas.clean, canvas.noisy
+    touched_KBS = touched_segments(canvas, torch.stack([view.scored for view in views]))
+    segments = torch.arange(touched_KBS.shape[2], device=clean.segment.device)
+    copied_BNS = (noisy.segment[:, :, None] == segments) & noisy.valid[:, :, None]
+    if attention == "block_causal":
+        return clean.valid.sum(1), (touched_KBS * copied_BNS.sum(1)).sum(2)
+    # A row for each segment: what stands before it, itself, and what a text's canvas has beyond it.
+    before_BS = ((clean.segment[:, :, None] <= segments) & clean.valid[:, :, None]).sum(1)
+    beyond_BS = (copied_BNS & (canvas.source < 0)[:, :, None]).sum(1)
+    return torch.zeros_like(before_BS[:, 0]), (touched_KBS * (before_BS + beyond_BS)).sum(2)
+
+
+def _passes(canvas: Canvas, views: list[View], limit: int, attention: str) -> list[slice]:
+    shared_B, own_KB = view_tokens(canvas, views, attention)
+    shared, own = int(shared_B.max()), own_KB.amax(1).tolist()
+    if len(shared_B) > 1:
+        return [slice(0, len(own))]  # there are several rows only where all of their views have room
+    cuts, tokens = [0], shared
+    for k, more in enumerate(own):
+        if k > cuts[-1] and tokens + more > limit:
+            cuts.append(k)
+            tokens = shared
+        tokens += more
+    return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], len(own)])]
