@@ -213,21 +213,29 @@ def training_table(results: dict[str, list[Path]]) -> list[str]:
     return lines
 
 
+SMOOTH = 5  # steps whose mean is drawn: every step has other boards
+
+
 def curves(path: Path, results: dict[str, list[Path]]) -> None:
-    """Success, image exactness and text reward of the training rollouts, mean over seeds."""
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    """Success, image exactness (of responses with images) and progress of the training rollouts: running means of the
+    mean over seeds."""
+    runs = {arm: [read_metrics(f / "metrics.jsonl") for f in folders] for arm, folders in results.items()}
+    panels = [
+        p for p in ("success", "image_exact", "progress") if any(m[p] for r in runs.values() for x in r for m in x)
+    ]
+    figure = Figure(figsize=(5 * max(len(panels), 1), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = ("success", "image_exact", "progress")
-    for axes, name in zip(figure.subplots(1, len(panels)), panels):
-        for arm, folders in results.items():
-            runs = [[m[name] for m in read_metrics(f / "metrics.jsonl")] for f in folders]
-            length = min(map(len, runs), default=0)
-            if length:
-                axes.plot(np.mean([r[:length] for r in runs], 0), label=arm)
-        axes.set(title=name.replace("_", " "), xlabel="step")
+    for at, name in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), at + 1)
+        for arm, seeds in runs.items():
+            steps = min(map(len, seeds))
+            width = min(SMOOTH, steps)
+            mean = np.mean([[m[name] for m in run[:steps]] for run in seeds], 0)
+            axes.plot(range(width, steps + 1), np.convolve(mean, np.ones(width) / width, "valid"), label=arm)
+        axes.set(title=name.replace("_", " "), xlabel=f"step (mean of the last {SMOOTH})")
         axes.grid(alpha=0.3)
-    if figure.axes[0].lines:
-        figure.axes[0].legend()
+    if panels:
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
