@@ -229,6 +229,8 @@ def curves(path: Path, results: dict[str, list[Path]]) -> None:
         axes = figure.add_subplot(1, len(panels), at + 1)
         for arm, seeds in runs.items():
             steps = min(map(len, seeds))
+            if not steps:
+                continue  # an arm that only evaluates
             width = min(SMOOTH, steps)
             mean = np.mean([[m[name] for m in run[:steps]] for run in seeds], 0)
             axes.plot(range(width, steps + 1), np.convolve(mean, np.ones(width) / width, "valid"), label=arm)

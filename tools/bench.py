@@ -271,11 +271,10 @@ def _matrix_rate(n: int) -> float:
 
 @dataclass
 class Update:
-    """What one update costs: the most views of a draw; rows and tokens run through the model, and the tokens of those
-    runs that have a backward pass; CPU seconds of all threads; peak bytes of tensors."""
+    """What one update costs: the most views of a draw; tokens run through the model, and those of them that have a
+    backward pass; CPU seconds of all threads; peak bytes of tensors."""
 
     views: int = 0
-    rows: int = 0
     tokens: int = 0
     trained: int = 0
     seconds: float = 0.0
@@ -321,7 +320,7 @@ def counted(
     def count(policy, canvas: Canvas, views: list[View], *given: object) -> Tensor:
         shared, own = view_tokens(canvas, views, model.spec.attention)
         tokens = int(shared.sum() + own.sum())
-        cost.rows, cost.tokens = cost.rows + len(shared), cost.tokens + tokens
+        cost.tokens += tokens
         cost.trained += tokens * torch.is_grad_enabled()
         return torch.zeros(len(views), *canvas.shape, requires_grad=torch.is_grad_enabled())
 

@@ -115,3 +115,13 @@ def test_intervals_cover_the_mean_19_times_in_20(compare, n: int) -> None:
 
 def test_one_seed_has_no_interval(compare) -> None:
     assert compare.interval([0.4]) == (0.4, 0.0)
+
+
+def test_an_arm_that_only_evaluates_has_no_curve(compare, tmp_path) -> None:
+    step = {"step": 0, "success": 0.5, "image_exact": 0.0, "progress": 0.1}
+    for arm, steps in (("grpo", [step] * 3), ("supervised", [])):
+        (tmp_path / arm).mkdir()
+        (tmp_path / arm / "metrics.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
+    compare.curves(tmp_path / "mixed.png", {arm: [tmp_path / arm] for arm in ("grpo", "supervised")})
+    compare.curves(tmp_path / "none.png", {"supervised": [tmp_path / "supervised"]})
+    assert (tmp_path / "mixed.png").stat().st_size > (tmp_path / "none.png").stat().st_size > 0
