@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import random
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,14 +41,25 @@ QUESTIONS = ("find a safe way to the goal", "find the goal", "go", "find a safe 
 
 
 @pytest.fixture(scope="session")
-def checkpoints() -> ModuleType:
+def program() -> Callable[[str], ModuleType]:
+    """program("tools/bench.py") -> a file of the repository as a module, always the same one."""
+
+    def load(place: str) -> ModuleType:
+        path = ROOT / place
+        spec = importlib.util.spec_from_file_location(f"_program_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where dataclasses look for the types of their fields
+        spec.loader.exec_module(module)
+        return module
+
+    return functools.cache(load)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(program: Callable[[str], ModuleType]) -> ModuleType:
     """tests/families/checkpoints.py: `checkpoints.make_checkpoint(family, folder)` and more."""
-    path = ROOT / "tests" / "families" / "checkpoints.py"
-    spec = importlib.util.spec_from_file_location("checkpoints", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return program("tests/families/checkpoints.py")
 
 
 @pytest.fixture(scope="session")

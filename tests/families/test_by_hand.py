@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import json
 import re
@@ -140,12 +139,9 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="module")
-def inspected() -> Callable[[Path], tuple[int, str]]:
+def inspected(program: Callable[[str], ModuleType]) -> Callable[[Path], tuple[int, str]]:
     """inspected(folder) -> exit status of tools/inspect_checkpoint.py, and what it said."""
-    spec = importlib.util.spec_from_file_location("_inspect", ROOT / "tools" / "inspect_checkpoint.py")
-    assert spec is not None and spec.loader is not None
-    tool: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = program("tools/inspect_checkpoint.py")
 
     def run(folder: Path, *more: str) -> tuple[int, str]:
         with contextlib.redirect_stdout(io.StringIO()) as said:

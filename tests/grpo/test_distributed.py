@@ -1,6 +1,5 @@
 """Two processes give what one gives: metrics, weights, held-out figures. Runs train_tiny.py under torchrun."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -20,22 +19,6 @@ from unidiff.model import UnifiedModel
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
-COMMON = {
-    "num_prompts": 4,
-    "num_generations": 2,
-    "max_rounds": 2,
-    "text_steps": 3,
-    "text_threshold": None,
-    "image_steps": 2,
-    "edit": "random",
-    "edit_share": 0.2,
-    "micro_batch_size": 3,
-    "learning_rate": 1e-4,
-    "warmup_steps": 0,
-    "max_steps": 2,
-    "eval_size": 5,
-    "check_ratio_every": 1,
-}
 SETTINGS = [
     {},
     {"scale_rewards": "batch", "assignment": "segment", "num_iterations": 2, "loss_type": "dapo"},
@@ -59,7 +42,6 @@ GUIDED = {
     "max_steps": 1,
 }
 SETTINGS += [{"text_estimator": "trace", "image_estimator": "coupled", **GUIDED}, {"beta": 0.1, **GUIDED}]
-SETTINGS = [{**COMMON, **own} for own in SETTINGS]
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +63,15 @@ def two(model, published, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_tiny", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(program):
+    return program("tests/grpo/train_tiny.py")
 
 
 @pytest.mark.parametrize("case", range(len(SETTINGS)))
 def test_one_process_and_two(two, script, tmp_path, difference, timeless, case):
     script.train(str(two / "native"), tmp_path, SETTINGS[case])
     one, both = (read_metrics(f / "metrics.jsonl") for f in (tmp_path, two / str(case)))
-    assert len(one) == len(both) == SETTINGS[case]["max_steps"]
+    assert len(one) == len(both) == SETTINGS[case].get("max_steps", 2)
     for first, second in zip(one, both):
         assert timeless(second) == pytest.approx(timeless(first), abs=1e-4, rel=1e-3)
         assert first["grad_norm"] > 1e-4  # there was something to compare

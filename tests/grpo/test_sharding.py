@@ -22,37 +22,13 @@ from unidiff.grpo.lora import add_adapters
 from unidiff.grpo.zero2 import Zero2
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
-COMMON = {
-    "num_prompts": 4,
-    "num_generations": 2,
-    "max_rounds": 2,
-    "text_steps": 3,
-    "text_threshold": None,
-    "image_steps": 2,
-    "edit": "random",
-    "edit_share": 0.2,
-    "micro_batch_size": 1,
-    "learning_rate": 1e-4,
-    "warmup_steps": 0,
-    "lr_schedule": "constant",
-    "max_steps": 2,
-    "eval_size": 3,
-    "check_ratio_every": 1,
-}
 SETTINGS = [
     {"save_steps": 1},
     {"beta": 0.1, "num_iterations": 2, "gradient_checkpointing": True, "scale_rewards": "batch"},
     {"lora_rank": 4, "beta": 0.1, "learning_rate": 1e-2},
     {"dtype": "bfloat16", "learning_rate": 1e-3, "num_iterations": 2},
 ]
-SETTINGS = [{**COMMON, **own} for own in SETTINGS]
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("train_tiny", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SETTINGS = [{"micro_batch_size": 1, **own} for own in SETTINGS]  # and 2 on the second process
 
 
 def launch(way: str, start: Path, folder: Path, settings: list[dict]) -> None:
@@ -83,11 +59,11 @@ def sharded(request, model, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(3))
-def test_one_process_and_two_shards(sharded, tmp_path, difference, timeless, case):
+def test_one_process_and_two_shards(sharded, program, tmp_path, difference, timeless, case):
     way, folder = sharded
     if way == "DEEPSPEED" and "lora_rank" in SETTINGS[case]:
         pytest.skip("ZeRO-2 is refused for adapters")
-    load_script().train(str(folder / "start"), tmp_path, SETTINGS[case])
+    program("tests/grpo/train_tiny.py").train(str(folder / "start"), tmp_path, SETTINGS[case])
     one, both = (read_metrics(f / "metrics.jsonl") for f in (tmp_path, folder / str(case)))
     assert len(one) == len(both) == 2
     for first, second in zip(one, both):

@@ -20,6 +20,23 @@ from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, reward
 from unidiff.grpo.checkpoint import write_json
 from unidiff.tasks import FrozenLake
 
+COMMON = {
+    "num_prompts": 4,
+    "num_generations": 2,
+    "max_rounds": 2,
+    "text_steps": 3,
+    "text_threshold": None,
+    "image_steps": 2,
+    "edit": "random",
+    "edit_share": 0.2,
+    "micro_batch_size": 3,
+    "learning_rate": 1e-4,
+    "warmup_steps": 0,
+    "max_steps": 2,
+    "eval_size": 5,
+    "check_ratio_every": 1,
+}
+
 
 @reward(on="text", weight=0.5)
 def words(segments, **columns):
@@ -59,10 +76,10 @@ def accelerator_of(sharded: str) -> Accelerator:
 
 
 def train(model_folder: str, folder: Path, settings: dict) -> None:
-    """Leaves metrics, weights and held-out figures in the folder. settings: of GRPOConfig, and dtype, and start: the
-    name of a model's folder beside the given one."""
+    """Leaves metrics, weights and held-out figures in the folder. settings: of GRPOConfig, beside the common ones;
+    and dtype, and start: the name of a model's folder beside the given one."""
     torch.set_num_threads(1)
-    settings = {"output_dir": str(folder), **settings}
+    settings = {"output_dir": str(folder), **COMMON, **settings}
     dtype = getattr(torch, settings.pop("dtype", "float32"))
     start = Path(model_folder).parent / settings.pop("start", Path(model_folder).name)
     sharded = os.environ.get("SHARDED", "")

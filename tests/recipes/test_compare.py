@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "compare.py"
-
 
 @pytest.fixture(scope="module")
-def compare() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("compare", RECIPE)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def compare(program: Callable[[str], ModuleType]) -> ModuleType:
+    return program("recipes/compare.py")
 
 
 def summary(success: float, seed: int = 0) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -38,13 +37,9 @@ def parity(segments, **columns):
 
 
 @pytest.fixture(scope="module")
-def recipe() -> Iterator[ModuleType]:
+def recipe(program: Callable[[str], ModuleType]) -> Iterator[ModuleType]:
     threads = torch.get_num_threads()
-    spec = importlib.util.spec_from_file_location("interleaved_reasoning", RECIPE)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield program("recipes/interleaved_reasoning.py")
     torch.set_num_threads(threads)
 
 

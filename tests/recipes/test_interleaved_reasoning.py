@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -41,14 +40,10 @@ def vital(segments, **columns):
 
 
 @pytest.fixture(scope="module")
-def recipe() -> Iterator[ModuleType]:
+def recipe(program: Callable[[str], ModuleType]) -> Iterator[ModuleType]:
     before, threads = os.environ.get("ACCELERATE_USE_CPU"), torch.get_num_threads()
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    spec = importlib.util.spec_from_file_location("interleaved_reasoning", RECIPE)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield program("recipes/interleaved_reasoning.py")
     torch.set_num_threads(threads)
     if before is None:
         del os.environ["ACCELERATE_USE_CPU"]

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import http.server
-import importlib.util
 import json
 import pickle
 import socket
@@ -182,11 +181,9 @@ def test_limits_and_bad_requests(server):
     assert health["status"] == "ok" and health["scorers"]["sizes"]["scored"] >= 1
 
 
-def test_small_files_that_hold_large_pictures(monkeypatch):
+def test_small_files_that_hold_large_pictures(program, monkeypatch):
     """Pixels are bounded, of a picture and of a request: what is bounded as a body may be a thousand times as large."""
-    spec = importlib.util.spec_from_file_location("reward_server", ROOT / "tools" / "reward_server.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = program("tools/reward_server.py")
     monkeypatch.setattr(module, "PIXELS", 30)
     monkeypatch.setattr(module, "PIXELS_OF_REQUEST", 60)
     served = {"sizes": module.Scorer("sizes", lambda segments: [1] * len(segments), 4, 0.0, 64)}

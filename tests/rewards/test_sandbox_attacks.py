@@ -1,60 +1,22 @@
 """More attacks on the sandbox: what namespaces and rlimits alone would let through, and a judge under siege."""
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 
 import pytest
 
 from unidiff.rewards import sandbox as module
 from unidiff.rewards import sandbox_filter
-from unidiff.rewards.sandbox import Sandbox, SandboxError, Stop, namespaces_refused
+from unidiff.rewards.sandbox import Sandbox, Stop
 
-REFUSED = namespaces_refused()
-needs_namespaces = pytest.mark.skipif(REFUSED is not None, reason=f"the system refuses namespaces: {REFUSED}")
-PYTHON = shutil.which("python3", path="/usr/bin") or ""  # one that also nobody may read, if root runs the tests
+needs_namespaces = pytest.mark.usefixtures("namespaces")
 LIBC = "import ctypes, os, socket\nlibc = ctypes.CDLL(None, use_errno=True)\n"
-
-
-@pytest.fixture(params=[pytest.param("namespaces", marks=needs_namespaces), "limits"])
-def walls(request, monkeypatch):
-    """Runs a test behind each kind of wall; gives the sandbox's options for it."""
-    if request.param == "namespaces":
-        return {}
-    monkeypatch.setattr(module, "namespaces_refused", lambda: "switched off by the test")
-    monkeypatch.setattr(module, "_unisolated", lambda reason: None)
-    walls = {"network": "allow", "python": PYTHON}
-    try:
-        Sandbox(**walls).run("")
-    except SandboxError as error:
-        pytest.skip(str(error))
-    return walls
 
 
 def run(code, walls=None, **limits):
     return Sandbox(**{"seconds": 10, **limits, **(walls or {})}).run(code)
-
-
-def as_nobody(script):
-    """What a script prints that an ordinary user runs, with the sandbox alone to import."""
-    if not PYTHON or subprocess.run([PYTHON, "-c", "from enum import StrEnum"]).returncode:
-        pytest.skip("needs a Python from 3.11 up that everyone may read")
-    folder = tempfile.mkdtemp(prefix="sandbox-of-nobody-")
-    try:
-        os.chmod(folder, 0o755)
-        for source in ("sandbox", "sandbox_child", "sandbox_filter", "sandbox_payload"):
-            shutil.copy(os.path.join(os.path.dirname(module.__file__), f"{source}.py"), folder)
-        start = f"import sys\nsys.path.insert(0, {folder!r})\nimport sandbox as S\n"
-        user = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
-        words = [PYTHON, "-W", "ignore", "-c", start + script]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, **user)
-    finally:
-        shutil.rmtree(folder)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # --- memory that rlimits do not count ---------------------------------------------------------------------------------
@@ -159,7 +121,7 @@ for path in ("passwd", "root/etc/passwd", "root/../etc/passwd", "/old/etc/passwd
 
 
 @needs_namespaces
-def test_nothing_but_tmp_can_be_written_whoever_runs_it():
+def test_nothing_but_tmp_can_be_written_whoever_runs_it(as_nobody):
     attack = """
 import os
 for path in ("/x", "/dev/x", "/usr/x", "/tmp/x"):
@@ -173,7 +135,7 @@ except OSError: print("no")
     assert not told.startswith("None") or told == "None\nwrote /tmp/x\nno\n\n"
 
 
-def test_without_a_namespace_other_processes_of_the_same_user_are_out_of_reach():
+def test_without_a_namespace_other_processes_of_the_same_user_are_out_of_reach(as_nobody):
     """An ordinary user's sandbox could signal all that is his, the trainer too, or set its limits."""
     script = """
 import os, subprocess, time

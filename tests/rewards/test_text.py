@@ -12,7 +12,6 @@ import torch
 from unidiff.rewards.code_tests import code_of, code_tests
 from unidiff.rewards.math_answers import MathVerifier, math_answer
 from unidiff.rewards.reward import Cause, Loss, resolve
-from unidiff.rewards.sandbox import namespaces_refused
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import evaluate
 from unidiff.rewards.text import exact_answer, format_pattern, last_number, length, numeric_answer, repetition
@@ -169,7 +168,7 @@ def test_code_of():
     assert code_of(text) == "x = '''\n``'''\n" and code_of("plain") == "plain"
 
 
-@pytest.mark.skipif(namespaces_refused() is not None, reason=f"namespaces are refused: {namespaces_refused()}")
+@pytest.mark.usefixtures("namespaces")
 def test_code():
     good, half = "```python\ndef f(x): return x * x\n```", "```python\ndef f(x): return 4\n```"
     asserts = ["assert f(2) == 4", "assert f(3) == 9"]

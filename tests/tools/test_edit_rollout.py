@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -24,12 +23,8 @@ EVIL = "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("edit_rollout", ROOT / "tools" / "edit_rollout.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(program: Callable[[str], ModuleType]) -> ModuleType:
+    return program("tools/edit_rollout.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -16,12 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("_inspect", ROOT / "tools" / "inspect_checkpoint.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(program: Callable[[str], ModuleType]) -> ModuleType:
+    return program("tools/inspect_checkpoint.py")
 
 
 @pytest.mark.parametrize("family", ["llada", "mmada", "mmada_parallel", "mmada_parallel_a", "dimoo"])

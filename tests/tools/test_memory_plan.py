@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 import shlex
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -23,12 +22,8 @@ PAGE = ROOT / "docs" / "scaling.md"
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("_memory_plan", ROOT / "tools" / "memory_plan.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(program: Callable[[str], ModuleType]) -> ModuleType:
+    return program("tools/memory_plan.py")
 
 
 class Kept:
