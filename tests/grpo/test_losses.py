@@ -177,7 +177,9 @@ def test_gmpo_within_the_clip_range_is_gspo():
 def test_without_a_ratio_the_loss_is_the_weighted_log_probability():
     new, old, ref, advantage, weight, modality = batch()
     new.requires_grad_()
-    loss, _ = token_losses(new, old, advantage, weight, ratio=False, level="sequence", delta=1.3)
+    loss, stats = token_losses(new, old, advantage, weight, ratio=False, level="sequence", delta=1.3)
+    held, free = (s.means() for s in (token_losses(new, old, advantage, weight)[1], stats))
+    assert held["clip_low"] + held["clip_high"] > 0 == free["clip_low"] + free["clip_high"]
     torch.testing.assert_close(loss, torch.where(weight > 0, -advantage * new, 0.0))
     (loss * weight).sum().backward()
     torch.testing.assert_close(new.grad, -advantage * weight)

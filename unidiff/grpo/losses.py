@@ -172,8 +172,9 @@ def token_losses(
     if logp_ref_BL is not None:
         kl_ref_BL = k3(logp_new_BL, logp_ref_BL.detach(), scored_BL)
         loss_BL = loss_BL + beta * kl_ref_BL
-    low_BL = (ratio_BL < 1 - epsilon_low) & (advantage_BL < 0)
-    high_BL = (ratio_BL > 1 + epsilon_high) & (advantage_BL > 0)
+    # Without a ratio nothing is clipped.
+    low_BL = (ratio_BL < 1 - epsilon_low) & (advantage_BL < 0) & ratio
+    high_BL = (ratio_BL > 1 + epsilon_high) & (advantage_BL > 0) & ratio
     kl_old_BL = k3(logp_new_BL.detach(), logp_old_BL, scored_BL)
     stats = _stats(scored_BL, low_BL, high_BL, kl_old_BL, kl_ref_BL, ratio_BL)
     return torch.where(scored_BL, loss_BL, 0.0), stats
