@@ -170,6 +170,16 @@ def test_one_iteration_scores_no_old_policy(make_trainer):
     assert len(calls) == 1 and metrics["kl/text"] == 0 and "ratio_first_iteration_max_dev" not in metrics
 
 
+@pytest.mark.parametrize(("count", "scored"), [(2, True), (1, False)])
+def test_the_old_policy_is_scored_only_for_a_ratio(make_trainer, rewards, count, scored):
+    """Of wd1's texts there is none; of pictures there is, where a reward trains them."""
+    trainer = make_trainer(rewards[:count], num_iterations=2, text_estimator="wd1", assignment="factorized")
+    seen, compute = [], trainer._old_log_probs
+    trainer._old_log_probs = lambda *args: seen.append(compute(*args)) or seen[0]
+    metrics, _ = trainer.step(0)
+    assert [old is not None for old in seen] == [scored] and (metrics["tokens/image"] > 0) is scored
+
+
 def test_kl_to_the_frozen_reference(make_trainer, weights, difference):
     trainer = make_trainer(beta=0.5, learning_rate=1e-3)
     start = weights(trainer)

@@ -429,7 +429,9 @@ class GRPOTrainer:
     @torch.no_grad()
     def _old_log_probs(self, experience: Experience, batches: list[list[MicroBatch]]) -> list[list[Tensor]] | None:
         """Values of every iteration's draw before the first update; None if there is one, or no loss has a ratio."""
-        if self.config.num_iterations == 1 or not any(estimator.ratio for estimator in self.estimators):
+        trained = self._denominators(experience.weight_BL(0), experience)
+        ratio = any(e.ratio and trained[m].weight > 0 for m, e in zip(Modality, self.estimators))
+        if self.config.num_iterations == 1 or not ratio:
             return None
         return [[self._score(self.model, experience, i, batch) for batch in own] for i, own in enumerate(batches)]
 
