@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ast
-import functools
-import importlib.util
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -111,18 +109,10 @@ def commands(path: Path) -> list[list[str]]:
     return [w for w in words if w]
 
 
-@functools.cache
-def program(path: Path) -> ModuleType:
-    """A recipe or a tool as a module."""
-    spec = importlib.util.spec_from_file_location(f"_program_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the types of their fields
-    spec.loader.exec_module(module)
-    return module
+Program = Callable[[str], ModuleType]
 
 
-def check_command(words: list[str]) -> None:
+def check_command(words: list[str], program: Program) -> None:
     """Raises AssertionError, or SystemExit with the program's own words, for what does not exist."""
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words = words[1:]
@@ -143,18 +133,18 @@ def check_command(words: list[str]) -> None:
     script, given = ROOT / words[0], words[1:]
     assert script.is_file(), f"{words[0]} does not exist"
     if "unidiff.config" in script.read_text():
-        check_settings(program(script), given)
+        check_settings(program(words[0]), given, program)
     else:
         assert all(f'"{w.partition("=")[0]}"' in script.read_text() for w in given if w.startswith("--"))
 
 
-def check_settings(module: Any, given: list[str]) -> None:
+def check_settings(module: Any, given: list[str], program: Program) -> None:
     if hasattr(module, "COMMANDS"):
         assert given[0] in module.COMMANDS, f"{given[0]} is not a command of {module.__file__}"
         given = given[1:]
     if hasattr(module, "split"):  # compare.py hands on what it does not know
         given, handed_on = module.split(given)
-        parse(program(ROOT / "recipes" / "interleaved_reasoning.py").Config, handed_on)
+        parse(program("recipes/interleaved_reasoning.py").Config, handed_on)
     if "--help" not in given:
         parse(module.Config, given)
 
@@ -163,19 +153,19 @@ SPEAKING = [*PAGES, *CARDS, *CODE, *sorted(ROOT.glob("recipes/**/*.yaml"))]
 
 
 @pytest.mark.parametrize("path", [p for p in SPEAKING if commands(p)], ids=_name)
-def test_commands_name_what_exists(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_name_what_exists(program: Program, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     mine = ModuleType("my_rewards")  # the file of a reader of docs/rewards.md
     mine.__dict__["polite"] = reward(name="polite")(lambda segments, **columns: [0.0] * len(segments))
     monkeypatch.setitem(sys.modules, "my_rewards", mine)
     for words in commands(path):
         try:
-            check_command(words)
+            check_command(words, program)
         except (AssertionError, SystemExit) as error:
             pytest.fail(f"{' '.join(words)}\n{error}")
 
 
-def test_a_wrong_command_is_found() -> None:
+def test_a_wrong_command_is_found(program: Program) -> None:
     recipe = "recipes/interleaved_reasoning.py"
     for wrong in (
         "python recipes/nothing.py",
@@ -187,7 +177,7 @@ def test_a_wrong_command_is_found() -> None:
         'pip install -e ".[everything]"',
     ):
         with pytest.raises((AssertionError, SystemExit)):
-            check_command(shlex.split(wrong))
+            check_command(shlex.split(wrong), program)
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
@@ -217,16 +207,16 @@ def test_documents_named_in_the_code_exist() -> None:
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_default_yaml_holds_every_default() -> None:
-    config = program(ROOT / "recipes" / "interleaved_reasoning.py").Config
+def test_the_default_yaml_holds_every_default(program: Program) -> None:
+    config = program("recipes/interleaved_reasoning.py").Config
     written = from_yaml(ROOT / "recipes" / "configs" / "frozen_lake.yaml")
     assert set(written) == {f.name for f in fields(config)} - {"model"}
     assert build(config, written) == config()
 
 
-def test_every_setting_is_read() -> None:
+def test_every_setting_is_read(program: Program) -> None:
     """An option that is read by nothing is a promise that is not kept."""
-    config = program(ROOT / "recipes" / "interleaved_reasoning.py").Config
+    config = program("recipes/interleaved_reasoning.py").Config
     own = [ROOT / "unidiff" / part / "config.py" for part in ("grpo", "sampling")]
     text = "".join(p.read_text() for p in CODE if p not in own)
     read = set(re.findall(r"onfig\.(\w+)", text))
@@ -287,10 +277,10 @@ def test_the_zero2_config_is_what_the_trainer_takes(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/configs/*.yaml")), ids=_name)
-def test_the_recipe_takes_its_configs(path: Path) -> None:
-    build(program(ROOT / "recipes" / "interleaved_reasoning.py").Config, from_yaml(path))
+def test_the_recipe_takes_its_configs(program: Program, path: Path) -> None:
+    build(program("recipes/interleaved_reasoning.py").Config, from_yaml(path))
     with pytest.raises(ValueError, match="unknown setting 'lora_rnk'; did you mean 'lora_rank'"):
-        build(program(ROOT / "recipes" / "interleaved_reasoning.py").Config, {**from_yaml(path), "lora_rnk": 1})
+        build(program("recipes/interleaved_reasoning.py").Config, {**from_yaml(path), "lora_rnk": 1})
 
 
 @pytest.mark.parametrize("name", ["llada", "mmada", "mmada_parallel", "dimoo"])
@@ -310,10 +300,10 @@ def test_published_hyper_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mmada", "mmada_parallel", "dimoo"])
-def test_rounds_of_the_published_configs_fit_the_positions(name: str) -> None:
+def test_rounds_of_the_published_configs_fit_the_positions(program: Program, name: str) -> None:
     """With pictures of the given tiles, row separators and 128 tokens of a question."""
     config = build(
-        program(ROOT / "recipes" / "interleaved_reasoning.py").Config,
+        program("recipes/interleaved_reasoning.py").Config,
         from_yaml(ROOT / "recipes" / "configs" / f"{name}.yaml"),
     )
     side = config.board_size * config.tile // 16

@@ -71,7 +71,7 @@ def script(program):
 def test_one_process_and_two(two, script, tmp_path, difference, timeless, case):
     script.train(str(two / "native"), tmp_path, SETTINGS[case])
     one, both = (read_metrics(f / "metrics.jsonl") for f in (tmp_path, two / str(case)))
-    assert len(one) == len(both) == SETTINGS[case].get("max_steps", 2)
+    assert len(one) == len(both) == {**script.COMMON, **SETTINGS[case]}["max_steps"]
     for first, second in zip(one, both):
         assert timeless(second) == pytest.approx(timeless(first), abs=1e-4, rel=1e-3)
         assert first["grad_norm"] > 1e-4  # there was something to compare

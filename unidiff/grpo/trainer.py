@@ -391,9 +391,8 @@ class GRPOTrainer:
         loss, stats = loss_of(experience.values(logp_KBL, iteration, batch, *self.estimators))
         (gradient_KBL,) = torch.autograd.grad(loss, logp_KBL)
         for k, part in enumerate(batch.passes):
-            one = MicroBatch(batch.rows, [part])
             with self._gradients(last and k + 1 == len(batch.passes)):
-                logp = self._log_probs(self.policy, experience, iteration, one)
+                logp = self._log_probs(self.policy, experience, iteration, MicroBatch(batch.rows, [part]))
                 self.shards.backward((logp * gradient_KBL[part]).sum())
         return stats
 
@@ -428,10 +427,11 @@ class GRPOTrainer:
 
     @torch.no_grad()
     def _old_log_probs(self, experience: Experience, batches: list[list[MicroBatch]]) -> list[list[Tensor]] | None:
-        """Values of every iteration's draw before the first update; None if there is one, or no loss has a ratio."""
+        """Values of every iteration's draw before the first update; None if one, or if nothing trained has a ratio."""
+        if self.config.num_iterations == 1:
+            return None
         trained = self._denominators(experience.weight_BL(0), experience)
-        ratio = any(e.ratio and trained[m].weight > 0 for m, e in zip(Modality, self.estimators))
-        if self.config.num_iterations == 1 or not ratio:
+        if not any(e.ratio and trained[m].weight > 0 for m, e in zip(Modality, self.estimators)):
             return None
         return [[self._score(self.model, experience, i, batch) for batch in own] for i, own in enumerate(batches)]
 
