@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unidiff.attention import Context, additive, cut_after_segments, noisy_copies, pad_bias, seen_clean_and_noisy
 from unidiff.guidance import Guidance, Prompt
+from unidiff.head import float32_logits
 from unidiff.images import to_pil, to_pixels
 from unidiff.images.preprocess import Preprocess
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, hidden, render
@@ -308,11 +309,11 @@ class UnifiedModel(nn.Module):
         """
         low, high = self.spec.range_of(modality)
         rows = self.backbone.lm_head.weight[low:high]
-        logits = nn.functional.linear(hidden, rows).float()
+        logits = float32_logits(hidden, rows)
         if guidance:
             logits = logits * (1 + sum(scale for scale, _ in guidance))
             for scale, other in guidance:
-                logits = logits - scale * nn.functional.linear(other, rows).float()
+                logits = logits - scale * float32_logits(other, rows)
         if low <= self.spec.mask < high and not count_mask:
             logits[..., self.spec.mask - low] = -torch.inf
         return (logits / (temperature or 1.0)).log_softmax(-1)

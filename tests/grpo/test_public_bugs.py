@@ -32,7 +32,8 @@ def test_dropout_never_runs(make_trainer, model, timeless, num_iterations):
 
 
 def test_log_probabilities_are_not_rounded_to_the_weights_dtype(model, prompts):
-    """A bfloat16 policy has float32 log-probabilities, normalised in float32: a clip range of 0.001 means something."""
+    """A bfloat16 policy has the log-probabilities that float64 gives to its weights and hidden states: a clip range of
+    0.001 means something."""
     half = copy.deepcopy(model).to(torch.bfloat16)
     rows = [p + half.encode(["go", "find"], prompt=False) for p in prompts]
     canvas, method = half.render(rows), make("one_step", hide_prompt=0.0)
@@ -41,8 +42,12 @@ def test_log_probabilities_are_not_rounded_to_the_weights_dtype(model, prompts):
         logp = half.score(canvas, draw.views[0].mask)[draw.views[0].mask]
         hidden = torch.randn(50, half.backbone.config.hidden_size, dtype=torch.bfloat16) * 2
         whole = half.log_probs(hidden, Modality.TEXT)
+        low, high = half.spec.text_range
+        logits = hidden.double() @ half.backbone.lm_head.weight[low:high].double().T
     assert logp.dtype == torch.float32 and bool((logp != logp.bfloat16()).float().mean() > 0.9)
     assert whole.exp().sum(-1).sub(1).abs().max() < 1e-5
+    assert not low <= half.spec.mask < high  # or its logit would be left out
+    assert (whole - logits.log_softmax(-1)).abs().max() < 1e-5
 
 
 def test_the_table_names_tests_that_exist():
