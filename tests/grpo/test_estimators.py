@@ -155,24 +155,45 @@ def test_same_gradient_for_any_micro_batch_size(make_trainer, difference, timele
         assert timeless(same) == pytest.approx(timeless(metrics), abs=1e-4, rel=1e-3)
 
 
-def test_views_one_by_one_give_the_gradient_of_all_at_once(make_trainer):
-    """What the trainer chains together where views do not fit into one pass, against one graph through all of them."""
-    trainer = make_trainer(text_estimator="elbo:samples=4", image_estimator="coupled", max_grad_norm=math.inf)
+@pytest.mark.parametrize(
+    ("text", "image", "loss_type", "times"),
+    [
+        ("trace", "left_to_right", "dapo", 1),  # a token's loss depends on the pass that scores it, and on no other
+        ("trace", "left_to_right", "gmpo", 2),
+        ("elbo:samples=4", "trace", "grpo", 2),
+        ("coupled", "coupled", "grpo", 2),
+    ],
+)
+def test_passes_one_by_one_give_the_gradient_of_one_for_all(make_trainer, text, image, loss_type, times):
+    """What the trainer does where views do not fit into one pass, against one graph through all of them."""
+    settings = {"loss_type": loss_type, "max_grad_norm": math.inf, "beta": 0.1}
+    trainer = make_trainer(text_estimator=text, image_estimator=image, **settings)
     _, experience = trainer.step(0)
     whole = MicroBatch.whole(experience.draws[0])
-    parts = MicroBatch(whole.rows, [slice(0, 1), slice(1, 3), slice(3, 4)])
+    count = len(experience.draws[0].views)
+    parts = MicroBatch(whole.rows, [slice(0, 1), slice(1, 3), slice(3, count)][: count - 1])
     denominators = trainer._denominators(experience.weight_BL(0), experience)
+    reference = trainer._reference_log_probs(experience, 0, whole)
+    with torch.no_grad():
+        new = trainer._score(trainer.policy, experience, 0, whole)
+    old = new + 0.3 * torch.randn(new.shape, generator=torch.Generator().manual_seed(1))  # some ratios are clipped
 
     def loss_of(new):
-        return trainer._loss(experience, 0, whole, denominators, None, new)
+        return trainer._loss(experience, 0, whole, denominators, old, reference, new)
 
     trainer.policy.zero_grad()
-    loss_of(trainer._score(trainer.policy, experience, 0, whole))[0].backward()
+    loss, expected_stats = loss_of(trainer._score(trainer.policy, experience, 0, whole))
+    loss.backward()
     expected = [p.grad.clone() for p in trainer.policy.parameters()]
     trainer.policy.zero_grad()
-    trainer._backward(experience, 0, parts, loss_of, last=True)
+    run, views = trainer._run, []
+    trainer._run = lambda model, canvas, given, guidance: views.extend(given) or run(model, canvas, given, guidance)
+    stats = trainer._backward(experience, 0, parts, loss_of, last=True)
+    assert len(views) == times * count
     for p, gradient in zip(trainer.policy.parameters(), expected):
         torch.testing.assert_close(p.grad, gradient, atol=1e-6, rtol=1e-4)
+    for modality, own in stats.items():
+        assert own.means() == pytest.approx(expected_stats[modality].means(), rel=1e-3, abs=1e-5)
 
 
 class Killed(Exception):

@@ -1,4 +1,4 @@
-"""Held-out evaluation: figures of responses to prompts that training never sees; and means over processes."""
+"""Held-out evaluation: figures of responses to prompts that training never sees; means over processes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from unidiff import noise
-from unidiff.grpo.experience import segment_views
+from unidiff.grpo.experience import Experience, segment_views
 from unidiff.model import UnifiedModel
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.sampling.compute import Compute
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
+from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig, Stop
 from unidiff.tasks import Task
 
 _EVAL = 1 << 20  # keeps evaluation noise apart from training steps
@@ -84,3 +84,14 @@ def mean_compute(rollouts: Sequence[Rollout], accelerator: Accelerator | None = 
     """Mean cost of a rollout, over those of all processes."""
     parts = everybody((sum((r.compute for r in rollouts), Compute()), len(rollouts)), accelerator)
     return sum((c for c, _ in parts), Compute()).scaled(1 / max(sum(n for _, n in parts), 1))
+
+
+def step_figures(task: Task, experience: Experience, accelerator: Accelerator) -> dict[str, float]:
+    """The task's figures of a step's rollouts, why they stopped, and their mean cost; over all processes."""
+    per_row = task.measure(experience.rows, experience.examples)
+    for stop in Stop:
+        per_row[f"stop/{stop.name.lower()}"] = np.array([r.stop is stop for r in experience.rollouts], float)
+    cost = mean_compute(experience.rollouts, accelerator)
+    phases = {f"compute/{p}/{kind}": getattr(c, kind) for p, c in cost.items() for kind in ("token_forwards", "flops")}
+    total = {f"compute/total/{kind}": value for kind, value in cost.total.to_dict().items()}
+    return means(per_row, accelerator) | phases | total

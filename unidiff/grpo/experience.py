@@ -68,6 +68,13 @@ class Experience:
         guidance = None if self.guidance is None else self.guidance.rows(batch.rows)
         return self.canvas.rows(batch.rows), self.draws[iteration].rows(batch.rows).views, guidance
 
+    def scored_once(self, iteration: int, batch: MicroBatch, text: Estimator, image: Estimator) -> bool:
+        """Whether the value of each token is made of one view's log-probability of it, and of nothing else."""
+        if any(e.unit != "token" or type(e).combine is not Estimator.combine for e in (text, image)):
+            return False
+        views = self.draws[iteration].rows(batch.rows).views
+        return int(torch.stack([view.scored for view in views]).sum(0).max()) <= 1
+
     def values(self, logp_KBL: Tensor, iteration: int, batch: MicroBatch, text: Estimator, image: Estimator) -> Tensor:
         """Values [B, L] of a micro-batch from the log-probabilities of its views."""
         canvas, draw = self.canvas.rows(batch.rows), self.draws[iteration].rows(batch.rows)

@@ -5,7 +5,8 @@ Deviations from the papers, and simplifications:
   weighted, so that many image tokens do not drown few text tokens.
 - With μ = 1 the old policy is the new one, detached; no second forward pass is made.
 - An estimator's several views share a forward pass, with fewer rollouts in it, so that memory does not grow with their
-  number. Only where those of one rollout do not fit are they run twice: without a graph, then part by part with it.
+  number. Where those of one rollout do not fit they go part by part, and if a token's loss depends on several parts
+  they go twice, first without a graph.
 - Micro-batches hold rollouts of like length. Losses are sums over the step's global denominators, so how a step is cut
   into micro-batches and processes changes nothing but speed.
 - Rollouts whose every advantage is 0 count in the denominators but are not run: without a KL term their gradient is 0.
@@ -21,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -33,7 +33,7 @@ from unidiff.grpo import activations, lora, sharding
 from unidiff.grpo.batches import MicroBatch
 from unidiff.grpo.checkpoint import RunFolder
 from unidiff.grpo.config import GRPOConfig
-from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, mean_compute, means
+from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, step_figures
 from unidiff.grpo.experience import Experience, credited, guidance_of, prompt_index, sample_and_judge, spread
 from unidiff.grpo.losses import LOSSES, Denominators, LossStats, added, modality_loss
 from unidiff.grpo.process import Clock, flat, stop_signals
@@ -44,7 +44,7 @@ from unidiff.rewards.reward import Reward, RewardError, as_rewards
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.table import RewardTable, check_required
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, Stop
+from unidiff.sampling.rollout import InterleavedSampler, Rollout
 from unidiff.sequence import Canvas, Modality
 from unidiff.tasks import Task
 
@@ -184,7 +184,7 @@ class GRPOTrainer:
         clock.lap("route")
         metrics = {"step": step, **self._update(step, experience)}
         clock.lap("update")
-        metrics |= table.routed.metrics | self._figures(experience)
+        metrics |= table.routed.metrics | step_figures(self.task, experience, self.accelerator)
         clock.lap("measure")
         metrics |= {f"seconds/{name}": value for name, value in clock.seconds.items()}
         metrics["seconds"] = sum(clock.seconds.values())
@@ -330,7 +330,8 @@ class GRPOTrainer:
         total: dict[Modality, LossStats] = {}
         for at, batch in enumerate(batches):
             before = None if old is None else old[at]
-            loss_of = functools.partial(self._loss, experience, iteration, batch, denominators, before)
+            reference = self._reference_log_probs(experience, iteration, batch)
+            loss_of = functools.partial(self._loss, experience, iteration, batch, denominators, before, reference)
             total = added(total, self._backward(experience, iteration, batch, loss_of, last=at + 1 == len(batches)))
         return total
 
@@ -341,6 +342,7 @@ class GRPOTrainer:
         batch: MicroBatch,
         denominators: dict[Modality, Denominators],
         old: Tensor | None,
+        reference: Tensor | None,
         new: Tensor,
     ) -> tuple[Tensor, dict[Modality, LossStats]]:
         """A micro-batch's part of the step's loss. old: None = the new policy's values."""
@@ -361,7 +363,7 @@ class GRPOTrainer:
             epsilon_high=config.clip_range[1],
             delta=config.delta,
             beta=config.beta,
-            logp_ref_BL=self._reference_log_probs(experience, iteration, batch),
+            logp_ref_BL=reference,
         )
         # Gradients are averaged over processes and divided by the steps of an accumulation that accelerate was told of;
         # sums are meant.
@@ -377,23 +379,28 @@ class GRPOTrainer:
     ) -> dict[Modality, LossStats]:
         """Adds the gradients of a micro-batch. Processes are synchronised in the last backward pass of the last one.
 
-        Views that do not fit into one pass go part by part: the loss is differentiated by their log-probabilities,
-        found without a graph, and these by the weights, in a forward and backward pass of each part.
+        Views that do not fit into one pass go part by part. In each part's loss the log-probabilities of the others are
+        numbers: found first, without a graph, if they have a say in what becomes of the part's.
         """
         if len(batch.passes) == 1:
             with self._gradients(last):
                 loss, stats = loss_of(self._score(self.policy, experience, iteration, batch))
                 self.shards.backward(loss)
             return stats
-        with torch.no_grad():
-            logp_KBL = self._log_probs(self.policy, experience, iteration, batch)
-        logp_KBL.requires_grad_()
-        loss, stats = loss_of(experience.values(logp_KBL, iteration, batch, *self.estimators))
-        (gradient_KBL,) = torch.autograd.grad(loss, logp_KBL)
+        level, stats = LOSSES[self.config.loss_type][1], {}
+        if level == "token" and experience.scored_once(iteration, batch, *self.estimators):
+            shape = batch.passes[-1].stop, len(batch.rows), experience.canvas.shape[1]
+            logp_KBL = torch.zeros(shape, device=experience.canvas.ids.device)
+        else:
+            with torch.no_grad():
+                logp_KBL = self._log_probs(self.policy, experience, iteration, batch)
         for k, part in enumerate(batch.passes):
             with self._gradients(last and k + 1 == len(batch.passes)):
                 logp = self._log_probs(self.policy, experience, iteration, MicroBatch(batch.rows, [part]))
-                self.shards.backward((logp * gradient_KBL[part]).sum())
+                logp_KBL = logp_KBL.detach().clone()
+                logp_KBL[part] = logp
+                loss, stats = loss_of(experience.values(logp_KBL, iteration, batch, *self.estimators))
+                self.shards.backward(loss)
         return stats
 
     @contextlib.contextmanager
@@ -475,18 +482,6 @@ class GRPOTrainer:
         return {m: Denominators.from_tensor(sums[i], longest[m]) for i, m in enumerate(longest)}
 
     # ---------------------------------------------------------------- metrics
-
-    def _figures(self, experience: Experience) -> dict[str, float]:
-        """The task's figures of the step's rollouts, why they stopped, and their mean cost; over all processes."""
-        per_row = self.task.measure(experience.rows, experience.examples)
-        for stop in Stop:
-            per_row[f"stop/{stop.name.lower()}"] = np.array([r.stop is stop for r in experience.rollouts], float)
-        cost = mean_compute(experience.rollouts, self.accelerator)
-        phases = {
-            f"compute/{p}/{kind}": getattr(c, kind) for p, c in cost.items() for kind in ("token_forwards", "flops")
-        }
-        total = {f"compute/total/{kind}": value for kind, value in cost.total.to_dict().items()}
-        return means(per_row, self.accelerator) | phases | total
 
     def _reduced(self, stats: LossStats) -> LossStats:
         """Of all processes."""
