@@ -12,6 +12,7 @@ noisy. --model (default recipes/base), --prompts, --repeats.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 import time
@@ -287,8 +288,9 @@ class OneByOne(Experience):
     def micro_batches(self, size: int, attention: str, iteration: int = 0, everything: bool = True) -> list[MicroBatch]:
         found = []
         for rows in torch.arange(self.canvas.shape[0]).split(size):
-            views = len(self.draws[iteration].rows(rows).views)
-            found.append(MicroBatch(rows, [slice(k, k + 1) for k in range(views)]))
+            views = self.draws[iteration].rows(rows).views
+            cuts = [0, *(k for k, view in enumerate(views) if k and bool(view.scored.any())), len(views)]
+            found.append(MicroBatch(rows, [slice(a, b) for a, b in itertools.pairwise(cuts)]))
         return found
 
 

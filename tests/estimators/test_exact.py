@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unidiff import noise
-from unidiff.estimators import Place, combine, draw_views, make, parse, run_view, score
+from unidiff.estimators import Place, combine, draw_views, make, parse, run_view, run_views, score
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, render
 from unidiff.spec import ModelSpec
 
@@ -302,13 +302,17 @@ def test_a_row_is_run_only_in_views_that_score_it() -> None:
     rows: list[int] = []
 
     def model(canvas: Canvas, mask: Tensor, *others: Any) -> Tensor:
-        rows.append(len(mask))
-        return torch.zeros(mask.shape)
+        rows.append(mask.shape[-2])
+        if mask.dim() == 3:
+            rows.append(len(mask))
+        return torch.full(mask.shape, 7.0)
 
     for view in draw.views:
         run_view(model, canvas, view)
     assert rows == [2, 2, 1, 1]
-    assert len(draw.rows(torch.tensor([0])).views) == 2
+    rows.clear()
+    logp = run_views(model, canvas.rows(torch.tensor([0])), draw.rows(torch.tensor([0])).views)
+    assert rows == [1, 2] and len(logp) == 4 and not logp[2:].any() and bool(logp[:2].all())
 
 
 def test_order_ranks_chosen_tokens_inside_their_segments() -> None:

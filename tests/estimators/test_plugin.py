@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, estimators
+from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, estimators, noise
 from unidiff.estimators import ESTIMATORS, make, parse, register
 from unidiff.rewards.reward import reward
+from unidiff.sampling.rollout import Rollout
+from unidiff.sequence import Modality
 from unidiff.tasks import FrozenLake
 
 PAGE = Path(__file__).parents[2] / "docs" / "estimators.md"
@@ -26,7 +28,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]
     classes = [block for block in blocks if "@register" in block]
     assert len(classes) == 4
-    (tmp_path / "my_estimators.py").write_text("import torch\n" + "\n".join(classes))
+    (tmp_path / "my_estimators.py").write_text("\n".join(classes))
     monkeypatch.syspath_prepend(tmp_path)
     before = dict(ESTIMATORS)
     __import__("my_estimators")
@@ -77,6 +79,43 @@ def test_a_segment_value_is_shared_by_its_tokens(plugin: None, model: UnifiedMod
         for s in set(canvas.segment[b][canvas.sampled[b]].tolist()):
             own = canvas.sampled[b] & (canvas.segment[b] == s)
             assert value[b][own].tolist() == pytest.approx([parts[b][own].mean().item()] * int(own.sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["soft_best", "halves", "one_block", "fading_in"])
+def test_values_depend_on_no_other_method_and_no_company(
+    plugin: None, model: UnifiedModel, sample: Callable[..., list[Rollout]], name: str
+) -> None:
+    """Whatever views the pictures have, and whatever rows stand beside."""
+    rows, method, found = [r.sequence for r in sample(edit="random", max_rounds=2)], make(name), []
+    for image in ("image_random", "elbo:samples=8", "coupled", "left_to_right", name):
+        for own in ([0], [*range(len(rows))], [1, 0]):
+            canvas, pair = model.render([rows[i] for i in own]), (method, parse(image))
+            (draw,) = estimators.draw_views(canvas, *pair, 1, torch.tensor([noise.key(5, i) for i in own]))
+            at = torch.tensor([own.index(0)])
+            canvas, draw = canvas.rows(at), draw.rows(at)
+            with torch.no_grad():
+                logp_KBL = estimators.run_views(model, canvas, draw.views)
+            value = estimators.combine(canvas, draw, logp_KBL, *pair, torch.ones(canvas.shape))
+            found.append(value[canvas.sampled & (canvas.modality == Modality.TEXT)])
+    assert bool((canvas.sampled & (canvas.modality == Modality.IMAGE)).any()) and bool((found[0] < 0).any())
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_setting_can_name_the_module(plugin: None, tmp_path: Path) -> None:
+    """And it is imported, so that the command line knows methods of one's own."""
+    for known in ("halves", "one_block"):
+        del ESTIMATORS[known]
+    del sys.modules["my_estimators"]
+    config = GRPOConfig(text_estimator="my_estimators.halves", image_estimator="my_estimators.one_block:share=0.25")
+    text, image = config.estimators()
+    assert type(text) is ESTIMATORS["halves"] and image == make("one_block", share=0.25)
+    for wrong, message in (
+        ("my_estimators.third", "text_estimator: estimator 'third' is not known.* nearest: "),
+        ("no_estimators.halves", "text_estimator: estimator no_estimators.halves: No module named 'no_estimators'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GRPOConfig(text_estimator=wrong)
 
 
 def test_what_is_no_estimator_is_refused() -> None:

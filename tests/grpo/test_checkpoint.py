@@ -1,6 +1,7 @@
 """Run folders: claiming them, atomic writes, and runs that go on as if they had never been stopped."""
 
 import json
+import math
 import os
 import signal
 import threading
@@ -12,6 +13,8 @@ import torch
 from unidiff.grpo import checkpoint
 from unidiff.grpo.checkpoint import RunFolder, read_metrics, write_json
 from unidiff.grpo.config import GRPOConfig
+from unidiff.grpo.experience import Experience
+from unidiff.sequence import Modality
 
 
 def config(folder, **settings) -> GRPOConfig:
@@ -248,3 +251,26 @@ def test_everything_is_written_inside_the_folder(make_trainer, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     make_trainer(output_dir="a/b").train()
     assert {str(p) for p in Path().iterdir()} == {"a"}
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights(
+    make_trainer, weights, difference, monkeypatch, tmp_path
+):
+    """And says where it came from; neither the weights nor a checkpoint hold it."""
+    trainer = make_trainer(max_steps=3, save_steps=1, output_dir=str(tmp_path / "run"))
+    values, kept = Experience.values, {}
+
+    def broken_in_the_second_step(experience, logp_KBL, *given):
+        value_BL = values(experience, logp_KBL, *given)
+        if (tmp_path / "run" / "checkpoints" / "step-000001").exists() and torch.is_grad_enabled():
+            kept.setdefault("weights", weights(trainer))
+            text_BL = experience.canvas.rows(given[1].rows).modality == Modality.TEXT
+            value_BL = torch.where(text_BL, value_BL * math.nan, value_BL)
+        return value_BL
+
+    monkeypatch.setattr(Experience, "values", broken_in_the_second_step)
+    message = "step 1, iteration 0: the gradient's norm is nan; values of text tokens are not finite"
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.train()
+    assert difference(kept["weights"], weights(trainer)) == 0
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]

@@ -171,7 +171,7 @@ def test_an_update_raises_rewarded_rollouts_and_lowers_the_others(
 
     def change(rows: Tensor) -> Tensor:
         """[B] of the log-probabilities, by an update with these rollouts."""
-        policy, part = Toy(1), Draw(draw.views, draw.weight * own * rows[:, None])
+        policy, part = Toy(1), Draw(draw.views, draw.weight * own * rows[:, None], draw.counts)
 
         def log_probability() -> Tensor:
             with torch.no_grad():

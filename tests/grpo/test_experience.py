@@ -31,7 +31,15 @@ def canvas(model, rollouts):
 
 def experience_of(canvas, rollouts, masks, advantage_BL, trained_BL):
     return Experience(
-        rollouts, [], [], None, None, canvas, [Draw([View(m)], m.float()) for m in masks], advantage_BL, trained_BL
+        rollouts,
+        [],
+        [],
+        None,
+        None,
+        canvas,
+        [Draw([View(m)], m.float(), (1, 1)) for m in masks],
+        advantage_BL,
+        trained_BL,
     )
 
 

@@ -290,3 +290,15 @@ def test_bad_options_are_named():
         aggregate(x, weight, "gspo", Denominators.of(weight, 2))
     with pytest.raises(ValueError, match="max_length differs"):
         Denominators.of(weight, 2) + Denominators.of(weight, 3)
+
+
+@pytest.mark.parametrize(
+    ("gap", "cut"), [(-80.0, False), (-30.0, False), (-21.0, False), (-1.0, False), (5.0, False), (30.0, True)]
+)
+def test_k3_is_cut_only_where_it_would_overflow(gap, cut):
+    """e^d − d − 1, gradient 1 − e^d: what the reference hardly knows is held back, however far it is."""
+    logp = torch.tensor([[-0.5]], requires_grad=True)
+    value = k3(logp, logp.detach() + gap, torch.ones(1, 1, dtype=torch.bool))
+    value.backward()
+    assert value.item() == pytest.approx(math.exp(20.0) - 21 if cut else math.exp(gap) - gap - 1, rel=1e-5)
+    assert logp.grad.item() == pytest.approx(0.0 if cut else 1 - math.exp(gap), rel=1e-5)

@@ -20,14 +20,16 @@ Dimensions: B rows, L columns of `Canvas.clean`, K views.
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from unidiff.config import convert
+from unidiff.estimators.checks import check_values, checked_views
 from unidiff.estimators.view import Draw, Place, View, segment_uniform, token_uniform
 from unidiff.guidance import Guidance
 from unidiff.sequence import Canvas, Modality
@@ -65,7 +67,7 @@ class Estimator:
         raise NotImplementedError(f"{type(self).__name__} must define mask or views")
 
     def hide(self, canvas: Canvas, iteration: int, keys_B: Tensor) -> Tensor | None:
-        """[B, L] bool: prompt tokens to mask, which are not scored; None = none."""
+        """[B, L] bool: prompt tokens to mask in all views that do not say so themselves; not scored. None = none."""
         return None
 
     def views(
@@ -78,14 +80,14 @@ class Estimator:
         keys_B: Tensor,
     ) -> list[View]:
         """What an inner iteration asks, one view or more, alike in number for all rows."""
-        mask = self.mask(canvas, place, modality, iteration, iterations, keys_B)
-        return [View(mask, self.hide(canvas, iteration, keys_B))]
+        return [View(self.mask(canvas, place, modality, iteration, iterations, keys_B))]
 
     def combine(self, logp_KBL: Tensor, factor_KBL: Tensor, place: Place, advantage_BL: Tensor) -> Tensor:
-        """Values [B, L] float32 from the log-probabilities of all views: Σ_k factor · ℓ, summed over the segment if
-        that is the unit. It is differentiated, and must not mix segments.
+        """Values [B, L] float32 from the log-probabilities of this method's views: Σ_k factor · ℓ, summed over the
+        segment if that is the unit. It is differentiated, and must not mix segments.
 
-        factor_KBL: float, the views' factors, 0 where a token is not scored. advantage_BL: float, of each token.
+        factor_KBL: float, the views' factors, 0 where a token is not scored. advantage_BL: float, of each token, as
+        `credit` gives it.
         """
         value_BL = (logp_KBL * factor_KBL).sum(0)
         return place.total(value_BL) if self.unit == "segment" else value_BL
@@ -101,11 +103,16 @@ _E = TypeVar("_E", bound=type[Estimator])
 
 
 def register(name: str) -> Callable[[_E], _E]:
-    """Class decorator: adds a method to the registry. Raises TypeError if it is no `Estimator`."""
+    """Class decorator: adds a method to the registry. Raises TypeError if it is no `Estimator` or no dataclass,
+    ValueError for a name or a unit that cannot be."""
 
     def add(estimator: _E) -> _E:
         if not (isinstance(estimator, type) and issubclass(estimator, Estimator)):
             raise TypeError(f"estimator {name!r} must be a class derived from unidiff.estimators.Estimator")
+        if not is_dataclass(estimator):
+            raise TypeError(f"estimator {name!r} must be a dataclass: write @dataclass(frozen=True) below @register")
+        if not name or set(name) & set(".:=") or estimator.unit not in ("token", "segment"):
+            raise ValueError(f"estimator {name!r}: a name has no . : or =, and unit is 'token' or 'segment'")
         ESTIMATORS[name] = estimator
         return estimator
 
@@ -113,36 +120,57 @@ def register(name: str) -> Callable[[_E], _E]:
 
 
 def make(name: str, **options: Any) -> Estimator:
-    """A registered estimator with its options. Raises ValueError if the name or an option is not known."""
+    """A registered estimator with its options. Raises ValueError if the name or an option is not known, or an option
+    that has no default is not given."""
     if name not in ESTIMATORS:
         raise ValueError(f"estimator {name!r} is not known{_nearest(name, ESTIMATORS)}")
-    known = [f.name for f in fields(ESTIMATORS[name])]  # type: ignore[arg-type]
+    known = {f.name: f for f in fields(ESTIMATORS[name])}  # type: ignore[arg-type]
     for option in options:
         if option not in known:
             raise ValueError(f"estimator {name!r} has no option {option!r}{_nearest(option, known)}")
+    for option, field in known.items():
+        if field.default is field.default_factory is MISSING and option not in options:
+            raise ValueError(f"estimator {name!r} needs its option {option!r}")
     return ESTIMATORS[name](**options)
 
 
 def parse(text: str, min_ratio: float | None = None) -> Estimator:
-    """An estimator as a setting names it: "trace", or with options "trace:merge=4", "elbo:samples=4:antithetic=no".
+    """An estimator as a setting names it: "trace", with options "elbo:samples=4:antithetic=no", or one of a module,
+    which is imported: "package.module.name:option=value".
 
-    An option becomes what its default is: a bool, int, float or text; a text where there is no such default.
-    min_ratio: for methods that have this option, unless the text gives it. Raises ValueError, as `make`.
+    An option becomes what its default is: a bool, int, float or text. min_ratio: for methods that have this option,
+    unless the text gives it. Raises ValueError, as `make`, and for options that are no such thing or stand twice.
     """
     name, *pairs = text.split(":")
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        option, equals, options[option] = pair.partition("=")
-        if not equals:
-            raise ValueError(f"estimator {text!r}: {pair!r} is no option; write name:option=value")
+    name, options = _imported(name), {}
     # By the defaults' types, not the annotations: those of a plug-in may name what is not there at run time.
     defaults = {f.name: f.default for f in fields(ESTIMATORS[name])} if name in ESTIMATORS else {}  # type: ignore[arg-type]
-    for option, value in options.items():
-        if isinstance(defaults.get(option), (bool, int, float, str)):
-            options[option] = convert(value, type(defaults[option]), f"{name}.{option}")
+    for pair in pairs:
+        option, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"estimator {text!r}: {pair!r} is no option; write name:option=value")
+        if option in options:
+            raise ValueError(f"estimator {text!r}: {option} is given twice")
+        default = defaults.get(option)
+        if option in defaults and not isinstance(default, (bool, int, float, str)):
+            raise ValueError(
+                f"estimator {text!r}: {option} cannot be written so, for it has no plain default; use make"
+            )
+        options[option] = convert(value, type(default), f"{name}.{option}") if option in defaults else value
     if min_ratio is not None and "min_ratio" in defaults:
         options.setdefault("min_ratio", min_ratio)
     return make(name, **options)
+
+
+def _imported(name: str) -> str:
+    """The name that a method is registered by; package.module.name imports the module first."""
+    module, dot, name = name.rpartition(".")
+    if dot:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"estimator {module}.{name}: {error}") from error
+    return name
 
 
 def _nearest(word: str, known: Collection[str]) -> str:
@@ -157,7 +185,8 @@ def draw_views(canvas: Canvas, text: Estimator, image: Estimator, iterations: in
     """The draws of all inner iterations: text masked by one estimator, images by the other, in the same views.
 
     keys_B: [B] int64, one noise key a row. A view has one clean sequence: a prompt that one estimator hides
-    is hidden for both. Raises ValueError if the keys do not fit the canvas or there is no iteration.
+    is hidden for both. Raises ValueError if the keys do not fit the canvas or there is no iteration, and what
+    `checks.checked_views` does.
     """
     if keys_B.shape != (canvas.shape[0],):
         raise ValueError(f"keys_B has shape {tuple(keys_B.shape)}, but the canvas has {canvas.shape[0]} rows")
@@ -166,13 +195,31 @@ def draw_views(canvas: Canvas, text: Estimator, image: Estimator, iterations: in
     place = Place.of(canvas)
     draws = []
     for i in range(iterations):
-        own = {
-            modality: estimator.views(canvas, place, modality, i, iterations, keys_B)
+        own = [
+            _views(canvas, place, modality, estimator, i, iterations, keys_B)
             for modality, estimator in ((Modality.TEXT, text), (Modality.IMAGE, image))
-        }
-        weight = _loss_weight(own[Modality.TEXT], place, text) + _loss_weight(own[Modality.IMAGE], place, image)
-        draws.append(Draw(_joined(*own.values()), weight))
+        ]
+        weight = _loss_weight(own[0], place, text) + _loss_weight(own[1], place, image)
+        draws.append(Draw(_joined(*own), weight, (len(own[0]), len(own[1]))))
     return draws
+
+
+def _views(
+    canvas: Canvas,
+    place: Place,
+    modality: Modality,
+    estimator: Estimator,
+    iteration: int,
+    iterations: int,
+    keys_B: Tensor,
+) -> list[View]:
+    views = estimator.views(canvas, place, modality, iteration, iterations, keys_B)
+    hide = estimator.hide(canvas, iteration, keys_B)
+    return checked_views(views, hide, canvas, place, modality, _name(estimator))
+
+
+def _name(estimator: Estimator) -> str:
+    return f"estimator {type(estimator).__name__}"
 
 
 def _joined(text: list[View], image: list[View]) -> list[View]:
@@ -190,7 +237,7 @@ def _union(a: View, b: View) -> View:
 def _loss_weight(views: list[View], place: Place, estimator: Estimator) -> Tensor:
     """float32 [B, L]: 1 at tokens that a view scores; where the segment is the unit, the same for each of them, and
     the number of the segment's sampled tokens in sum."""
-    scored = Draw(views, place.rank).mask.float()
+    scored = torch.stack([view.scored for view in views]).any(0).float()
     if estimator.unit == "token":
         return scored
     return scored * place.length / place.total(scored).clamp(min=1)
@@ -221,12 +268,15 @@ def run_views(
     guidance: Guidance | None = None,
 ) -> Tensor:
     """Log-probabilities [K, B, L] of what each view scores, 0 elsewhere: those of `run_view`, in fewer forward passes.
-    Views that leave the prompt as it is share one; a view that hides some of it has its own."""
-    plain = [k for k, view in enumerate(views) if view.hide is None]
-    passes = [plain] * bool(plain) + [[k] for k, view in enumerate(views) if view.hide is not None]
+    Views that leave the prompt as it is share one; a view that hides some of it has its own; one that scores nothing in
+    these rows has none."""
+    scored_K = torch.stack([view.scored for view in views]).flatten(1).any(1).tolist()
+    asked = [k for k, any_scored in enumerate(scored_K) if any_scored] or [0]
+    plain = [k for k in asked if views[k].hide is None]
+    passes = [plain] * bool(plain) + [[k] for k in asked if views[k].hide is not None]
     parts = [_one_pass(model, canvas, [views[k] for k in own], temperature, guidance) for own in passes]
-    order = torch.tensor([k for own in passes for k in own], device=parts[0].device).argsort()
-    return torch.cat(parts)[order]
+    order = torch.tensor([k for own in passes for k in own], device=parts[0].device)
+    return parts[0].new_zeros(len(views), *canvas.shape).index_copy(0, order, torch.cat(parts))
 
 
 def _one_pass(
@@ -249,9 +299,13 @@ def _one_pass(
 def combine(
     canvas: Canvas, draw: Draw, logp_KBL: Tensor, text: Estimator, image: Estimator, advantage_BL: Tensor
 ) -> Tensor:
-    """Values [B, L] of the scored tokens, 0 elsewhere, from the log-probabilities of a draw's views."""
+    """Values [B, L] of the scored tokens, 0 elsewhere, from the log-probabilities of a draw's views. Each estimator
+    gets its own views, however many the other has. Raises ValueError if it gives another shape."""
     place, factor_KBL = Place.of(canvas), torch.stack([view.factors.float() for view in draw.views])
-    values = [e.combine(logp_KBL, factor_KBL, place, advantage_BL) for e in (text, image)]
+    values = []
+    for e, count in zip((text, image), draw.counts):
+        values.append(e.combine(logp_KBL[:count], factor_KBL[:count], place, advantage_BL))
+        check_values(values[-1], canvas.shape, "combine", _name(e))
     value_BL = torch.where(canvas.modality == Modality.IMAGE, values[1], values[0])
     return torch.where(draw.weight != 0, value_BL, 0.0)
 

@@ -24,7 +24,7 @@ class View:
 
     mask: bool, sampled tokens that are masked. hide: bool, prompt tokens that are masked too, and never scored; None =
     the prompt stands as it is. factor: bool or float, what the log-probability of a masked token counts for, 0 = it
-    is not scored; None = every masked token counts 1.
+    is not scored; None = every masked token counts 1. (Where nothing is masked it has no say.)
     """
 
     mask: Tensor
@@ -49,11 +49,13 @@ class View:
 class Draw:
     """All that one inner iteration scores: its views, and the weight of each token in the loss, float32 [B, L].
 
-    A token has weight only if a view scores it.
+    A token has weight only if a view scores it. counts: how many views the text estimator asked for, and the image
+    estimator: the first so many are its own.
     """
 
     views: list[View]
     weight: Tensor
+    counts: tuple[int, int]
 
     @property
     def mask(self) -> Tensor:
@@ -61,10 +63,8 @@ class Draw:
         return torch.stack([view.scored for view in self.views]).any(0)
 
     def rows(self, index: Tensor) -> Draw:
-        """Some rows, without the views that score nothing in them (the first is always kept)."""
-        views = [view.rows(index) for view in self.views]
-        kept = [view for i, view in enumerate(views) if i == 0 or bool(view.scored.any())]
-        return Draw(kept, self.weight[index])
+        """Some rows; views that score nothing in them stay."""
+        return Draw([view.rows(index) for view in self.views], self.weight[index], self.counts)
 
 
 @dataclass

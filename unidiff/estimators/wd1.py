@@ -40,7 +40,7 @@ class Wd1(OneStep):
     ) -> list[View]:
         """One, `one_step`'s."""
         mask = self.mask(canvas, place, modality, iteration, iterations, keys_B)
-        return [View(mask, self.hide(canvas, iteration, keys_B), mean_of_masked(mask, place))]
+        return [View(mask, factor=mean_of_masked(mask, place))]
 
     def credit(self, advantage_N: Tensor, group_N: Tensor) -> Tensor:
         """(softmax_i(A) − softmax_i(−A)) · n in a group of n, as the loss averages over rollouts."""

@@ -144,7 +144,10 @@ class GRPOConfig(SamplerConfig):
 
     def _check_choices(self) -> None:
         """Settings of a few values, estimators among them. Raises ValueError with the nearest value."""
-        choices: dict[str, Collection[Any]] = dict.fromkeys(("text_estimator", "image_estimator"), ESTIMATORS)
+        choices: dict[str, Collection[Any]] = {}
+        for name in ("text_estimator", "image_estimator"):
+            if "." not in getattr(self, name).partition(":")[0]:  # package.module.name is imported to be known
+                choices[name] = ESTIMATORS
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal:
                 choices[name] = get_args(kind)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unidiff import noise
 from unidiff.estimators import Draw, Estimator, View, combine
+from unidiff.estimators.checks import check_values
 from unidiff.grpo.batches import MicroBatch, micro_batches
 from unidiff.grpo.process import Clock
 from unidiff.guidance import Guidance
@@ -188,7 +189,11 @@ def credited(
         own_BS = modality_BS == modality
         which_BS = (torch.arange(rows) // group)[:, None] * segments + own_BS.long().cumsum(1)
         chosen = own_BS & valid_BS
-        credited_BS[chosen] = estimator.credit(advantage_BS[chosen], which_BS[chosen])
+        credit_N, who = estimator.credit(advantage_BS[chosen], which_BS[chosen]), type(estimator).__name__
+        check_values(credit_N, advantage_BS[chosen].shape, "credit", f"estimator {who}")
+        if not bool(credit_N.isfinite().all()):
+            raise ValueError(f"estimator {who}: credit gave what is not finite")
+        credited_BS[chosen] = credit_N
     return credited_BS
 
 

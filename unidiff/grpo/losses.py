@@ -82,6 +82,16 @@ def added(total: dict[Modality, LossStats], stats: dict[Modality, LossStats]) ->
     return {m: total[m] + s if m in total else s for m, s in stats.items()}
 
 
+def check_finite(norm: Tensor, stats: Mapping[Modality, LossStats], when: str) -> None:
+    """Raises FloatingPointError if a gradient's norm is not finite, so that it never reaches the weights. stats: of the
+    losses that it is the gradient of, to tell which tokens it came from."""
+    if math.isfinite(norm):
+        return
+    of = [m.name.lower() for m, s in stats.items() if not bool(s.sums_K.isfinite().all())]
+    where = f"; values of {' and '.join(of)} tokens are not finite" if of else ""
+    raise FloatingPointError(f"{when}: the gradient's norm is {float(norm)}{where}")
+
+
 @dataclass(frozen=True)
 class Denominators:
     """What a step's loss is divided by, counted over its whole batch.
@@ -182,8 +192,8 @@ def token_losses(
 
 def k3(logp_BL: Tensor, other_BL: Tensor, scored_BL: Tensor) -> Tensor:
     """Schulman's estimate of KL(p‖other) at tokens drawn from p: exp(d) − d − 1 with d = other − logp.
-    float32, ≥ 0."""
-    gap_BL = _difference(other_BL, logp_BL, scored_BL).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    float32, ≥ 0. Only what exp would make infinite is cut, at d = 20."""
+    gap_BL = _difference(other_BL, logp_BL, scored_BL).clamp(max=MAX_LOG_RATIO)
     return torch.expm1(gap_BL) - gap_BL
 
 

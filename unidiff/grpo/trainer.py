@@ -35,7 +35,7 @@ from unidiff.grpo.checkpoint import RunFolder
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, step_figures
 from unidiff.grpo.experience import Experience, credited, guidance_of, prompt_index, sample_and_judge, spread
-from unidiff.grpo.losses import LOSSES, Denominators, LossStats, added, modality_loss
+from unidiff.grpo.losses import LOSSES, Denominators, LossStats, added, check_finite, modality_loss
 from unidiff.grpo.process import Clock, flat, stop_signals
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
 from unidiff.guidance import Guidance
@@ -312,6 +312,8 @@ class GRPOTrainer:
             with self.shards.apart():
                 norm: Any = self.accelerator.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
                 norms.append(torch.as_tensor(norm))
+                if self.accelerator.scaler is None:  # in float16 it leaves such a step out
+                    check_finite(norms[-1], stats, f"step {step}, iteration {iteration}")
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
         metrics = {"lr": rate, "grad_norm": float(torch.stack(norms).mean()), **first}
