@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unidiff import noise
-from unidiff.estimators import ESTIMATORS, Draw, draw_views, make, parse, run_view, run_views
+from unidiff.estimators import ESTIMATORS, Draw, View, draw_views, make, parse, run_view, run_views
 from unidiff.grpo.batches import MicroBatch, micro_batches, view_tokens
 from unidiff.model import UnifiedModel
 from unidiff.sequence import Canvas, Tokens
@@ -103,6 +103,18 @@ def test_a_pass_has_no_more_tokens_than_so_many_rows_of_one_view(
         assert [len(b.rows) for b in batches] == [len(part) for part in torch.arange(ROWS).split(size)]
     if size == 100:
         assert len(batches) == 1 and len(batches[0].passes) == 1
+
+
+def test_views_that_score_nothing_have_no_pass_of_their_own(policy: UnifiedModel, canvas: Canvas) -> None:
+    draw, nothing = draw_of(canvas, "left_to_right", "left_to_right"), View(torch.zeros_like(canvas.sampled))
+    views = [nothing, *draw.views[:2], nothing, *draw.views[2:], nothing]
+    padded = Draw(views, draw.weight, (len(views), len(views)))
+    batches = micro_batches(canvas, padded, torch.arange(ROWS), 1, policy.spec.attention)
+    assert any(len(batch.passes) > 1 for batch in batches)
+    for batch in batches:
+        own = padded.rows(batch.rows).views
+        assert [k for part in batch.passes for k in range(len(own))[part]] == list(range(len(own)))
+        assert all(any(bool(view.scored.any()) for view in own[part]) for part in batch.passes)
 
 
 def test_the_whole_is_every_row_and_view(canvas: Canvas) -> None:

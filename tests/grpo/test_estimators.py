@@ -1,12 +1,14 @@
 """Estimators in the trainer: invariants 1, 2, 4 and 6 of the design for every one of them, and what they cost."""
 
 import copy
+import itertools
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 
-from unidiff.estimators import ESTIMATORS, draw_views, make
+from unidiff.estimators import ESTIMATORS, Estimator, View, draw_views, make
 from unidiff.grpo.batches import MicroBatch
 from unidiff.memory import PeakMemory
 from unidiff.sequence import Modality
@@ -155,6 +157,29 @@ def test_same_gradient_for_any_micro_batch_size(make_trainer, difference, timele
         assert timeless(same) == pytest.approx(timeless(metrics), abs=1e-4, rel=1e-3)
 
 
+@dataclass(frozen=True)
+class Halves(Estimator):
+    """Each token is scored once, in one of two views; a segment has one value."""
+
+    unit = "segment"
+
+    def views(self, canvas, place, modality, iteration, iterations, keys_B):
+        among = canvas.sampled & (canvas.modality == modality)
+        halves = [among & (place.rank % 2 == side) for side in (0, 1)]
+        return [View(half, factor=half / place.length.clamp(min=1)) for half in halves]
+
+
+@dataclass(frozen=True)
+class Mixed(Halves):
+    """Each token has a value, and it depends on what the other view says of its segment."""
+
+    unit = "token"
+
+    def combine(self, logp_KBL, factor_KBL, place, advantage_BL):
+        value_BL = (logp_KBL * factor_KBL).sum(0)
+        return value_BL * place.total(value_BL)
+
+
 @pytest.mark.parametrize(
     ("text", "image", "loss_type", "times"),
     [
@@ -162,16 +187,24 @@ def test_same_gradient_for_any_micro_batch_size(make_trainer, difference, timele
         ("trace", "left_to_right", "gmpo", 2),
         ("elbo:samples=4", "trace", "grpo", 2),
         ("coupled", "coupled", "grpo", 2),
+        (Halves(), Halves(), "grpo", 2),
+        (Mixed(), Halves(), "grpo", 2),
+        (Mixed(), Mixed(), "grpo", 2),
     ],
 )
 def test_passes_one_by_one_give_the_gradient_of_one_for_all(make_trainer, text, image, loss_type, times):
     """What the trainer does where views do not fit into one pass, against one graph through all of them."""
     settings = {"loss_type": loss_type, "max_grad_norm": math.inf, "beta": 0.1}
-    trainer = make_trainer(text_estimator=text, image_estimator=image, **settings)
+    if isinstance(text, str):
+        settings |= {"text_estimator": text, "image_estimator": image}
+    trainer = make_trainer(**settings)
+    if not isinstance(text, str):
+        trainer.estimators = (text, image)
     _, experience = trainer.step(0)
     whole = MicroBatch.whole(experience.draws[0])
     count = len(experience.draws[0].views)
-    parts = MicroBatch(whole.rows, [slice(0, 1), slice(1, 3), slice(3, count)][: count - 1])
+    cuts = sorted({0, 1, min(3, count), count})
+    parts = MicroBatch(whole.rows, [slice(a, b) for a, b in itertools.pairwise(cuts)])
     denominators = trainer._denominators(experience.weight_BL(0), experience)
     reference = trainer._reference_log_probs(experience, 0, whole)
     with torch.no_grad():

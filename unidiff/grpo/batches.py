@@ -72,7 +72,7 @@ def _passes(canvas: Canvas, views: list[View], limit: int, attention: str) -> li
         return [slice(0, len(own))]  # there are several rows only where all of their views have room
     cuts, tokens = [0], shared
     for k, more in enumerate(own):
-        if tokens > shared and tokens + more > limit:  # views that score nothing here go along
+        if k > cuts[-1] and tokens + more > limit:
             cuts.append(k)
             tokens = shared
         tokens += more
