@@ -272,12 +272,12 @@ def _matrix_rate(n: int) -> float:
 
 @dataclass
 class Update:
-    """What one update costs: the most views of a draw; tokens run through the model, and those of them that have a
-    backward pass; CPU seconds of all threads; peak bytes of tensors."""
+    """What one update costs: the most views of a draw; forward passes of micro-batches, and the tokens run in them; CPU
+    seconds of all threads; peak bytes of tensors."""
 
     views: int = 0
+    forwards: int = 0
     tokens: int = 0
-    trained: int = 0
     seconds: float = 0.0
     peak: int = 0
 
@@ -321,9 +321,10 @@ def counted(
 
     def count(policy, canvas: Canvas, views: list[View], *given: object) -> Tensor:
         shared, own = view_tokens(canvas, views, model.spec.attention)
-        tokens = int(shared.sum() + own.sum())
-        cost.tokens += tokens
-        cost.trained += tokens * torch.is_grad_enabled()
+        hidden = sum(view.hide is not None for view in views)  # each has a pass of its own (`run_views`)
+        passes = hidden + (hidden < len(views))
+        cost.forwards += passes
+        cost.tokens += int(shared.sum() * passes + own.sum())
         return torch.zeros(len(views), *canvas.shape, requires_grad=torch.is_grad_enabled())
 
     trainer._run = count  # type: ignore[method-assign]
@@ -373,16 +374,14 @@ def estimators(config: Config) -> None:
         costs = [counted(bench.model, canvas, name, i) for i in iterations]
         costs += [counted(*texts[length], name, 1) for length in lengths]
         print(f"| `{name}` | " + " | ".join(f"{c.tokens / n:.0f}" for c in costs) + " |", flush=True)
-    print("\nThe last two columns: each view in a pass of its own.\n")
-    print("| estimator | views | token-forwards | of them trained | peak MiB | CPU s | one by one: tokens | CPU s |")
-    print("|---" * 8 + "|")
+    print("\nForward passes are those of all rollouts together. One by one: each view in a pass of its own.\n")
+    one = "one by one: forwards | token-forwards | CPU s"
+    print(f"| estimator | views | forwards | token-forwards | peak MiB | CPU s | {one} |\n|---" + "|---" * 8 + "|")
     for name in ESTIMATORS:
         cost, plain = (measured(bench.model, canvas, name, config.repeats, k) for k in (Experience, OneByOne))
-        print(
-            f"| `{name}` | {cost.views} | {cost.tokens / n:.0f} | {cost.trained / n:.0f} | {cost.peak / 2**20:.0f} | "
-            f"{cost.seconds / n:.3f} | {plain.tokens / n:.0f} | {plain.seconds / n:.3f} |",
-            flush=True,
-        )
+        cells = [cost.views, cost.forwards, f"{cost.tokens / n:.0f}", f"{cost.peak / 2**20:.0f}"]
+        cells += [f"{cost.seconds / n:.3f}", plain.forwards, f"{plain.tokens / n:.0f}", f"{plain.seconds / n:.3f}"]
+        print(f"| `{name}` | " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 COMMANDS = {"edits": edits, "cache": cache, "step": step, "rewards": rewards, "estimators": estimators}
