@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from unidiff import UnifiedModel, noise
-from unidiff.estimators import ESTIMATORS, Estimator, View, combine, draw_views, make, parse, register
+from unidiff.estimators import Estimator, View, combine, draw_views, make, parse, register
 from unidiff.sequence import Canvas
 
 
 @dataclass(frozen=True)
 class Mine(Estimator):
-    """Gives what it is told to: `change` of the sound views of a method that masks all. Not a method of anybody's."""
+    """Gives what `change` makes of a sound view, which masks all that was sampled."""
 
     change: Callable[[Canvas, View], Any]
 
@@ -31,9 +31,9 @@ def canvas(model: UnifiedModel, prompts: list) -> Canvas:
     return model.render([p + model.encode(["go", "find"], prompt=False) for p in prompts[:2]])
 
 
-def drawn(canvas: Canvas, change: Callable[[Canvas, View], Any], image: Estimator | None = None) -> Any:
+def drawn(canvas: Canvas, change: Callable[[Canvas, View], Any]) -> Any:
     keys = torch.tensor([noise.key(1, i) for i in range(len(canvas.ids))])
-    return draw_views(canvas, Mine(change), image or make("one_step"), 1, keys)[0]
+    return draw_views(canvas, Mine(change), make("one_step"), 1, keys)[0]
 
 
 MISTAKES: dict[str, tuple[Callable[[Canvas, View], Any], str]] = {
@@ -54,7 +54,7 @@ MISTAKES: dict[str, tuple[Callable[[Canvas, View], Any], str]] = {
     "factor of one": (lambda c, v: [replace(v, factor=0.5)], "a factor must be a number tensor .* not a float"),
     "factor of rows": (lambda c, v: [replace(v, factor=torch.ones(2, 1))], "a factor must be a number tensor"),
     "hides its own": (lambda c, v: [replace(v, hide=c.sampled)], "hide holds tokens that are no prompt tokens"),
-    "hides pads": (lambda c, v: [replace(v, hide=~c.clean.valid | True)], "hide holds tokens that are no prompt"),
+    "hides pads": (lambda c, v: [replace(v, hide=~c.clean.valid)], "hide holds tokens that are no prompt"),
 }
 
 
@@ -113,15 +113,7 @@ def test_combine_gives_a_value_for_each_token(canvas: Canvas, gives: Callable[..
         combine(canvas, draw, torch.zeros(2, *canvas.shape), method, other, torch.ones(canvas.shape))
 
 
-@pytest.fixture
-def forgotten() -> Iterator[None]:
-    before = dict(ESTIMATORS)
-    yield
-    ESTIMATORS.clear()
-    ESTIMATORS.update(before)
-
-
-@pytest.mark.usefixtures("forgotten")
+@pytest.mark.usefixtures("registry")
 def test_what_cannot_be_registered() -> None:
     class Plain(Estimator):
         pass
@@ -139,7 +131,7 @@ def test_what_cannot_be_registered() -> None:
             register(name)(Mine)
 
 
-@pytest.mark.usefixtures("forgotten")
+@pytest.mark.usefixtures("registry")
 def test_options_that_cannot_be_written() -> None:
     @register("optional")
     @dataclass(frozen=True)

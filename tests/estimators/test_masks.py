@@ -356,8 +356,7 @@ def test_unknown_names_and_options_are_told_with_the_nearest() -> None:
         make("one_step", hide_prompt=-1)
 
 
-def test_an_estimator_from_outside_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimators, "ESTIMATORS", dict(estimators.ESTIMATORS))
+def test_an_estimator_from_outside_the_package(registry: None) -> None:
 
     @estimators.register("first_token")
     @dataclass(frozen=True)

@@ -22,7 +22,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "estimators.md"
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def plugin(registry: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A module with the classes of the page, imported from a folder of the user's; forgotten afterwards."""
     page = PAGE.read_text().split("## Adding one")[1]
     blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]
@@ -30,11 +30,8 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert len(classes) == 4
     (tmp_path / "my_estimators.py").write_text("\n".join(classes))
     monkeypatch.syspath_prepend(tmp_path)
-    before = dict(ESTIMATORS)
     __import__("my_estimators")
     yield
-    ESTIMATORS.clear()
-    ESTIMATORS.update(before)
     del sys.modules["my_estimators"]
 
 
@@ -102,7 +99,7 @@ def test_values_depend_on_no_other_method_and_no_company(
         torch.testing.assert_close(other, found[0], atol=1e-4, rtol=1e-4)
 
 
-def test_a_setting_can_name_the_module(plugin: None, tmp_path: Path) -> None:
+def test_a_setting_can_name_the_module(plugin: None) -> None:
     """And it is imported, so that the command line knows methods of one's own."""
     for known in ("halves", "one_block"):
         del ESTIMATORS[known]

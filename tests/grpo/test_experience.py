@@ -30,17 +30,8 @@ def canvas(model, rollouts):
 
 
 def experience_of(canvas, rollouts, masks, advantage_BL, trained_BL):
-    return Experience(
-        rollouts,
-        [],
-        [],
-        None,
-        None,
-        canvas,
-        [Draw([View(m)], m.float(), (1, 1)) for m in masks],
-        advantage_BL,
-        trained_BL,
-    )
+    draws = [Draw([View(m)], m.float(), (1, 1)) for m in masks]
+    return Experience(rollouts, [], [], None, None, canvas, draws, advantage_BL, trained_BL)
 
 
 def test_views_hold_what_was_sampled(model, rollouts, examples):

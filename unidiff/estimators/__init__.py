@@ -195,31 +195,14 @@ def draw_views(canvas: Canvas, text: Estimator, image: Estimator, iterations: in
     place = Place.of(canvas)
     draws = []
     for i in range(iterations):
-        own = [
-            _views(canvas, place, modality, estimator, i, iterations, keys_B)
-            for modality, estimator in ((Modality.TEXT, text), (Modality.IMAGE, image))
-        ]
+        own = []
+        for modality, estimator in ((Modality.TEXT, text), (Modality.IMAGE, image)):
+            views = estimator.views(canvas, place, modality, i, iterations, keys_B)
+            hide = estimator.hide(canvas, i, keys_B)
+            own.append(checked_views(estimator, views, hide, canvas, place, modality))
         weight = _loss_weight(own[0], place, text) + _loss_weight(own[1], place, image)
         draws.append(Draw(_joined(*own), weight, (len(own[0]), len(own[1]))))
     return draws
-
-
-def _views(
-    canvas: Canvas,
-    place: Place,
-    modality: Modality,
-    estimator: Estimator,
-    iteration: int,
-    iterations: int,
-    keys_B: Tensor,
-) -> list[View]:
-    views = estimator.views(canvas, place, modality, iteration, iterations, keys_B)
-    hide = estimator.hide(canvas, iteration, keys_B)
-    return checked_views(views, hide, canvas, place, modality, _name(estimator))
-
-
-def _name(estimator: Estimator) -> str:
-    return f"estimator {type(estimator).__name__}"
 
 
 def _joined(text: list[View], image: list[View]) -> list[View]:
@@ -305,7 +288,7 @@ def combine(
     values = []
     for e, count in zip((text, image), draw.counts):
         values.append(e.combine(logp_KBL[:count], factor_KBL[:count], place, advantage_BL))
-        check_values(values[-1], canvas.shape, "combine", _name(e))
+        check_values(e, "combine", values[-1], canvas.shape)
     value_BL = torch.where(canvas.modality == Modality.IMAGE, values[1], values[0])
     return torch.where(draw.weight != 0, value_BL, 0.0)
 

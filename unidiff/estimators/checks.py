@@ -12,14 +12,17 @@ from unidiff.estimators.view import Place, View
 from unidiff.sequence import Canvas, Modality
 
 
-def checked_views(views: Any, hide: Any, canvas: Canvas, place: Place, modality: Modality, who: str) -> list[View]:
+def checked_views(
+    estimator: object, views: Any, hide: Any, canvas: Canvas, place: Place, modality: Modality
+) -> list[View]:
     """An estimator's views, all of them ready to use: factors are 0 where nothing is masked, and prompt tokens that the
     method hides (`hide`, bool [B, L] or None) are hidden in each view that does not say so itself.
 
-    who: its name in messages. Raises TypeError for what are no views of tensors, ValueError for tensors of another
-    shape, tokens that are not the method's to mask or to hide, factors that are not finite, and segments of which
-    nothing is scored: they would leave the loss without a word.
+    Raises TypeError for what are no views, ValueError for tensors of another kind or shape, tokens that are not the
+    method's to mask or to hide, factors that are not finite, and segments of which nothing is scored: they would leave
+    the loss without a word.
     """
+    who = _named(estimator)
     if not isinstance(views, (list, tuple)) or not views or not all(isinstance(view, View) for view in views):
         raise TypeError(f"{who}: views must give a list of View, at least one, not {_kind(views)}")
     own = [view if view.hide is not None else replace(view, hide=hide) for view in views]
@@ -46,10 +49,21 @@ def checked_views(views: Any, hide: Any, canvas: Canvas, place: Place, modality:
     return own
 
 
-def check_values(values: Any, shape: tuple[int, ...], what: str, who: str) -> None:
-    """Of `combine` and `credit`. Raises ValueError for another shape."""
+def check_values(estimator: object, what: str, values: Any, shape: tuple[int, ...]) -> None:
+    """Of `combine`. Raises ValueError for another shape."""
     if not isinstance(values, Tensor) or values.shape != shape:
-        raise ValueError(f"{who}: {what} must give a tensor {list(shape)}, not {_kind(values)}")
+        raise ValueError(f"{_named(estimator)}: {what} must give a tensor {list(shape)}, not {_kind(values)}")
+
+
+def check_credit(estimator: object, credit_N: Any, advantage_N: Tensor) -> None:
+    """Raises ValueError if there is not a finite number for each of the advantages [N]."""
+    check_values(estimator, "credit", credit_N, advantage_N.shape)
+    if not bool(credit_N.isfinite().all()):
+        raise ValueError(f"{_named(estimator)}: credit gave what is not finite")
+
+
+def _named(estimator: object) -> str:
+    return f"estimator {type(estimator).__name__}"
 
 
 def _check_tensor(value: Any, what: str, canvas: Canvas, who: str, dtype: torch.dtype | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Held-out evaluation: figures of responses to prompts that training never sees; means over processes."""
+"""Figures: of responses to prompts that training never sees, and of a step's rollouts; means over processes."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unidiff import noise
 from unidiff.estimators import Draw, Estimator, View, combine
-from unidiff.estimators.checks import check_values
+from unidiff.estimators.checks import check_credit
 from unidiff.grpo.batches import MicroBatch, micro_batches
 from unidiff.grpo.process import Clock
 from unidiff.guidance import Guidance
@@ -189,10 +189,8 @@ def credited(
         own_BS = modality_BS == modality
         which_BS = (torch.arange(rows) // group)[:, None] * segments + own_BS.long().cumsum(1)
         chosen = own_BS & valid_BS
-        credit_N, who = estimator.credit(advantage_BS[chosen], which_BS[chosen]), type(estimator).__name__
-        check_values(credit_N, advantage_BS[chosen].shape, "credit", f"estimator {who}")
-        if not bool(credit_N.isfinite().all()):
-            raise ValueError(f"estimator {who}: credit gave what is not finite")
+        credit_N = estimator.credit(advantage_BS[chosen], which_BS[chosen])
+        check_credit(estimator, credit_N, advantage_BS[chosen])
         credited_BS[chosen] = credit_N
     return credited_BS
 
