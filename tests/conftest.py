@@ -32,6 +32,7 @@ from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
 from unidiff.sampling.edit import Locate
 from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
+from unidiff.sandbox import sandbox
 from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
 from unidiff.tasks import FrozenLake
@@ -66,6 +67,13 @@ def checkpoints(program: Callable[[str], ModuleType]) -> ModuleType:
 def published(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """published(family) -> a tiny checkpoint in published layout. Tests do not change it."""
     return functools.cache(lambda family: checkpoints.make_checkpoint(family, tmp_path_factory.mktemp(family)))
+
+
+@pytest.fixture
+def namespaces() -> None:
+    """Skips the test where the system refuses namespaces."""
+    if refused := sandbox.namespaces_refused():
+        pytest.skip(f"the system refuses namespaces: {refused}")
 
 
 @pytest.fixture(scope="session")

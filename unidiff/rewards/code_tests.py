@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from unidiff.rewards.reward import Cause, Loss, Reward, register, reward
-from unidiff.rewards.sandbox import Sandbox, SandboxError
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.text import Value, check_which, looked_at
+from unidiff.sandbox import Sandbox, SandboxError
 
 FENCE = re.compile(r"^```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 

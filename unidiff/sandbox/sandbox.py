@@ -6,12 +6,12 @@ What it promises where the system allows namespaces (the default, `network="deny
   /home, /proc, nor any other file of the machine, so neither the trainer's environment nor its processes can be seen.
 - Its own process, network, ipc and host name namespaces, no capabilities, no further namespaces; as root's child it
   becomes nobody.
-- A filter of system calls (sandbox_filter.py): no memory that no limit counts, no sockets of families that know no
+- A filter of system calls (filter.py): no memory that no limit counts, no sockets of families that know no
   network namespace, none of the kernel's corners.
 - Hard limits: wall clock, CPU seconds, address space, number of processes, open files, size of files, size of /tmp and
   files in it, and of what it prints. When it ends or is stopped, the kernel kills everything that it started.
 - A verdict that it cannot forge. Output is compared here, in the trainer's process; functions are tested by a process
-  of their own (see sandbox_payload.py).
+  of their own (see payload.py).
 
 It does not promise to stop an attack on the kernel itself, or timing channels. Limits hold for each process: at worst
 `processes` times `memory` are used, and `disk` once more.
@@ -44,7 +44,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-CHILD = Path(__file__).with_name("sandbox_child.py")
+CHILD = Path(__file__).with_name("child.py")
 SYSTEM = (
     "/usr",
     "/bin",

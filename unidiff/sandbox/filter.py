@@ -1,4 +1,4 @@
-"""System calls that sandboxed code may not make: a seccomp filter. Standard library alone; see sandbox_child.py.
+"""System calls that sandboxed code may not make: a seccomp filter. Standard library alone; see child.py.
 
 What namespaces and rlimits leave open: memory that no limit counts (System V, message queues, memfds), sockets of
 families that belong to no network namespace (vsock reaches the host of a virtual machine), namespaces of its own, other

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from unidiff.rewards import sandbox as module
-from unidiff.rewards import sandbox_filter
-from unidiff.rewards.sandbox import Sandbox, Stop
+from unidiff.sandbox import filter as sandbox_filter
+from unidiff.sandbox import sandbox as module
+from unidiff.sandbox.sandbox import Sandbox, Stop
 
 needs_namespaces = pytest.mark.usefixtures("namespaces")
 LIBC = "import ctypes, os, socket\nlibc = ctypes.CDLL(None, use_errno=True)\n"
@@ -191,8 +191,9 @@ time.sleep(60)
 def test_a_killed_trainer_leaves_no_folder(walls, tmp_path):
     code = "print('on', flush=True)\nimport time\ntime.sleep(60)"
     off = "S.namespaces_refused = lambda: 'off'\n" if "network" in walls else ""
-    path = os.path.dirname(module.__file__)
-    script = f"import sys\nsys.path.insert(0, {path!r})\nimport sandbox as S\n{off}S.Sandbox(seconds=50, **{walls!r})"
+    path = os.path.dirname(os.path.dirname(module.__file__))
+    start = f"import sys\nsys.path.insert(0, {path!r})\nimport sandbox.sandbox as S\n"
+    script = f"{start}{off}S.Sandbox(seconds=50, **{walls!r})"
     os.chmod(tmp_path, 0o755)
     trainer = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", f"{script}.run({code!r})"], env={**os.environ, "TMPDIR": str(tmp_path)}
@@ -220,7 +221,7 @@ FORGERIES = {
     "answers with every handle": "import json, os\nfor fd in range(3, 64):\n    for i in range(9):\n"
     "        try: os.write(fd, json.dumps({'value': {'remote': [0, '__eq__']}, 'arguments': []}).encode() + b'\\n')\n"
     "        except OSError: pass\ndef square(x): return 7",
-    "patches what encodes": "import json, sys\np = sys.modules['sandbox_payload']\np.encode = lambda *a: {'x': True}\n"
+    "patches what encodes": "import json, sys\np = sys.modules['payload']\np.encode = lambda *a: {'x': True}\n"
     "p.answer = lambda *a: {'value': {'complex': ['9', 0]}, 'arguments': []}\n",
     "traces": "import sys\ndef tracer(frame, event, arg):\n    frame.f_locals.update(passed=True, value=7)\n"
     "    return tracer\nsys.settrace(tracer)\ndef square(x): return 7",

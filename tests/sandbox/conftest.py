@@ -1,0 +1,57 @@
+"""Fixtures: the walls of the sandbox, and an ordinary user who builds them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unidiff.sandbox import sandbox
+
+# One that also nobody may read, if root runs the tests.
+PYTHON = shutil.which("python3", path="/usr/bin") or ""
+
+
+@pytest.fixture(params=["namespaces", "limits"])
+def walls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Runs a test behind each kind of wall; gives the sandbox's options for it."""
+    if request.param == "namespaces":
+        request.getfixturevalue("namespaces")
+        return {}
+    monkeypatch.setattr(sandbox, "namespaces_refused", lambda: "switched off by the test")
+    monkeypatch.setattr(sandbox, "_unisolated", lambda reason: None)
+    walls = {"network": "allow", "python": PYTHON}
+    try:
+        sandbox.Sandbox(**walls).run("")  # type: ignore[arg-type]
+    except sandbox.SandboxError as error:
+        pytest.skip(str(error))
+    return walls
+
+
+@pytest.fixture(scope="session")
+def as_nobody() -> Callable[[str], str]:
+    """as_nobody(script) -> what a script prints that an ordinary user runs, with the sandbox alone to import, as S."""
+
+    def run(script: str) -> str:
+        if not PYTHON or subprocess.run([PYTHON, "-c", "from enum import StrEnum"]).returncode:
+            pytest.skip("needs a Python from 3.11 up that everyone may read")
+        folder = tempfile.mkdtemp(prefix="sandbox-of-nobody-")
+        try:
+            os.chmod(folder, 0o755)
+            shutil.copytree(Path(sandbox.__file__).parent, f"{folder}/sandbox")
+            start = f"import sys\nsys.path.insert(0, {folder!r})\nimport sandbox.sandbox as S\n"
+            user: Any = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+            words = [PYTHON, "-W", "ignore", "-c", start + script]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=60, **user)
+        finally:
+            shutil.rmtree(folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
