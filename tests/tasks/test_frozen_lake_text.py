@@ -121,6 +121,9 @@ def test_a_board_in_letters():
     assert tuple("".join(row) for row in rows) == example.board.rows
     assert text.splitlines()[1].split() == ["1", "2", "3", "4"] and "answer right down" in text
     wrongs = ({"board": "text"}, "board: expected 'picture', or 'text' with pictures False")
-    for wrong, message in (wrongs, ({"board": "words", "pictures": False}, "board is 'words'; choose one of picture, text")):
+    for wrong, message in (
+        wrongs,
+        ({"board": "words", "pictures": False}, "board is 'words'; choose one of picture, text"),
+    ):
         with pytest.raises(ValueError, match=message):
             FrozenLake(**wrong)

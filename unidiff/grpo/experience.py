@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unidiff import noise
-from unidiff.estimators import Draw, Estimator, View, combine
+from unidiff.estimators import Draw, Estimator, View, values_of
 from unidiff.estimators.checks import check_credit
 from unidiff.grpo.batches import MicroBatch, micro_batches
 from unidiff.grpo.process import Clock
@@ -79,7 +79,7 @@ class Experience:
     def values(self, logp_KBL: Tensor, iteration: int, batch: MicroBatch, text: Estimator, image: Estimator) -> Tensor:
         """Values [B, L] of a micro-batch from the log-probabilities of its views."""
         canvas, draw = self.canvas.rows(batch.rows), self.draws[iteration].rows(batch.rows)
-        return combine(canvas, draw, logp_KBL, text, image, self.advantage_BL[batch.rows])
+        return values_of(canvas, draw, logp_KBL, text, image, self.advantage_BL[batch.rows])
 
 
 def guidance_of(
