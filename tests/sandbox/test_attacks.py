@@ -8,7 +8,7 @@ import time
 import pytest
 
 from unidiff.sandbox import filter as sandbox_filter
-from unidiff.sandbox import sandbox as module
+from unidiff.sandbox import process as module
 from unidiff.sandbox.sandbox import Sandbox, Stop
 
 needs_namespaces = pytest.mark.usefixtures("namespaces")
@@ -139,7 +139,7 @@ def test_without_a_namespace_other_processes_of_the_same_user_are_out_of_reach(a
     """An ordinary user's sandbox could signal all that is his, the trainer too, or set its limits."""
     script = """
 import os, subprocess, time
-S.namespaces_refused = lambda: "off"
+S.process.namespaces_refused = lambda: "off"
 victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
 attack = f'''
 import os, resource, signal
@@ -190,9 +190,9 @@ time.sleep(60)
 
 def test_a_killed_trainer_leaves_no_folder(walls, tmp_path):
     code = "print('on', flush=True)\nimport time\ntime.sleep(60)"
-    off = "S.namespaces_refused = lambda: 'off'\n" if "network" in walls else ""
+    off = "S.process.namespaces_refused = lambda: 'off'\n" if "network" in walls else ""
     path = os.path.dirname(os.path.dirname(module.__file__))
-    start = f"import sys\nsys.path.insert(0, {path!r})\nimport sandbox.sandbox as S\n"
+    start = f"import sys\nsys.path.insert(0, {path!r})\nimport sandbox as S\n"
     script = f"{start}{off}S.Sandbox(seconds=50, **{walls!r})"
     os.chmod(tmp_path, 0o755)
     trainer = subprocess.Popen(
