@@ -10,8 +10,9 @@ What it promises where the system allows namespaces (the default, `network="deny
   network namespace, none of the kernel's corners.
 - Hard limits: wall clock, CPU seconds, address space, number of processes, open files, size of files, size of /tmp and
   files in it, and of what it prints. When it ends or is stopped, the kernel kills everything that it started.
-- A verdict that it cannot forge. Output is compared here, in the trainer's process; functions are tested by a process
-  of their own (see payload.py).
+- Verdicts that it cannot forge, where they are exact. Output is compared in the trainer's process; functions are called
+  in one process and judged in another, which gets plain data alone (judge.py). Tests that look at objects of the code
+  run beside it and are marked `weak`: code that attacks its own test can forge them.
 
 It does not promise to stop an attack on the kernel itself, or timing channels. Limits hold for each process: at worst
 `processes` times `memory` are used, and `disk` once more.
@@ -23,27 +24,37 @@ seen, though neither traced nor signalled, and `disk` bounds each file, not thei
 
 from __future__ import annotations
 
-import ast
-import builtins
 import json
-import os
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .process import Limits, Outcome, Process, SandboxError, Stop, pipe
+from . import wire
+from .process import Limits, Outcome, Process, SandboxError, Stop
+
+REPORT = 2048  # bytes that a verdict may take
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a function: its arguments, and the values of which it has to give one."""
+
+    arguments: tuple[Any, ...]
+    wanted: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class TestReport:
-    """passed: one a test. messages: why not, by the test's index. unjudged: tests that cannot judge, by index."""
+    """passed: one a test. By a test's index: messages: why it did not pass; unjudged: why it says nothing about the
+    code; weak: why it had to run beside the code, which could forge its verdict."""
 
-    __test__ = False  # no test class for pytest
+    __test__ = False  # not a test class for pytest
 
     passed: tuple[bool, ...]
     messages: dict[int, str]
     unjudged: dict[int, str]
+    weak: dict[int, str]
     stop: Stop
 
     @property
@@ -63,71 +74,57 @@ class Sandbox(Limits):
             return process.finish()
 
     def test(self, code: str, tests: Sequence[str], setup: str = "") -> TestReport:
-        """Runs tests against the functions and classes that the code defines.
+        """Runs tests of the functions and classes that the code defines.
 
-        tests: statements, such as "assert f(2) == 4". setup: imports and helpers of the tests.
+        tests: texts with statements such as "assert f(2) == 4", test functions or unittest.TestCases; each passes or
+        fails as a whole. setup: imports and helpers of the tests.
 
-        The names that tests and set-up use and do not define are those under test. Arguments and results cross as
-        plain data (numbers, strings, bytes, None, lists, tuples, sets, dictionaries, iterators as their items); other
-        results stay behind as handles, whose methods can be called. A test that hands over a function or an
-        object of its own cannot judge, and is counted as `unjudged`.
+        The names that a test uses and does not define are those under test. A test that only calls them, hands results
+        on and compares plain data is exact. Any other runs beside the code and is `weak`. One that asserts nothing, uses
+        nothing of the code, or needs what is not installed is `unjudged`.
 
-        Errors: ValueError without tests; SandboxError if the sandbox cannot be built or the set-up itself fails.
+        Errors: ValueError without tests; SandboxError if the sandbox cannot be built.
         """
-        if not tests:
+        return self._judge(code, len(tests), tests=list(tests), setup=setup)
+
+    def call(self, code: str, name: str, cases: Sequence[Case], tolerance: float = 0.0) -> TestReport:
+        """Calls a function of the code, or a method of its class `Solution`, and compares what it gives.
+
+        Lists equal tuples, and the keys of dictionaries are compared as text, since the values wanted mostly come from
+        JSON. tolerance: relative and absolute, of numbers.
+        Errors: ValueError without cases, or if one holds what is not plain data (wire.py); SandboxError as in `test`.
+        """
+        calls = [[name, wire.encode(list(case.arguments), _refuse), wire.encode(list(case.wanted), _refuse)] for case in cases]
+        return self._judge(code, len(cases), calls=calls, tolerance=tolerance)
+
+    def _judge(self, code: str, count: int, **job: Any) -> TestReport:
+        if not count:
             raise ValueError("tests is empty: there is nothing to judge by")
+        # The tests' process and one beside the code come on top of the code's own.
+        box = replace(self, processes=self.processes + 2, output=max(self.output, REPORT * count))
+        given = json.dumps({"code": code, "tests": [], "setup": "", "calls": [], "tolerance": 0.0, **job})
         with ExitStack() as stack:
-            requests, replies, verdicts = (pipe(stack) for _ in range(3))
-            shared: dict[str, Any] = {"setup": setup, "tests": list(tests), "names": free_names([setup, *tests])}
-            ends = {"requests": requests[0], "replies": replies[1]}
-            functions = Process(self, stack, {"mode": "functions", "code": code}, pipes=ends, quiet=True)
-            ends = {"requests": requests[1], "replies": replies[0], "verdicts": verdicts[1]}
-            judge = Process(self, stack, {"mode": "tests", **shared}, pipes=ends)
-            for fd in (*requests, *replies, verdicts[1]):
-                os.close(fd)
-            outcome = judge.finish(watch=verdicts[0])
-            functions.kill()
-            functions.check()
-            return _report(bytes(judge.watched), len(tests), outcome)
+            outcome = Process(box, stack, {"mode": "tests"}, stdin=given).finish()
+        return _report(outcome, count)
 
 
-def free_names(sources: Sequence[str]) -> list[str]:
-    """Names that pieces of code use and neither define nor find among the builtins. Broken pieces have none."""
-    used: set[str] = set()
-    bound: set[str] = set(dir(builtins))
-    for source in sources:
-        try:
-            nodes = list(ast.walk(ast.parse(source)))
-        except (SyntaxError, ValueError, RecursionError):
-            continue
-        for node in nodes:
-            if isinstance(node, ast.Name):
-                (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                bound.add(node.name)
-            elif isinstance(node, ast.arg):
-                bound.add(node.arg)
-            elif isinstance(node, ast.alias):
-                bound.add((node.asname or node.name).split(".")[0])
-            elif isinstance(node, ast.ExceptHandler) and node.name:
-                bound.add(node.name)
-    return sorted(used - bound)
+def _refuse(value: Any) -> Any:
+    raise ValueError(f"{value!r:.100} is not plain data: a {type(value).__name__}")
 
 
-def _report(verdicts: bytes, count: int, outcome: Outcome) -> TestReport:
+def _report(outcome: Outcome, count: int) -> TestReport:
     """The verdicts of the judging process; a test without one has not passed."""
-    passed = [False] * count
-    messages = dict.fromkeys(range(count), f"no verdict: {outcome.stop}")
-    unjudged: dict[int, str] = {}
-    for line in verdicts.splitlines():
-        words = json.loads(line)
-        if "broken" in words:
-            raise SandboxError(words["broken"])
-        index = words["test"]
-        messages.pop(index)
-        if "unjudged" in words:
-            unjudged[index] = words["unjudged"]
-        elif not words["passed"]:
-            messages[index] = words["message"]
-        passed[index] = words.get("passed", False)
-    return TestReport(tuple(passed), messages, unjudged, outcome.stop)
+    verdicts: dict[int, dict[str, Any]] = {}
+    for line in outcome.stdout.splitlines():
+        with suppress(ValueError):  # the last line may be cut off
+            words = json.loads(line)
+            if "broken" in words:
+                raise SandboxError(words["broken"])
+            verdicts[words["test"]] = words
+    late = {"passed": False, "message": f"no verdict: {outcome.stop}"}
+    found = [verdicts.get(index, late) for index in range(count)]
+    notes = {
+        key: {index: one[key] for index, one in enumerate(found) if key in one} for key in ("message", "unjudged", "weak")
+    }
+    passed = tuple(one.get("passed", False) for one in found)
+    return TestReport(passed, notes["message"], notes["unjudged"], notes["weak"], outcome.stop)
