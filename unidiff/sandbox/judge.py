@@ -19,40 +19,24 @@ import wire
 UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
-def judge():
-    """The job is read from stdin: {"code", "tests", "setup", "calls", "tolerance"}. Verdicts go to stdout."""
+def judge(reports):
+    """The job is read from stdin: {"code", "tests", "setup", "calls", "tolerance"}. One line a verdict goes to reports."""
     requests, replies = os.pipe(), os.pipe()
     if os.fork() == 0:
-        alone(requests[0], replies[1])
-        candidate.serve(os.fdopen(requests[0], "rb"), replies[1])
-        os._exit(0)
+        try:
+            candidate.alone(requests[0], replies[1])
+            candidate.serve(os.fdopen(requests[0], "rb"), replies[1])
+        finally:
+            os._exit(0)
     os.close(requests[0])
     os.close(replies[1])
-    verdicts = os.dup(1)
     with open(0, "rb") as file:
         job = json.load(file)
-    silence()
+    candidate.silence()
     link = exact.Link(requests[1], os.fdopen(replies[0], "rb"))
     link.send(job["code"])
     for index, verdict in enumerate(Judge(link, job).verdicts()):
-        candidate.send(verdicts, json.dumps({"test": index, **verdict}).encode() + b"\n")
-    os._exit(0)
-
-
-def alone(*kept):
-    """Closes all descriptors but these; standard streams lead nowhere."""
-    first = 3
-    for fd in [*sorted(kept), 1 << 16]:
-        os.closerange(first, fd)
-        first = fd + 1
-    silence()
-
-
-def silence():
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
+        candidate.send(reports, json.dumps({"test": index, **verdict}).encode() + b"\n")
 
 
 class Unjudged(Exception):
@@ -95,9 +79,10 @@ class Judge:
         if not readable:
             return
         self.setup = pieces[0]
-        names = set().union(*(piece.names for piece in readable))
-        self.modules = translate.modules(readable, self.code)
-        self.named = frozenset(names - self.modules.keys() or translate.tested_builtins(readable))
+        self.modules = translate.modules(readable)
+        names = set().union(*(piece.names for piece in readable)) - self.modules.keys()
+        self.borrowed = translate.borrowed(names, self.code)
+        self.named = frozenset(names - self.borrowed.keys() if names else translate.tested_builtins(readable))
         self.setup_failure = self.exactly(self.setup, first=True)
 
     def piece(self, text, setup):
@@ -113,7 +98,7 @@ class Judge:
     def verdict(self, piece):
         if not isinstance(piece, translate.Piece):
             return {"unjudged": described(piece) if not isinstance(piece, Unjudged) else str(piece)}
-        if not piece.used & (self.named | self.setup.defined):
+        if not piece.used & (self.named | self.borrowed.keys() | self.setup.defined):
             return {"unjudged": "it uses nothing of the code"}
         if self.setup_failure and "weak" not in self.setup_failure:
             return self.setup_failure
@@ -127,6 +112,7 @@ class Judge:
         """Runs a piece apart from the code. first: it is the set-up, and its names are kept; None if it went well."""
         link = self.link
         link.begin()
+        link.calls = len(piece.used & self.borrowed.keys())
         why = translate.shares_interpreter(piece, self.named) if first else None
         if why:
             return {"weak": why}
@@ -135,7 +121,7 @@ class Judge:
             for name in self.named:
                 space.setdefault(name, exact.Remote(link, name))
             if first:
-                provide(self.modules, space)
+                provide(self.modules | self.borrowed, space)
                 self.space = space
             space |= {own: exact.Remote(link, name) for name, own in piece.imports.items()}
             run(piece, translate.Noted(), space)
@@ -170,7 +156,7 @@ class Judge:
         child = os.fork()
         if child == 0:
             try:
-                alone(theirs)
+                candidate.alone(theirs)
                 failure = self.beside(piece)
             except BaseException as error:
                 failure = described(error)
@@ -211,7 +197,7 @@ class Judge:
                 space[name] = candidate.found(module, name)
             except NameError:
                 pass
-        provide(self.modules, space)
+        provide(self.modules | self.borrowed, space)
         for one in (self.setup, piece):
             space |= {own: space[name] for name, own in one.imports.items() if name in space}
             run(one, translate.Guarded(self.named | one.defined | self.setup.defined), space)

@@ -2,12 +2,14 @@
 alone."""
 
 import builtins
+import os
 import sys
 
 import candidate
 import judge
+import programs
 
-ROOM = ("candidate", "exact", "filter", "judge", "payload", "stand_in", "translate", "weak", "wire")
+ROOM = ("candidate", "exact", "filter", "judge", "payload", "programs", "stand_in", "translate", "weak", "wire")
 
 
 def run(job):
@@ -16,8 +18,11 @@ def run(job):
         sys.set_int_max_str_digits(0)  # the limit of CPU seconds is enough
     for name in ROOM:
         sys.modules.pop(name, None)
-    if job["mode"] == "tests":
-        judge.judge()
-    else:
-        sys.argv = ["program.py"]
-        candidate.module_of(job["code"], "__main__")
+    if job["mode"] == "program":
+        candidate.run_program(job["code"])
+        return
+    reports = os.dup(1)
+    try:
+        {"programs": programs.run_all, "tests": judge.judge}[job["mode"]](reports)
+    finally:
+        os._exit(0)

@@ -25,6 +25,7 @@ seen, though neither traced nor signalled, and `disk` bounds each file, not thei
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -55,7 +56,6 @@ class TestReport:
     messages: dict[int, str]
     unjudged: dict[int, str]
     weak: dict[int, str]
-    stop: Stop
 
     @property
     def rate(self) -> float:
@@ -97,34 +97,70 @@ class Sandbox(Limits):
         calls = [[name, wire.encode(list(case.arguments), _refuse), wire.encode(list(case.wanted), _refuse)] for case in cases]
         return self._judge(code, len(cases), calls=calls, tolerance=tolerance)
 
+    def programs(self, code: str, pairs: Sequence[tuple[str, str]], tolerance: float = 0.0) -> TestReport:
+        """Runs a program for each pair of what it reads and what it is to print; each run may take `seconds`.
+
+        White space at the ends of lines and empty lines at the end do not count. A run that ends with another status
+        than 0 fails. tolerance: relative and absolute, of numbers among the words of a line.
+        """
+        if not pairs:
+            raise ValueError("tests is empty: there is nothing to judge by")
+        count, wanted = len(pairs), [wanted for _, wanted in pairs]
+        job = {"code": code, "inputs": [given for given, _ in pairs], "seconds": self.seconds, "output": self.output}
+        printed = 6 * self.output * count  # a character takes up to six as JSON
+        box = replace(self, seconds=(self.seconds + 1) * count, processes=self.processes + 1, output=printed + REPORT * count)
+        verdicts = {}
+        for index, run in enumerate(box._lines("programs", job)):
+            if run["stop"] != Stop.EXITED or run["code"] != 0:
+                verdicts[index] = {"message": f"{run['stop']}, with {run['code']}"}
+            elif not _printed_same(run["stdout"], wanted[index], tolerance):
+                verdicts[index] = {"message": f"it printed {run['stdout'][:200]!r}"}
+            else:
+                verdicts[index] = {"passed": True}
+        return _report(verdicts, count)
+
     def _judge(self, code: str, count: int, **job: Any) -> TestReport:
         if not count:
             raise ValueError("tests is empty: there is nothing to judge by")
         # The tests' process and one beside the code come on top of the code's own.
         box = replace(self, processes=self.processes + 2, output=max(self.output, REPORT * count))
-        given = json.dumps({"code": code, "tests": [], "setup": "", "calls": [], "tolerance": 0.0, **job})
+        job = {"code": code, "tests": [], "setup": "", "calls": [], "tolerance": 0.0, **job}
+        return _report({words["test"]: words for words in box._lines("tests", job)}, count)
+
+    def _lines(self, mode: str, job: dict[str, Any]) -> list[dict[str, Any]]:
+        """What a job reports, one JSON line each. Raises SandboxError if it could not begin."""
         with ExitStack() as stack:
-            outcome = Process(box, stack, {"mode": "tests"}, stdin=given).finish()
-        return _report(outcome, count)
+            outcome = Process(self, stack, {"mode": mode}, stdin=json.dumps(job)).finish()
+        found = []
+        for line in outcome.stdout.splitlines():
+            with suppress(ValueError):  # the last line may be cut off
+                found.append(json.loads(line))
+        return found
 
 
 def _refuse(value: Any) -> Any:
     raise ValueError(f"{value!r:.100} is not plain data: a {type(value).__name__}")
 
 
-def _report(outcome: Outcome, count: int) -> TestReport:
-    """The verdicts of the judging process; a test without one has not passed."""
-    verdicts: dict[int, dict[str, Any]] = {}
-    for line in outcome.stdout.splitlines():
-        with suppress(ValueError):  # the last line may be cut off
-            words = json.loads(line)
-            if "broken" in words:
-                raise SandboxError(words["broken"])
-            verdicts[words["test"]] = words
-    late = {"passed": False, "message": f"no verdict: {outcome.stop}"}
-    found = [verdicts.get(index, late) for index in range(count)]
-    notes = {
-        key: {index: one[key] for index, one in enumerate(found) if key in one} for key in ("message", "unjudged", "weak")
-    }
+def _report(verdicts: dict[int, dict[str, Any]], count: int) -> TestReport:
+    """A test without a verdict has not passed."""
+    found = [verdicts.get(index, {"message": "it was stopped before it had a verdict"}) for index in range(count)]
+    notes = {key: {i: one[key] for i, one in enumerate(found) if key in one} for key in ("message", "unjudged", "weak")}
     passed = tuple(one.get("passed", False) for one in found)
-    return TestReport(passed, notes["message"], notes["unjudged"], notes["weak"], outcome.stop)
+    return TestReport(passed, notes["message"], notes["unjudged"], notes["weak"])
+
+
+def _printed_same(printed: str, wanted: str, tolerance: float) -> bool:
+    """Equal but for white space at the ends of lines and empty lines at the end; numbers within the tolerance."""
+    ours, theirs = ([line.rstrip() for line in text.rstrip().splitlines()] for text in (printed, wanted))
+    if ours == theirs or tolerance <= 0 or len(ours) != len(theirs):
+        return ours == theirs
+    words = [(a.split(), b.split()) for a, b in zip(ours, theirs)]
+    return all(len(a) == len(b) and all(map(_close, a, b, [tolerance] * len(a))) for a, b in words)
+
+
+def _close(printed: str, wanted: str, tolerance: float) -> bool:
+    try:
+        return printed == wanted or math.isclose(float(printed), float(wanted), rel_tol=tolerance, abs_tol=tolerance)
+    except ValueError:
+        return False

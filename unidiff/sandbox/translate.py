@@ -2,10 +2,14 @@
 
 import ast
 import builtins
-import sys
 import symtable
+import sys
 
 MODULES = {"np": "numpy", "pd": "pandas"}  # names that tests use without an import
+LIBRARIES = frozenset(
+    """math cmath collections itertools functools decimal fractions datetime copy string statistics heapq bisect operator
+    typing enum numbers dataclasses""".split()
+)
 SOLUTION = "solution"  # tests may import the code under this name
 BUILTINS = frozenset(dir(builtins))
 GENUINE = frozenset(name for name in BUILTINS - {"super"} if not name.startswith("__"))  # the compiler looks for super
@@ -116,33 +120,32 @@ def shares_interpreter(piece, names):
     return None
 
 
-def modules(pieces, code):
-    """Modules, and things of modules, that tests use under names that they do not define: `math.pi`, `np.array`, and
-    what the code imports from the standard library. Gives statements by name."""
-    names = set().union(*(piece.names for piece in pieces))
+def modules(pieces):
+    """Modules that tests use under their own names without an import: `math.pi`, `np.array`. Gives statements by name."""
     found = {}
-    for node in code.body if code else ():
-        if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
-            for alias in node.names:
-                source = node.module if isinstance(node, ast.ImportFrom) else alias.name
-                own = alias.asname or alias.name
-                if own in names and (source.split(".")[0] in sys.stdlib_module_names or own in MODULES):
-                    found[own] = ast.Module([type(node)(**{**vars(node), "names": [alias]})], [])
-        elif names & found.keys() & stored(node):
-            found = {name: value for name, value in found.items() if name not in stored(node)}
     for piece in pieces:
         for node in ast.walk(piece.tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names - found.keys():
-                name = node.value.id
-                module = MODULES.get(name, name)
-                if (name in MODULES or name in sys.stdlib_module_names) and has(module, node.attr):
-                    found[name] = ast.parse(f"import {module} as {name}")
+            name = node.value.id if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) else None
+            module = MODULES.get(name, name)
+            if name in piece.names and (name in MODULES or name in sys.stdlib_module_names) and has(module, node.attr):
+                found[name] = ast.parse(f"import {module} as {name}")
     return found
 
 
-def stored(statement):
-    names = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    return names | ({statement.name} if isinstance(statement, DEFINITIONS) else set())
+def borrowed(names, code):
+    """Names that tests use and the code imports from a library of values: `Counter`, `sqrt`. They are imported anew, so
+    that what the code makes of them does not count. Gives statements by name."""
+    found = {}
+    for node in code.body if code else ():
+        if isinstance(node, ast.ImportFrom) and node.module in LIBRARIES and not node.level:
+            for alias in node.names:
+                if alias.name in names and alias.asname in (None, alias.name) and has(node.module, alias.name):
+                    found[alias.name] = ast.parse(f"from {node.module} import {alias.name}")
+        else:
+            own = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            for name in found.keys() & (own | {getattr(node, "name", None)}):
+                del found[name]
+    return found
 
 
 def has(module, attribute):
