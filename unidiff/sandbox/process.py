@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import secrets
 import selectors
 import shutil
 import signal
@@ -25,7 +26,6 @@ CHILD = Path(__file__).with_name("child.py")
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/libx32")  # what programs need; not /etc
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
 MEBIBYTE = 1 << 20
-NOBODY = 65534
 SWEEP_SECONDS = 2.0
 
 
@@ -182,7 +182,7 @@ class Process:
         own = getattr(sys, "_base_executable", None) or sys.executable  # a virtual environment's folder is not seen
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [box.python or own, "-I", "-S", "-X", "utf8", str(CHILD), str(source), str(status)],
+            [box.python or own, "-I", "-S", "-X", "utf8", str(CHILD), str(source), str(status), str(os.getpid())],
             stdin=stdin,
             stdout=subprocess.DEVNULL if self.quiet else subprocess.PIPE,
             stderr=subprocess.DEVNULL if self.quiet else subprocess.PIPE,
@@ -206,10 +206,9 @@ class Process:
         return False
 
     def _folder(self) -> str:
-        folder = tempfile.mkdtemp(prefix="unidiff-sandbox-")
+        """A new name; the launcher makes the folder."""
+        folder = os.path.join(tempfile.gettempdir(), f"unidiff-sandbox-{secrets.token_hex(8)}")
         self.stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        if os.geteuid() == 0:
-            os.chown(folder, NOBODY, NOBODY)
         return folder
 
     def _file(self, text: str) -> int:
