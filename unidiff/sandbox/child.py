@@ -30,6 +30,7 @@ CAPSET = {"x86_64": 126, "aarch64": 91, "riscv64": 91}
 MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 442, 444, 445, 446  # the same everywhere
 INODES = 8192  # files and folders in /tmp: empty ones use memory of the kernel, which `disk` does not count
 GRACE_SECONDS = 5  # after which a sandbox ends that nobody has stopped
+RLIMIT_SIGPENDING, SIGNALS = 11, 64  # signals that wait, which use memory of the kernel; resource lacks the name
 FILE_RIGHTS = 0b100000000000111 | 1 << 15  # execute, write, read, truncate, ioctl: those that a single file can have
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -203,6 +204,7 @@ def limit(job, others):
         (resource.RLIMIT_NOFILE, job["open_files"]),
         (resource.RLIMIT_FSIZE, disk),
         (resource.RLIMIT_CORE, 0),
+        (RLIMIT_SIGPENDING, SIGNALS),
     ):
         hard = resource.getrlimit(kind)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
@@ -231,7 +233,7 @@ def become_payload(job, root, others, launcher):
             raise OSError(f"{sys.executable} may not be read by user {os.getuid()}; give another with python='…'")
         landlock(job["readable"], job["folder"])
     limit(job, others)
-    sandbox_filter.install(libc, others=not job["namespaces"])
+    sandbox_filter.install(libc, others=not job["namespaces"], network=job["network"])
     first = 3
     for fd in [*sorted(job["keep"]), 1 << 16]:  # the pipe of the launcher is among those that are closed
         os.closerange(first, fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import math
@@ -25,6 +26,7 @@ from typing import Any, Literal
 CHILD = Path(__file__).with_name("child.py")
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/libx32")  # what programs need; not /etc
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
+LANDLOCK_CREATE, SET_DUMPABLE = 444, 4
 MEBIBYTE = 1 << 20
 SWEEP_SECONDS = 2.0
 
@@ -109,7 +111,22 @@ def namespaces_refused() -> str | None:
 
 @functools.cache
 def warn_unisolated(reason: str) -> None:
-    warnings.warn(f"the sandbox runs with limits alone, without namespaces: {reason}", stacklevel=4)
+    message = f"the sandbox runs with limits alone, without namespaces: {reason}"
+    if ctypes.CDLL(None).syscall(LANDLOCK_CREATE, None, 0, 1) < 1:
+        owner = "'nobody'" if os.geteuid() == 0 else "you"
+        message += f". This kernel has no Landlock: the code can read and change all files that {owner} can"
+    warnings.warn(message, stacklevel=4)
+
+
+@functools.cache
+def hide() -> None:
+    """Closes this process's memory, descriptors and environment to others of its user, such as the sandboxed code.
+
+    For good: it leaves no core dump, and py-spy and gdb can attach as root alone. Root's sandboxes run as nobody, and
+    cannot look in anyway.
+    """
+    if os.geteuid() != 0:
+        ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)
 
 
 @functools.cache
@@ -203,6 +220,7 @@ class Process:
                 "run the code elsewhere (tools/reward_server.py), or accept limits without isolation: network='allow'"
             )
         warn_unisolated(reason)
+        hide()
         return False
 
     def _folder(self) -> str:
