@@ -18,8 +18,9 @@ It does not promise to stop an attack on the kernel itself, or timing channels. 
 `processes` times `memory` are used, and `disk` once more.
 
 `network="allow"` leaves the network open; and where namespaces are refused (many containers), it runs with the limits
-and the filter alone, and with Landlock, which restricts files, where the kernel has it. Then other processes can be
-seen, though neither traced nor signalled, and `disk` bounds each file, not their sum.
+and the filter alone, and with Landlock, which restricts files, where the kernel has it (a table in docs/scorers.md says
+what holds on which kernel). Then other processes can be seen, though neither traced nor signalled, and `disk` bounds
+each file, not their sum.
 """
 
 from __future__ import annotations
