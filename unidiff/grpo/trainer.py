@@ -176,15 +176,14 @@ class GRPOTrainer:
         """One step: experience, then the update. Returns its metrics (equal on every process) and experience."""
         clock = Clock()
         rollouts, rows, examples, own = self._rollouts(step, clock)
-        everything = self._route(own)
+        everything, routed = self._route(own)
         first = self.accelerator.process_index * len(rows)
-        table = everything.rows(slice(first, first + len(rows)))
-        assert table.routed is not None
-        experience = self._experience(step, rollouts, rows, examples, table, table.routed)
+        mine = slice(first, first + len(rows))
+        experience = self._experience(step, rollouts, rows, examples, everything.rows(mine), routed.rows(mine))
         clock.lap("route")
         metrics = {"step": step, **self._update(step, experience)}
         clock.lap("update")
-        metrics |= table.routed.metrics | step_figures(self.task, experience, self.accelerator)
+        metrics |= routed.metrics | step_figures(self.task, experience, self.accelerator)
         clock.lap("measure")
         metrics |= {f"seconds/{name}": value for name, value in clock.seconds.items()}
         metrics["seconds"] = sum(clock.seconds.values())
@@ -208,13 +207,11 @@ class GRPOTrainer:
 
     def batch(self, step: int, experience: Experience) -> RolloutBatch:
         """This process's rollouts of a step with what they earned, to be saved or looked at."""
-        each, first = self.config.num_generations, self.accelerator.process_index * self.config.num_prompts
-        first //= self.accelerator.num_processes
-        groups = torch.arange(len(experience.rollouts)) // each
+        groups = experience.routed.group_B
         figures = self.task.measure(experience.rows, experience.examples)
         return RolloutBatch(
             rollouts=experience.rollouts,
-            titles=[f"train prompt {prompt_index(self.config.seed, step, first + int(g))}" for g in groups],
+            titles=[f"train prompt {prompt_index(self.config.seed, step, int(g))}" for g in groups],
             groups_B=groups,
             fits=fingerprint(self.model),
             figures={name: values.tolist() for name, values in figures.items()},
@@ -262,13 +259,12 @@ class GRPOTrainer:
         examples = [e for e in prompts for _ in range(config.num_generations)]
         return rollouts, rows, examples, table
 
-    def _route(self, own: RewardTable) -> RewardTable:
+    def _route(self, own: RewardTable) -> tuple[RewardTable, Routed]:
         """All processes' rewards, routed together: a batch may share statistics. Raises RewardError, on each of them,
         if a required reward lost a value on one."""
         table = RewardTable.concatenate(everybody(own, self.accelerator))
         check_required(self.rewards, table)
-        self.router.route(table, torch.arange(len(table.values_BSF)) // self.config.num_generations)
-        return table
+        return table, self.router.route(table, torch.arange(len(table.values_BSF)) // self.config.num_generations)
 
     def _experience(
         self,
@@ -282,9 +278,7 @@ class GRPOTrainer:
         canvas = self.model.render([r.sequence for r in rollouts])
         keys = torch.tensor([noise.key(r.key, step) for r in rollouts], device=canvas.ids.device)
         draws = estimators.draw_views(canvas, *self.estimators, self.config.num_iterations, keys)
-        advantage_BS = credited(
-            routed.advantage_BS, routed.valid_BS, table.modality_BS, self.config.num_generations, *self.estimators
-        )
+        advantage_BS = credited(routed, table.modality_BS, *self.estimators)
         advantage = spread(advantage_BS, canvas, rollouts)
         trained = spread(routed.valid_BS.float(), canvas, rollouts) > 0
         guidance = guidance_of(self.model, rollouts, self.config.scales if self.config.score_guidance else {})
