@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
-from unidiff.config import build, convert, from_yaml, help_text, parse
+from unidiff.config import Unbounded, build, check_fields, convert, from_yaml, help_text, parse
 
 
 @dataclass
@@ -122,6 +123,87 @@ def test_values_of_a_file_are_converted(kind: Any, value: object, expected: obje
     assert found == expected and type(found) is type(expected)
 
 
+# ---------------------------------------------------------------- values from Python
+
+
+@dataclass(frozen=True)
+class Checked:
+    count: int = 1
+    rate: float = 0.5
+    bound: Unbounded = 1.0
+    on: bool = False
+    name: str = "x"
+    kind: Literal["a", "b"] = "a"
+    level: Literal[1, 2] = 1
+    limit: float | None = None
+    sizes: tuple[int, ...] = ()
+    pair: tuple[int, int] = (1, 1)
+    weights: dict[str, float] = field(default_factory=dict)
+    anything: Any = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Checked.")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("count", 2.5, "it must be a whole number"),
+        ("count", True, "it must be a whole number"),
+        ("count", "2", "it must be a whole number"),
+        ("count", None, "it must be a whole number"),
+        ("count", float("inf"), "it must be a whole number"),
+        ("rate", float("nan"), "it must be a finite number"),
+        ("rate", np.float32("inf"), "it must be a finite number"),
+        ("rate", 10**400, "it must be a number"),
+        ("rate", True, "it must be a number"),
+        ("rate", 1j, "it must be a number"),
+        ("bound", float("nan"), "it must be a finite number"),
+        ("on", "no", "it must be true or false"),
+        ("on", 1, "it must be true or false"),
+        ("name", 3, "it must be a text"),
+        ("name", b"x", "it must be a text"),
+        ("kind", "A", "choose one of a, b"),
+        ("kind", None, "choose one of a, b"),
+        ("kind", ["a"], "choose one of a, b"),
+        ("level", True, "choose one of 1, 2"),
+        ("level", "1", "choose one of 1, 2"),
+        ("limit", "none", "it must be a number"),
+        ("limit", float("-inf"), "it must be a finite number"),
+        ("sizes", "1,2", "it must be a list"),
+        ("sizes", 3, "it must be a list"),
+        ("pair", (1, 2, 3), "it must be 2 values"),
+        ("weights", [], "it must be a mapping"),
+    ],
+)
+def test_a_value_of_another_type_is_named(name: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        Checked(**{name: value})  # type: ignore[arg-type]
+    assert str(error.value) == f"Checked.{name} is {value!r}; {message}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("count", np.int64(3), 3),
+        ("count", 3.0, 3),
+        ("rate", 2, 2.0),
+        ("rate", np.float32(0.5), 0.5),
+        ("bound", float("inf"), float("inf")),
+        ("on", np.bool_(True), True),
+        ("name", Path("a") / "b", "a/b"),
+        ("kind", np.str_("b"), "b"),
+        ("limit", None, None),
+        ("sizes", [1, np.int32(2)], (1, 2)),
+        ("weights", {"a": 1}, {"a": 1.0}),
+        ("anything", object, object),
+    ],
+)
+def test_a_value_is_kept_in_plain_form(name: str, value: object, kept: object) -> None:
+    found = getattr(Checked(**{name: value}), name)  # type: ignore[arg-type]
+    assert found == kept and type(found) is type(kept)
+
+
 # ---------------------------------------------------------------- errors
 
 WRONG = [
@@ -142,6 +224,8 @@ WRONG = [
     (["--verbos"], "unknown setting 'verbos'; did you mean 'verbose'?"),
     (["steps", "3"], "expected --setting value, got 'steps'"),
     (["--steps", "3", "4"], "expected --setting value, got '4'"),
+    (["--rate", "nan"], "rate is 'nan'; it must be a finite number"),
+    (["--limit", "-inf"], "limit is '-inf'; it must be a finite number"),
     (["--config", "no/such.yaml"], "config file no/such.yaml does not exist"),
 ]
 
