@@ -15,10 +15,15 @@ from safetensors import SafetensorError
 DRAFT = ".draft"  # ends the name of what is still being written
 
 
+def draft_of(path: Path) -> Path:
+    """Where a file or folder is written before it is whole."""
+    return path.with_name(f"{path.name}{DRAFT}")
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Has `write` make the file under another name, and renames it when it is whole; a failed draft is removed.
     Raises WriteError."""
-    draft = path.with_name(f"{path.name}{DRAFT}")
+    draft = draft_of(path)
     try:
         with named(path):
             write(draft)
@@ -32,7 +37,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Gives a new folder to write to, which takes the place of `path` when it is whole; a failed draft is removed.
     Raises WriteError."""
-    draft, old = (path.with_name(f"{path.name}{end}{DRAFT}") for end in ("", ".old"))
+    draft, old = draft_of(path), draft_of(path.with_name(f"{path.name}.old"))
     try:
         with named(path):
             shutil.rmtree(draft, ignore_errors=True)
