@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import warnings
@@ -57,12 +58,14 @@ def repeat(message: str) -> None:
     just before this process ends."""
     parent = psutil.Process().parent()
     launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
-    if not launched or parent is None or sys.argv[0] not in _words(parent) or os.environ.get("LOCAL_RANK", "0") != "0":
+    if not launched or parent is None or sys.argv[0] not in _words(parent):
         return
-    with contextlib.suppress(OSError, AttributeError):  # a system without pidfd
-        ended = os.pidfd_open(parent.pid)
-        code = [sys.executable, "-I", "-S", "-c", _AFTER, str(ended), message]
-        subprocess.Popen(code, pass_fds=[ended], start_new_session=True)
+    with contextlib.suppress(OSError, AttributeError):  # another process of the launcher does it; no Linux
+        first = socket.socket(socket.AF_UNIX)
+        first.bind(f"\0unidiff.launcher.{parent.pid}")
+        kept = [os.pidfd_open(parent.pid), first.fileno()]
+        code = [sys.executable, "-I", "-S", "-c", _AFTER, str(kept[0]), message]
+        subprocess.Popen(code, pass_fds=kept, start_new_session=True)
 
 
 def _words(process: psutil.Process | None) -> list[str]:
