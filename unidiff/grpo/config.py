@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from unidiff.config import Unbounded
+from unidiff.config import FilePath, Unbounded
 from unidiff.estimators import Estimator
 from unidiff.estimators import parse as parse_estimator
 from unidiff.sampling.rollout import SamplerConfig
@@ -52,6 +52,7 @@ class GRPOConfig(SamplerConfig):
         {"output_dir", "resume", "save_steps", "log_rollouts_every", "eval_steps", "check_ratio_every", "tracker"}
         | {"quiet", "micro_batch_size", "cache", "gradient_checkpointing", "rollout_parts"}
     )
+    GROWS: ClassVar[str] = "max_steps"  # with lr_schedule linear, the rate then falls from where the longer run has it
 
     num_prompts: int = 8
     num_generations: int = 8
@@ -89,7 +90,7 @@ class GRPOConfig(SamplerConfig):
     text_min_ratio: float = 0.6
     image_min_ratio: float = 0.8
 
-    output_dir: str = "outputs/run"
+    output_dir: FilePath = "outputs/run"
     resume: bool = False
     save_steps: int = 10
     log_rollouts_every: int = 20
@@ -162,10 +163,6 @@ class GRPOConfig(SamplerConfig):
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    def trained_as(self) -> dict[str, Any]:
-        """The settings that change a run's numbers: two runs may be joined by `resume` only if these agree."""
-        return {k: v for k, v in self.to_dict().items() if k not in self.FREE}
 
 
 def _estimator(field: str, text: str, min_ratio: float) -> Estimator:

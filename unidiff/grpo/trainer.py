@@ -24,14 +24,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import TrainerState
 
 from unidiff import estimators, noise
-from unidiff.grpo import activations, lora, sharding
+from unidiff.files import whole_folder
+from unidiff.grpo import activations, checkpoint, lora, sharding
 from unidiff.grpo.batches import MicroBatch
-from unidiff.grpo.checkpoint import RunFolder
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, step_figures
 from unidiff.grpo.experience import Experience, credited, guidance_of, prompt_index, sample_and_judge, spread
@@ -44,6 +43,7 @@ from unidiff.rewards.reward import Reward, RewardError, as_rewards
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.table import RewardTable, check_required
+from unidiff.run_folder import RunFolder, step_of
 from unidiff.sampling.rollout import InterleavedSampler, Rollout
 from unidiff.sequence import Canvas, Modality
 from unidiff.tasks import Task
@@ -104,9 +104,9 @@ class GRPOTrainer:
         self.policy, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.shards.begin(self.policy)
         self.folder = RunFolder(config.output_dir)
-        self.start = 0  # steps done before this run began
         self.stopped = False
         self._claimed = False
+        self._last: Path | None = None  # the checkpoint to go on from
 
     def learning_rate(self, step: int) -> float:
         """Of a step: a linear rise over warmup_steps, then constant or falling to 0 at max_steps."""
@@ -117,24 +117,17 @@ class GRPOTrainer:
 
     # ---------------------------------------------------------------- the loop
 
+    @property
+    def start(self) -> int:
+        """Steps that were done before this run began; known when the directory has been claimed."""
+        return step_of(self._last)
+
     def claim(self) -> None:
-        """Takes the output directory for this run and, with `resume`, restores its last checkpoint. `train` does it
-        unless it has been done. Raises ValueError if the directory holds another run."""
-        if self._claimed:
-            return
-        error: list[str | None] = [None]
-        if self.accelerator.is_main_process:
-            try:
-                self.folder.open(self.config)
-            except ValueError as problem:
-                error = [str(problem)]
-        broadcast_object_list(error)  # or the other processes would wait for this one for ever
-        if error[0] is not None:
-            raise ValueError(error[0])
-        if self.config.resume:
-            with self.shards.apart():
-                self.start = self.folder.load(self.accelerator)
-        self._claimed = True
+        """Takes the output directory for this run, and finds the checkpoint that `train` will go on from. `train` does
+        it unless it has been done. Raises ValueError if the directory cannot be taken."""
+        if not self._claimed:
+            self._last = checkpoint.claim(self.folder, self.accelerator, self.config)
+            self._claimed = True
 
     def train(self) -> list[dict[str, float]]:
         """Runs up to max_steps steps and returns the metrics of all steps so far (on the main process).
@@ -143,6 +136,9 @@ class GRPOTrainer:
         """
         config = self.config
         self.claim()
+        if self._last is not None:
+            with self.shards.apart():
+                checkpoint.load(self.accelerator, self._last)
         history = self.folder.rewind(self.start) if self.accelerator.is_main_process else []
         if config.tracker:
             self.accelerator.init_trackers("unidiff", config=flat(config.to_dict()))
@@ -192,17 +188,18 @@ class GRPOTrainer:
 
     def _checkpoint(self, step: int) -> None:
         with self.shards.apart():
-            self.folder.save(self.accelerator, step)
+            checkpoint.save(self.folder, self.accelerator, step)
 
     def save_model(self, folder: str | Path) -> None:
         """Writes the trained model in its family's layout; adapters are merged into it, and also stand alone in the
-        folder's `adapter`. Called by every process."""
+        folder's `adapter`. Called by every process. Raises WriteError."""
         model = self.shards.whole(self.accelerator)
         if self.accelerator.is_main_process:
-            with lora.merged(model):
-                model.save_pretrained(folder)
-            if self.config.lora_rank:
-                lora.save_adapter(model, Path(folder) / "adapter")
+            with whole_folder(Path(folder)) as draft:
+                with lora.merged(model):
+                    model.save_pretrained(draft)
+                if self.config.lora_rank:
+                    lora.save_adapter(model, draft / "adapter")
         self.accelerator.wait_for_everyone()
 
     def batch(self, step: int, experience: Experience) -> RolloutBatch:
