@@ -16,7 +16,6 @@ Deviations from the papers, and simplifications:
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from transformers import TrainerState
 
 from unidiff import estimators, noise
 from unidiff.files import whole_folder
-from unidiff.grpo import activations, checkpoint, lora, sharding
+from unidiff.grpo import activations, checkpoint, lora, ratio, sharding
 from unidiff.grpo.batches import MicroBatch
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, step_figures
@@ -341,11 +340,14 @@ class GRPOTrainer:
         """A micro-batch's part of the step's loss. old: None = the new policy's values."""
         config, rows = self.config, batch.rows
         loss_type, level = LOSSES[config.loss_type]
+        weight = experience.weight_BL(iteration)[rows]
+        if reference is None:  # a row that runs only to synchronise processes is not counted
+            weight = weight * experience.useful_B[rows, None]
         loss, stats = modality_loss(
             new,
             new.detach() if old is None else old,
             experience.advantage_BL[rows],
-            experience.weight_BL(iteration)[rows],
+            weight,
             experience.canvas.modality[rows],
             loss_type=loss_type,
             denominators=denominators,
@@ -440,28 +442,20 @@ class GRPOTrainer:
         self, step: int, experience: Experience, batches: list[MicroBatch], stats: dict[Modality, LossStats] | None
     ) -> dict[str, float]:
         """Largest |ρ − 1| at the first inner iteration, where the policy has not changed: what is not float noise is a
-        bug. Without an old policy (stats None) ρ is 1 by construction, so now and then some rows are scored again in
-        other company."""
-        every = self.config.check_ratio_every
-        if stats is not None:
-            peak = max((float(s.peak) for s in stats.values()), default=0.0)
-        elif every and step % every == 0:
-            some = dataclasses.replace(batches[0], rows=batches[0].rows[:4])
-            alone = self._score(self.model, experience, 0, some)
-            among = self._score(self.model, experience, 0, batches[0])[: len(some.rows)]
-            peak = float((alone - among).exp().sub(1).abs().max())
-        else:
+        bug. Of the new policy to the old one, unless there is none (stats None); and now and then of rows alone to the
+        same rows in company."""
+        config, score = self.config, functools.partial(self._score, self.model)
+        gaps = [] if stats is None else [0.0, *(float(s.peak) for s in stats.values())]
+        if config.check_ratio_every and step % config.check_ratio_every == 0:
+            gaps.append(ratio.company_gap(score, experience, batches))
+        if not gaps:
             return {}
-        return {"ratio_first_iteration_max_dev": self._largest(peak)} | self._guidance_ratio(experience, batches[0])
-
-    def _guidance_ratio(self, experience: Experience, batch: MicroBatch) -> dict[str, float]:
-        """Largest |ρ − 1| between the guided policy that was sampled and the trained one, where these differ."""
-        if self.config.score_guidance or not self.config.scales:
-            return {}
-        guidance = guidance_of(self.model, experience.rollouts, self.config.scales)
-        sampled = self._score(self.model, dataclasses.replace(experience, guidance=guidance), 0, batch)
-        trained = self._score(self.model, experience, 0, batch)
-        return {"guidance_ratio_max_dev": self._largest(float((trained - sampled).exp().sub(1).abs().max()))}
+        found = {"ratio_first_iteration_max_dev": self._largest(*gaps)}
+        if config.scales and not config.score_guidance:
+            guidance = guidance_of(self.model, experience.rollouts, config.scales)
+            sizes = (config.num_generations, config.micro_batch_size, self.model.spec.attention)
+            found["guidance_ratio_max_dev"] = self._largest(ratio.guidance_gap(score, experience, guidance, *sizes))
+        return found
 
     def _denominators(self, weight: Tensor, experience: Experience) -> dict[Modality, Denominators]:
         """Of the whole step, over all processes."""
@@ -483,6 +477,6 @@ class GRPOTrainer:
         sums: Any = self.accelerator.reduce(stats.sums_K, "sum")
         return LossStats(sums, torch.tensor(self._largest(float(stats.peak))))
 
-    def _largest(self, value: float) -> float:
-        """Of a number that every process has."""
-        return max(everybody(value, self.accelerator))
+    def _largest(self, *values: float) -> float:
+        """Of the numbers that each process has; NaN if one is."""
+        return float(torch.tensor(everybody(values, self.accelerator), dtype=torch.float64).max())
