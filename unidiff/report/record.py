@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unidiff.images.picture import rgb
 from unidiff.rewards.reward import Cause
 from unidiff.rewards.router import Routed
 from unidiff.rewards.segment_view import SegmentView
@@ -233,7 +234,7 @@ def data_uri(picture: bytes, kind: str = "png") -> str:
 
 def png(picture: Image.Image | np.ndarray) -> bytes:
     """PNG bytes of a PIL image or of uint8 [H, W, 3]."""
-    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture.convert("RGB")
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else rgb(picture)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
