@@ -106,7 +106,8 @@ def edits(config: Config) -> None:
         t = cost.total
         print(
             f"| {name} | {t.forwards / n:.1f} | {image.token_forwards / n:.1f} | {written / n:.1f} | "
-            f"{image.seconds / n:.4f} | {t.token_forwards / n:.0f} | {t.flops / n / 1e9:.3f} | {t.seconds / n:.4f} | {right} |"
+            f"{image.seconds / n:.4f} | {t.token_forwards / n:.0f} | {t.flops / n / 1e9:.3f} | {t.seconds / n:.4f} | "
+            f"{right} |"
         )
     full, ours = best["full"], best["region"]
     for kind in ("token_forwards", "seconds", "flops"):

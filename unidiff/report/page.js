@@ -142,6 +142,15 @@ function pick(button) {
 }
 document.querySelectorAll(".pick").forEach(button => button.addEventListener("click", () => pick(button)));
 
+// To the first failure below the one that was shown last, or the first of all; without a script the link does that.
+let failure;
+document.getElementById("next-failure")?.addEventListener("click", event => {
+  const all = [...document.querySelectorAll("[data-failure]")];
+  failure = all[(all.indexOf(failure) + 1) % all.length];
+  failure.scrollIntoView();
+  event.preventDefault();
+});
+
 // ---------------------------------------------------------------- tips
 
 // What a title says, where hover, touch and keyboard reach it alike. Cells of a picture say theirs from its data.

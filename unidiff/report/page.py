@@ -1,10 +1,12 @@
 """One self-contained HTML page of a run: what it was, what came out, and rollouts that a person can look at.
 
-Everything that a model or a user wrote is escaped; the page's own policy forbids it to load anything from anywhere.
+Everything that a model or a user wrote is escaped. The page's own policy forbids it to load anything from anywhere, and
+to run any script but its own, which the policy names by its hash.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import math
@@ -84,8 +86,13 @@ def environment() -> Environment:
     env = Environment(
         loader=PackageLoader("unidiff.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=False
     )
-    env.filters |= FILTERS
+    env.filters |= FILTERS | {"sha256": _sha256}
     return env
+
+
+def _sha256(text: str) -> str:
+    """How a Content-Security-Policy names a script that may run."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @dataclass
@@ -137,6 +144,10 @@ class Gallery:
     def ids(self, number: int) -> list[str]:
         """Each rollout's name in links, for the gallery of this number."""
         return [f"rollout-{number}-{i}" for i in range(len(self.records))]
+
+    def failures(self, number: int) -> list[str]:
+        """The names of those without success."""
+        return [name for name, record in zip(self.ids(number), self.records) if record.success is False]
 
     @property
     def remark(self) -> str:
