@@ -6,7 +6,8 @@ from unidiff.grpo.trainer import GRPOTrainer
 from unidiff.model import UnifiedModel
 from unidiff.rewards.reward import reward
 from unidiff.rewards.router import RewardRouter
-from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.sampler import InterleavedSampler, rollout
 
 __all__ = [
     "GRPOConfig",
@@ -17,4 +18,5 @@ __all__ = [
     "UnifiedModel",
     "evaluate",
     "reward",
+    "rollout",
 ]

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from unidiff.images import ImageTokenizer
-    from unidiff.sampling.rollout import Rollout
 
 # Rows of [positions, head rows] logits that are alive at once when scoring, in numbers (256 MiB of float32).
 _LOGITS_AT_ONCE = 1 << 26
@@ -249,19 +248,6 @@ class UnifiedModel(nn.Module):
         if grid is not None and (others := grids - {tuple(grid)}):
             raise ValueError(f"the model embeds images of {tuple(grid)} tokens, not of {sorted(others)}; resize them")
         return canvas
-
-    def rollout(self, prompt: Sequence[str | Image], locate: Any = None, seed: int = 0, **settings: Any) -> Rollout:
-        """One interleaved response to texts and PIL images: `model.rollout(["Where is the way out?", image])`.
-
-        locate: finds the place that a text names, for edit="region" (a task's `region`, or `edit.box(…)`). settings:
-        fields of `SamplerConfig`, else the family's own (`ModelSpec.sampler`). See `InterleavedSampler` for batches.
-        """
-        from unidiff import noise
-        from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
-
-        config = SamplerConfig(**{**self.spec.sampler, **settings})
-        sampler = InterleavedSampler(self, config, locate)
-        return sampler.sample([self.encode_prompt(prompt, config.guides)], [noise.key(seed)])[0]
 
     # ---------------------------------------------------------------- forward passes
 

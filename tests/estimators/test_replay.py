@@ -16,7 +16,9 @@ from unidiff import noise
 from unidiff.estimators import draw_views, make, parse, run_views, values_of
 from unidiff.grpo.experience import guidance_of
 from unidiff.model import UnifiedModel
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Canvas, Modality
 
 PLAIN = "one_step:hide_prompt=0"  # leaves the prompt as it was

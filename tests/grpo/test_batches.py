@@ -27,7 +27,8 @@ def policy(request: pytest.FixtureRequest, model: UnifiedModel, published: Calla
 def canvas(policy: UnifiedModel, model: UnifiedModel) -> Canvas:
     """Rollouts of several lengths, in the native model's tokens or (texts only) in the other's."""
     if policy is model:
-        from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
+        from unidiff.sampling.config import SamplerConfig
+        from unidiff.sampling.sampler import InterleavedSampler
 
         examples = [FrozenLake().example("train", i) for i in range(ROWS)]
         sampler = InterleavedSampler(model, SamplerConfig(text_temperature=1.5), FrozenLake().region)

@@ -21,7 +21,8 @@ from unidiff.rewards.reward import Reward
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import Pending, RewardTable
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, Stop
+from unidiff.sampling.rollout import Rollout, Stop
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Canvas, Modality
 
 _PROMPT = 1 << 21  # noise stream of the choice of training prompts
