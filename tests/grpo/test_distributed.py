@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 SETTINGS = [
-    {},
+    {"eval_steps": 1},
     {"scale_rewards": "batch", "assignment": "segment", "num_iterations": 2, "loss_type": "dapo"},
     {"beta": 0.1, "assignment": "normalize_then_sum", "loss_type": "dr_grpo", "micro_batch_size": 1},
     {"loss_type": "gspo", "assignment": "joint", "num_iterations": 2},
