@@ -32,7 +32,7 @@ from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
 from unidiff.sampling.edit import Locate
 from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
-from unidiff.sandbox import sandbox
+from unidiff.sandbox import namespaces_refused
 from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
 from unidiff.tasks import FrozenLake
@@ -72,7 +72,7 @@ def published(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def namespaces() -> None:
     """Skips the test where the system refuses namespaces."""
-    if refused := sandbox.namespaces_refused():
+    if refused := namespaces_refused():
         pytest.skip(f"the system refuses namespaces: {refused}")
 
 

@@ -347,7 +347,7 @@ def test_pictures_are_prepared_by_the_family_s_rule(published: Published) -> Non
     assert sizes["mmada"] == (512, 512) and sizes["dimoo"] == (736, 320)
     understand = UnifiedModel.from_pretrained(published("dimoo")).prepare(photo, "understand").size
     assert understand[0] * understand[1] > 900_000 and understand[0] % 32 == understand[1] % 32 == 0
-    with pytest.raises(ValueError, match="family llada has no rule to prepare pictures by"):
+    with pytest.raises(ValueError, match="family llada is one of text alone: it takes no images"):
         UnifiedModel.from_pretrained(published("llada")).prepare(photo)
     model = UnifiedModel.from_pretrained(published("mmada"))
     with pytest.raises(ValueError, match="sides must be multiples of"):

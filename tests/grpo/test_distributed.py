@@ -12,9 +12,9 @@ import pytest
 from safetensors.torch import load_file
 
 from unidiff.estimators import ESTIMATORS
-from unidiff.grpo.checkpoint import read_metrics
 from unidiff.grpo.losses import LOSSES
 from unidiff.model import UnifiedModel
+from unidiff.run_folder import read_metrics
 
 pytestmark = pytest.mark.slow
 

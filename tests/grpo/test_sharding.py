@@ -17,9 +17,9 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from unidiff.grpo import sharding
-from unidiff.grpo.checkpoint import read_metrics
 from unidiff.grpo.lora import add_adapters
 from unidiff.grpo.zero2 import Zero2
+from unidiff.run_folder import read_metrics
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 SETTINGS = [

@@ -31,7 +31,7 @@ LOSS_TYPES = tuple(LOSSES)
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_every_estimator_loss_and_assignment_runs_a_step(make_trainer, estimator, loss_type, weights):
     at = list(ESTIMATORS).index(estimator) + LOSS_TYPES.index(loss_type)
-    assignment = ASSIGNMENTS[at % len(ASSIGNMENTS)]  # each with several estimators and losses
+    assignment = list(ASSIGNMENTS)[at % len(ASSIGNMENTS)]  # each with several estimators and losses
     settings = {"text_estimator": estimator, "image_estimator": estimator, "loss_type": loss_type}
     trainer = make_trainer(assignment=assignment, num_iterations=2, **settings)
     before = weights(trainer)

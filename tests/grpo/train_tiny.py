@@ -17,7 +17,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, reward
-from unidiff.grpo.checkpoint import write_json
+from unidiff.files import write_json
 from unidiff.grpo.experience import prompt_index
 from unidiff.tasks import FrozenLake
 
