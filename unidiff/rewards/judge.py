@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unidiff.rewards.endpoint import Endpoint, EndpointError, json_of
+from unidiff.rewards.guard import raised
 from unidiff.rewards.remote import Values, View, encoded, parts_of
 from unidiff.rewards.reward import Cause, Loss, Reward, reward
 
@@ -100,7 +101,10 @@ def judge(
 
         async def one(view: View) -> float | Loss:
             async with gate:
-                return await score(view)
+                try:
+                    return await score(view)
+                except Exception as error:  # a picture or a text that cannot be written into a request
+                    return raised(error)
 
         return list(await asyncio.gather(*map(one, segments)))
 
