@@ -80,9 +80,7 @@ def test_numeric_answers(right, text, value):
     assert evaluate([numeric_answer()], [row(text, answer=right)]).values_BSF.item() == value
 
 
-@pytest.mark.parametrize(
-    "part", [",111", "1 ", "1/1/", "1*10^", r"\frac{1", "$1 ", "answer:", "<answer>", r"\boxed{1}"]
-)
+@pytest.mark.parametrize("part", [",111", "1 ", "1/1/", "1*10^", r"\frac{1", "answer:", "<answer>", r"\boxed{1}"])
 def test_reading_takes_linear_time(part):
     text, start = "1" + part * (50_000 // len(part)) + ",11", time.perf_counter()
     last_number(text), final_answer(text)

@@ -335,7 +335,7 @@ def _empty_table(rewards: Sequence[Reward], rows: Sequence[tuple[SegmentView, ..
         on=tuple(r.on for r in rewards),
         credit=tuple(r.credit for r in rewards),
         scale=tuple(r.scale for r in rewards),
-        values_BSF=torch.full((batch, segments, count), math.nan),
-        sequence_BF=torch.full((batch, count), math.nan),
+        values_BSF=torch.full((batch, segments, count), math.nan, dtype=torch.float32),
+        sequence_BF=torch.full((batch, count), math.nan, dtype=torch.float32),
         modality_BS=torch.tensor(padded, dtype=torch.int64).reshape(batch, segments),
     )

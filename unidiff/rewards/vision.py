@@ -152,7 +152,7 @@ def text_of(column: str | None) -> Callable[[SegmentView], str | None]:
     def text(view: SegmentView) -> str | None:
         found = prompt_text(view) if column is None else column_of(view, column)
         if found is not None and not isinstance(found, str):
-            raise TypeError(f"a picture is held against a text, not a {type(found).__name__}")
+            raise TypeError(f"a picture is scored with a text, not with {type(found).__name__}")
         return found and found.encode().decode()
 
     return text
