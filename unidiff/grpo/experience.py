@@ -53,13 +53,19 @@ class Experience:
         """float32 [B, L]: of tokens scored in this iteration whose segment has an advantage; 0 elsewhere."""
         return self.draws[iteration].weight * self.trained_BL
 
-    def micro_batches(self, size: int, attention: str, iteration: int = 0, everything: bool = True) -> list[MicroBatch]:
-        """What an inner iteration runs at a time (see `batches`); at least one micro-batch.
+    @property
+    def useful_B(self) -> Tensor:
+        """bool [B]: rows with some advantage. The policy gradient of the others is zero, whatever their probability."""
+        return (self.advantage_BL != 0).any(1)
 
-        everything: also the rows without any advantage, whose policy gradient is zero whatever their probability.
+    def micro_batches(self, size: int, attention: str, iteration: int = 0, everything: bool = True) -> list[MicroBatch]:
+        """What an inner iteration runs at a time (see `batches`).
+
+        everything: also rows that are not useful. Without it, where none is, the first row runs all the same: processes
+        synchronise in a backward pass.
         """
         rows = torch.arange(self.canvas.shape[0], device=self.canvas.ids.device)
-        useful = (self.advantage_BL != 0).any(1)
+        useful = self.useful_B
         if not everything:
             rows = rows[useful] if useful.any() else rows[:1]
         return micro_batches(self.canvas, self.draws[iteration], rows, size, attention)
