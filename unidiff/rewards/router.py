@@ -26,8 +26,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from unidiff.config import check_fields
 from unidiff.rewards.normalize import (
-    SCALES,
     Comparison,
     Scale,
     compare_groups,
@@ -89,13 +89,12 @@ class RewardRouter:
     leave_one_out: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if isinstance(self.assignment, str) and self.assignment not in ASSIGNMENTS:
             raise ValueError(
                 f"assignment={self.assignment!r}; choose one of {', '.join(ASSIGNMENTS)}, "
                 "or give a function (values, segments) -> [B, S]"
             )
-        if self.scale not in SCALES:
-            raise ValueError(f"scale={self.scale!r}; choose one of {', '.join(SCALES)}")
 
     def route(self, table: RewardTable, groups_B: Tensor) -> Routed:
         """Advantages of every sampled segment; the table keeps them too, for `table.explain`.
