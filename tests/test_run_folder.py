@@ -402,14 +402,9 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def full(tmp_path):
+def full(small_disk) -> Path:
     """A disk of 64 KiB."""
-    place = tmp_path / "full"
-    place.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place]).returncode:
-        pytest.skip("file systems cannot be mounted here")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
+    return small_disk(65_536)
 
 
 def torch_save(draft: Path) -> None:

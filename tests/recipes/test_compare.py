@@ -129,7 +129,7 @@ def test_other_settings_under_the_same_name_are_refused(compare, monkeypatch, tm
     "words", [("--seed", "3"), ("--resume",), ("--arms", "a: seed=2"), ("--arms", "a: output_dir=x")]
 )
 def test_what_is_set_for_each_run_cannot_be_given(compare, monkeypatch, tmp_path, words) -> None:
-    with pytest.raises(SystemExit, match="error: (seed|resume|output_dir) is set for each run by --seeds"):
+    with pytest.raises(SystemExit, match=r"error: (seed|resume|output_dir) is set for each run by --seeds"):
         go(compare, monkeypatch, "--output_dir", str(tmp_path), *words)
 
 
