@@ -34,6 +34,7 @@ from unidiff import launcher
 from unidiff.config import FilePath, build, check_fields, expanded, flags, parse
 from unidiff.files import write_json, write_text
 from unidiff.run_folder import RunFolder, read_metrics
+from unidiff.sandbox import lifeline
 from unidiff.settings_file import from_yaml
 
 ROOT = Path(__file__).resolve().parent
@@ -203,7 +204,8 @@ def call(config: Config, run: Run, script: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads(config))}
     print(" ".join(["python", *words]), flush=True)
     with log.open("a") as file:
-        ended = subprocess.run([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, env=environment)
+        command = lifeline.command(sys.executable, *words)  # a run does not go on without this process
+        ended = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     if ended.returncode:
         last = (log.read_text(errors="replace").splitlines() or [""])[-1]
         sys.exit(f"error: {script} failed with {ended.returncode}: {last} (all of it is in {log})")

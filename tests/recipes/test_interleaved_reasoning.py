@@ -105,7 +105,7 @@ def test_summary(finished, start):
         assert summary[side]["success"] == summary[side]["greedy"]["success"]
         assert {"success", "image_exact", "format"} <= summary[side]["sampled"].keys()
     assert summary["rollout"]["token_forwards"] > 0 and summary["rollout"]["flops"] > 0
-    assert summary["rollout"]["seconds"] > 0 and set(summary["rollout"]["phases"]) >= {"prompt", "text", "write"}
+    assert summary["rollout"]["seconds"] > 0 and set(summary["rollout"]["phases"]) >= {"prompt", "text", "write_text"}
     assert summary["seconds"] > summary["seconds_training"] > 0 and summary["steps"] == 2
     assert summary["config"]["model"] == str(start) and summary["config"]["num_generations"] == 2
 

@@ -45,7 +45,7 @@ class GRPOConfig(SamplerConfig):
       output_dir/rollouts, beside that of the first step: what the report and tools/edit_rollout.py show; 0 = none),
       eval_size, eval_split: held-out prompts of an evaluation, eval_steps: steps between greedy evaluations on the
       way (0 = only before and after).
-      check_ratio_every: steps between measurements of the first-iteration ratio when num_iterations is 1 (0 = none).
+      check_ratio_every: steps between checks that a row scores alone as in its micro-batch (0 = none).
       tracker: tensorboard, wandb, …. quiet: no live display.
     """
 
