@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from unidiff.images import ImageTokenizer
+    from unidiff.sampling.config import SamplerConfig
     from unidiff.sampling.rollout import Rollout
 
 # Rows of [positions, head rows] logits that are alive at once when scoring, in numbers (256 MiB of float32).
@@ -106,8 +107,9 @@ class UnifiedModel(nn.Module):
     ) -> UnifiedModel:
         """Loads a checkpoint folder, or a repository of the Hugging Face hub by name.
 
-        options: of the family. The published ones take pad_policy, device_map (of transformers, instead of device)
-        and image_tokenizer (the folder of the image tokenizer, if it is not in the checkpoint's).
+        options: fields of `ModelSpec` that are to differ from the checkpoint's, checked as they are. The published
+        families also take device_map (of transformers, instead of device) and image_tokenizer (the folder of the image
+        tokenizer, if it is not in the checkpoint's).
         Raises FileNotFoundError if it lacks files, ValueError if no family recognises it or its parts disagree.
         """
         from unidiff import families
@@ -115,6 +117,7 @@ class UnifiedModel(nn.Module):
         folder = families.folder_of(path)
         config = families.read_config(folder)
         model = families.find(config, family).load(folder, config, dtype, **options)
+        model.sampler_config()  # what the spec says of the sampler is read now, not at the first rollout
         return (model if options.get("device_map") else model.to(device)).eval()
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -242,6 +245,17 @@ class UnifiedModel(nn.Module):
             raise ValueError(f"the model embeds images of {tuple(grid)} tokens, not of {sorted(others)}; resize them")
         return canvas
 
+    def sampler_config(self, **settings: Any) -> SamplerConfig:
+        """The family's own settings of the sampler (`ModelSpec.sampler`) with these in their place. Raises ValueError
+        with the name of one that does not exist or has a wrong value."""
+        from unidiff.sampling.config import SamplerConfig
+
+        try:
+            return SamplerConfig(**{**self.spec.sampler, **settings})
+        except (TypeError, ValueError) as error:
+            names = ", ".join(self.spec.sampler)
+            raise ValueError(f"{error}" + (f" (ModelSpec.sampler sets {names})" if names else "")) from error
+
     def rollout(self, prompt: Sequence[str | Image], locate: Any = None, seed: int = 0, **settings: Any) -> Rollout:
         """One interleaved response to texts and PIL images: `model.rollout(["Where is the way out?", image])`.
 
@@ -249,9 +263,9 @@ class UnifiedModel(nn.Module):
         fields of `SamplerConfig`, else the family's own (`ModelSpec.sampler`). See `InterleavedSampler` for batches.
         """
         from unidiff import noise
-        from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
+        from unidiff.sampling.rollout import InterleavedSampler
 
-        config = SamplerConfig(**{**self.spec.sampler, **settings})
+        config = self.sampler_config(**settings)
         sampler = InterleavedSampler(self, config, locate)
         return sampler.sample([self.encode_prompt(prompt, config.guides)], [noise.key(seed)])[0]
 

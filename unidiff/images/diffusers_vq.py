@@ -85,14 +85,15 @@ class DiffusersVQ(nn.Module):
         """
         folder = Path(folder)
         path = find_file(folder, [CONFIG])
-        model = cls(_build(read_config(path), path))
-        weights = find_file(folder, WEIGHTS)
-        fill(model.vq, read_weights(weights), weights)
+        config, place = read_config(path), find_file(folder, WEIGHTS)
+        weights = read_weights(place)
+        model = cls(_build(config, path, len(weights)))
+        fill(model.vq, weights, place)
         return model.requires_grad_(False).eval()
 
 
-def _build(config: dict[str, Any], path: Path) -> Any:
-    """A VQModel without weights, on the meta device."""
+def _build(config: dict[str, Any], path: Path, weights: int) -> Any:
+    """A VQModel without weights, on the meta device. weights: how many its file holds, a bound on its layers."""
     try:
         from diffusers.models.autoencoders.vq_model import VQModel
     except ImportError as error:
@@ -105,6 +106,9 @@ def _build(config: dict[str, Any], path: Path) -> Any:
         raise ValueError(f"{path} lacks {', '.join(missing)}: it is not the config of a VQModel")
     if unknown := fields.keys() - inspect.signature(VQModel.__init__).parameters.keys():
         raise ValueError(f"{path}: VQModel of this diffusers knows no {', '.join(sorted(unknown))}; upgrade diffusers")
+    layers = fields["layers_per_block"]
+    if not isinstance(layers, int) or not 0 < layers <= weights:
+        raise ValueError(f"{path}: layers_per_block is {layers!r}, but the weights' file holds {weights} tensors")
     with torch.device("meta"):
         # ids are what is decoded, so they are looked up, whatever the config was written for
         return VQModel(**{**fields, "lookup_from_codebook": True})

@@ -138,7 +138,8 @@ class _Scorer(VisionModel):
     def scores(self, views: Sequence[SegmentView], text: Callable[[SegmentView], str]) -> list[float]:
         def run(model: Any, part: Sequence[SegmentView], pixels: Tensor) -> Tensor:
             texts = [text(view) for view in part]
-            words = self._words(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+            options = {"padding": True, "truncation": True, "max_length": LONGEST, "return_tensors": "pt"}
+            words = self._words(texts, split_special_tokens=True, **options)
             return model(pixels, words["input_ids"].to(self.device), words["attention_mask"].to(self.device))
 
         return self.slices(views, run).tolist()

@@ -123,6 +123,7 @@ class Clip(VisionModel):
             texts = self._tokenizer(
                 [text_of(view) for view in part],
                 padding=True,
+                split_special_tokens=True,  # what a policy or a user writes holds none
                 truncation=True,  # CLIP reads 77 tokens
                 max_length=longest,
                 return_tensors="pt",
