@@ -424,9 +424,7 @@ def test_any_field_of_the_spec_may_be_given(family: str, published: Published) -
 
 def test_settings_that_are_not_known_are_named(folder: Path) -> None:
     edit(folder, lambda c: c["unidiff"].update(image_tokeniser="patch_vq"))
-    with pytest.warns(
-        UserWarning, match=r"unidiff\.image_tokeniser is not known, and not read; did you mean"
-    ):
+    with pytest.warns(UserWarning, match=r"unidiff\.image_tokeniser is not known, and not read; did you mean"):
         UnifiedModel.from_pretrained(folder)
 
 

@@ -54,7 +54,7 @@ def _sharded(folder: Path) -> dict[str, Weight]:
     try:
         table = json.loads((folder / INDEX).read_text())["weight_map"]
         names = sorted(set(table.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / INDEX} is no index of weights: {error!r}") from error
     if wrong := [n for n in names if not isinstance(n, str) or Path(n).name != n]:
         raise ValueError(f"{folder / INDEX}: {wrong[0]!r} is no file of this folder")

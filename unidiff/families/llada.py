@@ -481,4 +481,5 @@ class Llada:
 
 def is_dimoo(config: dict[str, Any]) -> bool:
     """Lumina-DiMOO and MMaDA-Parallel-A say model_type llada too: told by their class, or their vocabulary."""
-    return "LLaDAForMultiModalGeneration" in (config.get("architectures") or ()) or config.get("vocab_size") == 134548
+    named = "LLaDAForMultiModalGeneration" in str(config.get("architectures"))
+    return named or config.get("vocab_size") == 134548
