@@ -24,7 +24,7 @@ from unidiff.head import float32_logits
 from unidiff.images import to_pil, to_pixels
 from unidiff.images.preprocess import Preprocess
 from unidiff.plain_text import PlainText
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, hidden, render
+from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, check_parts, hidden, render
 from unidiff.spec import ModelSpec
 from unidiff.templates import Picture
 
@@ -146,6 +146,7 @@ class UnifiedModel(nn.Module):
 
     def encode_images(self, images: Sequence[Image]) -> list[tuple[LongTensor, tuple[int, int]]]:
         """Tokens [n] in the model's vocabulary and grid of each image; images of one size."""
+        check_parts(images, "images")
         if self.images is None:
             raise ValueError(f"family {self.spec.family} is one of text alone: it takes no images")
         with torch.no_grad():
@@ -171,7 +172,9 @@ class UnifiedModel(nn.Module):
 
     def encode_prompt(self, parts: Sequence[str | Image], left_out: Sequence[str] = ()) -> Prompt:
         """Texts and PIL images as a prompt, and the same without what guidance leaves out, "text" or "image": as the
-        family's template says, or with the mask token in the place of every token left out."""
+        family's template says, or with the mask token in the place of every token left out. Raises TypeError for
+        parts that are neither, or one text where a list is expected."""
+        check_parts(parts)
         if self.template is None:
             kinds = {"text": Modality.TEXT, "image": Modality.IMAGE}
             whole = Interleaved.from_parts(parts, self.encode_text, lambda im: self.encode_images([im])[0])
@@ -266,8 +269,8 @@ class UnifiedModel(nn.Module):
         from unidiff.sampling.rollout import InterleavedSampler
 
         config = self.sampler_config(**settings)
-        sampler = InterleavedSampler(self, config, locate)
-        return sampler.sample([self.encode_prompt(prompt, config.guides)], [noise.key(seed)])[0]
+        encoded = self.encode_prompt(prompt, config.guides)
+        return InterleavedSampler(self, config, locate).sample([encoded], [noise.key(seed)])[0]
 
     # ---------------------------------------------------------------- forward passes
 

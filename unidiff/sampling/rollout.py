@@ -22,7 +22,7 @@ from unidiff.sampling import edit as edits
 from unidiff.sampling.compute import Compute, ComputeMeter, ModelFlops
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.denoise import EDIT, Drawn, denoise_image, denoise_text, text_length
-from unidiff.sequence import Interleaved, Modality, Segment, Tokens
+from unidiff.sequence import Interleaved, Modality, Segment, Tokens, check_parts
 from unidiff.spec import ModelSpec
 
 
@@ -118,8 +118,10 @@ class InterleavedSampler:
 
         prompts: with guidance those of `UnifiedModel.encode_prompt`. keys: one noise key a rollout
         (`noise.key(seed, step, prompt, sample)`). Raises ValueError if the counts do not fit, the prompts' images have
-        different grids, guidance lacks a prompt, or a rollout may outgrow the model's positions.
+        different grids, guidance lacks a prompt, or a rollout may outgrow the model's positions; TypeError for prompts
+        that are not encoded.
         """
+        check_parts(prompts, "prompts", Prompt, Interleaved)  # as `model.encode_prompt` and `model.encode` give them
         if not prompts or not keys or len(keys) % len(prompts):
             raise ValueError(f"{len(keys)} keys do not fit {len(prompts)} prompts")
         given = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
