@@ -144,6 +144,8 @@ class Native:
     def load(self, folder: Path, config: dict[str, Any], dtype: torch.dtype, **fields: Any) -> UnifiedModel:
         """fields: of `ModelSpec`, in place of those of config.json. Raises FileNotFoundError for a missing file and
         ValueError where config, weights and tokenizers disagree."""
+        if other := fields.keys() & {"image_tokenizer", "device_map"}:
+            raise ValueError(f"family native takes no {' and no '.join(sorted(other))}: {folder} has all of its parts")
         for path in (folder / checkpoint.WEIGHTS, folder / "tokenizer.json", folder / "image" / "model.safetensors"):
             if not path.is_file():
                 raise FileNotFoundError(f"native checkpoint {folder} lacks {path.relative_to(folder)}")
