@@ -2,7 +2,8 @@
 
 `parse(Config)` reads `--config file.yaml`, then `--field value` for any field, which win over the file. A key that
 does not exist is an error that names the nearest one that does. Fields are bool, int, float, str, Literal, tuple, list,
-dict, or a union of them with None. A float is finite, unless its type is `Unbounded`.
+dict, or a union of them with None. A float is finite, unless its type is `Unbounded`. In a `FilePath`, ~ and $NAME
+stand for what they are in a shell.
 
 `check_fields(self)` in a dataclass's `__post_init__` holds values from Python to the same types.
 """
@@ -15,19 +16,26 @@ import inspect
 import math
 import numbers
 import os
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 Unbounded = Annotated[float, math.inf]  # a float that may be infinite
+FilePath = Annotated[str, "path"]  # ~ and $NAME in it are replaced
 
 
-def parse(config: type[T], argv: Sequence[str] | None = None, description: str = "") -> T:
+def parse(
+    config: type[T],
+    argv: Sequence[str] | None = None,
+    description: str = "",
+    start: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> T:
     """Builds the dataclass from the command line (default: sys.argv). `--help` prints its docstring and defaults.
+    start: makes of the given settings those that hold where nothing is given, before the defaults.
 
     Raises SystemExit with a message that a user can act on: an unknown key, a value of the wrong type, a missing file.
     """
@@ -36,10 +44,13 @@ def parse(config: type[T], argv: Sequence[str] | None = None, description: str =
         print(f"{description}\n\n{help_text(config)}".strip())
         raise SystemExit(0)
     try:
-        given = _flags(words)
-        values = from_yaml(given.pop("config")) if "config" in given else {}
-        return build(config, {**values, **given})
-    except (ValueError, TypeError, FileNotFoundError) as error:
+        given: dict[str, Any] = flags(words)
+        if "config" in given:
+            from unidiff.settings_file import from_yaml  # a plain rollout needs no YAML
+
+            given = {**from_yaml(expanded(given.pop("config"), "config")), **given}
+        return build(config, {**(start(given) if start else {}), **given})
+    except (ValueError, TypeError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
@@ -55,21 +66,6 @@ def build(config: type[T], values: dict[str, Any]) -> T:
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"setting {name!r} is required; give --{name}")
     return config(**{name: convert(value, hints[name], name) for name, value in values.items()})
-
-
-def from_yaml(path: str | Path) -> dict[str, Any]:
-    """The settings of a file; none if it is empty. Raises FileNotFoundError, or ValueError with the file's name."""
-    import yaml
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"config file {path} does not exist")
-    try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"config file {path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"config file {path} must hold keys and values, it holds {type(values).__name__}")
-    return values
 
 
 def check_fields(settings: Any, prefix: str = "") -> None:
@@ -99,7 +95,8 @@ def convert(value: Any, kind: Any, name: str, words: bool = True) -> Any:
     otherwise a string is a text. Types that are not listed above take any value."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return _plain(value, args[0], name, words, finite=math.inf not in args)
+        found = _plain(value, args[0], name, words, finite=math.inf not in args)
+        return expanded(found, name) if kind == FilePath else found
     if origin in (Union, types.UnionType):
         return _one_of(value, args, name, words)
     if origin is Literal:
@@ -109,6 +106,14 @@ def convert(value: Any, kind: Any, name: str, words: bool = True) -> Any:
     if (origin or kind) is dict:
         return _mapping(value, args, name, words)
     return _plain(value, kind, name, words)
+
+
+def expanded(path: str, name: str) -> str:
+    """A path as a shell reads it. Raises ValueError if it names a user or a variable that is not there."""
+    found = os.path.expandvars(os.path.expanduser(path))
+    if unknown := re.match(r"~[^/]*", found) or re.search(r"\$(\w+|\{[^}]*\})", found):
+        raise ValueError(f"{name} is {path!r}; {unknown[0]} is not known here")
+    return found
 
 
 def _choice(value: Any, choices: Sequence[Any], name: str, words: bool) -> Any:
@@ -162,7 +167,7 @@ def _mapping(value: Any, args: Sequence[Any], name: str, words: bool) -> dict[An
     return {k: convert(v, args[1], f"{name}.{k}", words) if args else v for k, v in value.items()}
 
 
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -179,8 +184,15 @@ def _plain(value: Any, kind: Any, name: str, words: bool, finite: bool = True) -
 
 
 def _read(value: str, kind: type) -> Any:
-    """What a string spells. Raises ValueError or KeyError."""
-    return _BOOLEANS[value.lower()] if kind is bool else kind(value)
+    """What a string spells, on the command line or in YAML. Raises ValueError, KeyError or OverflowError."""
+    if kind is bool:
+        return _BOOLEANS[value.lower()]
+    if kind is float:
+        return float(re.sub(r"^([+-]?)\.(inf|nan)$", r"\1\2", value, flags=re.IGNORECASE))  # YAML has a point there
+    try:
+        return kind(value)
+    except ValueError:
+        return _typed(float(value), kind, words=False)  # 3.0 and 2e4 are whole numbers
 
 
 def _typed(value: Any, kind: type, words: bool) -> Any:
@@ -199,7 +211,7 @@ def _typed(value: Any, kind: type, words: bool) -> Any:
     raise ValueError
 
 
-def _flags(words: list[str]) -> dict[str, str]:
+def flags(words: Sequence[str]) -> dict[str, str]:
     """--name value, --name=value, and a bare --name for true."""
     given: dict[str, str] = {}
     at = 0

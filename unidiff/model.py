@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from PIL.Image import Image, Resampling
 from torch import LongTensor, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +23,7 @@ from unidiff.attention import Context, additive, cut_after_segments, noisy_copie
 from unidiff.guidance import Guidance, Prompt
 from unidiff.head import float32_logits
 from unidiff.images import to_pil, to_pixels
+from unidiff.images.picture import rgb
 from unidiff.images.preprocess import Preprocess
 from unidiff.plain_text import PlainText
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, check_parts, hidden, render
@@ -29,7 +31,6 @@ from unidiff.spec import ModelSpec
 from unidiff.templates import Picture
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from unidiff.images import ImageTokenizer
@@ -147,8 +148,7 @@ class UnifiedModel(nn.Module):
     def encode_images(self, images: Sequence[Image]) -> list[tuple[LongTensor, tuple[int, int]]]:
         """Tokens [n] in the model's vocabulary and grid of each image; images of one size."""
         check_parts(images, "images")
-        if self.images is None:
-            raise ValueError(f"family {self.spec.family} is one of text alone: it takes no images")
+        self._needs_images()
         with torch.no_grad():
             codes = self.images.encode(to_pixels(list(images)).to(self.device)).cpu()
         grid = (codes.shape[1], codes.shape[2])
@@ -207,12 +207,20 @@ class UnifiedModel(nn.Module):
         end = self.spec.image_next if image_next else next(e for e in self.spec.text_end if e != self.spec.image_next)
         return Segment(Modality.TEXT, torch.cat([segment.tokens, torch.tensor([end])]))  # type: ignore[arg-type]
 
-    def prepare(self, image: Image, task: str = "default") -> Image:
-        """A picture of any size, as the family prepares it for a task ("default", "understand", "document"). Raises
-        ValueError if the family has no rule, or its rule does not take the picture."""
-        if not self.preprocess:
-            raise ValueError(f"family {self.spec.family} has no rule to prepare pictures by; resize them to its grid")
-        return self.preprocess.get(task, self.preprocess["default"]).image(image)
+    def prepare(self, picture: str | Path | bytes | Image, task: str = "default") -> Image:
+        """A picture of any size and mode, or its file (see `images.picture.rgb`), as the family prepares it for a task
+        ("default", "understand", "document"). A family without a rule is shown the whole picture in the size that it
+        draws. Raises ValueError for a family of text alone, and a picture that cannot be read or is too small."""
+        self._needs_images()
+        if self.preprocess:
+            return self.preprocess.get(task, self.preprocess["default"]).image(picture)
+        rows, columns = self.spec.image_grid
+        size = (columns * self.images.factor, rows * self.images.factor)
+        return rgb(picture).resize(size, Resampling.LANCZOS)
+
+    def _needs_images(self) -> None:
+        if self.images is None:
+            raise ValueError(f"family {self.spec.family} is one of text alone: it takes no images")
 
     def decode_text(self, tokens: Tensor) -> str:
         """Text of ids [n], without its end token."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from unidiff.config import Unbounded
+from unidiff.config import FilePath, Unbounded
 from unidiff.estimators import Estimator
 from unidiff.estimators import parse as parse_estimator
 from unidiff.sampling.rollout import SamplerConfig
@@ -43,7 +43,7 @@ class GRPOConfig(SamplerConfig):
       stopped), log_rollouts_every (steps between files in output_dir/rollouts, beside that of the first step: what the
       report and tools/edit_rollout.py show; 0 = none), eval_size, eval_split: held-out
       prompts of an evaluation, eval_steps: steps between greedy evaluations on the way (0 = only before and after).
-      check_ratio_every: steps between measurements of the first-iteration ratio when num_iterations is 1 (0 = none).
+      check_ratio_every: steps between checks that a row scores alone as in its micro-batch (0 = none).
       tracker: tensorboard, wandb, …. quiet: no live display.
     """
 
@@ -52,6 +52,7 @@ class GRPOConfig(SamplerConfig):
         {"output_dir", "resume", "save_steps", "log_rollouts_every", "eval_steps", "check_ratio_every", "tracker"}
         | {"quiet", "micro_batch_size", "cache", "gradient_checkpointing", "rollout_parts"}
     )
+    GROWS: ClassVar[str] = "max_steps"  # with lr_schedule linear, the rate then falls from where the longer run has it
 
     num_prompts: int = 8
     num_generations: int = 8
@@ -89,7 +90,7 @@ class GRPOConfig(SamplerConfig):
     text_min_ratio: float = 0.6
     image_min_ratio: float = 0.8
 
-    output_dir: str = "outputs/run"
+    output_dir: FilePath = "outputs/run"
     resume: bool = False
     save_steps: int = 10
     log_rollouts_every: int = 20
@@ -162,10 +163,6 @@ class GRPOConfig(SamplerConfig):
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    def trained_as(self) -> dict[str, Any]:
-        """The settings that change a run's numbers: two runs may be joined by `resume` only if these agree."""
-        return {k: v for k, v in self.to_dict().items() if k not in self.FREE}
 
 
 def _estimator(field: str, text: str, min_ratio: float) -> Estimator:
