@@ -12,7 +12,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL.Image import Image, Resampling
@@ -28,7 +28,7 @@ from unidiff.images.preprocess import Preprocess
 from unidiff.plain_text import PlainText
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, check_parts, hidden, render
 from unidiff.spec import ModelSpec
-from unidiff.templates import Picture
+from unidiff.templates import Picture, PromptTemplate
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -42,14 +42,6 @@ _LOGITS_AT_ONCE = 1 << 26
 
 # Hidden states [P, d] of what is scored, and where each of them stands: its mask, row and column, all [P].
 _States = tuple[Tensor, tuple[Tensor, ...]]
-
-
-class PromptTemplate(Protocol):
-    """A family's way to write the prompt of an interleaved response (`unidiff.templates`)."""
-
-    def prompt(self, parts: Sequence[str | Picture], left_out: str | None = None) -> Interleaved:
-        """The prompt's segments, with all marks; without its words ("text") or its pictures ("image") for guidance."""
-        ...
 
 
 class UnifiedModel(nn.Module):
@@ -108,9 +100,8 @@ class UnifiedModel(nn.Module):
     ) -> UnifiedModel:
         """Loads a checkpoint folder, or a repository of the Hugging Face hub by name.
 
-        options: fields of `ModelSpec` that are to differ from the checkpoint's, checked as they are. The published
-        families also take device_map (of transformers, instead of device) and image_tokenizer (the folder of the image
-        tokenizer, if it is not in the checkpoint's).
+        options: fields of `ModelSpec` in place of the checkpoint's. The published families also take device_map (of
+        transformers, instead of device) and image_tokenizer (the image tokenizer's folder, if it is elsewhere).
         Raises FileNotFoundError if it lacks files, ValueError if no family recognises it or its parts disagree.
         """
         from unidiff import families
@@ -118,7 +109,10 @@ class UnifiedModel(nn.Module):
         folder = families.folder_of(path)
         config = families.read_config(folder)
         model = families.find(config, family).load(folder, config, dtype, **options)
-        model.sampler_config()  # what the spec says of the sampler is read now, not at the first rollout
+        try:  # what the spec says of the sampler is read now, not at the first rollout
+            model.sampler_config()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"ModelSpec.sampler: {error}") from error
         return (model if options.get("device_map") else model.to(device)).eval()
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -172,8 +166,7 @@ class UnifiedModel(nn.Module):
 
     def encode_prompt(self, parts: Sequence[str | Image], left_out: Sequence[str] = ()) -> Prompt:
         """Texts and PIL images as a prompt, and the same without what guidance leaves out, "text" or "image": as the
-        family's template says, or with the mask token in the place of every token left out. Raises TypeError for
-        parts that are neither, or one text where a list is expected."""
+        family's template says, or with the mask token in the place of every token left out. TypeError: no parts."""
         check_parts(parts)
         if self.template is None:
             kinds = {"text": Modality.TEXT, "image": Modality.IMAGE}
@@ -257,15 +250,11 @@ class UnifiedModel(nn.Module):
         return canvas
 
     def sampler_config(self, **settings: Any) -> SamplerConfig:
-        """The family's own settings of the sampler (`ModelSpec.sampler`) with these in their place. Raises ValueError
-        with the name of one that does not exist or has a wrong value."""
+        """The family's own settings of the sampler (`ModelSpec.sampler`) with these in their place. ValueError or
+        TypeError names one that does not exist or has a wrong value."""
         from unidiff.sampling.config import SamplerConfig
 
-        try:
-            return SamplerConfig(**{**self.spec.sampler, **settings})
-        except (TypeError, ValueError) as error:
-            names = ", ".join(self.spec.sampler)
-            raise ValueError(f"{error}" + (f" (ModelSpec.sampler sets {names})" if names else "")) from error
+        return SamplerConfig(**{**self.spec.sampler, **settings})
 
     def rollout(self, prompt: Sequence[str | Image], locate: Any = None, seed: int = 0, **settings: Any) -> Rollout:
         """One interleaved response to texts and PIL images: `model.rollout(["Where is the way out?", image])`.

@@ -5,7 +5,7 @@ import os
 import numpy
 import pytest
 
-from unidiff.sandbox import Sandbox
+from unidiff.sandbox import Case, Sandbox
 
 pytestmark = pytest.mark.usefixtures("namespaces")
 

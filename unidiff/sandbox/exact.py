@@ -65,9 +65,7 @@ class Link(Assertions):
         """Why a test that has failed here may pass beside the code; None if it may not."""
         if self.objects and not self.compared:
             return self.reason or "the test looks at objects of the code"
-        return self.reason or (
-            "the code raised an exception of a class that is not a builtin" if self.foreign else None
-        )
+        return self.reason or ("the code raised an exception of a class that is not a builtin" if self.foreign else None)
 
     def send(self, message):
         data = json.dumps(message).encode() + b"\n"

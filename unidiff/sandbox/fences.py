@@ -10,9 +10,7 @@ from dataclasses import dataclass
 FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})(.*)")
 PYTHON = frozenset(("python", "python3", "python2", "py", "py3", "ipython", "cpython", "sage"))
 DEFINES = re.compile(r"^[ \t]*(?:async[ \t]+def|def|class)[ \t]|\binput\(|\bstdin\b|\bopen\(0", re.MULTILINE)
-STATEMENT = re.compile(
-    r"^[ \t]*(?:import|from|for|while|if|try|with|return|print\(|[A-Za-z_][\w.]*[ \t]*=[^=])", re.MULTILINE
-)
+STATEMENT = re.compile(r"^[ \t]*(?:import|from|for|while|if|try|with|return|print\(|[A-Za-z_][\w.]*[ \t]*=[^=])", re.MULTILINE)
 
 
 @dataclass(frozen=True)

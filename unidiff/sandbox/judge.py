@@ -126,11 +126,7 @@ class Judge:
             space |= {own: exact.Remote(link, name) for name, own in piece.imports.items()}
             run(piece, translate.Noted(), space)
         except BaseException as error:
-            if (
-                isinstance(error, SystemExit)
-                and link.calls
-                and not (error.code or link.left or link.failed or link.reason)
-            ):
+            if isinstance(error, SystemExit) and link.calls and not (error.code or link.left or link.failed or link.reason):
                 return {"passed": True}  # the test has ended itself
             return self.failed(error, first)
         if link.failed or link.open:
@@ -176,9 +172,7 @@ class Judge:
         os.close(ours)
         if said == token:
             return {"passed": True, "weak": why}
-        message = (
-            said[len(token) :].decode(errors="replace") if said.startswith(token) else "the code has ended the test"
-        )
+        message = said[len(token) :].decode(errors="replace") if said.startswith(token) else "the code has ended the test"
         return {"passed": False, "weak": why, "message": message}
 
     def beside(self, piece):

@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import wire
-from .process import Limits, Outcome, Process, Stop
+from .process import Limits, Outcome, Process, SandboxError, Stop
 
 REPORT = 2048  # bytes that a verdict may take
 
@@ -95,10 +95,7 @@ class Sandbox(Limits):
         JSON. tolerance: relative and absolute, of numbers.
         Errors: ValueError without cases, or if one holds what is not plain data (wire.py); SandboxError as in `test`.
         """
-        calls = [
-            [name, wire.encode(list(case.arguments), _refuse), wire.encode(list(case.wanted), _refuse)]
-            for case in cases
-        ]
+        calls = [[name, wire.encode(list(case.arguments), _refuse), wire.encode(list(case.wanted), _refuse)] for case in cases]
         return self._judge(code, len(cases), calls=calls, tolerance=tolerance)
 
     def programs(self, code: str, pairs: Sequence[tuple[str, str]], tolerance: float = 0.0) -> TestReport:
@@ -112,9 +109,7 @@ class Sandbox(Limits):
         count, wanted = len(pairs), [wanted for _, wanted in pairs]
         job = {"code": code, "inputs": [given for given, _ in pairs], "seconds": self.seconds, "output": self.output}
         printed = 6 * self.output * count  # a character takes up to six as JSON
-        box = replace(
-            self, seconds=(self.seconds + 1) * count, processes=self.processes + 1, output=printed + REPORT * count
-        )
+        box = replace(self, seconds=(self.seconds + 1) * count, processes=self.processes + 1, output=printed + REPORT * count)
         verdicts = {}
         for index, run in enumerate(box._lines("programs", job)):
             if run["stop"] != Stop.EXITED or run["code"] != 0:

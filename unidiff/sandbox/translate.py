@@ -7,26 +7,8 @@ import sys
 
 MODULES = {"np": "numpy", "pd": "pandas"}  # names that tests use without an import
 LIBRARIES = frozenset(
-    [
-        "math",
-        "cmath",
-        "collections",
-        "itertools",
-        "functools",
-        "decimal",
-        "fractions",
-        "datetime",
-        "copy",
-        "string",
-        "statistics",
-        "heapq",
-        "bisect",
-        "operator",
-        "typing",
-        "enum",
-        "numbers",
-        "dataclasses",
-    ]
+    """math cmath collections itertools functools decimal fractions datetime copy string statistics heapq bisect operator
+    typing enum numbers dataclasses""".split()
 )
 SOLUTION = "solution"  # tests may import the code under this name
 BUILTINS = frozenset(dir(builtins))
@@ -88,9 +70,7 @@ def name_of(node):
 
 def asserts(test, setup):
     """Whether anything that the test runs can fail by its own judgement."""
-    known = {
-        node.name: node for piece in (setup, test) for node in ast.walk(piece.tree) if isinstance(node, DEFINITIONS)
-    }
+    known = {node.name: node for piece in (setup, test) for node in ast.walk(piece.tree) if isinstance(node, DEFINITIONS)}
     todo = [node for node in test.tree.body if not isinstance(node, DEFINITIONS)]
     todo += [test.definitions[name] for name in test.cases()]
     while todo:
@@ -98,9 +78,7 @@ def asserts(test, setup):
             if isinstance(node, ast.Assert | ast.Raise):
                 return True
             name = name_of(node)
-            if isinstance(node, ast.Call) and (name_of(node.func) or "").lower().startswith(
-                ("assert", "fail", "raises")
-            ):
+            if isinstance(node, ast.Call) and (name_of(node.func) or "").lower().startswith(("assert", "fail", "raises")):
                 return True
             if name in known:
                 todo.append(known.pop(name))
@@ -132,9 +110,7 @@ def shares_interpreter(piece, names):
         elif isinstance(node, ast.Assign):
             allowed.add(id(node.value))
         elif isinstance(node, ast.Compare) and any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
-            if not all(
-                isinstance(side, ast.Constant) or getattr(side, "id", "") in BUILTINS for side in node.comparators
-            ):
+            if not all(isinstance(side, ast.Constant) or getattr(side, "id", "") in BUILTINS for side in node.comparators):
                 return "it compares identities"
         elif isinstance(node, ast.Import) and any(alias.name == SOLUTION for alias in node.names):
             return "it imports the module of the code"

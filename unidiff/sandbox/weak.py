@@ -13,7 +13,11 @@ import wire
 from exact import Assertions
 
 TRICKS = frozenset(
-    ["builtins", "__builtins__", "__import__", "importlib", "gc", "ctypes", "inspect", "_getframe", "_current_frames", "f_back", "f_globals", "f_locals", "f_builtins", "tb_frame", "gi_frame", "cr_frame", "ag_frame", "__traceback__", "__globals__", "__subclasses__", "__code__", "__closure__", "settrace", "setprofile", "modules", "meta_path", "path_hooks", "excepthook", "addaudithook", "_exit", "abort", "kill", "killpg", "fork", "forkpty", "posix_spawn", "atexit", "signal", "unittest", "pytest", "_noted", "_compared", "_computed", "_attribute", "sitecustomize", "weak", "exact", "wire", "translate", "payload", "judge", "marshal", "dis", "mmap", "code", "codeop", "pdb", "bdb", "trace", "faulthandler", "tracemalloc", "sys_exit"]
+    """builtins __builtins__ __import__ importlib gc ctypes inspect _getframe _current_frames f_back f_globals f_locals
+    f_builtins tb_frame gi_frame cr_frame ag_frame __traceback__ __globals__ __subclasses__ __code__ __closure__ settrace
+    setprofile modules meta_path path_hooks excepthook addaudithook _exit abort kill killpg fork forkpty posix_spawn atexit
+    signal unittest pytest _noted _compared _computed _attribute sitecustomize weak exact wire translate payload judge
+    marshal dis mmap code codeop pdb bdb trace faulthandler tracemalloc sys_exit""".split()
 )  # fmt: skip
 HIDDEN_IN_TEXT = frozenset(name for name in TRICKS if name.startswith("_"))
 PREDICATES = frozenset(name for kind in (str, bytes, set, float) for name in dir(kind) if name.startswith("is")) | {

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -117,6 +118,14 @@ class Picture:
 
 
 Part = Text | Picture | int  # of an interleaved response; a number = so many text tokens to be sampled
+
+
+class PromptTemplate(Protocol):
+    """A family's way to write the prompt of an interleaved response."""
+
+    def prompt(self, parts: Sequence[str | Picture], left_out: str | None = None) -> Interleaved:
+        """The prompt's segments, with all marks; without its words ("text") or its pictures ("image") for guidance."""
+        ...
 
 
 @dataclass(frozen=True)
