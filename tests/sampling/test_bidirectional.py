@@ -250,6 +250,24 @@ def test_golden_texts(name: str, tmp_path: Path) -> None:
             assert int(done.forwards) <= case["reference_forwards"]
 
 
+WRONG_ARGUMENTS = [
+    ({"length": 0}, "length is 0; it must be at least 1"),
+    ({"block": 0}, "block is 0; it must be at least 1"),
+    ({"steps": -8}, "steps is -8; it must be at least 1"),
+    ({"length": 8.5}, r"length is 8\.5; it must be a whole number"),
+    ({"block": True}, "block is True; it must be a whole number"),
+    ({"threshold": float("nan")}, "threshold is nan; it must be a finite number"),
+    ({"guidance": "2"}, "guidance is '2'; it must be a number"),
+    ({"guidance": -1.0}, r"guidance is -1\.0; it must be a number that is not negative"),
+    ({"cache": "prefixx"}, "cache is 'prefixx'; choose one of none, prefix, dual; did you mean 'prefix'"),
+    ({"text_end": 3}, "text_end is 3; it must be a list"),
+    ({"text_end": [-1]}, "text_end"),
+    ({"prompts": "find"}, "prompts is 'find'; it must be a list"),
+    ({"prompts": ["find"]}, "prompts is 'find'; it must be a list"),
+    ({"prompts": [[1.5]]}, r"prompts is 1\.5; it must be a whole number"),
+]
+
+
 def test_completions_in_a_batch(tmp_path: Path) -> None:
     body = load_backbone(make_checkpoint("llada", tmp_path))
     rows = [[20, 21, 22], [23], [20, 25, 26, 21, 22]]
@@ -261,6 +279,9 @@ def test_completions_in_a_batch(tmp_path: Path) -> None:
     assert int(stopped.ids[0].eq(end).sum()) == 1 or end not in stopped.ids[0]
     with pytest.raises(ValueError, match="7 steps and blocks of 4 do not divide 8 tokens evenly"):
         complete(body, rows, 8, 7, 4)
+    for arguments, message in WRONG_ARGUMENTS:
+        with pytest.raises(ValueError, match=message):
+            complete(body, **{"prompts": rows, "length": 8, "steps": 8, "block": 4, **arguments})
 
 
 def test_the_random_state_is_untouched(rng_untouched: None, tmp_path: Path) -> None:

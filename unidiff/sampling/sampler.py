@@ -14,7 +14,7 @@ from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.edit import Locate
 from unidiff.sampling.rollout import Rollout
 from unidiff.sampling.writing import Writing
-from unidiff.sequence import Interleaved
+from unidiff.sequence import Interleaved, check_parts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,8 +61,10 @@ class InterleavedSampler:
 
         prompts: with guidance those of `UnifiedModel.encode_prompt`. keys: one noise key a rollout
         (`noise.key(seed, step, prompt, sample)`). Raises ValueError if the counts do not fit, the prompts' images have
-        different grids, guidance lacks a prompt, or a rollout may outgrow the model's positions.
+        different grids, guidance lacks a prompt, or a rollout may outgrow the model's positions; TypeError for prompts
+        that are not encoded.
         """
+        check_parts(prompts, "prompts", Prompt, Interleaved)  # as `model.encode_prompt` and `model.encode` return them
         if not prompts or not keys or len(keys) % len(prompts):
             raise ValueError(f"{len(keys)} keys do not fit {len(prompts)} prompts")
         given = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
