@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import datetime
+import gzip
 import http.server
 import json
 import pickle
@@ -12,6 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +255,39 @@ class Failing(http.server.BaseHTTPRequestHandler):
         time.sleep(1.5)
         self.good(body)
 
+    def bomb(self, body, status=200, encoding="gzip"):
+        self.send_response(status)
+        self.send_header("content-encoding", encoding)
+        self.end_headers()
+        self.wfile.write(gzip.compress(bytes(1 << 24), 1))
+
+    def refusing_bomb(self, body):
+        self.bomb(body, 400, "br")
+
+    def flood(self, body, status=200):
+        self.send_response(status)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"x" * (1 << 16))
+
+    def error_flood(self, body):
+        self.flood(body, 400)
+
+    def drip(self, body):
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b" ")
+                time.sleep(0.05)
+
+    def deep(self, body):
+        self.send(200, b"[" * 100_000 + b"]" * 100_000)
+
+    def digits(self, body):
+        self.send(200, b"1" * 10_000)
+
     def hangs_up(self, body):
         self.connection.shutdown(socket.SHUT_RDWR)
 
@@ -310,10 +346,17 @@ def failing():
         ("strings", Cause.WRONG_TYPE, "'high' for 'words', which is no number"),
         ("slow", Cause.TIMEOUT, "gave no answer in 0.3 s"),
         ("hangs_up", Cause.RAISED, "Error"),
+        ("bomb", Cause.WRONG_TYPE, "answered 200 encoded as 'gzip', which was not asked for"),
+        ("refusing_bomb", Cause.WRONG_TYPE, "answered 400 encoded as 'br', which was not asked for"),
+        ("flood", Cause.WRONG_TYPE, "answered with more than 4194304 bytes"),
+        ("error_flood", Cause.RAISED, "answered 400: xxxx"),
+        ("drip", Cause.TIMEOUT, "gave no answer in 0.3 s"),
+        ("deep", Cause.WRONG_TYPE, "answered no JSON but application/json: '[[[["),
+        ("digits", Cause.WRONG_TYPE, "answered no JSON but application/json: '1111"),
     ],
 )
 def test_a_fault_is_named_and_loses_its_values(failing, mode, cause, words):
-    lost = ask(quick(failing(mode), seconds=0.3 if mode == "slow" else 5), row(text("a"), text("b")))
+    lost = ask(quick(failing(mode), seconds=0.3 if mode in ("slow", "drip") else 5), row(text("a"), text("b")))
     assert len(lost) == 2 and all(isinstance(one, Loss) and one.cause is cause and words in one.message for one in lost)
 
 
@@ -358,9 +401,35 @@ def test_bad_options_are_named(options, message):
         remote(**{"url": "http://host", "scorer": "x", **options})
 
 
-def test_a_column_that_is_no_json_is_said(failing):
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        ask(quick(failing("good"), columns=("board",)), row(text("a"), board=object()))
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        (np.float32(0.5), 0.5),
+        (np.arange(4).reshape(2, 2), [[0, 1], [2, 3]]),
+        ({"deep": [np.bool_(True), torch.tensor([1.5])]}, {"deep": [True, [1.5]]}),
+        (datetime.date(2024, 2, 29), "2024-02-29"),
+        (np.datetime64("2024-02-29T12:30"), "2024-02-29T12:30"),
+        (np.array(["2024-02-29"], "datetime64[ns]"), ["2024-02-29T00:00:00.000000000"]),
+        (object(), "JSON cannot hold a object"),
+        (float("nan"), "not JSON compliant"),
+        (np.array([1.0, np.inf]), "not JSON compliant"),
+        (np.datetime64("NaT"), "JSON cannot hold a datetime64"),
+        (np.timedelta64(1, "ns"), "JSON cannot hold a timedelta64"),
+        ({1, 2}, "JSON cannot hold a set"),
+        (1j, "JSON cannot hold a complex"),
+    ],
+)
+def test_a_column_is_sent_as_plain_data_or_its_row_alone_is_lost(failing, value, sent):
+    reward = quick(failing("good"), columns=("board",))
+    values = ask(reward, [row(text("a"), board=b)[0] for b in (1, value, "x")] + [*row(text("a"))])
+    (body,) = failing.bodies
+    boards = [item["metadata"]["board"] for item in json.loads(body)["requests"]]
+    assert values[0] == values[2] == 0.5 and "this row has no column 'board'; it has: " in values[3].message
+    if isinstance(sent, str) and "JSON" in sent:
+        assert values[1].cause is Cause.WRONG_TYPE and values[1].message.startswith("column 'board' cannot be sent")
+        assert sent in values[1].message and boards == [1, "x"]
+    else:
+        assert values[1] == 0.5 and boards == [1, sent, "x"]
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------
@@ -388,4 +457,6 @@ def test_a_pickle_that_runs_code_is_not_run_even_when_told(failing):
         assert isinstance(lost, Loss) and lost.cause is Cause.WRONG_TYPE
     assert "it holds a" in lost.message and not RAN
     missing = ask(pickled(failing("old"), key="rewards", trust_pickle=True), [row(picture(0))[0]])
-    assert "without 'rewards'" in missing[0].message
+    assert "without a list 'rewards'" in missing[0].message
+    one, lost = ask(pickled(failing("old_json"), column="meta"), [*row(picture(0), meta=1), *row(picture(0))])
+    assert one == 0.25 and "this row has no column 'meta'" in lost.message
