@@ -166,7 +166,7 @@ def test_requests_share_batches_and_the_size_is_bounded(server):
 
 def test_limits_and_bad_requests(server):
     assert post(server + "/score", b"x" * 200_000)[0] == 413
-    assert post(server + "/score", b"{")[1]["detail"] == "the body is no JSON"
+    assert post(server + "/score", b"{")[1]["detail"].startswith("the body is no JSON: Expecting property name")
     assert post(server + "/score", b"[]")[1]["detail"] == "the body has no list of requests"
     items = [
         7,
@@ -195,7 +195,8 @@ def test_small_files_that_hold_large_pictures(program, monkeypatch):
         pictures = [base64.b64encode(encoded(Image.new("RGB", size))).decode() for size in sizes]
         return {"history": [{"image_b64": one} for one in pictures], "required_rewards": ["sizes"]}
 
-    asked, errors = module.enlist(served, [item((5, 5)), item((8, 8)), item((5, 5), (5, 5)), item((2, 2))])
+    allowance = module.Allowance(module.Memory(1 << 20))
+    asked, errors = module.enlist(served, [item((5, 5)), item((8, 8)), item((5, 5), (5, 5)), item((2, 2))], allowance)
     assert [i for i, _, _ in asked] == [0, 3] and errors[0] is errors[3] is None
     assert errors[1] == "a picture has more than 30 pixels"
     assert errors[2] == "the request's pictures have more than 60 pixels: send fewer items"
