@@ -143,6 +143,14 @@ def model(build_model: Callable[..., UnifiedModel], lean: Callable[..., UnifiedM
 
 
 @pytest.fixture(scope="session")
+def exact_model(model: UnifiedModel) -> UnifiedModel:
+    """`model` in float64, to compare two ways to compute one thing. In float32 they differ by what their sums round:
+    a few 1e-6 of a log-probability of 10, more or less with another processor or number of threads. In float64 hidden
+    states differ by 1e-15; so log-probabilities, which are float32 of any model, are the same but for one last digit."""
+    return copy.deepcopy(model).double()
+
+
+@pytest.fixture(scope="session")
 def plain_model(model: UnifiedModel) -> UnifiedModel:
     """The same body without the family's own embedding: places are told by rotary positions alone."""
     return UnifiedModel(model.backbone, model.spec, model.tokenizer, model.images).eval()

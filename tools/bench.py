@@ -31,7 +31,7 @@ from unidiff.grpo.batches import MicroBatch, view_tokens
 from unidiff.grpo.experience import Experience, segment_views
 from unidiff.memory import PeakMemory
 from unidiff.rewards.table import RewardTable, evaluate
-from unidiff.sampling.compute import Compute, ComputeMeter, ModelFlops
+from unidiff.sampling.compute import Compute, ComputeMeter, Cost, ModelFlops
 from unidiff.sampling.rollout import Rollout
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens
 from unidiff.tasks import FrozenLake
@@ -98,28 +98,24 @@ def edits(config: Config) -> None:
     arms["autoregressive"] = lambda: autoregressive(bench, greedy.max_rounds)
     best = fastest(arms, config.repeats)
     n = config.prompts
-    print(
-        "| arm | forwards | image token-forwards | image s | token-forwards | GFLOPs | seconds | success | pictures |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    heads = "arm | forwards | picture token-forwards | of them writing | picture s | token-forwards | GFLOPs | seconds"
+    print(f"| {heads} | success | pictures exact |\n|---" + "|---" * 9 + "|")
     for name, cost in best.items():
-        image = cost.get("image", Compute().total) + cost.get("select", Compute().total)
+        image, written = cost.pictures, cost.get("write_image", Cost()).token_forwards
         right = "{:.3f} | {:.3f}".format(*bench.success(last[name])) if name in last else "– | –"
         t = cost.total
         print(
-            f"| {name} | {t.forwards / n:.1f} | {image.token_forwards / n:.1f} | {image.seconds / n:.4f} | "
-            f"{t.token_forwards / n:.0f} | {t.flops / n / 1e9:.3f} | {t.seconds / n:.4f} | {right} |"
+            f"| {name} | {t.forwards / n:.1f} | {image.token_forwards / n:.1f} | {written / n:.1f} | "
+            f"{image.seconds / n:.4f} | {t.token_forwards / n:.0f} | {t.flops / n / 1e9:.3f} | {t.seconds / n:.4f} | "
+            f"{right} |"
         )
     full, ours = best["full"], best["region"]
     for kind in ("token_forwards", "seconds", "flops"):
         saved = [
-            1 - getattr(a, kind) / getattr(b, kind) for a, b in ((_image(ours), _image(full)), (ours.total, full.total))
+            1 - getattr(a, kind) / getattr(b, kind)
+            for a, b in ((ours.pictures, full.pictures), (ours.total, full.total))
         ]
-        print(f"saved by region edits, {kind}: images {saved[0]:.1%}, whole rollout {saved[1]:.1%}")
-
-
-def _image(cost: Compute):
-    return cost["image"] + cost.get("select", Compute().total)
+        print(f"saved by region edits, {kind}: pictures {saved[0]:.1%}, whole rollout {saved[1]:.1%}")
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from PIL.Image import Image, Resampling
 from torch import LongTensor, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,13 +23,14 @@ from unidiff.attention import Context, additive, cut_after_segments, noisy_copie
 from unidiff.guidance import Guidance, Prompt
 from unidiff.head import float32_logits
 from unidiff.images import to_pil, to_pixels
+from unidiff.images.picture import rgb
 from unidiff.images.preprocess import Preprocess
+from unidiff.plain_text import PlainText
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, hidden, render
 from unidiff.spec import ModelSpec
 from unidiff.templates import Picture
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from unidiff.images import ImageTokenizer
@@ -75,6 +77,7 @@ class UnifiedModel(nn.Module):
         self.embedding = embedding
         self.spec = spec
         self.tokenizer: Any = tokenizer
+        self._plain = None if tokenizer is None else PlainText(tokenizer, spec)
         self.template = template
         self.preprocess: Mapping[str, Preprocess] = {}  # how the family prepares pictures, by task; set when it loads
         self._images = [images]  # in a list: the VQ tokenizer is frozen, and no part of the policy's parameters
@@ -132,16 +135,16 @@ class UnifiedModel(nn.Module):
     # ---------------------------------------------------------------- encoding and decoding
 
     def encode_text(self, text: str) -> LongTensor:
-        """[n] ids of a text. Raises ValueError if it is empty."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not ids:
+        """[n] ids of a text, no special token among them. Raises ValueError if it is empty."""
+        if self._plain is None:
+            raise ValueError("the model has no tokenizer: it takes ids alone")
+        if not (ids := self._plain(text)):
             raise ValueError(f"the text {text!r} has no tokens")
         return torch.tensor(ids, dtype=torch.int64)  # type: ignore[return-value]
 
     def encode_images(self, images: Sequence[Image]) -> list[tuple[LongTensor, tuple[int, int]]]:
         """Tokens [n] in the model's vocabulary and grid of each image; images of one size."""
-        if self.images is None:
-            raise ValueError(f"family {self.spec.family} is one of text alone: it takes no images")
+        self._needs_images()
         with torch.no_grad():
             codes = self.images.encode(to_pixels(list(images)).to(self.device)).cpu()
         grid = (codes.shape[1], codes.shape[2])
@@ -198,12 +201,20 @@ class UnifiedModel(nn.Module):
         end = self.spec.image_next if image_next else next(e for e in self.spec.text_end if e != self.spec.image_next)
         return Segment(Modality.TEXT, torch.cat([segment.tokens, torch.tensor([end])]))  # type: ignore[arg-type]
 
-    def prepare(self, image: Image, task: str = "default") -> Image:
-        """A picture of any size, as the family prepares it for a task ("default", "understand", "document"). Raises
-        ValueError if the family has no rule, or its rule does not take the picture."""
-        if not self.preprocess:
-            raise ValueError(f"family {self.spec.family} has no rule to prepare pictures by; resize them to its grid")
-        return self.preprocess.get(task, self.preprocess["default"]).image(image)
+    def prepare(self, picture: str | Path | bytes | Image, task: str = "default") -> Image:
+        """A picture of any size and mode, or its file (see `images.picture.rgb`), as the family prepares it for a task
+        ("default", "understand", "document"). A family without a rule is shown the whole picture in the size that it
+        draws. Raises ValueError for a family of text alone, and a picture that cannot be read or is too small."""
+        self._needs_images()
+        if self.preprocess:
+            return self.preprocess.get(task, self.preprocess["default"]).image(picture)
+        rows, columns = self.spec.image_grid
+        size = (columns * self.images.factor, rows * self.images.factor)
+        return rgb(picture).resize(size, Resampling.LANCZOS)
+
+    def _needs_images(self) -> None:
+        if self.images is None:
+            raise ValueError(f"family {self.spec.family} is one of text alone: it takes no images")
 
     def decode_text(self, tokens: Tensor) -> str:
         """Text of ids [n], without its end token."""

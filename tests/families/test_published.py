@@ -107,8 +107,9 @@ def test_both_ways_of_loading_agree(published: Published) -> None:
             body = families.load_backbone(published(family), pad_policy=policy)
             model = UnifiedModel.from_pretrained(published(family), pad_policy=policy)
             assert model.spec.pad_policy == policy and model.spec.additive_to == body.additive_to
-            assert (model.logits(ids, valid) - body.logits(ids, valid))[valid.bool()].abs().max() < 1e-5
-            assert (model.logits(ids) - body.logits(ids)).abs().max() < 1e-5
+            body, model = body.double(), model.double()  # where two ways differ by float64 noise
+            assert (model.logits(ids, valid) - body.logits(ids, valid))[valid.bool()].abs().max() < 1e-6
+            assert (model.logits(ids) - body.logits(ids)).abs().max() < 1e-6
 
 
 def test_dtype_and_device_map(published: Published) -> None:
@@ -346,7 +347,7 @@ def test_pictures_are_prepared_by_the_family_s_rule(published: Published) -> Non
     assert sizes["mmada"] == (512, 512) and sizes["dimoo"] == (736, 320)
     understand = UnifiedModel.from_pretrained(published("dimoo")).prepare(photo, "understand").size
     assert understand[0] * understand[1] > 900_000 and understand[0] % 32 == understand[1] % 32 == 0
-    with pytest.raises(ValueError, match="family llada has no rule to prepare pictures by"):
+    with pytest.raises(ValueError, match="family llada is one of text alone: it takes no images"):
         UnifiedModel.from_pretrained(published("llada")).prepare(photo)
     model = UnifiedModel.from_pretrained(published("mmada"))
     with pytest.raises(ValueError, match="sides must be multiples of"):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from unidiff import UnifiedModel
-from unidiff.grpo.checkpoint import read_metrics
+from unidiff.run_folder import read_metrics
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "interleaved_reasoning.py"
 SMALL = {"num_prompts": 2, "num_generations": 2, "max_rounds": 2, "text_steps": 3, "image_steps": 2, "edit": "random"}
@@ -102,7 +102,7 @@ def test_summary(finished, start):
         assert summary[side]["success"] == summary[side]["greedy"]["success"]
         assert {"success", "image_exact", "format"} <= summary[side]["sampled"].keys()
     assert summary["rollout"]["token_forwards"] > 0 and summary["rollout"]["flops"] > 0
-    assert summary["rollout"]["seconds"] > 0 and set(summary["rollout"]["phases"]) >= {"prompt", "text", "write"}
+    assert summary["rollout"]["seconds"] > 0 and set(summary["rollout"]["phases"]) >= {"prompt", "text", "write_text"}
     assert summary["seconds"] > summary["seconds_training"] > 0 and summary["steps"] == 2
     assert summary["config"]["model"] == str(start) and summary["config"]["num_generations"] == 2
 
@@ -244,7 +244,7 @@ def test_a_checkpoint_that_lacks_files(run, tmp_path, model, missing):
 
 
 def test_a_required_reward_that_fails(run, tmp_path):
-    with pytest.raises(SystemExit, match=r"error: reward 'vital' is required[\s\S]*go on with --resume --output_dir"):
+    with pytest.raises(SystemExit, match=r"error: reward 'vital' is required[\s\S]*py --resume --output_dir"):
         run(tmp_path / "run", "--rewards", "toy_rewards:vital", "--quiet")
     assert (tmp_path / "run" / "checkpoints" / "step-000000" / "progress.json").is_file()
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from unidiff.images.picture import rgb
 from unidiff.rewards.reward import Reward, register, reward
 from unidiff.rewards.segment_view import SegmentView
 
@@ -25,7 +26,7 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # of Wang et al. 2004
 def pixels_of(picture: Image.Image | np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3]. Raises ValueError for an array of another shape or dtype."""
     if isinstance(picture, Image.Image):
-        return np.asarray(picture.convert("RGB"))
+        return np.asarray(rgb(picture))
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(f"a picture is uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}")
     return picture

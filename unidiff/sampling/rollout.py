@@ -150,14 +150,14 @@ class InterleavedSampler:
             if turn == self.config.max_rounds or not len(goes_on):
                 break
             batch.keep(goes_on)
-            with meter.clock("write"):
+            with meter.clock("write_text"):
                 self._write_text(batch, text.ids[goes_on], length[goes_on], meter)
             with meter.clock("select"):
                 edited = self._select(batch, turn, [rows[i][-1] for i in batch.index.tolist()], meter)
             with meter.clock("image"):
                 image = self._denoise(batch, turn, edited, meter)
             self._collect_image(batch, image, edited, rows)
-            with meter.clock("write"):
+            with meter.clock("write_image"):
                 self._write_image(batch, image.ids, meter)
         return [
             Rollout(Interleaved(row), stop, cost, key, self.config, prompts[i // group].without)
@@ -256,9 +256,9 @@ class InterleavedSampler:
         whole, *others = hidden.gather(1, at).split(len(batch.index))
         return self.model.log_probs(whole, modality, temperature, list(zip(scales, others)), count_mask=True)
 
-    def _write(self, batch: _Batch, block: Tokens, meter: ComputeMeter) -> None:
+    def _write(self, batch: _Batch, block: Tokens, phase: str, meter: ComputeMeter) -> None:
         if batch.context.cache is not None:
-            self._count(batch, block, "write", meter)
+            self._count(batch, block, phase, meter)
         self.model.write(batch.context, block)
 
     # ---------------------------------------------------------------- text
@@ -318,7 +318,7 @@ class InterleavedSampler:
         block = self._text_block(batch, ids)
         inside = block.offset < batch.everywhere(length)[:, None]
         block = dataclasses.replace(block, valid=inside, segment=block.segment.masked_fill(~inside, -1))
-        self._write(batch, block, meter)
+        self._write(batch, block, "write_text", meter)
 
     # ---------------------------------------------------------------- images
 
@@ -424,7 +424,7 @@ class InterleavedSampler:
         )
 
     def _write_image(self, batch: _Batch, ids: Tensor, meter: ComputeMeter) -> None:
-        self._write(batch, self._whole_image(batch, ids), meter)
+        self._write(batch, self._whole_image(batch, ids), "write_image", meter)
         batch.image, batch.previous = ids, batch.everywhere(ids)
 
 

@@ -10,8 +10,9 @@ What it promises where the system allows namespaces (the default, `network="deny
   network namespace, none of the kernel's corners.
 - Hard limits: wall clock, CPU seconds, address space, number of processes, open files, size of files, size of /tmp and
   files in it, and of what it prints. When it ends or is stopped, the kernel kills everything that it started.
-- A verdict that it cannot forge. Output is compared here, in the trainer's process; functions are tested by a process
-  of their own (see payload.py).
+- Verdicts that it cannot forge, where they are exact. Output is compared in the trainer's process; functions are called
+  in one process and judged in another, which gets plain data alone (judge.py). Tests that look at objects of the code
+  run beside it and are marked `weak`: code that attacks its own test can forge them.
 
 It does not promise to stop an attack on the kernel itself, or timing channels. Limits hold for each process: at worst
 `processes` times `memory` are used, and `disk` once more.
@@ -24,28 +25,38 @@ each file, not their sum.
 
 from __future__ import annotations
 
-import ast
-import builtins
 import json
-import os
+import math
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .process import Limits, Outcome, Process, SandboxError, Stop, pipe
+from . import wire
+from .process import Limits, Outcome, Process, SandboxError, Stop
+
+REPORT = 2048  # bytes that a verdict may take
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a function: its arguments, and the values of which it has to give one."""
+
+    arguments: tuple[Any, ...]
+    wanted: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class TestReport:
-    """passed: one a test. messages: why not, by the test's index. unjudged: tests that cannot judge, by index."""
+    """passed: one a test. By a test's index: messages: why it did not pass; unjudged: why it says nothing about the
+    code; weak: why it had to run beside the code, which could forge its verdict."""
 
-    __test__ = False  # no test class for pytest
+    __test__ = False  # not a test class for pytest
 
     passed: tuple[bool, ...]
     messages: dict[int, str]
     unjudged: dict[int, str]
-    stop: Stop
+    weak: dict[int, str]
 
     @property
     def rate(self) -> float:
@@ -64,71 +75,93 @@ class Sandbox(Limits):
             return process.finish()
 
     def test(self, code: str, tests: Sequence[str], setup: str = "") -> TestReport:
-        """Runs tests against the functions and classes that the code defines.
+        """Runs tests of the functions and classes that the code defines.
 
-        tests: statements, such as "assert f(2) == 4". setup: imports and helpers of the tests.
+        tests: texts with statements such as "assert f(2) == 4", test functions or unittest.TestCases; each passes or
+        fails as a whole. setup: imports and helpers of the tests.
 
-        The names that tests and set-up use and do not define are those under test. Arguments and results cross as
-        plain data (numbers, strings, bytes, None, lists, tuples, sets, dictionaries, iterators as their items); other
-        results stay behind as handles, whose methods can be called. A test that hands over a function or an
-        object of its own cannot judge, and is counted as `unjudged`.
+        The names that a test uses and does not define are those under test. A test that only calls them, hands results
+        on and compares plain data is exact. Any other runs beside the code and is `weak`. One that asserts nothing, uses
+        nothing of the code, or needs what is not installed is `unjudged`.
 
-        Errors: ValueError without tests; SandboxError if the sandbox cannot be built or the set-up itself fails.
+        Errors: ValueError without tests; SandboxError if the sandbox cannot be built.
         """
-        if not tests:
+        return self._judge(code, len(tests), tests=list(tests), setup=setup)
+
+    def call(self, code: str, name: str, cases: Sequence[Case], tolerance: float = 0.0) -> TestReport:
+        """Calls a function of the code, or a method of its class `Solution`, and compares what it gives.
+
+        Lists equal tuples, and the keys of dictionaries are compared as text, since the values wanted mostly come from
+        JSON. tolerance: relative and absolute, of numbers.
+        Errors: ValueError without cases, or if one holds what is not plain data (wire.py); SandboxError as in `test`.
+        """
+        calls = [[name, wire.encode(list(case.arguments), _refuse), wire.encode(list(case.wanted), _refuse)] for case in cases]
+        return self._judge(code, len(cases), calls=calls, tolerance=tolerance)
+
+    def programs(self, code: str, pairs: Sequence[tuple[str, str]], tolerance: float = 0.0) -> TestReport:
+        """Runs a program for each pair of what it reads and what it is to print; each run may take `seconds`.
+
+        White space at the ends of lines and empty lines at the end do not count. A run that ends with another status
+        than 0 fails. tolerance: relative and absolute, of numbers among the words of a line.
+        """
+        if not pairs:
             raise ValueError("tests is empty: there is nothing to judge by")
+        count, wanted = len(pairs), [wanted for _, wanted in pairs]
+        job = {"code": code, "inputs": [given for given, _ in pairs], "seconds": self.seconds, "output": self.output}
+        printed = 6 * self.output * count  # a character takes up to six as JSON
+        box = replace(self, seconds=(self.seconds + 1) * count, processes=self.processes + 1, output=printed + REPORT * count)
+        verdicts = {}
+        for index, run in enumerate(box._lines("programs", job)):
+            if run["stop"] != Stop.EXITED or run["code"] != 0:
+                verdicts[index] = {"message": f"{run['stop']}, with {run['code']}"}
+            elif not _printed_same(run["stdout"], wanted[index], tolerance):
+                verdicts[index] = {"message": f"it printed {run['stdout'][:200]!r}"}
+            else:
+                verdicts[index] = {"passed": True}
+        return _report(verdicts, count)
+
+    def _judge(self, code: str, count: int, **job: Any) -> TestReport:
+        if not count:
+            raise ValueError("tests is empty: there is nothing to judge by")
+        # The tests' process and one beside the code come on top of the code's own.
+        box = replace(self, processes=self.processes + 2, output=max(self.output, REPORT * count))
+        job = {"code": code, "tests": [], "setup": "", "calls": [], "tolerance": 0.0, **job}
+        return _report({words["test"]: words for words in box._lines("tests", job)}, count)
+
+    def _lines(self, mode: str, job: dict[str, Any]) -> list[dict[str, Any]]:
+        """What a job reports, one JSON line each. Raises SandboxError if it could not begin."""
         with ExitStack() as stack:
-            requests, replies, verdicts = (pipe(stack) for _ in range(3))
-            shared: dict[str, Any] = {"setup": setup, "tests": list(tests), "names": free_names([setup, *tests])}
-            ends = {"requests": requests[0], "replies": replies[1]}
-            functions = Process(self, stack, {"mode": "functions", "code": code}, pipes=ends, quiet=True)
-            ends = {"requests": requests[1], "replies": replies[0], "verdicts": verdicts[1]}
-            judge = Process(self, stack, {"mode": "tests", **shared}, pipes=ends)
-            for fd in (*requests, *replies, verdicts[1]):
-                os.close(fd)
-            outcome = judge.finish(watch=verdicts[0])
-            functions.kill()
-            functions.check()
-            return _report(bytes(judge.watched), len(tests), outcome)
+            outcome = Process(self, stack, {"mode": mode}, stdin=json.dumps(job)).finish()
+        found = []
+        for line in outcome.stdout.splitlines():
+            with suppress(ValueError):  # the last line may be cut off
+                found.append(json.loads(line))
+        return found
 
 
-def free_names(sources: Sequence[str]) -> list[str]:
-    """Names that pieces of code use and neither define nor find among the builtins. Broken pieces have none."""
-    used: set[str] = set()
-    bound: set[str] = set(dir(builtins))
-    for source in sources:
-        try:
-            nodes = list(ast.walk(ast.parse(source)))
-        except (SyntaxError, ValueError, RecursionError):
-            continue
-        for node in nodes:
-            if isinstance(node, ast.Name):
-                (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                bound.add(node.name)
-            elif isinstance(node, ast.arg):
-                bound.add(node.arg)
-            elif isinstance(node, ast.alias):
-                bound.add((node.asname or node.name).split(".")[0])
-            elif isinstance(node, ast.ExceptHandler) and node.name:
-                bound.add(node.name)
-    return sorted(used - bound)
+def _refuse(value: Any) -> Any:
+    raise ValueError(f"{value!r:.100} is not plain data: a {type(value).__name__}")
 
 
-def _report(verdicts: bytes, count: int, outcome: Outcome) -> TestReport:
-    """The verdicts of the judging process; a test without one has not passed."""
-    passed = [False] * count
-    messages = dict.fromkeys(range(count), f"no verdict: {outcome.stop}")
-    unjudged: dict[int, str] = {}
-    for line in verdicts.splitlines():
-        words = json.loads(line)
-        if "broken" in words:
-            raise SandboxError(words["broken"])
-        index = words["test"]
-        messages.pop(index)
-        if "unjudged" in words:
-            unjudged[index] = words["unjudged"]
-        elif not words["passed"]:
-            messages[index] = words["message"]
-        passed[index] = words.get("passed", False)
-    return TestReport(tuple(passed), messages, unjudged, outcome.stop)
+def _report(verdicts: dict[int, dict[str, Any]], count: int) -> TestReport:
+    """A test without a verdict has not passed."""
+    found = [verdicts.get(index, {"message": "it was stopped before it had a verdict"}) for index in range(count)]
+    notes = {key: {i: one[key] for i, one in enumerate(found) if key in one} for key in ("message", "unjudged", "weak")}
+    passed = tuple(one.get("passed", False) for one in found)
+    return TestReport(passed, notes["message"], notes["unjudged"], notes["weak"])
+
+
+def _printed_same(printed: str, wanted: str, tolerance: float) -> bool:
+    """Equal but for white space at the ends of lines and empty lines at the end; numbers within the tolerance."""
+    ours, theirs = ([line.rstrip() for line in text.rstrip().splitlines()] for text in (printed, wanted))
+    if ours == theirs or tolerance <= 0 or len(ours) != len(theirs):
+        return ours == theirs
+    words = [(a.split(), b.split()) for a, b in zip(ours, theirs)]
+    return all(len(a) == len(b) and all(map(_close, a, b, [tolerance] * len(a))) for a, b in words)
+
+
+def _close(printed: str, wanted: str, tolerance: float) -> bool:
+    try:
+        return printed == wanted or math.isclose(float(printed), float(wanted), rel_tol=tolerance, abs_tol=tolerance)
+    except ValueError:
+        return False
