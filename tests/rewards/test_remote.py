@@ -5,6 +5,7 @@ import base64
 import datetime
 import gzip
 import http.server
+import io
 import json
 import pickle
 import socket
@@ -431,6 +432,30 @@ def test_a_column_is_sent_as_plain_data_or_its_row_alone_is_lost(failing, value,
         assert sent in values[1].message and boards == [1, "x"]
     else:
         assert values[1] == 0.5 and boards == [1, sent, "x"]
+
+
+def test_pictures_are_sent_as_a_viewer_shows_them_or_their_row_alone_is_lost(failing):
+    turned = Image.new("RGB", (6, 4), "white")
+    turned.getexif()[0x0112] = 6
+    prompts = {
+        "16 bits": Image.fromarray(np.full((4, 6), 0x8080, np.uint16)),
+        "shares": Image.fromarray(np.full((4, 6), 0.5, np.float32)),
+        "heights": Image.fromarray(np.full((4, 6), -7.5, np.float32)),
+        "turned": turned,
+        "clear": Image.new("RGBA", (6, 4), (9, 9, 9, 0)),
+    }
+    views = [link_row([text("a")], prompt=[image], columns={})[0] for image in prompts.values()]
+    values = ask(quick(failing("good")), views)
+    assert values[:2] + values[3:] == [0.5] * 4
+    assert values[2].cause is Cause.WRONG_TYPE and "a picture of the prompt cannot be sent: " in values[2].message
+    sent = [item["history"][0]["image_b64"] for item in json.loads(failing.bodies[0])["requests"]]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(one))) for one in sent]
+    assert [(p.mode, p.size, p.getpixel((0, 0))[0]) for p in pictures] == [
+        ("RGB", (6, 4), 128),
+        ("RGB", (6, 4), 128),
+        ("RGB", (4, 6), 255),
+        ("RGB", (6, 4), 255),
+    ]
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------

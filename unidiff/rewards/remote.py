@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from unidiff.images.picture import rgb
 from unidiff.rewards.endpoint import Answer, Endpoint, EndpointError, json_of
 from unidiff.rewards.reward import Cause, Loss, Reward, reward
 from unidiff.rewards.segment_view import SegmentView, SequenceView
@@ -41,9 +42,9 @@ Item = TypeVar("Item")
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """A picture as a file."""
+    """A picture as a file. Raises ValueError if RGB cannot hold its values (see `rgb`)."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, kind, **options)
+    rgb(image).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -131,7 +132,10 @@ def request_of(view: View, scorer: str, columns: Sequence[str], pictures: dict[i
             history.append({"role": role, "text": part})
             continue
         if id(part) not in pictures:
-            pictures[id(part)] = base64.b64encode(encoded(part)).decode()
+            try:
+                pictures[id(part)] = base64.b64encode(encoded(part)).decode()
+            except ValueError as error:
+                return Loss(Cause.WRONG_TYPE, f"a picture of the {role} cannot be sent: {error}")
         history.append({"role": role, "image_b64": pictures[id(part)]})
     return {"history": history, "required_rewards": [scorer], "metadata": metadata}
 
