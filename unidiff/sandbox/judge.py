@@ -1,9 +1,10 @@
-"""Runs tests on code: apart from it where that is exact (exact.py), else beside it (weak.py). Writes one verdict a test.
+"""Runs tests on code: apart from it where that is exact (exact.py), else beside it (weak.py). One verdict a test.
 
 Everything here has read the tests, so the process of the code is started before they are read.
 """
 
 import ast
+import contextlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
 def judge(reports):
-    """The job is read from stdin: {"code", "tests", "setup", "calls", "tolerance"}. One line a verdict goes to reports."""
+    """Reads the job from stdin: {"code", "tests", "setup", "calls", "tolerance"}. Writes a line a verdict to reports."""
     requests, replies = os.pipe(), os.pipe()
     if os.fork() == 0:
         try:
@@ -126,9 +127,9 @@ class Judge:
             space |= {own: exact.Remote(link, name) for name, own in piece.imports.items()}
             run(piece, translate.Noted(), space)
         except BaseException as error:
-            if isinstance(error, SystemExit) and link.calls and not (error.code or link.left or link.failed or link.reason):
-                return {"passed": True}  # the test has ended itself
-            return self.failed(error, first)
+            over = isinstance(error, SystemExit) and not error.code and not link.left  # the test has ended itself
+            if not over or not link.calls:
+                return self.failed(error, first)
         if link.failed or link.open:
             return self.failed(AssertionError("an assertion that the test itself has caught"), first)
         if link.reason:
@@ -172,7 +173,8 @@ class Judge:
         os.close(ours)
         if said == token:
             return {"passed": True, "weak": why}
-        message = said[len(token) :].decode(errors="replace") if said.startswith(token) else "the code has ended the test"
+        ended = not said.startswith(token)
+        message = "the code has ended the test" if ended else said[len(token) :].decode(errors="replace")
         return {"passed": False, "weak": why, "message": message}
 
     def beside(self, piece):
@@ -193,10 +195,8 @@ class Judge:
         space = module.__dict__
         space |= genuine | {"__name__": "test"}
         for name in self.named - space.keys():
-            try:
+            with contextlib.suppress(NameError):
                 space[name] = candidate.found(module, name)
-            except NameError:
-                pass
         provide(self.modules | self.borrowed, space)
         for one in (self.setup, piece):
             space |= {own: space[name] for name, own in one.imports.items() if name in space}
