@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 
 from unidiff.sandbox import process as module
-from unidiff.sandbox.sandbox import Sandbox, SandboxError, Stop
+from unidiff.sandbox import Sandbox, SandboxError, Stop
 
 needs_namespaces = pytest.mark.usefixtures("namespaces")
 LIBRARY = os.path.dirname(os.path.dirname(module.__file__))

@@ -4,6 +4,7 @@ Everything here has read the tests, so the process of the code is started before
 """
 
 import ast
+import builtins
 import contextlib
 import json
 import math
@@ -179,18 +180,10 @@ class Judge:
 
     def beside(self, piece):
         """Why the test fails beside the code; None if it passes."""
-        import builtins
-        import unittest
-
         guard = weak.Guard(self.named | piece.defined | self.setup.defined)
         genuine = {f"_builtin_{name}": getattr(builtins, name) for name in translate.GENUINE} | guard.names()
-        equal = unittest.TestCase.assertEqual
-
-        def assert_equal(case, first, second, msg=None):
-            guard.compared(("Eq",), first, second)
-            equal(case, first, second, msg)
-
-        unittest.TestCase.assertEqual = assert_equal
+        if "unittest" in self.setup.text + piece.text:
+            guard.watch_unittest()
         module = candidate.module_of(self.job["code"], translate.SOLUTION)
         space = module.__dict__
         space |= genuine | {"__name__": "test"}

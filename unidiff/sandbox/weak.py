@@ -6,7 +6,7 @@ the code runs (`trick`), and in what the code's objects answer to a comparison (
 
 import ast
 import operator
-import random
+import os
 import sys
 
 import wire
@@ -75,6 +75,17 @@ class Guard(Assertions):
         asked = {"_compared": self.compared, "_computed": self.computed, "_attribute": self.attribute}
         return {**super().names(), **asked}
 
+    def watch_unittest(self):
+        import unittest
+
+        equal = unittest.TestCase.assertEqual
+
+        def assert_equal(case, first, second, msg=None):
+            self.compared(("Eq",), first, second)
+            equal(case, first, second, msg)
+
+        unittest.TestCase.assertEqual = assert_equal
+
     def refuse(self, what):
         self.failed = True
         raise Refused(what)
@@ -84,7 +95,7 @@ class Guard(Assertions):
         for name, right in zip(operators, others):
             if name in ("Lt", "LtE", "Gt", "GtE"):
                 left, right = self.operands(left, right)
-            first = random.random() < 0.5  # a liar does not know which question is the test's
+            first = os.urandom(1) < b"\x80"  # a liar does not know which question is the test's
             honest = not first or self.honest(name, left, right)
             result = OPERATORS[name](left, right)
             if result_is_true(result) and not (honest and (first or self.honest(name, left, right))):
@@ -119,7 +130,7 @@ class Guard(Assertions):
             self.refuse(f"the test asks {name} of a {type(value).__name__} of the code")
         if not outside(type(value)) and any("__getattr" in key for kind in type(value).__mro__[:-1] if not outside(kind)
                                             for key in vars(kind)):  # fmt: skip
-            unknown = f"unknown_{random.randrange(1 << 30)}"
+            unknown = f"unknown_{os.urandom(6).hex()}"
             answer = getattr(value, unknown, None)
             if answer is not None:
                 self.refuse(f"a {type(value).__name__} of the code has any attribute")
