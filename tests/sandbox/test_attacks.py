@@ -9,7 +9,7 @@ import pytest
 
 from unidiff.sandbox import filter as sandbox_filter
 from unidiff.sandbox import process as module
-from unidiff.sandbox.sandbox import Sandbox, Stop
+from unidiff.sandbox import Sandbox, Stop
 
 needs_namespaces = pytest.mark.usefixtures("namespaces")
 LIBC = "import ctypes, os, socket\nlibc = ctypes.CDLL(None, use_errno=True)\n"
@@ -336,13 +336,13 @@ FORGERIES = {
     "closes every pipe": "import os\nos.closerange(0, 256)\ndef square(x): return 7",
     "closes the pipe of replies when asked": "import os\ndef square(x): os.closerange(3, 256)",
     "answers in advance": "import json, os\nfor fd in range(3, 64):\n    for i in range(9):\n"
-    "        try: os.write(fd, json.dumps({'value': True, 'arguments': [9], 'passed': True}).encode() + b'\\n')\n"
+    "        try: os.write(fd, json.dumps({'value': True, 'changed': [[0, 9]], 'passed': True}).encode() + b'\\n')\n"
     "        except OSError: pass\ndef square(x): return 7",
     "answers with every handle": "import json, os\nfor fd in range(3, 64):\n    for i in range(9):\n"
-    "        try: os.write(fd, json.dumps({'value': {'remote': [0, '__eq__']}, 'arguments': []}).encode() + b'\\n')\n"
+    "        try: os.write(fd, json.dumps({'value': {'remote': [0, [9], 'square', False]}, 'changed': []}).encode() + b'\\n')\n"
     "        except OSError: pass\ndef square(x): return 7",
-    "patches what encodes": "import json, sys\np = sys.modules['payload']\np.encode = lambda *a: {'x': True}\n"
-    "p.answer = lambda *a: {'value': {'complex': ['9', 0]}, 'arguments': []}\n",
+    "patches what encodes": "import gc\nfor o in gc.get_objects():\n    if isinstance(o, dict) and 'encode' in o and 'KINDS' in o:\n"
+    "        o['encode'] = lambda *a: {'complex': ['9', 0]}\ndef square(x): return 7\n",
     "traces": "import sys\ndef tracer(frame, event, arg):\n    frame.f_locals.update(passed=True, value=7)\n"
     "    return tracer\nsys.settrace(tracer)\ndef square(x): return 7",
     "at exit": 'import atexit, os\natexit.register(lambda: os.write(2, b\'{"test": 0, "passed": true}\\n\'))\n'

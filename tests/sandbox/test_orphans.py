@@ -91,12 +91,14 @@ def test_a_trainer_killed_at_any_moment_leaves_no_math_worker():
 
 
 @pytest.mark.slow
-def test_a_sandbox_that_nobody_stops_has_a_clock_of_its_own(walls):
+def test_a_sandbox_that_nobody_stops_has_a_clock_of_its_own(walls, tmp_path):
     """The trainer is stopped, not dead: nothing tells the sandbox, and no CPU limit counts a program that sleeps."""
+    mark = str(tmp_path)
+    shutil.copytree(FOLDER, tmp_path / "sandbox")
     name = f"stays-{os.getpid()}"
     code = STAYS.replace("time.sleep", f"ctypes.CDLL(None).prctl(15, {name.encode()!r})\ntime.sleep")
     off = "S.process.namespaces_refused = lambda: 'off'" if "network" in walls else ""
-    script = f"import sys\nsys.path.insert(0, {str(FOLDER.parent)!r})\nimport sandbox as S\n{off}\n"
+    script = f"import sys\nsys.path.insert(0, {mark!r})\nimport sandbox as S\n{off}\n"
     script += f"S.Sandbox(seconds=1, **{walls!r}).run({code!r})"
     with subprocess.Popen([sys.executable, "-W", "ignore", "-c", script]) as trainer:
         deadline = time.monotonic() + 20
@@ -109,3 +111,4 @@ def test_a_sandbox_that_nobody_stops_has_a_clock_of_its_own(walls):
         left = marked(name, ["comm"])
         trainer.kill()
     assert left == []
+    assert left_soon(mark) == []
