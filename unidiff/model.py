@@ -107,10 +107,6 @@ class UnifiedModel(nn.Module):
         folder = families.folder_of(path)
         config = families.read_config(folder)
         model = families.find(config, family).load(folder, config, dtype, **options)
-        try:  # what the spec says of the sampler is read now, not at the first rollout
-            model.sampler_config()
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"ModelSpec.sampler: {error}") from error
         return (model if options.get("device_map") else model.to(device)).eval()
 
     def save_pretrained(self, path: str | Path) -> None:

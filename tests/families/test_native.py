@@ -377,7 +377,7 @@ def test_any_field_of_the_spec_may_be_given(folder: Path) -> None:
     given = {"text_length": 16, "max_positions": 2048, "sampler": {"text_steps": 3}, "pad_policy": "attend"}
     model = UnifiedModel.from_pretrained(folder, **given)
     assert {name: getattr(model.spec, name) for name in given} == given
-    assert model.sampler_config().text_steps == 3
+    assert model.spec.sampler_config().text_steps == 3
     assert model.encode(["find the goal"]) and len(model.encode(["find the goal " * 3], prompt=False)[0]) == 10
 
 

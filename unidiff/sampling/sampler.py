@@ -32,7 +32,7 @@ def rollout(
     locate: finds the place that a text names, for edit="region" (a task's `region`, or `edit.box(…)`). settings:
     fields of `SamplerConfig`; the others are the family's own (`ModelSpec.sampler`). Batches: `InterleavedSampler`.
     """
-    config = SamplerConfig(**{**model.spec.sampler, **settings})
+    config = model.spec.sampler_config(**settings)
     sampler = InterleavedSampler(model, config, locate)
     return sampler.sample([model.encode_prompt(prompt, config.guides)], [noise.key(seed)])[0]
 
