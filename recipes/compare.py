@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 from unidiff.config import parse
 from unidiff.files import write_json, write_text
 from unidiff.grpo.checkpoint import read_metrics
+from unidiff.program import run_program
 
 ROOT = Path(__file__).resolve().parent
 
@@ -242,4 +243,4 @@ def curves(path: Path, results: dict[str, list[Path]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

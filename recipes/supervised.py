@@ -23,6 +23,7 @@ from unidiff.config import parse
 from unidiff.families import native
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
+from unidiff.program import run_program
 from unidiff.sequence import Interleaved
 from unidiff.tasks import FrozenLake
 
@@ -107,4 +108,4 @@ def start(config: Config) -> UnifiedModel:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

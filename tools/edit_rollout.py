@@ -32,6 +32,7 @@ from unidiff.grpo.experience import segment_views
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, load_rollouts, router_settings
 from unidiff.images import to_pil
 from unidiff.images.picture import rgb
+from unidiff.program import run_program
 from unidiff.report.gallery import mixed_first, mixed_groups, records, successes
 from unidiff.report.page import Comparison, write_page
 from unidiff.report.record import RolloutRecord
@@ -421,4 +422,4 @@ def own_prompt(config: Config, model: UnifiedModel, picture: Image.Image | None,
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

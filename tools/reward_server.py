@@ -34,6 +34,8 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from PIL import Image
 
+from unidiff.program import run_program
+
 PIXELS = 4096 * 4096  # of one picture: a small file may hold a very large one
 PIXELS_OF_REQUEST = 1 << 28  # 256 pictures of 1024 x 1024, 0.8 GB
 
@@ -324,4 +326,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

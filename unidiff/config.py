@@ -12,7 +12,7 @@ import difflib
 import inspect
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -22,8 +22,9 @@ import yaml
 T = TypeVar("T")
 
 
-def parse(config: type[T], argv: Sequence[str] | None = None, description: str = "") -> T:
+def parse(config: type[T], argv: Sequence[str] | None = None, description: str = "", others: Collection[str] = ()) -> T:
     """Builds the dataclass from the command line (default: sys.argv). `--help` prints its docstring and defaults.
+    others: keys that a file may hold for another program.
 
     Raises SystemExit with a message that a user can act on: an unknown key, a value of the wrong type, a missing file.
     """
@@ -34,7 +35,7 @@ def parse(config: type[T], argv: Sequence[str] | None = None, description: str =
     try:
         given = _flags(words)
         values = from_yaml(given.pop("config")) if "config" in given else {}
-        return build(config, {**values, **given})
+        return build(config, {**{k: v for k, v in values.items() if k not in others}, **given})
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
 
