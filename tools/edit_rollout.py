@@ -414,7 +414,7 @@ def own_prompt(config: Config, model: UnifiedModel, picture: Image.Image | None,
         shown = model.prepare(picture)
         (back,) = to_pil(model.decode_pixels(*model.encode_images([shown])[0])[None])
         sizes = [f"{image.width} × {image.height}" for image in (picture, shown)]
-        facts["picture"] = f"{config.image}: {sizes[0]} pixels, shown to the model at {sizes[1]}"
+        facts["picture"] = f"{Path(config.image or '').name}: {sizes[0]} pixels, shown to the model at {sizes[1]}"
         facts["read back at"] = f"{psnr(pixels_of(shown), pixels_of(back)):.1f} dB (PSNR of what its tokens decode to)"
         print(f"{facts['picture']}; its tokens read back at {facts['read back at']}")
         parts.append(shown)
