@@ -32,6 +32,7 @@ from unidiff.config import parse
 from unidiff.files import write_json, write_text
 from unidiff.grpo.checkpoint import read_metrics
 from unidiff.program import run_program
+from unidiff.sandbox import lifeline
 
 ROOT = Path(__file__).resolve().parent
 
@@ -135,7 +136,8 @@ def call(config: Config, folder: Path, words: list[str]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads(config))}
     print(" ".join(["python", *words]), flush=True)
     with (folder / "log.txt").open("a") as log:
-        done = subprocess.run([sys.executable, *words], stdout=log, stderr=subprocess.STDOUT, env=environment)
+        command = lifeline.command(sys.executable, *words)  # a run does not go on without this process
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     if done.returncode:
         sys.exit(f"error: {words[0]} failed with {done.returncode}; see {folder / 'log.txt'}")
 

@@ -32,7 +32,7 @@ from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
 from unidiff.sampling.edit import Locate
 from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
-from unidiff.sandbox import sandbox
+from unidiff.sandbox import namespaces_refused
 from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
 from unidiff.tasks import FrozenLake
@@ -72,7 +72,7 @@ def published(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def namespaces() -> None:
     """Skips the test where the system refuses namespaces."""
-    if refused := sandbox.namespaces_refused():
+    if refused := namespaces_refused():
         pytest.skip(f"the system refuses namespaces: {refused}")
 
 
@@ -140,6 +140,14 @@ def model(build_model: Callable[..., UnifiedModel], lean: Callable[..., UnifiedM
     """The model of most tests: its rollouts differ in length and in why they stop. Tests do not change it."""
     fresh = build_model()
     return lean(fresh, {fresh.spec.image_next: 5.0, fresh.spec.text_end[0]: 2.5})
+
+
+@pytest.fixture(scope="session")
+def exact_model(model: UnifiedModel) -> UnifiedModel:
+    """`model` in float64, to compare two ways to compute one thing. In float32 they differ by what their sums round:
+    a few 1e-6 of a log-probability of 10, more or less with another processor or number of threads. In float64 hidden
+    states differ by 1e-15; so log-probabilities, which are float32 of any model, are the same but for one last digit."""
+    return copy.deepcopy(model).double()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -58,7 +59,7 @@ def plain_score(
             both = Tokens.cat([clean.columns(before), noisy])
             seen = both.segment[:, None, :] <= both.segment[:, :, None]
             with torch.no_grad():
-                states = model.hidden(both, additive(seen, torch.float32))[0, int(before.sum()) :]
+                states = model.hidden(both, additive(seen, model.dtype))[0, int(before.sum()) :]
             modality = Modality(int(canvas.modality[b, columns[0]]))
             low, high = model.spec.range_of(modality)
             logits = states.double() @ model.backbone.lm_head.weight[low:high].double().T
@@ -89,44 +90,44 @@ def noisy_segment(
 
 @pytest.mark.parametrize("temperature", [(1.0, 1.0), (0.7, 1.6)])
 @pytest.mark.parametrize("name", ["one_step", "random"])
-@pytest.mark.parametrize("which", ["model", "plain_model"])
+@pytest.mark.parametrize("which", ["exact_model", "plain_model"])
 def test_score_is_the_plain_reference(
     which: str, name: str, temperature: tuple[float, float], rows: list[Interleaved], request: pytest.FixtureRequest
 ) -> None:
-    model = request.getfixturevalue(which)
+    model = copy.deepcopy(request.getfixturevalue(which)).double()
     canvas = model.render(rows)
     for view in views(canvas, name)[:1]:
         found = model.score(canvas, view.mask, view.hide, temperature).detach()
         expected = plain_score(model, canvas, view.mask, temperature, view.hide)
         assert found.dtype == torch.float32 and (found[~view.mask] == 0).all()
         assert (found[view.mask] < 0).all() and view.mask.sum() > 50
-        assert (found - expected).abs().max() < 1e-5
+        assert (found - expected).abs().max() < 5e-6  # the head is float32 here
         for modality in Modality:
             assert expected[view.mask & (canvas.modality == modality)].std() > 0.5  # far from uniform
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_scores_do_not_depend_on_the_batch(name: str, model: UnifiedModel, rows: list[Interleaved]) -> None:
+def test_scores_do_not_depend_on_the_batch(name: str, exact_model: UnifiedModel, rows: list[Interleaved]) -> None:
     """Invariants 1 and 4: the ratio of an unchanged policy is 1 for any micro-batch, order and padding."""
-    canvas = model.render(rows)
+    model, canvas = exact_model, exact_model.render(rows)
     for view in views(canvas, name):
         whole = model.score(canvas, view.mask, view.hide).detach()
         for index in [[0], [7], [6, 2], [3, 1, 4, 0, 7], [5, 4, 3, 2, 1, 0, 6, 7], [2, 2]]:
             part = torch.tensor(index)
             some = view.rows(part)
             found = model.score(canvas.rows(part), some.mask, some.hide).detach()
-            assert ((found - whole[part]).exp() - 1).abs().max() < 1e-5
+            assert ((found - whole[part]).exp() - 1).abs().max() < 2e-6
         shuffled = torch.tensor([4, 7, 1, 0, 2, 6, 3, 5])
         again = model.render([rows[i] for i in shuffled])
         redrawn = draw_views(again, make(name), make(name), 2, keys(8)[shuffled])[0].views[0]
         found = model.score(again, redrawn.mask, redrawn.hide).detach()
         first = views(canvas, name)[0]
         expected = model.score(canvas, first.mask, first.hide).detach()[shuffled]
-        assert torch.equal(redrawn.mask, first.mask[shuffled]) and (found - expected).abs().max() < 1e-5
+        assert torch.equal(redrawn.mask, first.mask[shuffled]) and (found - expected).abs().max() < 2e-6
 
 
-def test_columns_of_pads_change_no_score(model: UnifiedModel, rows: list[Interleaved]) -> None:
-    canvas = model.render(rows[:3])
+def test_columns_of_pads_change_no_score(exact_model: UnifiedModel, rows: list[Interleaved]) -> None:
+    model, canvas = exact_model, exact_model.render(rows[:3])
     long = max(rows, key=lambda r: sum(map(len, r)))
     padded = model.render([*rows[:3], Interleaved([*long, *long.response])]).rows(torch.arange(3))
     assert padded.shape[1] > canvas.shape[1]
@@ -134,36 +135,38 @@ def test_columns_of_pads_change_no_score(model: UnifiedModel, rows: list[Interle
     mask = torch.zeros(padded.shape, dtype=torch.bool)
     mask[:, : canvas.shape[1]] = view.mask
     found, expected = model.score(padded, mask).detach(), model.score(canvas, view.mask).detach()
-    assert (found[:, : canvas.shape[1]] - expected).abs().max() < 1e-5 and (found[:, canvas.shape[1] :] == 0).all()
+    assert (found[:, : canvas.shape[1]] - expected).abs().max() < 2e-6 and (found[:, canvas.shape[1] :] == 0).all()
     everywhere = canvas.rows(torch.arange(3))
     everywhere.clean.ids[~everywhere.clean.valid] = 77  # what a pad holds is of no account
     everywhere.noisy.ids[~everywhere.noisy.valid] = 88
-    assert (model.score(everywhere, view.mask) - expected).abs().max() < 1e-5
+    assert (model.score(everywhere, view.mask) - expected).abs().max() < 2e-6
 
 
-def test_scores_in_chunks(model: UnifiedModel, rows: list[Interleaved], monkeypatch: pytest.MonkeyPatch) -> None:
-    canvas = model.render(rows)
+def test_scores_in_chunks(exact_model: UnifiedModel, rows: list[Interleaved], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, canvas = exact_model, exact_model.render(rows)
     expected = model.score(canvas, canvas.sampled)
     expected.sum().backward()
     gradients = [p.grad.clone() for p in model.backbone.parameters() if p.grad is not None]
     model.zero_grad()
     monkeypatch.setattr(unidiff.model, "_LOGITS_AT_ONCE", 1000)
     found = model.score(canvas, canvas.sampled)
-    assert (found - expected).abs().max() < 1e-5
+    assert (found - expected).abs().max() < 2e-6
     found.sum().backward()
+    norm = torch.stack([g.norm() for g in gradients]).norm()
     for parameter, gradient in zip((p for p in model.backbone.parameters() if p.grad is not None), gradients):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
+        assert (parameter.grad - gradient).abs().max() < 1e-7 * norm  # float32 as the log-probabilities are
     model.zero_grad()
 
 
 def test_later_segments_change_no_score(
-    model: UnifiedModel, prompts: list[Interleaved], rows: list[Interleaved]
+    exact_model: UnifiedModel, prompts: list[Interleaved], rows: list[Interleaved]
 ) -> None:
+    model = exact_model
     start = prompts[0] + [Segment(Modality.TEXT, torch.tensor([9, 10, model.spec.image_next]))]
     short, long = model.render([start]), model.render([start + rows[0].response])
     a = model.score(short, short.sampled).detach()
     b = model.score(long, long.sampled).detach()[:, : short.shape[1]]
-    assert (a - b).abs().max() < 1e-5
+    assert (a - b).abs().max() < 2e-6
 
 
 def test_every_kind_of_context_counts(model: UnifiedModel, rows: list[Interleaved]) -> None:
@@ -207,16 +210,16 @@ def test_score_refuses_to_score_what_is_not_masked(model: UnifiedModel, rows: li
         model.score(canvas, some[None], scored=some)
 
 
-def test_masks_together_give_what_each_gives_alone(model: UnifiedModel, rows: list[Interleaved]) -> None:
+def test_masks_together_give_what_each_gives_alone(exact_model: UnifiedModel, rows: list[Interleaved]) -> None:
     """Also where a mask leaves whole segments alone, and where less is asked for than is masked."""
-    canvas = model.render(rows)
+    model, canvas = exact_model, exact_model.render(rows)
     text, odd = canvas.sampled & (canvas.modality == 0), canvas.clean.offset % 2 == 1
     masks = torch.stack([canvas.sampled, text, canvas.sampled & odd, torch.zeros_like(text)])
     together = model.score(canvas, masks).detach()
     for mask, found in zip(masks, together, strict=True):
-        assert (found - model.score(canvas, mask).detach()).abs().max() < 1e-5
+        assert (found - model.score(canvas, mask).detach()).abs().max() < 2e-6
     fewer = model.score(canvas, masks, scored=masks & odd).detach()
-    assert (fewer - torch.where(odd, together, 0.0)).abs().max() < 1e-5 and not fewer[:, ~odd].any()
+    assert (fewer - torch.where(odd, together, 0.0)).abs().max() < 2e-6 and not fewer[:, ~odd].any()
 
 
 def test_nothing_masked_scores_nothing(model: UnifiedModel, rows: list[Interleaved]) -> None:

@@ -33,6 +33,7 @@ from unidiff.rewards.code_tests import code_tests
 from unidiff.rewards.math_answers import MathVerifier
 from unidiff.rewards.remote import remote
 from unidiff.rewards.segment_view import SegmentView, SequenceView, link_row
+from unidiff.sandbox import lifeline
 from unidiff.sequence import Modality
 from unidiff.tasks import FrozenLake
 
@@ -84,7 +85,7 @@ def serving() -> Iterator[str]:
         port = free.getsockname()[1]
         free.close()
         words = [sys.executable, str(SERVER), "--scorers", f"{scorer}:mean", "--port", str(port)]
-        process = subprocess.Popen(words)
+        process = subprocess.Popen(lifeline.command(*words))
         try:
             url = f"http://127.0.0.1:{port}"
             for _ in range(600):

@@ -206,7 +206,7 @@ def parsed(argv: Sequence[str] | None = None) -> Config:
     from interleaved_reasoning import Config as Recipe
 
     own = {f.name for f in fields(Config)}
-    return parse(Config, argv, __doc__ or "", {f.name for f in fields(Recipe)} - own)
+    return parse(Config, argv, __doc__ or "", others={f.name for f in fields(Recipe)} - own)
 
 
 def main() -> None:

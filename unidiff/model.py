@@ -25,6 +25,7 @@ from unidiff.head import float32_logits
 from unidiff.images import to_pil, to_pixels
 from unidiff.images.picture import rgb
 from unidiff.images.preprocess import Preprocess
+from unidiff.plain_text import PlainText
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, hidden, render
 from unidiff.spec import ModelSpec
 from unidiff.templates import Picture
@@ -76,6 +77,7 @@ class UnifiedModel(nn.Module):
         self.embedding = embedding
         self.spec = spec
         self.tokenizer: Any = tokenizer
+        self._plain = None if tokenizer is None else PlainText(tokenizer, spec)
         self.template = template
         self.preprocess: Mapping[str, Preprocess] = {}  # how the family prepares pictures, by task; set when it loads
         self._images = [images]  # in a list: the VQ tokenizer is frozen, and no part of the policy's parameters
@@ -133,9 +135,10 @@ class UnifiedModel(nn.Module):
     # ---------------------------------------------------------------- encoding and decoding
 
     def encode_text(self, text: str) -> LongTensor:
-        """[n] ids of a text. Raises ValueError if it is empty."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not ids:
+        """[n] ids of a text, no special token among them. Raises ValueError if it is empty."""
+        if self._plain is None:
+            raise ValueError("the model has no tokenizer: it takes ids alone")
+        if not (ids := self._plain(text)):
             raise ValueError(f"the text {text!r} has no tokens")
         return torch.tensor(ids, dtype=torch.int64)  # type: ignore[return-value]
 

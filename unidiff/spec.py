@@ -84,6 +84,13 @@ class ModelSpec:
                     raise ValueError(f"ModelSpec.{name}: {value!r} is no id below logit_rows {self.logit_rows}")
 
     @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids with a meaning of their own, by which templates, the sampler and the canvas go."""
+        one = (self.mask, self.pad, self.bos, self.row_separator)
+        several = (*self.text_end, *(self.text_begin or ()), *self.image_begin, *self.image_end, *self.special.values())
+        return frozenset(i for i in (*one, *several) if i is not None)
+
+    @property
     def before_text(self) -> tuple[int, ...]:
         """What stands before a text of a prompt."""
         if self.text_begin is not None:

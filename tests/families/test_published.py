@@ -107,8 +107,9 @@ def test_both_ways_of_loading_agree(published: Published) -> None:
             body = families.load_backbone(published(family), pad_policy=policy)
             model = UnifiedModel.from_pretrained(published(family), pad_policy=policy)
             assert model.spec.pad_policy == policy and model.spec.additive_to == body.additive_to
-            assert (model.logits(ids, valid) - body.logits(ids, valid))[valid.bool()].abs().max() < 1e-5
-            assert (model.logits(ids) - body.logits(ids)).abs().max() < 1e-5
+            body, model = body.double(), model.double()  # where two ways differ by float64 noise
+            assert (model.logits(ids, valid) - body.logits(ids, valid))[valid.bool()].abs().max() < 1e-6
+            assert (model.logits(ids) - body.logits(ids)).abs().max() < 1e-6
 
 
 def test_dtype_and_device_map(published: Published) -> None:

@@ -213,7 +213,7 @@ def test_rewards_of_the_task_are_known_by_name(make_trainer):
 
 def test_experience_keeps_the_account_of_its_rows(make_trainer):
     _, experience = make_trainer(assignment="joint").step(0)
-    table = experience.table
-    assert table.routed is experience.routed and len(table.modality_BS) == 6
+    table, routed = experience.table, experience.routed
+    assert len(table.modality_BS) == len(routed.advantage_BS) == 6
     tokens = experience.canvas.modality == Modality.TEXT
-    assert tokens.any() and "joint (sum of the row's means): " in table.explain(5, 0)
+    assert tokens.any() and "joint (sum of the row's means): " in table.explain(5, 0, routed)

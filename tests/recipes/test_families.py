@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from unidiff import UnifiedModel
-from unidiff.grpo.checkpoint import read_metrics
+from unidiff.run_folder import read_metrics
 from unidiff.tasks import FrozenLake
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "interleaved_reasoning.py"

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from unidiff import UnifiedModel
-from unidiff.grpo.checkpoint import read_metrics
+from unidiff.run_folder import read_metrics
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "interleaved_reasoning.py"
 SMALL = {"num_prompts": 2, "num_generations": 2, "max_rounds": 2, "text_steps": 3, "image_steps": 2, "edit": "random"}
@@ -244,7 +244,7 @@ def test_a_checkpoint_that_lacks_files(run, tmp_path, model, missing):
 
 
 def test_a_required_reward_that_fails(run, tmp_path):
-    with pytest.raises(SystemExit, match=r"error: reward 'vital' is required[\s\S]*go on with --resume --output_dir"):
+    with pytest.raises(SystemExit, match=r"error: reward 'vital' is required[\s\S]*py --resume --output_dir"):
         run(tmp_path / "run", "--rewards", "toy_rewards:vital", "--quiet")
     assert (tmp_path / "run" / "checkpoints" / "step-000000" / "progress.json").is_file()
 

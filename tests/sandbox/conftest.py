@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from unidiff.sandbox import sandbox
+from unidiff.sandbox import Sandbox, SandboxError, process
 
 # One that also nobody may read, if root runs the tests.
 PYTHON = shutil.which("python3", path="/usr/bin") or ""
@@ -24,28 +24,35 @@ def walls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> di
     if request.param == "namespaces":
         request.getfixturevalue("namespaces")
         return {}
-    monkeypatch.setattr(sandbox, "namespaces_refused", lambda: "switched off by the test")
-    monkeypatch.setattr(sandbox, "_unisolated", lambda reason: None)
+    monkeypatch.setattr(process, "namespaces_refused", lambda: "switched off by the test")
+    monkeypatch.setattr(process, "warn_unisolated", lambda reason: None)
     walls = {"network": "allow", "python": PYTHON}
     try:
-        sandbox.Sandbox(**walls).run("")  # type: ignore[arg-type]
-    except sandbox.SandboxError as error:
+        Sandbox(**walls).run("")  # type: ignore[arg-type]
+    except SandboxError as error:
         pytest.skip(str(error))
     return walls
 
 
 @pytest.fixture(scope="session")
-def as_nobody() -> Callable[[str], str]:
-    """as_nobody(script) -> what a script prints that an ordinary user runs, with the sandbox alone to import, as S."""
+def as_nobody() -> Callable[..., str]:
+    """as_nobody(script) -> what a script prints that an ordinary user runs, with the sandbox alone to import, as S.
 
-    def run(script: str) -> str:
+    landlock: the version that the kernel says it has (0: none), instead of its own.
+    """
+
+    def run(script: str, landlock: int | None = None) -> str:
         if not PYTHON or subprocess.run([PYTHON, "-c", "from enum import StrEnum"]).returncode:
             pytest.skip("needs a Python from 3.11 up that everyone may read")
         folder = tempfile.mkdtemp(prefix="sandbox-of-nobody-")
         try:
             os.chmod(folder, 0o755)
-            shutil.copytree(Path(sandbox.__file__).parent, f"{folder}/sandbox")
-            start = f"import sys\nsys.path.insert(0, {folder!r})\nimport sandbox.sandbox as S\n"
+            shutil.copytree(Path(process.__file__).parent, f"{folder}/sandbox")
+            if landlock is not None:
+                ask, inside = "libc.syscall(LANDLOCK_CREATE, None, 0, 1)", Path(f"{folder}/sandbox/child.py")
+                assert inside.read_text().count(ask) == 1
+                inside.write_text(inside.read_text().replace(ask, str(landlock)))
+            start = f"import sys\nsys.path.insert(0, {folder!r})\nimport sandbox as S\n"
             user: Any = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
             words = [PYTHON, "-W", "ignore", "-c", start + script]
             done = subprocess.run(words, capture_output=True, text=True, timeout=60, **user)

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from unidiff.sandbox import sandbox as module
+from unidiff.sandbox import process as module
 from unidiff.sandbox.sandbox import Sandbox, SandboxError, Stop, free_names
 
 needs_namespaces = pytest.mark.usefixtures("namespaces")
@@ -249,8 +249,8 @@ except OSError: print("no")
 def test_the_trainers_end_is_the_sandboxs_end(walls):
     mark = f"orph-{os.getpid() % 10000}"
     code = f"import ctypes, time\nctypes.CDLL(None).prctl(15, b'{mark}')\nprint('on', flush=True)\ntime.sleep(60)"
-    fake = "S.namespaces_refused = lambda: 'off'\n" if "network" in walls else ""
-    script = f"{ALONE}import sandbox.sandbox as S\n{fake}S.Sandbox(seconds=50, **{walls!r}).run({code!r})"
+    fake = "S.process.namespaces_refused = lambda: 'off'\n" if "network" in walls else ""
+    script = f"{ALONE}import sandbox as S\n{fake}S.Sandbox(seconds=50, **{walls!r}).run({code!r})"
     trainer = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script])
     deadline = time.monotonic() + 25
     while not survivors(mark) and time.monotonic() < deadline:
@@ -270,7 +270,7 @@ def test_without_namespaces_it_refuses_and_says_what_to_do(monkeypatch):
     monkeypatch.setattr(module, "namespaces_refused", lambda: "the sandbox could not be built: unshare: not permitted")
     with pytest.raises(SandboxError, match=r"unshare: not permitted.*network cannot be closed.*network='allow'"):
         Sandbox().run("print(1)")
-    module._unisolated.cache_clear()
+    module.warn_unisolated.cache_clear()
     with pytest.warns(UserWarning, match="limits alone, without namespaces: .*not permitted"), suppress(SandboxError):
         Sandbox(network="allow").run("print(1)")
     with pytest.raises(SandboxError, match="python='/nowhere' is no Python interpreter"):
@@ -280,7 +280,7 @@ def test_without_namespaces_it_refuses_and_says_what_to_do(monkeypatch):
 @needs_namespaces
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs the unshare program to build a system that refuses")
 def test_a_system_that_refuses_is_recognised():
-    script = f"{ALONE}from sandbox import sandbox\nprint(sandbox.namespaces_refused())"
+    script = f"{ALONE}import sandbox\nprint(sandbox.namespaces_refused())"
     shell = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$0" -c "$1"'
     words = ["unshare", "-Ur", "sh", "-c", shell, sys.executable, script]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)

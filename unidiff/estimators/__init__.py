@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from unidiff.config import convert
+from unidiff.config import check_fields, convert
 from unidiff.estimators.checks import check_values, checked_views
 from unidiff.estimators.view import Draw, Place, View, segment_uniform, token_uniform
 from unidiff.guidance import Guidance
@@ -50,6 +50,9 @@ class Estimator:
 
     unit: ClassVar[Literal["token", "segment"]] = "token"
     ratio: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"{type(self).__name__}.")
 
     def mask(
         self,

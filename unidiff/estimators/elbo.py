@@ -34,6 +34,7 @@ class Elbo(Estimator):
     unit: ClassVar[Literal["token", "segment"]] = "segment"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples < 1:
             raise ValueError(f"samples is {self.samples}; at least 1 view is needed")
         if self.antithetic and self.samples % 2:

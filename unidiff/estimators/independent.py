@@ -18,6 +18,7 @@ class Independent(Estimator):
     min_ratio: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.min_ratio <= 1:
             raise ValueError(f"min_ratio is {self.min_ratio}; a mask ratio lies in [0, 1]")
 

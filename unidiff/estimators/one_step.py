@@ -26,6 +26,7 @@ class OneStep(Estimator):
     hide_prompt: float = 0.15
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.hide_prompt <= 1:
             raise ValueError(f"hide_prompt is {self.hide_prompt}; a probability lies in [0, 1]")
 

@@ -29,6 +29,7 @@ class Trace(Estimator):
     merge: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.merge < 1:
             raise ValueError(f"merge is {self.merge}; a slice has at least 1 step")
 

@@ -21,6 +21,7 @@ from unidiff.families.backbone import Backbone
 from unidiff.families.templates import PREPROCESSING, TEMPLATED, templates, variant
 from unidiff.images import ImageTokenizer
 from unidiff.model import UnifiedModel
+from unidiff.plain_text import PlainText
 from unidiff.spec import PAD_POLICIES, ModelSpec
 
 # ---------------------------------------------------------------- names of the weights
@@ -389,11 +390,7 @@ class Llada:
 
     def templates(self, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Any:
         """The family's templates; None for one that has none of its own (texts and pictures stand as they are)."""
-
-        def tokenize(text: str) -> list[int]:
-            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        return templates(spec, spec.special, tokenize) if spec.family in TEMPLATED else None
+        return templates(spec, spec.special, PlainText(tokenizer, spec)) if spec.family in TEMPLATED else None
 
     def _tokenizer(self, folder: Path) -> PreTrainedTokenizerBase:
         if not (folder / "tokenizer.json").is_file():

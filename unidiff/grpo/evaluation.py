@@ -74,9 +74,11 @@ def everybody(value: Any, accelerator: Accelerator | None) -> list[Any]:
 
 
 def means(per_row: dict[str, np.ndarray], accelerator: Accelerator | None = None) -> dict[str, float]:
-    """Mean of each measure over the rows of all processes; NaN is left out, and 0 where nothing else is."""
+    """Mean of each measure over the rows of all processes; NaN is left out, and 0 where nothing else is. A measure that
+    a process does not have counts as NaN there."""
     parts = everybody(per_row, accelerator)
-    columns = {name: np.concatenate([p[name] for p in parts]) for name in per_row}
+    names = dict.fromkeys(name for part in parts for name in part)
+    columns = {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
     return {name: float(np.nanmean(v)) if np.isfinite(v).any() else 0.0 for name, v in columns.items()}
 
 

@@ -40,7 +40,7 @@ def add_adapters(model: UnifiedModel, rank: int, alpha: float, seed: int = 0) ->
         inject_adapter_in_model(config, model.backbone)
     for weight in model.parameters():
         if weight.requires_grad:
-            weight.data = weight.data.float()
+            weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
     model.eval()
 
 
@@ -77,7 +77,7 @@ def trained(model: UnifiedModel) -> list[nn.Parameter]:
     weights = [p for p in model.parameters() if p.requires_grad]
     if not weights:
         raise ValueError("every weight of the model is frozen: there is nothing to train")
-    if wrong := {str(p.dtype).removeprefix("torch.") for p in weights} - {"float32"}:
+    if wrong := {str(p.dtype).removeprefix("torch.") for p in weights if p.dtype.itemsize < 4}:
         raise ValueError(
             f"the weights to train are {', '.join(sorted(wrong))}, which rounds small updates away: train adapters "
             "(lora_rank 128, say), load the model in float32, or shard it (recipes/accelerate/8_gpu_fsdp2.yaml)"

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from accelerate import Accelerator
+
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
@@ -29,6 +31,13 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def check_tracker(tracker: str | None, accelerator: Accelerator) -> None:
+    """Raises ImportError if the package of a tracker is missing, of which accelerate only warns."""
+    if tracker and not accelerator.log_with:
+        package = "unidiff[tracking]" if tracker in ("tensorboard", "wandb", "all") else tracker.replace("_", "-")
+        raise ImportError(f'tracker {tracker} is not installed: pip install "{package}"')
 
 
 class Clock:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from unidiff.config import check_fields
 from unidiff.images import check_ids, check_pixels, register
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -31,6 +32,11 @@ class PatchVQConfig:
     codebook_size: int = 128
     dim: int = 32
     widths: tuple[int, ...] = (40, 64, 112)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "PatchVQConfig.")
+        if min(self.codebook_size, self.dim, *self.widths) < 1:
+            raise ValueError(f"{self}: every size must be at least 1")
 
 
 @register("patch_vq")

@@ -12,6 +12,7 @@ from typing import Literal
 
 from PIL import Image
 
+from unidiff.config import check_fields
 from unidiff.images.picture import rgb
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
@@ -44,10 +45,7 @@ class Preprocess:
     resample: Literal["bicubic", "lanczos"] = "bicubic"
 
     def __post_init__(self) -> None:
-        if self.rule not in ("crop", "squash", "multiple", "buckets"):
-            raise ValueError(f"Preprocess.rule is {self.rule!r}; rules are crop, squash, multiple, buckets")
-        if self.resample not in _FILTERS:
-            raise ValueError(f"Preprocess.resample is {self.resample!r}; filters are {', '.join(_FILTERS)}")
+        check_fields(self, "Preprocess.")
         if self.multiple < 1 or (self.rule != "multiple" and (self.size < 1 or self.size % self.multiple)):
             raise ValueError(f"Preprocess.size {self.size} must be a positive multiple of {self.multiple} (multiple)")
 

@@ -12,7 +12,8 @@ from unidiff.grpo.rollout_file import RolloutBatch
 from unidiff.model import UnifiedModel
 from unidiff.report.record import RolloutRecord, record
 from unidiff.report.regeneration import full_regeneration
-from unidiff.rewards.router import ASSIGNMENTS, RewardRouter, Routed
+from unidiff.rewards.routed import Routed
+from unidiff.rewards.router import ASSIGNMENTS, RewardRouter
 from unidiff.rewards.segment_view import SegmentView
 
 

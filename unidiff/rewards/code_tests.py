@@ -1,59 +1,31 @@
-"""Code that a model wrote, run against tests in a sandbox (sandbox.py)."""
+"""Code that a model wrote, run against tests in a sandbox (unidiff/sandbox)."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from unidiff.rewards.reward import Cause, Loss, Reward, register, reward
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.text import Value, check_which, looked_at
-from unidiff.sandbox import Sandbox, SandboxError
-
-FENCE = re.compile(r"^```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE | re.IGNORECASE)
-
-
-def code_of(text: str) -> str:
-    """The last fenced Python block of a text; the whole text without one."""
-    blocks = FENCE.findall(text)
-    return blocks[-1] if blocks else text
+from unidiff.sandbox import Sandbox, rows
+from unidiff.sandbox.fences import code_of
 
 
-def judge(sandbox: Sandbox, code: str, tests: Any) -> float | Loss:
-    """Share of the tests that the code passes, or why that is not known. tests: see `code_tests`."""
+def judge(sandbox: Sandbox, text: str, row: Any, tolerance: float = 0.0) -> tuple[float | Loss, bool]:
+    """Share of the row's tests that a text's code passes, or why that is not known; and whether the code could have
+    forged it, since a test had to run beside it. row: see `rows`."""
     try:
-        if isinstance(tests, dict) and "inputs" in tests:
-            return _share_of_outputs(sandbox, code, tests["inputs"], tests["outputs"])
-        if isinstance(tests, dict):
-            tests, setup = tests["tests"], tests.get("setup", "")
-        else:
-            setup = ""
-        report = sandbox.test(code, [tests] if isinstance(tests, str) else tests, setup)
-    except (SandboxError, ValueError, KeyError, TypeError) as error:  # of the sandbox or of the tests, not of the code
-        return Loss(Cause.RAISED, f"{type(error).__name__}: {error}")
+        report = rows.judge(sandbox, code_of(text), rows.read(row), tolerance)
+    except Exception as error:  # of the sandbox or of the row, not of the code
+        return Loss(Cause.RAISED, f"{type(error).__name__}: {error}"), False
     if report.unjudged:
         index, why = next(iter(report.unjudged.items()))
-        return Loss(Cause.RAISED, f"test {index} cannot judge: {why}")
-    return report.rate
-
-
-def _share_of_outputs(sandbox: Sandbox, code: str, inputs: Sequence[str], outputs: Sequence[str]) -> float:
-    if not inputs or len(inputs) != len(outputs):
-        raise ValueError(f"{len(inputs)} inputs and {len(outputs)} outputs: there must be as many, and at least one")
-    right = 0
-    for stdin, wanted in zip(inputs, outputs):
-        done = sandbox.run(code, stdin)
-        right += done.ok and _lines(done.stdout) == _lines(wanted)
-    return right / len(inputs)
-
-
-def _lines(text: str) -> list[str]:
-    """Lines without white space at their ends, nor empty ones at the text's end."""
-    return [line.rstrip() for line in text.rstrip().splitlines()]
+        return Loss(Cause.RAISED, f"test {index} is not judged: {why}"), False
+    return report.rate, bool(report.weak)
 
 
 def code_tests(
@@ -62,30 +34,42 @@ def code_tests(
     sandbox: Sandbox | None = None,
     which: str = "last",
     workers: int | None = None,
+    tolerance: float = 0.0,
     **options: Any,
 ) -> Reward:
-    """Share of the tests that a text's code passes: that of its last fenced block, or the whole text.
+    """Share of the tests that a text's code passes: that of its fenced block (`code_of`), or the whole text.
 
     column: what the code is judged by, one of
-        ["assert f(2) == 4", …] or one such text    statements, each a test (see `Sandbox.test`)
-        {"tests": [...], "setup": "import math"}    the same, with what the tests need
-        {"inputs": [...], "outputs": [...]}         a program, by what it prints for what it reads
-        None                                        nothing: the text gets None
+        ["assert f(2) == 4", …] or one such text             tests (see `Sandbox.test`)
+        {"tests": […], "setup": "import math"}               the same, with what the tests need
+        {"inputs": […], "outputs": […]}                      a program, by what it prints for what it reads
+        {"fn_name": "f", "inputs": […], "outputs": […]}      a function, by its arguments and values
+        JSON text of any of these
+        None                                                 nothing: the text gets None
     sandbox: limits for one run; `Sandbox()` unless given.
     workers: texts judged at a time; one a core unless given.
+    tolerance: relative and absolute, of numbers that a program prints or a function gives.
+
+    The metric `code_weak` is the share of judged texts whose value their code could have forged.
     """
     check_which(which)
     box = sandbox or Sandbox()
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, "unidiff-code")
 
-    async def code_tests(segments: Sequence[SegmentView]) -> list[Value]:
+    async def code_tests(
+        segments: Sequence[SegmentView], log_metric: Callable[[str, float], None] | None = None
+    ) -> list[Value]:
         asked = [i for i, s in enumerate(segments) if looked_at(s, which) and s.columns[column] is not None]
-        jobs = [(box, code_of(segments[i].text or ""), segments[i].columns[column]) for i in asked]
+        jobs = [(box, segments[i].text or "", segments[i].columns[column], tolerance) for i in asked]
         loop = asyncio.get_running_loop()
         # At the reward's timeout this cancels what has not begun, which would hold up the next batch.
         judged = await asyncio.gather(*(loop.run_in_executor(pool, judge, *job) for job in jobs))
         values: list[Value] = [None] * len(segments)
-        for i, value in zip(asked, judged):
+        for i, (value, weak) in zip(asked, judged):
+            if isinstance(value, Loss):
+                value = Loss(value.cause, f"column {column!r}: {value.message}")
+            elif log_metric is not None:
+                log_metric("code_weak", float(weak))
             values[i] = value
         return values
 

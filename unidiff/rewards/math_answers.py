@@ -1,7 +1,7 @@
 """Mathematical answers, compared by math-verify in worker processes that can be killed.
 
 A worker gets one answer at a time, and has a hard deadline for it. One that is late, or dies, is replaced: it loses
-the answer that it was at, and no other.
+the answer that it was at, and no other. Workers end with this process, however it ends.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from unidiff.rewards import math_worker
 from unidiff.rewards.reward import Cause, Loss, Reward, register, reward
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.text import Value, check_which, looked_at
-
-START_SECONDS = 120.0  # to import sympy, on a machine that is busy
+from unidiff.sandbox import lifeline
 
 
 class _Worker:
@@ -32,25 +31,25 @@ class _Worker:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-I", str(Path(__file__).with_name("math_worker.py"))],
+            lifeline.command(sys.executable, "-I", math_worker.__file__),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is the trainer's to handle
         )
         self.buffer = b""
-        ready = self._read(START_SECONDS)
+        ready = self._read(math_worker.START_SECONDS)
         if "missing" in ready:
             self.kill()
             raise ImportError(
                 f'mathematical answers need math-verify ({ready["missing"]}): pip install "unidiff[math]"'
             )
 
-    def ask(self, request: Any, seconds: float) -> dict[str, Any]:
+    def ask(self, pair: tuple[str, str], seconds: float) -> dict[str, Any]:
         """Raises TimeoutError, or EOFError if the process is no more; it is of no use after either."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.write(json.dumps([seconds, *pair]).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError as error:
             raise EOFError from error

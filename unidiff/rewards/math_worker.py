@@ -1,19 +1,34 @@
-"""A process that compares mathematical answers: one JSON line in, one out. It is killed when it takes too long.
+"""A process that compares mathematical answers: one JSON line in, one out. It is killed when it takes too long,
+and ends by itself a little later if there is nobody to kill it.
 
 math-verify's own timeouts rest on signals, which fail outside of a main thread and then score 0 in silence; they are
 switched off. Nothing here is evaluated as Python: math-verify parses LaTeX and expressions with a grammar.
 """
 
+import ctypes
 import functools
 import json
+import math
 import os
 import resource
+import signal
 import sys
 
+START_SECONDS = 120.0  # to import sympy, on a machine that is busy
+GRACE_SECONDS = 5
+SET_DUMPABLE = 4
 MEMORY = 4 << 30  # bytes of address space: a power tower dies here, not the trainer
 
 
+def clock(seconds: float) -> None:
+    """Ends this process then, unless the clock is set again: nothing handles the signal. 0 stops the clock."""
+    signal.alarm(math.ceil(seconds + GRACE_SECONDS) if seconds else 0)
+
+
 def main() -> None:
+    clock(START_SECONDS)
+    if sys.platform == "linux":  # its descriptors are closed to others of its user, such as code that is judged
+        ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print is no reply
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -33,11 +48,15 @@ def main() -> None:
         return {"value": float(math_verify.verify(known, parse(answer), timeout_seconds=None))}
 
     print(json.dumps({"ready": True}), file=replies, flush=True)
+    clock(0)
     for line in sys.stdin:
+        seconds, *pair = json.loads(line)
+        clock(seconds)
         try:
-            reply = same(*json.loads(line))
+            reply = same(*pair)
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {error}"[:300]}
+        clock(0)
         print(json.dumps(reply), file=replies, flush=True)
 
 

@@ -1,6 +1,6 @@
 """The inside of the sandbox. Runs as a script of its own (standard library alone), started by sandbox.py.
 
-    launcher   enters new namespaces, builds a small read-only root, forks
+    launcher   enters new namespaces, builds a small read-only root, forks; ends with the trainer, and has its own clock
     init       first process of the new process namespace: when it ends, the kernel kills all that is left
     payload    without privileges, under limits: the program, the functions under test, or the tests
 
@@ -11,22 +11,26 @@ import ctypes
 import json
 import os
 import resource
+import select
 import signal
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
 import filter as sandbox_filter
+import lifeline
 import payload as sandbox_payload
 
 NOBODY = 65534
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 0x20, 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
-SET_PDEATHSIG, SET_DUMPABLE, SET_CHILD_SUBREAPER, SET_NO_NEW_PRIVS = 1, 4, 36, 38
+SET_DUMPABLE, SET_CHILD_SUBREAPER, SET_NO_NEW_PRIVS = 4, 36, 38
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
 CAPSET = {"x86_64": 126, "aarch64": 91, "riscv64": 91}
 MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 442, 444, 445, 446  # the same everywhere
 INODES = 8192  # files and folders in /tmp: empty ones use memory of the kernel, which `disk` does not count
+GRACE_SECONDS = 5  # after which a sandbox ends that nobody has stopped
+RLIMIT_SIGPENDING, SIGNALS = 11, 64  # signals that wait, which use memory of the kernel; resource lacks the name
 FILE_RIGHTS = 0b100000000000111 | 1 << 15  # execute, write, read, truncate, ioctl: those that a single file can have
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -62,12 +66,12 @@ def enter_namespaces(network):
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:  # the payload becomes nobody; only a process outside may map a second id
         ready, go = os.pipe()
-        mapper = os.fork()
+        launcher, mapper = os.getpid(), os.fork()
         if mapper == 0:
             os.close(go)
-            if os.read(ready, 1):  # nothing comes if the launcher was refused
+            if os.read(ready, 1):  # nothing comes if the launcher was refused, or has ended
                 for kind in ("uid", "gid"):
-                    write(f"/proc/{os.getppid()}/{kind}_map", f"0 0 1\n{NOBODY} {NOBODY} 1")
+                    write(f"/proc/{launcher}/{kind}_map", f"0 0 1\n{NOBODY} {NOBODY} 1")
             os._exit(0)
         checked("unshare", libc.unshare(flags))
         os.write(go, b"x")
@@ -163,7 +167,7 @@ def tasks_of(uid):
 
 
 def abandon(folder):
-    """What there is to do when the run is stopped, or the trainer has died, who would remove the folder."""
+    """What there is to do when the run is stopped or late, or the trainer has died, who would remove the folder."""
     sweep()
     import shutil  # here, since it takes longer than most programs
 
@@ -200,6 +204,7 @@ def limit(job, others):
         (resource.RLIMIT_NOFILE, job["open_files"]),
         (resource.RLIMIT_FSIZE, disk),
         (resource.RLIMIT_CORE, 0),
+        (RLIMIT_SIGPENDING, SIGNALS),
     ):
         hard = resource.getrlimit(kind)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
@@ -217,18 +222,18 @@ def drop_privileges(root):
     checked("capset", libc.syscall(CAPSET[os.uname().machine], header, none))
 
 
-def become_payload(job, root, others):
+def become_payload(job, root, others, launcher):
     """Gives up everything that the payload is not to have; raises OSError if something cannot be given up."""
     os.setsid()
     os.chdir(job["folder"] or "/tmp")
     drop_privileges(root)
     if not job["namespaces"]:
-        prctl(SET_PDEATHSIG, signal.SIGKILL)
+        lifeline.tie(launcher)
         if not os.access(os.path.dirname(os.__file__), os.R_OK):
             raise OSError(f"{sys.executable} may not be read by user {os.getuid()}; give another with python='…'")
         landlock(job["readable"], job["folder"])
     limit(job, others)
-    sandbox_filter.install(libc, others=not job["namespaces"])
+    sandbox_filter.install(libc, others=not job["namespaces"], network=job["network"])
     first = 3
     for fd in [*sorted(job["keep"]), 1 << 16]:  # the pipe of the launcher is among those that are closed
         os.closerange(first, fd)
@@ -252,49 +257,64 @@ def wait_for(child, status):
 def fork_payload(job, status, root, others):
     """Forks the payload. Returns True in the payload; the parent reports its end and returns False."""
     prctl(SET_DUMPABLE, 0)
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child:
         wait_for(child, status)
         return False
     try:
-        become_payload(job, root, others)
+        become_payload(job, root, others, parent)
     except BaseException as error:
         report(status, f"refused {error}")
         os._exit(1)
     return True
 
 
-def launch(job, status):
+def launch_with_limits(job, status, trainer):
+    """Returns True in the payload, False in its parent when all is over."""
+    root = os.geteuid() == 0
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, lambda *_: abandon(job["folder"]))
+    lifeline.tie(trainer, signal.SIGTERM)
+    os.mkdir(job["folder"], 0o700)  # here, where whatever ends the launcher also removes it
+    if root:
+        os.chown(job["folder"], NOBODY, NOBODY)
+    prctl(SET_CHILD_SUBREAPER, 1)
+    inside = fork_payload(job, status, root, tasks_of(NOBODY if root else os.getuid()))
+    if inside:
+        for number in (signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+    else:
+        sweep()
+    return inside
+
+
+def launch_in_namespaces(job, status, trainer):
     """Returns True in the payload, False in its parents when all is over."""
     root = os.geteuid() == 0
-    if not job["namespaces"]:
-        signal.signal(signal.SIGTERM, lambda *_: abandon(job["folder"]))
-        prctl(SET_PDEATHSIG, signal.SIGTERM)  # if the trainer dies, so does this
-        prctl(SET_CHILD_SUBREAPER, 1)
-        inside = fork_payload(job, status, root, tasks_of(NOBODY if root else os.getuid()))
-        if inside:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        else:
-            sweep()
-        return inside
+    lifeline.tie(trainer)
     enter_namespaces(job["network"])
-    prctl(SET_PDEATHSIG, signal.SIGKILL)
+    lifeline.tie(trainer)  # again: new credentials can end a tie
     build_root(job["readable"], job["disk"])
+    alive, held = os.pipe()
     init = os.fork()
     if init:
         signal.signal(signal.SIGTERM, lambda *_: os.kill(init, signal.SIGKILL))
         os.waitpid(init, 0)  # returns when all of the process namespace are gone
         return False
-    prctl(SET_PDEATHSIG, signal.SIGKILL)
+    os.close(held)
+    prctl(lifeline.SET_PDEATHSIG, signal.SIGKILL)
+    if select.select([alive], [], [], 0)[0]:  # the launcher, whose id cannot be asked for from here, has ended before
+        os._exit(1)
     return fork_payload(job, status, root, 2)
 
 
 def main():
-    source, status = int(sys.argv[1]), int(sys.argv[2])
+    source, status, trainer = map(int, sys.argv[1:])
     with os.fdopen(source) as file:
         job = json.load(file)
+    signal.alarm(job["cpu_seconds"] + GRACE_SECONDS)
     try:
-        inside = launch(job, status)
+        inside = (launch_in_namespaces if job["namespaces"] else launch_with_limits)(job, status, trainer)
     except Exception as error:
         report(status, f"refused {error}")
         inside = False

@@ -10,94 +10,53 @@ What it promises where the system allows namespaces (the default, `network="deny
   network namespace, none of the kernel's corners.
 - Hard limits: wall clock, CPU seconds, address space, number of processes, open files, size of files, size of /tmp and
   files in it, and of what it prints. When it ends or is stopped, the kernel kills everything that it started.
-- A verdict that it cannot forge. Output is compared here, in the trainer's process; functions are tested by a process
-  of their own (see payload.py).
+- Verdicts that it cannot forge, where they are exact. Output is compared in the trainer's process; functions are called
+  in one process and judged in another, which gets plain data alone (judge.py). Tests that look at objects of the code
+  run beside it and are marked `weak`: code that attacks its own test can forge them.
 
 It does not promise to stop an attack on the kernel itself, or timing channels. Limits hold for each process: at worst
 `processes` times `memory` are used, and `disk` once more.
 
 `network="allow"` leaves the network open; and where namespaces are refused (many containers), it runs with the limits
-and the filter alone, and with Landlock, which restricts files, where the kernel has it. Then other processes can be
-seen, though neither traced nor signalled, and `disk` bounds each file, not their sum.
+and the filter alone, and with Landlock, which restricts files, where the kernel has it (a table in docs/scorers.md says
+what holds on which kernel). Then other processes can be seen, though neither traced nor signalled, and `disk` bounds
+each file, not their sum.
 """
 
 from __future__ import annotations
 
-import ast
-import builtins
-import functools
 import json
 import math
-import os
-import selectors
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from enum import StrEnum
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
-CHILD = Path(__file__).with_name("child.py")
-SYSTEM = (
-    "/usr",
-    "/bin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-)  # what programs need; not /etc
-ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
-MEBIBYTE = 1 << 20
-NOBODY = 65534
-SWEEP_SECONDS = 2.0
+from . import wire
+from .process import Limits, Outcome, Process, SandboxError, Stop
 
-
-class SandboxError(RuntimeError):
-    """The sandbox itself failed or was refused: nothing is known about the code."""
-
-
-class Stop(StrEnum):
-    """Why a program ended."""
-
-    EXITED = "exited"
-    SIGNAL = "signal"  # by itself, or by a limit
-    TIMEOUT = "timeout"
-    OUTPUT = "output"  # it printed more than it may
+REPORT = 2048  # bytes that a verdict may take
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a program ended. code: exit status, or the signal's number; None if it was stopped from outside."""
+class Case:
+    """One call of a function: its arguments, and the values of which it has to give one."""
 
-    stop: Stop
-    code: int | None
-    stdout: str
-    stderr: str
-    seconds: float
-
-    @property
-    def ok(self) -> bool:
-        """It ended by itself with status 0. A program chooses its status: this is no verdict."""
-        return self.stop is Stop.EXITED and self.code == 0
+    arguments: tuple[Any, ...]
+    wanted: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class TestReport:
-    """passed: one a test. messages: why not, by the test's index. unjudged: tests that cannot judge, by index."""
+    """passed: one a test. By a test's index: messages: why it did not pass; unjudged: why it says nothing about the
+    code; weak: why it had to run beside the code, which could forge its verdict."""
 
-    __test__ = False  # no test class for pytest
+    __test__ = False  # not a test class for pytest
 
     passed: tuple[bool, ...]
     messages: dict[int, str]
     unjudged: dict[int, str]
-    stop: Stop
+    weak: dict[int, str]
 
     @property
     def rate(self) -> float:
@@ -106,314 +65,103 @@ class TestReport:
 
 
 @dataclass(frozen=True)
-class Sandbox:
-    """Limits of a sandbox, and what it may see.
-
-    seconds:    wall clock for one run with its start (about 0.05 s on a free machine); each process may use as many
-                CPU seconds, rounded up.
-    memory:     MiB of address space for each process.
-    disk:       MiB of /tmp, which lives in memory, and of any one file.
-    processes:  processes and threads at a time.
-    open_files: open files of each process.
-    output:     bytes of stdout and of stderr; a program that prints more is stopped.
-    paths:      folders that are readable and on `sys.path`, such as a site-packages.
-    python:     the interpreter, not that of a virtual environment; the trainer's own base unless given.
-    network:    "deny", or "allow" (see above).
-    """
-
-    seconds: float = 6.0
-    memory: int = 512
-    disk: int = 32
-    processes: int = 8
-    open_files: int = 64
-    output: int = 1 << 16
-    paths: tuple[str, ...] = ()
-    python: str = ""
-    network: Literal["deny", "allow"] = "deny"
-
-    def __post_init__(self) -> None:
-        for name in ("seconds", "memory", "disk", "processes", "open_files", "output"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}; it must be above 0")
-        if self.network not in ("deny", "allow"):
-            raise ValueError(f"network={self.network!r}; choose 'deny' or 'allow'")
-        for path in self.paths:
-            if not os.path.isabs(path) or not os.path.isdir(path):
-                raise ValueError(f"paths: {path!r} is no folder with an absolute path")
+class Sandbox(Limits):
+    """Runs code within its limits (`Limits`)."""
 
     def run(self, code: str, stdin: str = "") -> Outcome:
         """Runs a program. Raises SandboxError if the sandbox cannot be built."""
         with ExitStack() as stack:
-            process = _Process(self, stack, {"mode": "program", "code": code}, stdin=stdin)
+            process = Process(self, stack, {"mode": "program", "code": code}, stdin=stdin)
             return process.finish()
 
     def test(self, code: str, tests: Sequence[str], setup: str = "") -> TestReport:
-        """Runs tests against the functions and classes that the code defines.
+        """Runs tests of the functions and classes that the code defines.
 
-        tests: statements, such as "assert f(2) == 4". setup: imports and helpers of the tests.
+        tests: texts with statements such as "assert f(2) == 4", test functions or unittest.TestCases; each passes or
+        fails as a whole. setup: imports and helpers of the tests.
 
-        The names that tests and set-up use and do not define are those under test. Arguments and results cross as
-        plain data (numbers, strings, bytes, None, lists, tuples, sets, dictionaries, iterators as their items); other
-        results stay behind as handles, whose methods can be called. A test that hands over a function or an
-        object of its own cannot judge, and is counted as `unjudged`.
+        The names that a test uses and does not define are those under test. A test that only calls them, hands results
+        on and compares plain data is exact. Any other runs beside the code and is `weak`. One that asserts nothing, uses
+        nothing of the code, or needs what is not installed is `unjudged`.
 
-        Errors: ValueError without tests; SandboxError if the sandbox cannot be built or the set-up itself fails.
+        Errors: ValueError without tests; SandboxError if the sandbox cannot be built.
         """
-        if not tests:
+        return self._judge(code, len(tests), tests=list(tests), setup=setup)
+
+    def call(self, code: str, name: str, cases: Sequence[Case], tolerance: float = 0.0) -> TestReport:
+        """Calls a function of the code, or a method of its class `Solution`, and compares what it gives.
+
+        Lists equal tuples, and the keys of dictionaries are compared as text, since the values wanted mostly come from
+        JSON. tolerance: relative and absolute, of numbers.
+        Errors: ValueError without cases, or if one holds what is not plain data (wire.py); SandboxError as in `test`.
+        """
+        calls = [[name, wire.encode(list(case.arguments), _refuse), wire.encode(list(case.wanted), _refuse)] for case in cases]
+        return self._judge(code, len(cases), calls=calls, tolerance=tolerance)
+
+    def programs(self, code: str, pairs: Sequence[tuple[str, str]], tolerance: float = 0.0) -> TestReport:
+        """Runs a program for each pair of what it reads and what it is to print; each run may take `seconds`.
+
+        White space at the ends of lines and empty lines at the end do not count. A run that ends with another status
+        than 0 fails. tolerance: relative and absolute, of numbers among the words of a line.
+        """
+        if not pairs:
             raise ValueError("tests is empty: there is nothing to judge by")
+        count, wanted = len(pairs), [wanted for _, wanted in pairs]
+        job = {"code": code, "inputs": [given for given, _ in pairs], "seconds": self.seconds, "output": self.output}
+        printed = 6 * self.output * count  # a character takes up to six as JSON
+        box = replace(self, seconds=(self.seconds + 1) * count, processes=self.processes + 1, output=printed + REPORT * count)
+        verdicts = {}
+        for index, run in enumerate(box._lines("programs", job)):
+            if run["stop"] != Stop.EXITED or run["code"] != 0:
+                verdicts[index] = {"message": f"{run['stop']}, with {run['code']}"}
+            elif not _printed_same(run["stdout"], wanted[index], tolerance):
+                verdicts[index] = {"message": f"it printed {run['stdout'][:200]!r}"}
+            else:
+                verdicts[index] = {"passed": True}
+        return _report(verdicts, count)
+
+    def _judge(self, code: str, count: int, **job: Any) -> TestReport:
+        if not count:
+            raise ValueError("tests is empty: there is nothing to judge by")
+        # The tests' process and one beside the code come on top of the code's own.
+        box = replace(self, processes=self.processes + 2, output=max(self.output, REPORT * count))
+        job = {"code": code, "tests": [], "setup": "", "calls": [], "tolerance": 0.0, **job}
+        return _report({words["test"]: words for words in box._lines("tests", job)}, count)
+
+    def _lines(self, mode: str, job: dict[str, Any]) -> list[dict[str, Any]]:
+        """What a job reports, one JSON line each. Raises SandboxError if it could not begin."""
         with ExitStack() as stack:
-            requests, replies, verdicts = (_pipe(stack) for _ in range(3))
-            shared: dict[str, Any] = {"setup": setup, "tests": list(tests), "names": free_names([setup, *tests])}
-            functions = _Process(
-                self, stack, {"mode": "functions", "code": code}, requests=requests[0], replies=replies[1], quiet=True
-            )
-            judge = _Process(
-                self, stack, {"mode": "tests", **shared},
-                requests=requests[1], replies=replies[0], verdicts=verdicts[1],
-            )  # fmt: skip
-            for fd in (*requests, *replies, verdicts[1]):
-                os.close(fd)
-            outcome = judge.finish(watch=verdicts[0])
-            functions.kill()
-            functions.check()
-            return _report(bytes(judge.watched), len(tests), outcome)
+            outcome = Process(self, stack, {"mode": mode}, stdin=json.dumps(job)).finish()
+        found = []
+        for line in outcome.stdout.splitlines():
+            with suppress(ValueError):  # the last line may be cut off
+                found.append(json.loads(line))
+        return found
 
 
-def _pipe(stack: ExitStack) -> tuple[int, int]:
-    """A pipe whose ends are closed at the latest when the stack is."""
-    ends = os.pipe()
-    for fd in ends:
-        stack.callback(_close, fd, os.fstat(fd).st_ino)
-    return ends
+def _refuse(value: Any) -> Any:
+    raise ValueError(f"{value!r:.100} is not plain data: a {type(value).__name__}")
 
 
-def _close(fd: int, inode: int) -> None:
-    """Closes a descriptor unless it is closed already, and perhaps another's."""
-    with suppress(OSError):
-        if os.fstat(fd).st_ino == inode:
-            os.close(fd)
+def _report(verdicts: dict[int, dict[str, Any]], count: int) -> TestReport:
+    """A test without a verdict has not passed."""
+    found = [verdicts.get(index, {"message": "it was stopped before it had a verdict"}) for index in range(count)]
+    notes = {key: {i: one[key] for i, one in enumerate(found) if key in one} for key in ("message", "unjudged", "weak")}
+    passed = tuple(one.get("passed", False) for one in found)
+    return TestReport(passed, notes["message"], notes["unjudged"], notes["weak"])
 
 
-def free_names(sources: Sequence[str]) -> list[str]:
-    """Names that pieces of code use and neither define nor find among the builtins. Broken pieces have none."""
-    used: set[str] = set()
-    bound: set[str] = set(dir(builtins))
-    for source in sources:
-        try:
-            nodes = list(ast.walk(ast.parse(source)))
-        except (SyntaxError, ValueError, RecursionError):
-            continue
-        for node in nodes:
-            if isinstance(node, ast.Name):
-                (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                bound.add(node.name)
-            elif isinstance(node, ast.arg):
-                bound.add(node.arg)
-            elif isinstance(node, ast.alias):
-                bound.add((node.asname or node.name).split(".")[0])
-            elif isinstance(node, ast.ExceptHandler) and node.name:
-                bound.add(node.name)
-    return sorted(used - bound)
+def _printed_same(printed: str, wanted: str, tolerance: float) -> bool:
+    """Equal but for white space at the ends of lines and empty lines at the end; numbers within the tolerance."""
+    ours, theirs = ([line.rstrip() for line in text.rstrip().splitlines()] for text in (printed, wanted))
+    if ours == theirs or tolerance <= 0 or len(ours) != len(theirs):
+        return ours == theirs
+    words = [(a.split(), b.split()) for a, b in zip(ours, theirs)]
+    return all(len(a) == len(b) and all(map(_close, a, b, [tolerance] * len(a))) for a, b in words)
 
 
-def _report(verdicts: bytes, count: int, outcome: Outcome) -> TestReport:
-    """The verdicts of the judging process; a test without one has not passed."""
-    passed = [False] * count
-    messages = dict.fromkeys(range(count), f"no verdict: {outcome.stop}")
-    unjudged: dict[int, str] = {}
-    for line in verdicts.splitlines():
-        words = json.loads(line)
-        if "broken" in words:
-            raise SandboxError(words["broken"])
-        index = words["test"]
-        messages.pop(index)
-        if "unjudged" in words:
-            unjudged[index] = words["unjudged"]
-        elif not words["passed"]:
-            messages[index] = words["message"]
-        passed[index] = words.get("passed", False)
-    return TestReport(tuple(passed), messages, unjudged, outcome.stop)
-
-
-# --- processes --------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def namespaces_refused() -> str | None:
-    """Why the system does not let a sandbox have namespaces; None if it does. Asked once a process."""
-    with ExitStack() as stack:
-        probe = _Process(Sandbox(), stack, {"mode": "program", "code": ""}, namespaces=True)
-        try:
-            probe.finish()
-        except SandboxError as error:
-            return str(error)
-    return None
-
-
-@functools.cache
-def _unisolated(reason: str) -> None:
-    warnings.warn(f"the sandbox runs with limits alone, without namespaces: {reason}", stacklevel=4)
-
-
-@functools.cache
-def _prefix(python: str) -> str:
-    """The folder of an interpreter's own files. Raises SandboxError if it is none."""
-    if not python:
-        return sys.base_prefix
-    ask = [python, "-I", "-S", "-c", "import sys; print(sys.base_prefix)"]
+def _close(printed: str, wanted: str, tolerance: float) -> bool:
     try:
-        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise SandboxError(f"python={python!r} is no Python interpreter: {error}") from error
-
-
-def _readable(prefix: str, paths: Sequence[str]) -> list[str]:
-    """The folders that a sandbox sees: the system's, Python's own and those given, none inside another."""
-    kept: list[str] = []
-    for path in [*SYSTEM, os.path.realpath(prefix), prefix, *paths]:
-        inside = any(Path(path).is_relative_to(other) for other in kept)
-        if os.path.exists(path) and path != "/" and not inside:
-            kept.append(path)
-    return kept
-
-
-@dataclass
-class _Process:
-    """One sandboxed process, started at once.
-
-    The descriptors given (requests, replies, verdicts) reach the payload under the same numbers.
-    """
-
-    sandbox: Sandbox
-    stack: ExitStack
-    job: dict[str, Any]
-    stdin: str = ""
-    quiet: bool = False
-    namespaces: bool | None = None
-    requests: int = -1
-    replies: int = -1
-    verdicts: int = -1
-    watched: bytearray = field(default_factory=bytearray)
-
-    def __post_init__(self) -> None:
-        namespaces = self._namespaces() if self.namespaces is None else self.namespaces
-        given = {k: getattr(self, k) for k in ("requests", "replies", "verdicts") if getattr(self, k) >= 0}
-        box = self.sandbox
-        readable = _readable(_prefix(box.python), box.paths)
-        folder = None if namespaces else self._folder()
-        job = {
-            **self.job, **given, "keep": list(given.values()), "namespaces": namespaces, "folder": folder,
-            "network": box.network == "allow", "readable": readable, "paths": list(box.paths),
-            "memory": box.memory * MEBIBYTE, "disk": box.disk * MEBIBYTE, "processes": box.processes,
-            "open_files": box.open_files, "cpu_seconds": math.ceil(box.seconds),
-        }  # fmt: skip
-        self.namespaces = namespaces
-        self.status, status = _pipe(self.stack)
-        source, stdin = self._file(json.dumps(job)), self._file(self.stdin)
-        own = getattr(sys, "_base_executable", None) or sys.executable  # a virtual environment's folder is not seen
-        self.started = time.monotonic()
-        self.process = subprocess.Popen(
-            [box.python or own, "-I", "-S", "-X", "utf8", str(CHILD), str(source), str(status)],
-            stdin=stdin,
-            stdout=subprocess.DEVNULL if self.quiet else subprocess.PIPE,
-            stderr=subprocess.DEVNULL if self.quiet else subprocess.PIPE,
-            env=ENVIRONMENT,
-            pass_fds=[source, status, *given.values()],
-            start_new_session=True,
-        )
-        self.stack.callback(self.kill)
-        os.close(status)
-
-    def _namespaces(self) -> bool:
-        reason = namespaces_refused()
-        if reason is None:
-            return True
-        if self.sandbox.network == "deny":
-            raise SandboxError(
-                f"{reason}. Without namespaces the network cannot be closed. Allow unprivileged user namespaces, or "
-                "run the code elsewhere (tools/reward_server.py), or accept limits without isolation: network='allow'"
-            )
-        _unisolated(reason)
+        return printed == wanted or math.isclose(float(printed), float(wanted), rel_tol=tolerance, abs_tol=tolerance)
+    except ValueError:
         return False
-
-    def _folder(self) -> str:
-        folder = tempfile.mkdtemp(prefix="unidiff-sandbox-")
-        self.stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        if os.geteuid() == 0:
-            os.chown(folder, NOBODY, NOBODY)
-        return folder
-
-    def _file(self, text: str) -> int:
-        """A file in memory with this text, at its start: unlike a pipe it takes any length at once."""
-        fd = os.memfd_create("unidiff-sandbox")
-        self.stack.callback(_close, fd, os.fstat(fd).st_ino)
-        with os.fdopen(os.dup(fd), "wb") as file:
-            file.write(text.encode("utf-8", "surrogatepass"))
-        os.lseek(fd, 0, os.SEEK_SET)
-        return fd
-
-    def finish(self, watch: int = -1) -> Outcome:
-        """Reads what the process says until it ends or has to be stopped. watch: one more descriptor to read."""
-        streams = {self.status: bytearray()}
-        printed: list[bytearray] = []
-        for stream in (self.process.stdout, self.process.stderr):
-            printed.append(bytearray())
-            if stream is not None:
-                streams[stream.fileno()] = printed[-1]
-        if watch >= 0:
-            streams[watch] = self.watched
-        stop = self._read(streams, printed)
-        seconds = time.monotonic() - self.started
-        self.kill()
-        words = streams[self.status].decode(errors="replace").partition("\n")[0].partition(" ")
-        code = None
-        if stop is None:
-            if words[0] not in ("exit", "signal"):
-                raise SandboxError(self._refusal(words[2], printed[1]))
-            stop, code = (Stop.EXITED if words[0] == "exit" else Stop.SIGNAL), int(words[2])
-        stdout, stderr = (bytes(text[: self.sandbox.output]).decode(errors="replace") for text in printed)
-        return Outcome(stop, code, stdout, stderr, seconds)
-
-    def _refusal(self, reason: str, stderr: bytearray) -> str:
-        said = reason or bytes(stderr[-500:]).decode(errors="replace").strip() or "it ended without a word"
-        return f"the sandbox could not be built: {said}"
-
-    def _read(self, streams: dict[int, bytearray], printed: list[bytearray]) -> Stop | None:
-        """Fills the buffers until all streams are closed (None), the time is over, or too much was printed."""
-        deadline = self.started + self.sandbox.seconds
-        with selectors.DefaultSelector() as selector:
-            for fd, buffer in streams.items():
-                selector.register(fd, selectors.EVENT_READ, buffer)
-            while selector.get_map():
-                left = deadline - time.monotonic()
-                ready = selector.select(max(left, 0))
-                if not ready and left <= 0:
-                    return Stop.TIMEOUT
-                for key, _ in ready:
-                    chunk = os.read(key.fd, 1 << 16)
-                    if not chunk:
-                        selector.unregister(key.fd)
-                    key.data.extend(chunk)
-                if any(len(buffer) > self.sandbox.output for buffer in printed):
-                    return Stop.OUTPUT
-        return None
-
-    def check(self) -> None:
-        """Raises SandboxError if the process, which is over, was refused what it needs."""
-        said = os.read(self.status, 4096).decode(errors="replace")
-        if said.startswith("refused"):
-            raise SandboxError(self._refusal(said.partition("\n")[0].partition(" ")[2], bytearray()))
-
-    def kill(self) -> None:
-        """Ends the launcher and with it everything that it started. Does nothing if it is over."""
-        if self.process.returncode is None:
-            self.process.terminate()  # the launcher ends when all others have
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(SWEEP_SECONDS)
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        for stream in (self.process.stdout, self.process.stderr):
-            if stream is not None:
-                stream.close()

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from unidiff.sequence import Interleaved, Modality, Segment
 
-Tokenize = Callable[[str], Sequence[int]]  # no bos or eos added
-Text = str | Sequence[int]  # words to tokenize, or ids
+Tokenize = Callable[[str], Sequence[int]]  # words as ids, never a special token (`unidiff.plain_text`)
+Text = str | Sequence[int]  # words to tokenize, or ids, special tokens among them
 
 
 class Role(IntEnum):
@@ -188,7 +188,7 @@ class Ids:
         return replace(layout, ids=ids)
 
     def mixed(self, parts: Sequence[Text | Picture], tokenize: Tokenize) -> Layout:
-        """Texts and pictures as they follow one another. Neighbouring strings are tokenized as one."""
+        """Texts and pictures as they follow one another. Neighbouring texts are one."""
         layout = Layout()
         for part in tokenized(parts, tokenize):
             layout += self.image(part) if isinstance(part, Picture) else self.text(part)
@@ -197,15 +197,10 @@ class Ids:
     def prompt(self, parts: Sequence[Text | Picture], tokenize: Tokenize) -> Interleaved:
         """The same as segments of a prompt, neighbouring texts being one. Pictures must be known as a whole."""
         segments: list[Segment] = []
-        words: list[int] = []
-        for part in (*tokenized(parts, tokenize), None):
+        for part in tokenized(parts, tokenize):
             if isinstance(part, tuple):
-                words += part
-                continue
-            if words:
-                segments.append(Segment(Modality.TEXT, torch.tensor(words), prompt=True))  # type: ignore[arg-type]
-                words = []
-            if isinstance(part, Picture):
+                segments.append(Segment(Modality.TEXT, torch.tensor(part), prompt=True))  # type: ignore[arg-type]
+            else:
                 assert self.image_offset is not None
                 if None in part.cells:
                     raise ValueError("Picture: a picture of a prompt has no cells to be sampled")
@@ -239,13 +234,19 @@ class Ids:
 
 
 def tokenized(parts: Sequence[Text | Picture], tokenize: Tokenize) -> Iterator[tuple[int, ...] | Picture]:
-    """Ids and pictures; neighbouring strings are tokenized as one."""
-    for strings, group in itertools.groupby(parts, lambda part: isinstance(part, str)):
-        if strings:
-            if words := "".join(map(str, group)):
-                yield tuple(tokenize(words))
-        else:
-            yield from (part if isinstance(part, Picture) else tuple(part) for part in group)  # type: ignore[arg-type]
+    """Ids and pictures; neighbouring texts are one, and of these neighbouring strings are tokenized as one."""
+    for kind, group in itertools.groupby(parts, lambda part: Picture if isinstance(part, Picture) else str):
+        if kind is Picture:
+            yield from group  # type: ignore[misc]
+            continue
+        ids: list[int] = []
+        for strings, run in itertools.groupby(group, lambda part: isinstance(part, str)):
+            if not strings:
+                ids += itertools.chain(*run)  # type: ignore[arg-type]
+            elif words := "".join(map(str, run)):
+                ids += tokenize(words)
+        if ids:
+            yield tuple(ids)
 
 
 def without(parts: Sequence[Text | Picture], left_out: str | None) -> list[Text | Picture]:

@@ -1,0 +1,109 @@
+"""A trainer killed at any moment leaves nothing running: not a sandbox, not a worker that compares answers."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from unidiff.sandbox import lifeline
+
+FOLDER = Path(lifeline.__file__).parent
+
+DRIVER = """
+import os, signal, sys, time
+{setup}
+for milliseconds in range(0, 122, 2):
+    pid = os.fork()
+    if pid == 0:
+        {start}
+        os._exit(0)
+    time.sleep(milliseconds / 1000)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+"""
+# It leaves its group and session, has a child that does, and is deaf to all signals but one.
+STAYS = """
+import ctypes, os, signal, time
+os.fork()
+for number in set(range(1, 32)) - {9, 19}: signal.signal(number, signal.SIG_IGN)
+ctypes.CDLL(None).prctl(1, 0)
+os.fork() or os.setsid()
+time.sleep(60)
+"""
+
+
+def marked(mark: str) -> list[str]:
+    """Processes whose command line or environment holds the mark."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            text = b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+        except OSError:
+            continue
+        if mark.encode() in text:
+            found.append(text.decode(errors="replace"))
+    return found
+
+
+def left_soon(mark: str) -> list[str]:
+    """What is still there a little later."""
+    deadline = time.monotonic() + 2
+    while marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return marked(mark)
+
+
+def drive(script: str, mark: str, seconds: float = 100) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parents[1]), "MARK": mark}
+    words = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=seconds, env=environment)
+    return done
+
+
+def test_a_trainer_killed_at_any_moment_leaves_no_sandbox(walls, tmp_path):
+    mark = str(tmp_path)  # in the command line of whatever is started from here
+    shutil.copytree(FOLDER, tmp_path / "sandbox")
+    off = "S.process.namespaces_refused = lambda: 'off'" if "network" in walls else "S.namespaces_refused()"
+    setup = f"sys.path.insert(0, {mark!r})\nimport sandbox as S\n{off}\nbox = S.Sandbox(seconds=50, **{walls!r})"
+    done = drive(DRIVER.format(setup=setup, start=f"box.run({STAYS!r})"), mark)
+    assert done.returncode == 0, done.stderr
+    assert left_soon(mark) == []
+
+
+@pytest.mark.slow
+def test_a_trainer_killed_at_any_moment_leaves_no_math_worker():
+    pytest.importorskip("math_verify")
+    mark = f"mark-{os.getpid()}-{time.time_ns()}"
+    setup = "from unidiff.rewards.math_answers import MathVerifier\nverifier = MathVerifier(workers=1, seconds=50)"
+    done = drive(DRIVER.format(setup=setup, start="verifier.verify([('1', '$1$')])"), mark)
+    assert done.returncode == 0, done.stderr
+    assert left_soon(mark) == []
+    busy = f"import os, threading\n{setup}\nverifier.verify([('1', '$1$')])\nthreading.Timer(0.5, os.kill, "
+    done = drive(busy + "(os.getpid(), 9)).start()\nverifier.verify([('1', '$10000000!$')])", mark)
+    assert done.returncode == -9, done.stderr
+    assert left_soon(mark) == []
+
+
+@pytest.mark.slow
+def test_a_sandbox_that_nobody_stops_has_a_clock_of_its_own(walls, tmp_path):
+    """The trainer is stopped, not dead: nothing tells the sandbox, and no CPU limit counts a program that sleeps."""
+    mark = str(tmp_path)
+    shutil.copytree(FOLDER, tmp_path / "sandbox")
+    off = "S.process.namespaces_refused = lambda: 'off'" if "network" in walls else "S.namespaces_refused()"
+    script = f"import os, sys\nsys.path.insert(0, {mark!r})\nimport sandbox as S\n{off}\n"
+    script += f"print(flush=True)\nS.Sandbox(seconds=1, **{walls!r}).run({STAYS!r})"
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", script], stdout=subprocess.PIPE) as trainer:
+        assert trainer.stdout.read(1)
+        deadline = time.monotonic() + 20
+        while len(marked(mark)) < 3 and time.monotonic() < deadline:  # it and the sandbox's
+            time.sleep(0.02)
+        os.kill(trainer.pid, 19)
+        while len(marked(mark)) > 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        left = marked(mark)
+        trainer.kill()
+    assert len(left) == 1

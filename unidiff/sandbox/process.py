@@ -1,0 +1,304 @@
+"""The processes of a sandbox: their limits, how one is started, read and ended. The other side is child.py."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import math
+import os
+import secrets
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+CHILD = Path(__file__).with_name("child.py")
+SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/libx32")  # what programs need; not /etc
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
+LANDLOCK_CREATE, SET_DUMPABLE = 444, 4
+MEBIBYTE = 1 << 20
+SWEEP_SECONDS = 2.0
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself failed or was refused: nothing is known about the code."""
+
+
+class Stop(StrEnum):
+    """Why a program ended."""
+
+    EXITED = "exited"
+    SIGNAL = "signal"  # by itself, or by a limit
+    TIMEOUT = "timeout"
+    OUTPUT = "output"  # it printed more than it may
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended. code: exit status, or the signal's number; None if it was stopped from outside."""
+
+    stop: Stop
+    code: int | None
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """It ended by itself with status 0. A program chooses its status: this is no verdict."""
+        return self.stop is Stop.EXITED and self.code == 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a sandboxed process may use, and what it may see.
+
+    seconds:    wall clock for one run with its start (about 0.05 s on a free machine); each process may use as many
+                CPU seconds, rounded up.
+    memory:     MiB of address space for each process.
+    disk:       MiB of /tmp, which lives in memory, and of any one file.
+    processes:  processes and threads at a time.
+    open_files: open files of each process.
+    output:     bytes of stdout and of stderr; a program that prints more is stopped.
+    paths:      folders that are readable and on `sys.path`, such as a site-packages.
+    python:     the interpreter, not that of a virtual environment; the trainer's own base unless given.
+    network:    "deny", or "allow" (see sandbox.py).
+    """
+
+    seconds: float = 6.0
+    memory: int = 512
+    disk: int = 32
+    processes: int = 8
+    open_files: int = 64
+    output: int = 1 << 16
+    paths: tuple[str, ...] = ()
+    python: str = ""
+    network: Literal["deny", "allow"] = "deny"
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "memory", "disk", "processes", "open_files", "output"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}; it must be above 0")
+        if self.network not in ("deny", "allow"):
+            raise ValueError(f"network={self.network!r}; choose 'deny' or 'allow'")
+        for path in self.paths:
+            if not os.path.isabs(path) or not os.path.isdir(path):
+                raise ValueError(f"paths: {path!r} is no folder with an absolute path")
+
+
+@functools.cache
+def namespaces_refused() -> str | None:
+    """Why the system does not let a sandbox have namespaces; None if it does. Asked once a process."""
+    with ExitStack() as stack:
+        probe = Process(Limits(), stack, {"mode": "program", "code": ""}, namespaces=True)
+        try:
+            probe.finish()
+        except SandboxError as error:
+            return str(error)
+    return None
+
+
+@functools.cache
+def warn_unisolated(reason: str) -> None:
+    message = f"the sandbox runs with limits alone, without namespaces: {reason}"
+    if ctypes.CDLL(None).syscall(LANDLOCK_CREATE, None, 0, 1) < 1:
+        owner = "'nobody'" if os.geteuid() == 0 else "you"
+        message += f". This kernel has no Landlock: the code can read and change all files that {owner} can"
+    warnings.warn(message, stacklevel=4)
+
+
+@functools.cache
+def hide() -> None:
+    """Closes this process's memory, descriptors and environment to others of its user, such as the sandboxed code.
+
+    For good: it leaves no core dump, and py-spy and gdb can attach as root alone. Root's sandboxes run as nobody, and
+    cannot look in anyway.
+    """
+    if os.geteuid() != 0:
+        ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)
+
+
+@functools.cache
+def _prefix(python: str) -> str:
+    """The folder of an interpreter's own files. Raises SandboxError if it is none."""
+    if not python:
+        return sys.base_prefix
+    ask = [python, "-I", "-S", "-c", "import sys; print(sys.base_prefix)"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SandboxError(f"python={python!r} is no Python interpreter: {error}") from error
+
+
+def _readable(prefix: str, paths: Sequence[str]) -> list[str]:
+    """The folders that a sandbox sees: the system's, Python's own and those given, none inside another."""
+    kept: list[str] = []
+    for path in [*SYSTEM, os.path.realpath(prefix), prefix, *paths]:
+        inside = any(Path(path).is_relative_to(other) for other in kept)
+        if os.path.exists(path) and path != "/" and not inside:
+            kept.append(path)
+    return kept
+
+
+def pipe(stack: ExitStack) -> tuple[int, int]:
+    """A pipe whose ends are closed at the latest when the stack is."""
+    ends = os.pipe()
+    for fd in ends:
+        stack.callback(_close, fd, os.fstat(fd).st_ino)
+    return ends
+
+
+def _close(fd: int, inode: int) -> None:
+    """Closes a descriptor unless it is closed already, and perhaps another's."""
+    with suppress(OSError):
+        if os.fstat(fd).st_ino == inode:
+            os.close(fd)
+
+
+@dataclass
+class Process:
+    """One sandboxed process, started at once.
+
+    pipes: descriptors that reach the payload, under the same numbers; it finds them in its job by these names.
+    """
+
+    limits: Limits
+    stack: ExitStack
+    job: dict[str, Any]
+    stdin: str = ""
+    quiet: bool = False
+    namespaces: bool | None = None
+    pipes: Mapping[str, int] = field(default_factory=dict)
+    watched: bytearray = field(default_factory=bytearray)
+
+    def __post_init__(self) -> None:
+        namespaces = self._namespaces() if self.namespaces is None else self.namespaces
+        box = self.limits
+        readable = _readable(_prefix(box.python), box.paths)
+        folder = None if namespaces else self._folder()
+        job = {
+            **self.job, **self.pipes, "keep": list(self.pipes.values()), "namespaces": namespaces, "folder": folder,
+            "network": box.network == "allow", "readable": readable, "paths": list(box.paths),
+            "memory": box.memory * MEBIBYTE, "disk": box.disk * MEBIBYTE, "processes": box.processes,
+            "open_files": box.open_files, "cpu_seconds": math.ceil(box.seconds),
+        }  # fmt: skip
+        self.namespaces = namespaces
+        self.status, status = pipe(self.stack)
+        source, stdin = self._file(json.dumps(job)), self._file(self.stdin)
+        own = getattr(sys, "_base_executable", None) or sys.executable  # a virtual environment's folder is not seen
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [box.python or own, "-I", "-S", "-X", "utf8", str(CHILD), str(source), str(status), str(os.getpid())],
+            stdin=stdin,
+            stdout=subprocess.DEVNULL if self.quiet else subprocess.PIPE,
+            stderr=subprocess.DEVNULL if self.quiet else subprocess.PIPE,
+            env=ENVIRONMENT,
+            pass_fds=[source, status, *self.pipes.values()],
+            start_new_session=True,
+        )
+        self.stack.callback(self.kill)
+        os.close(status)
+
+    def _namespaces(self) -> bool:
+        reason = namespaces_refused()
+        if reason is None:
+            return True
+        if self.limits.network == "deny":
+            raise SandboxError(
+                f"{reason}. Without namespaces the network cannot be closed. Allow unprivileged user namespaces, or "
+                "run the code elsewhere (tools/reward_server.py), or accept limits without isolation: network='allow'"
+            )
+        warn_unisolated(reason)
+        hide()
+        return False
+
+    def _folder(self) -> str:
+        """A new name; the launcher makes the folder."""
+        folder = os.path.join(tempfile.gettempdir(), f"unidiff-sandbox-{secrets.token_hex(8)}")
+        self.stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        return folder
+
+    def _file(self, text: str) -> int:
+        """A file in memory with this text, at its start: unlike a pipe it takes any length at once."""
+        fd = os.memfd_create("unidiff-sandbox")
+        self.stack.callback(_close, fd, os.fstat(fd).st_ino)
+        with os.fdopen(os.dup(fd), "wb") as file:
+            file.write(text.encode("utf-8", "surrogatepass"))
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
+
+    def finish(self, watch: int = -1) -> Outcome:
+        """Reads what the process says until it ends or has to be stopped. watch: one more descriptor to read."""
+        streams = {self.status: bytearray()}
+        printed: list[bytearray] = []
+        for stream in (self.process.stdout, self.process.stderr):
+            printed.append(bytearray())
+            if stream is not None:
+                streams[stream.fileno()] = printed[-1]
+        if watch >= 0:
+            streams[watch] = self.watched
+        stop = self._read(streams, printed)
+        seconds = time.monotonic() - self.started
+        self.kill()
+        words = streams[self.status].decode(errors="replace").partition("\n")[0].partition(" ")
+        code = None
+        if stop is None:
+            if words[0] not in ("exit", "signal"):
+                raise SandboxError(self._refusal(words[2], printed[1]))
+            stop, code = (Stop.EXITED if words[0] == "exit" else Stop.SIGNAL), int(words[2])
+        stdout, stderr = (bytes(text[: self.limits.output]).decode(errors="replace") for text in printed)
+        return Outcome(stop, code, stdout, stderr, seconds)
+
+    def _refusal(self, reason: str, stderr: bytearray) -> str:
+        said = reason or bytes(stderr[-500:]).decode(errors="replace").strip() or "it ended without a word"
+        return f"the sandbox could not be built: {said}"
+
+    def _read(self, streams: dict[int, bytearray], printed: list[bytearray]) -> Stop | None:
+        """Fills the buffers until all streams are closed (None), the time is over, or too much was printed."""
+        deadline = self.started + self.limits.seconds
+        with selectors.DefaultSelector() as selector:
+            for fd, buffer in streams.items():
+                selector.register(fd, selectors.EVENT_READ, buffer)
+            while selector.get_map():
+                left = deadline - time.monotonic()
+                ready = selector.select(max(left, 0))
+                if not ready and left <= 0:
+                    return Stop.TIMEOUT
+                for key, _ in ready:
+                    chunk = os.read(key.fd, 1 << 16)
+                    if not chunk:
+                        selector.unregister(key.fd)
+                    key.data.extend(chunk)
+                if any(len(buffer) > self.limits.output for buffer in printed):
+                    return Stop.OUTPUT
+        return None
+
+    def check(self) -> None:
+        """Raises SandboxError if the process, which is over, was refused what it needs."""
+        said = os.read(self.status, 4096).decode(errors="replace")
+        if said.startswith("refused"):
+            raise SandboxError(self._refusal(said.partition("\n")[0].partition(" ")[2], bytearray()))
+
+    def kill(self) -> None:
+        """Ends the launcher and with it everything that it started. Does nothing if it is over."""
+        if self.process.returncode is None:
+            self.process.terminate()  # the launcher ends when all others have
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(SWEEP_SECONDS)
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()

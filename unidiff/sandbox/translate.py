@@ -1,0 +1,234 @@
+"""What the syntax tree of a test says: whether it asserts, what it uses of the code, and how it is run."""
+
+import ast
+import builtins
+import symtable
+import sys
+
+MODULES = {"np": "numpy", "pd": "pandas"}  # names that tests use without an import
+LIBRARIES = frozenset(
+    """math cmath collections itertools functools decimal fractions datetime copy string statistics heapq bisect operator
+    typing enum numbers dataclasses""".split()
+)
+SOLUTION = "solution"  # tests may import the code under this name
+BUILTINS = frozenset(dir(builtins))
+GENUINE = frozenset(name for name in BUILTINS - {"super"} if not name.startswith("__"))  # the compiler looks for super
+CONSTRUCTORS = {"list", "set", "tuple", "dict", "int", "float", "str", "bool", "complex", "range", "frozenset", "bytes"}
+LOOKS = {"callable", "type", "id", "isinstance", "issubclass", "hasattr", "getattr", "dir", "vars"}
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+class Piece:
+    """A test or the set-up. names: what it uses and does not define. Raises SyntaxError, ValueError, RecursionError."""
+
+    def __init__(self, text):
+        self.text, self.tree = text, ast.parse(text)
+        top = symtable.symtable(text, "test", "exec")
+        self.defined = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
+        used, tables = set(), [top]
+        while tables:
+            table = tables.pop()
+            tables += table.get_children()
+            for s in table.get_symbols():
+                if s.is_referenced() and (table is top or s.is_global()):
+                    used.add(s.get_name())
+                if s.is_declared_global() and s.is_assigned():
+                    self.defined.add(s.get_name())
+        imported = {
+            alias.name: alias.asname or alias.name
+            for node in ast.walk(self.tree) if isinstance(node, ast.ImportFrom) and node.module == SOLUTION
+            for alias in node.names
+        }  # fmt: skip
+        self.imports = {own: name for name, own in imported.items()}
+        self.defined -= set(self.imports)
+        self.used = used | set(self.imports)
+        self.names = self.used - self.defined - BUILTINS | set(self.imports) - {"*"}
+        self.definitions = {node.name: node for node in self.tree.body if isinstance(node, DEFINITIONS)}
+
+    def called(self):
+        """Names that module-level statements call."""
+        statements = [node for node in self.tree.body if not isinstance(node, DEFINITIONS)]
+        return {name_of(n.func) for s in statements for n in ast.walk(s) if isinstance(n, ast.Call)}
+
+    def cases(self):
+        """Test functions and classes that nothing else calls, in their order."""
+        called = self.called()
+        return [
+            name for name, node in self.definitions.items()
+            if name not in called and (name.lower().startswith("test") or is_case(node))
+        ]  # fmt: skip
+
+
+def is_case(node):
+    return isinstance(node, ast.ClassDef) and any("TestCase" in (name_of(base) or "") for base in node.bases)
+
+
+def name_of(node):
+    """The last name of `a.b.c`; None for other expressions."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+
+
+def asserts(test, setup):
+    """Whether anything that the test runs can fail by its own judgement."""
+    known = {node.name: node for piece in (setup, test) for node in ast.walk(piece.tree) if isinstance(node, DEFINITIONS)}
+    todo = [node for node in test.tree.body if not isinstance(node, DEFINITIONS)]
+    todo += [test.definitions[name] for name in test.cases()]
+    while todo:
+        for node in ast.walk(todo.pop()):
+            if isinstance(node, ast.Assert | ast.Raise):
+                return True
+            name = name_of(node)
+            if isinstance(node, ast.Call) and (name_of(node.func) or "").lower().startswith(("assert", "fail", "raises")):
+                return True
+            if name in known:
+                todo.append(known.pop(name))
+    return False
+
+
+def tested_builtins(pieces):
+    """The builtin functions that tests call which use nothing else of the code: the innermost calls of each."""
+    found = set()
+    for piece in pieces:
+        calls = [n for n in ast.walk(piece.tree) if isinstance(n, ast.Call) and callee(n) in BUILTINS - CONSTRUCTORS]
+        found |= {callee(n) for n in calls if not any(m is not n and m in calls for m in ast.walk(n))}
+    return found - set().union(*(piece.defined for piece in pieces))
+
+
+def callee(node):
+    return node.func.id if isinstance(node.func, ast.Name) else None
+
+
+def shares_interpreter(piece, names):
+    """Why a test cannot be run apart from the code: it looks at a name of the code instead of calling it. None if it
+    can."""
+    allowed = set()
+    for node in ast.walk(piece.tree):
+        if isinstance(node, ast.Call):
+            allowed.add(id(node.func))
+            if callee(node) not in LOOKS:
+                allowed |= {id(argument) for argument in [*node.args, *(k.value for k in node.keywords)]}
+        elif isinstance(node, ast.Assign):
+            allowed.add(id(node.value))
+        elif isinstance(node, ast.Compare) and any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
+            if not all(isinstance(side, ast.Constant) or getattr(side, "id", "") in BUILTINS for side in node.comparators):
+                return "it compares identities"
+        elif isinstance(node, ast.Import) and any(alias.name == SOLUTION for alias in node.names):
+            return "it imports the module of the code"
+    for node in ast.walk(piece.tree):
+        if isinstance(node, ast.Name) and node.id in names and id(node) not in allowed:
+            return f"it looks at {node.id}"
+    return None
+
+
+def modules(pieces):
+    """Modules that tests use under their own names without an import: `math.pi`, `np.array`. Gives statements by name."""
+    found = {}
+    for piece in pieces:
+        for node in ast.walk(piece.tree):
+            name = node.value.id if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) else None
+            module = MODULES.get(name, name)
+            if name in piece.names and (name in MODULES or name in sys.stdlib_module_names) and has(module, node.attr):
+                found[name] = ast.parse(f"import {module} as {name}")
+    return found
+
+
+def borrowed(names, code):
+    """Names that tests use and the code imports from a library of values: `Counter`, `sqrt`. They are imported anew, so
+    that what the code makes of them does not count. Gives statements by name."""
+    found = {}
+    for node in code.body if code else ():
+        if isinstance(node, ast.ImportFrom) and node.module in LIBRARIES and not node.level:
+            for alias in node.names:
+                if alias.name in names and alias.asname in (None, alias.name) and has(node.module, alias.name):
+                    found[alias.name] = ast.parse(f"from {node.module} import {alias.name}")
+        else:
+            own = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            for name in found.keys() & (own | {getattr(node, "name", None)}):
+                del found[name]
+    return found
+
+
+def has(module, attribute):
+    try:
+        return hasattr(__import__(module), attribute)
+    except ImportError:
+        return False
+
+
+class Noted(ast.NodeTransformer):
+    """`assert x` becomes `assert _noted(x)`: it has failed, even where the test's own `except` takes the error. Where
+    that would take any error, `assert _noted(_begun(), x)`: so has one whose condition was never known."""
+
+    swallowed = False
+
+    def visit_Assert(self, node):
+        self.generic_visit(node)
+        node.test = call("_noted", *([call("_begun")] if self.swallowed else []), node.test)
+        return node
+
+    def visit_Try(self, node):
+        outer, self.swallowed = self.swallowed, self.swallowed or any(map(swallows, node.handlers))
+        node.body = [self.visit(one) for one in node.body]
+        self.swallowed = outer
+        for part in (node.handlers, node.orelse, node.finalbody):
+            part[:] = [self.visit(one) for one in part]
+        return node
+
+    def visit_Call(self, node):
+        """What C code sees of an object without asking it: nothing that is of the code."""
+        self.generic_visit(node)
+        if callee(node) in ("type", "callable", "id"):
+            node.args = [call("_seen", argument) for argument in node.args[:1]] + node.args[1:]
+        return node
+
+    def visit_ImportFrom(self, node):
+        return ast.Pass() if node.module == SOLUTION else node
+
+
+def swallows(handler):
+    """Whether an `except` takes failed assertions and does nothing about them."""
+    kinds = {name_of(node) for node in ast.walk(handler.type)} if handler.type else {"BaseException"}
+    known = kinds & {"Exception", "BaseException", "AssertionError"}
+    return known and not any(isinstance(node, ast.Assert | ast.Raise) for node in ast.walk(handler))
+
+
+class Guarded(Noted):
+    """For tests beside the code: what is asked of its objects is asked through weak.py, and builtins are genuine."""
+
+    def __init__(self, own):
+        self.own = own  # names that are not builtins here
+
+    def visit_Compare(self, node):
+        self.generic_visit(node)
+        operators = ast.Tuple([ast.Constant(type(op).__name__) for op in node.ops], ast.Load())
+        return call("_compared", operators, node.left, *node.comparators)
+
+    def visit_Call(self, node):
+        self.generic_visit(node)
+        return node
+
+    def visit_BinOp(self, node):
+        self.generic_visit(node)
+        return call("_computed", ast.Constant(type(node.op).__name__), node.left, node.right)
+
+    def visit_Attribute(self, node):
+        self.generic_visit(node)
+        return call("_attribute", node.value, ast.Constant(node.attr)) if isinstance(node.ctx, ast.Load) else node
+
+    def visit_Name(self, node):
+        genuine = isinstance(node.ctx, ast.Load) and node.id in GENUINE and node.id not in self.own
+        return ast.Name(f"_builtin_{node.id}", node.ctx) if genuine else node
+
+    def visit_MatchValue(self, node):  # the grammar wants a plain attribute here
+        return node
+
+    visit_MatchClass = visit_MatchValue
+
+
+def call(name, *arguments):
+    return ast.Call(ast.Name(name, ast.Load()), list(arguments), [])
+
+
+def program(piece, transformer):
+    tree = transformer.visit(ast.parse(piece.text))
+    return compile(ast.fix_missing_locations(tree), "test", "exec", dont_inherit=True)

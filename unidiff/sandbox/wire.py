@@ -1,0 +1,123 @@
+"""Plain and plain-like values as JSON and back. Nothing is evaluated, imported by name or unpickled.
+
+JSON's own types stand for themselves; anything else is {"kind": [parts]}. What is not plain is left to the caller: the
+code's side gives it a handle, the tests' side refuses it (see exact.py).
+"""
+
+import collections
+import datetime
+import decimal
+import fractions
+import sys
+
+SMALL = 1 << 62  # larger integers go as hexadecimal, which has no limit of digits
+FACTORIES = {kind.__name__: kind for kind in (int, float, str, list, dict, set)}
+ARRAYS = "biufcU"  # kinds of numpy data that a list of Python values holds
+
+
+def pairs(mapping):
+    return [list(pair) for pair in mapping.items()]
+
+
+def clock(value):
+    offset = value.utcoffset()
+    return [value.hour, value.minute, value.second, value.microsecond, offset, value.fold]
+
+
+def unclock(*parts):
+    *numbers, offset, fold = parts
+    return [*numbers, None if offset is None else datetime.timezone(offset)], fold
+
+
+def make_datetime(year, month, day, *parts):
+    numbers, fold = unclock(*parts)
+    return datetime.datetime(year, month, day, *numbers, fold=fold)
+
+
+def make_time(*parts):
+    numbers, fold = unclock(*parts)
+    return datetime.time(*numbers, fold=fold)
+
+
+# kind: its parts, and the value from them
+KINDS = {
+    tuple: (list, lambda *parts: parts),
+    set: (list, lambda *parts: set(parts)),
+    frozenset: (list, lambda *parts: frozenset(parts)),
+    dict: (pairs, lambda *parts: dict(parts)),
+    collections.OrderedDict: (pairs, lambda *parts: collections.OrderedDict(parts)),
+    collections.Counter: (pairs, lambda *parts: collections.Counter(dict(parts))),
+    collections.defaultdict: (
+        lambda v: [getattr(v.default_factory, "__name__", None), *pairs(v)],
+        lambda factory, *parts: collections.defaultdict(FACTORIES.get(factory), parts),
+    ),
+    collections.deque: (lambda v: [v.maxlen, *v], lambda most, *items: collections.deque(items, most)),
+    bytes: (lambda v: [v.hex()], bytes.fromhex),
+    bytearray: (lambda v: [v.hex()], bytearray.fromhex),
+    complex: (lambda v: [v.real, v.imag], complex),
+    range: (lambda v: [v.start, v.stop, v.step], range),
+    decimal.Decimal: (lambda v: [str(v)], decimal.Decimal),
+    fractions.Fraction: (lambda v: [v.numerator, v.denominator], fractions.Fraction),
+    datetime.date: (lambda v: [v.year, v.month, v.day], datetime.date),
+    datetime.time: (clock, make_time),
+    datetime.datetime: (lambda v: [v.year, v.month, v.day, *clock(v)], make_datetime),
+    datetime.timedelta: (lambda v: [v.days, v.seconds, v.microseconds], datetime.timedelta),
+    type({}.keys()): (list, lambda *parts: dict.fromkeys(parts).keys()),
+    type({}.values()): (list, lambda *parts: dict(enumerate(parts)).values()),
+    type({}.items()): (lambda v: pairs(dict(v)), lambda *parts: dict(parts).items()),
+}
+NAMES = {kind.__name__: make for kind, (_, make) in KINDS.items()}
+PLAIN = (type(None), bool, int, float, str, list, *KINDS)  # the types that cross as they are
+
+
+def encode(value, other):
+    """A value as JSON can hold it. other: gives this for a value that is not plain, or raises."""
+    kind = type(value)
+    if value is None or kind in (bool, float, str) or (kind is int and -SMALL < value < SMALL):
+        return value
+    if kind is int:
+        return {"int": [hex(value)]}
+    if kind is list:
+        return [encode(item, other) for item in value]
+    if kind in KINDS:
+        return {kind.__name__: [encode(part, other) for part in KINDS[kind][0](value)]}
+    numpy = sys.modules.get("numpy")
+    if numpy and kind is numpy.ndarray and value.dtype.kind in ARRAYS:
+        return {"ndarray": [value.dtype.str, list(value.shape), encode(value.ravel().tolist(), other)]}
+    if numpy and isinstance(value, numpy.generic) and value.dtype.kind in ARRAYS:
+        return {"scalar": [value.dtype.str, encode(value.item(), other)]}
+    return other(value)
+
+
+def decode(data, remote):
+    """The value of what `encode` made. remote: gives what a handle stands for. ValueError or TypeError if it is not
+    of this form."""
+    if isinstance(data, list):
+        return [decode(item, remote) for item in data]
+    if not isinstance(data, dict):
+        return data
+    ((kind, parts),) = data.items()
+    if kind == "remote":
+        return remote(*parts)
+    if kind == "int":
+        return int(parts[0], 16)
+    parts = [decode(part, remote) for part in parts]
+    if kind == "iterator":
+        return iter(parts)
+    if kind in ("ndarray", "scalar"):
+        return numpy_value(*parts)
+    if kind not in NAMES:
+        raise ValueError(f"{kind!r} is not a kind of value")
+    return NAMES[kind](*parts)
+
+
+def numpy_value(dtype, *content):
+    import numpy
+
+    kind = numpy.dtype(dtype)
+    if kind.kind not in ARRAYS:
+        raise ValueError(f"{dtype!r} is not a plain kind of array")
+    if len(content) == 1:
+        return kind.type(content[0])
+    shape, items = content
+    return numpy.array(items, kind).reshape(shape)
