@@ -33,6 +33,7 @@ from matplotlib.figure import Figure
 from unidiff import launcher
 from unidiff.config import FilePath, build, check_fields, expanded, flags, parse
 from unidiff.files import write_json, write_text
+from unidiff.program import run_program
 from unidiff.run_folder import RunFolder, read_metrics
 from unidiff.sandbox import lifeline
 from unidiff.settings_file import from_yaml
@@ -314,4 +315,4 @@ def curves(path: Path, results: dict[str, list[Path]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -31,6 +31,7 @@ from unidiff.files import read_json, write_json
 from unidiff.grpo.process import stop_signals
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
+from unidiff.program import run_program
 from unidiff.run_folder import PROGRESS, SUMMARY, RunFolder, resumed, step_of
 from unidiff.sequence import Interleaved
 from unidiff.tasks import FrozenLake
@@ -169,4 +170,4 @@ def start(config: Config) -> UnifiedModel:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
