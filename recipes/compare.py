@@ -30,8 +30,8 @@ from matplotlib.figure import Figure
 
 from unidiff.config import parse
 from unidiff.files import write_json, write_text
-from unidiff.grpo.checkpoint import read_metrics
 from unidiff.program import run_program
+from unidiff.run_folder import read_metrics
 from unidiff.sandbox import lifeline
 
 ROOT = Path(__file__).resolve().parent

@@ -1,12 +1,13 @@
 """Image rewards: agreement with a target picture, and edits that stay where they belong.
 
-A target stands in a column: a PIL image or uint8 [H, W, 3] for every picture of the row, or a list with one for each
-round; None where there is none. Further options (`weight`, `name`, …) are those of `reward`.
+A target stands in a column: a PIL image, its file's path or uint8 [H, W, 3] for every picture of the row, or a list
+with one for each round; None where there is none. Further options (`weight`, `name`, …) are those of `reward`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ PSNR_TOP = 50.0  # dB; equal pictures would have infinitely many
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # of Wang et al. 2004
 
 
-def pixels_of(picture: Image.Image | np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]. Raises ValueError for an array of another shape or dtype."""
-    if isinstance(picture, Image.Image):
+def pixels_of(picture: str | Path | bytes | Image.Image | np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] of an array, or of a picture or its file (see `images.picture.rgb`). Raises ValueError for an
+    array of another shape or dtype, and what `rgb` raises."""
+    if not isinstance(picture, np.ndarray):
         return np.asarray(rgb(picture))
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(f"a picture is uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}")
