@@ -15,7 +15,8 @@ import yaml
 
 from unidiff import UnifiedModel, noise
 from unidiff.grpo import lora
-from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Modality
 
 ROOT = Path(__file__).resolve().parents[2]
