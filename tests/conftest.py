@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import random
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +31,10 @@ from unidiff import noise
 from unidiff.families import native
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
+from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.edit import Locate
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
+from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sandbox import namespaces_refused
 from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
@@ -74,6 +77,24 @@ def namespaces() -> None:
     """Skips the test where the system refuses namespaces."""
     if refused := namespaces_refused():
         pytest.skip(f"the system refuses namespaces: {refused}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """small_disk(bytes) -> the folder of a disk of that size, which another call resizes. Skips where this user may not
+    mount."""
+    place = tmp_path / "disk"
+
+    def sized(size: int) -> Path:
+        how = ["-o", f"remount,size={size}"] if place.exists() else ["-t", "tmpfs", "-o", f"size={size}"]
+        place.mkdir(exist_ok=True)
+        if os.geteuid() or subprocess.run(["mount", *how, "tmpfs", place], capture_output=True).returncode:
+            pytest.skip("file systems cannot be mounted here")
+        return place
+
+    yield sized
+    if os.path.ismount(place):
+        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 @pytest.fixture(scope="session")
