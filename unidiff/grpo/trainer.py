@@ -38,6 +38,7 @@ from unidiff.grpo.process import Clock, flat, stop_signals
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
 from unidiff.guidance import Guidance
 from unidiff.model import UnifiedModel
+from unidiff.rewards.idle import IdleWatch
 from unidiff.rewards.reward import Reward, RewardError, as_rewards
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import RewardRouter
@@ -104,6 +105,7 @@ class GRPOTrainer:
         self.shards.begin(self.policy)
         self.folder = RunFolder(config.output_dir)
         self.stopped = False
+        self.idle = IdleWatch()
         self._claimed = False
         self._last: Path | None = None  # the checkpoint to go on from
 
@@ -172,6 +174,8 @@ class GRPOTrainer:
         clock = Clock()
         rollouts, rows, examples, own = self._rollouts(step, clock)
         everything, routed = self._route(own)
+        if self.accelerator.is_main_process:
+            self.idle.look(step, everything)
         first = self.accelerator.process_index * len(rows)
         mine = slice(first, first + len(rows))
         experience = self._experience(step, rollouts, rows, examples, everything.rows(mine), routed.rows(mine))
