@@ -139,7 +139,8 @@ class _Scorer(VisionModel):
 
     def scores(self, model: Any, pixels: Tensor, texts: list[str]) -> Tensor:
         """float32 [n]."""
-        words = self._words(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+        options = {"padding": True, "truncation": True, "max_length": LONGEST, "return_tensors": "pt"}
+        words = self._words(texts, split_special_tokens=True, **options)
         return model(pixels, words["input_ids"].to(self.device), words["attention_mask"].to(self.device))
 
 

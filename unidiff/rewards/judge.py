@@ -89,7 +89,10 @@ def judge(
     endpoint = Endpoint(url, seconds, retries, headers)
 
     async def score(view: View) -> float | Loss:
-        body = {"model": model, "messages": messages_of(view, rubric, low, high), "max_tokens": max_tokens}
+        try:
+            body = {"model": model, "messages": messages_of(view, rubric, low, high), "max_tokens": max_tokens}
+        except ValueError as error:
+            return Loss(Cause.WRONG_TYPE, f"a picture cannot be sent: {error}")
         try:
             answer = json_of(await endpoint.post("/chat/completions", json={**body, "temperature": 0, **(extra or {})}))
         except EndpointError as error:

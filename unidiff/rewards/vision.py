@@ -136,6 +136,7 @@ class Clip(VisionModel):
         words = self._tokenizer(
             texts,
             padding=True,
+            split_special_tokens=True,  # what a policy or a user writes holds none
             truncation=True,  # CLIP reads 77 tokens
             max_length=model.config.text_config.max_position_embeddings,
             return_tensors="pt",
