@@ -28,6 +28,7 @@ from unidiff.grpo.process import Clock, everybody, flat, largest, stop_signals
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
 from unidiff.grpo.update import PolicyUpdate
 from unidiff.model import UnifiedModel
+from unidiff.rewards.idle import IdleWatch
 from unidiff.rewards.reward import Reward, RewardError, as_rewards
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import RewardRouter
@@ -96,6 +97,7 @@ class GRPOTrainer:
         )
         self.folder = RunFolder(config.output_dir)
         self.stopped = False
+        self.idle = IdleWatch()
         self._claimed = False
         self._last: Path | None = None  # the checkpoint to go on from
 
@@ -157,6 +159,8 @@ class GRPOTrainer:
         clock = Clock()
         rollouts, rows, examples, own = self._rollouts(step, clock)
         everything, routed = self._route(own)
+        if self.accelerator.is_main_process:
+            self.idle.look(step, everything)
         first = self.accelerator.process_index * len(rows)
         mine = slice(first, first + len(rows))
         experience = self._experience(step, rollouts, rows, examples, everything.rows(mine), routed.rows(mine))
