@@ -126,6 +126,18 @@ def folder_of(path: str | Path) -> Path:
         raise FileNotFoundError(f"{path} is no folder, and no repository that can be had: {error}") from error
 
 
+def load(path: str | Path, family: str | None, dtype: torch.dtype, options: dict[str, Any]) -> UnifiedModel:
+    """A whole checkpoint; see `UnifiedModel.from_pretrained`."""
+    folder = folder_of(path)
+    config = read_config(folder)
+    model = find(config, family).load(folder, config, dtype, **options)
+    try:  # what the spec says of the sampler is read now, not at the first rollout
+        model.sampler_config()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"ModelSpec.sampler: {error}") from error
+    return model
+
+
 def load_backbone(
     path: str | Path,
     family: str | None = None,
