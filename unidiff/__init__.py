@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from unidiff.rewards.reward import reward
     from unidiff.rewards.router import RewardRouter
     from unidiff.sampling.config import SamplerConfig
-    from unidiff.sampling.rollout import InterleavedSampler
+    from unidiff.sampling.sampler import InterleavedSampler, rollout
 
 __all__ = [
     "GRPOConfig",
@@ -26,17 +26,19 @@ __all__ = [
     "UnifiedModel",
     "evaluate",
     "reward",
+    "rollout",
 ]
 
 _HOME = {
     "GRPOConfig": "unidiff.grpo.config",
     "GRPOTrainer": "unidiff.grpo.trainer",
-    "InterleavedSampler": "unidiff.sampling.rollout",
+    "InterleavedSampler": "unidiff.sampling.sampler",
     "RewardRouter": "unidiff.rewards.router",
     "SamplerConfig": "unidiff.sampling.config",
     "UnifiedModel": "unidiff.model",
     "evaluate": "unidiff.grpo.evaluation",
     "reward": "unidiff.rewards.reward",
+    "rollout": "unidiff.sampling.sampler",
 }
 
 

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from unidiff.images import ImageTokenizer
-    from unidiff.sampling.config import SamplerConfig
-    from unidiff.sampling.rollout import Rollout
 
 # Rows of [positions, head rows] logits that are alive at once when scoring, in numbers (256 MiB of float32).
 _LOGITS_AT_ONCE = 1 << 26
@@ -240,26 +238,6 @@ class UnifiedModel(nn.Module):
         if grid is not None and (others := grids - {tuple(grid)}):
             raise ValueError(f"the model embeds images of {tuple(grid)} tokens, not of {sorted(others)}; resize them")
         return canvas
-
-    def sampler_config(self, **settings: Any) -> SamplerConfig:
-        """The family's own settings of the sampler (`ModelSpec.sampler`) with these in their place. ValueError or
-        TypeError names one that does not exist or has a wrong value."""
-        from unidiff.sampling.config import SamplerConfig
-
-        return SamplerConfig(**{**self.spec.sampler, **settings})
-
-    def rollout(self, prompt: Sequence[str | Image], locate: Any = None, seed: int = 0, **settings: Any) -> Rollout:
-        """One interleaved response to texts and PIL images: `model.rollout(["Where is the way out?", image])`.
-
-        locate: finds the place that a text names, for edit="region" (a task's `region`, or `edit.box(…)`). settings:
-        fields of `SamplerConfig`, else the family's own (`ModelSpec.sampler`). See `InterleavedSampler` for batches.
-        """
-        from unidiff import noise
-        from unidiff.sampling.rollout import InterleavedSampler
-
-        config = self.sampler_config(**settings)
-        encoded = self.encode_prompt(prompt, config.guides)
-        return InterleavedSampler(self, config, locate).sample([encoded], [noise.key(seed)])[0]
 
     # ---------------------------------------------------------------- forward passes
 

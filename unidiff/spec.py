@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from unidiff.config import check_fields
+from unidiff.sampling.config import SamplerConfig
 from unidiff.sequence import Modality, Segment
 
 PadPolicy = Literal["hard", "attend", "additive_one"]
@@ -67,6 +68,15 @@ class ModelSpec:
         self._check_ranges()
         self._check_ids()
         self._check_images()
+        try:
+            self.sampler_config()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"ModelSpec.sampler: {error}") from error
+
+    def sampler_config(self, **settings: Any) -> SamplerConfig:
+        """The family's sampler settings with these in their place. Raises TypeError for a setting that does not exist,
+        ValueError for a wrong value."""
+        return SamplerConfig(**{**self.sampler, **settings})
 
     def _check_ranges(self) -> None:
         if self.image_next is not None and self.image_next not in self.text_end:

@@ -318,6 +318,11 @@ SPOILED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, r"lacks model\.safetensors"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), FileNotFoundError, r"lacks tokenizer\.json"),
+    "tokenizer cut off": (
+        lambda f: (f / "tokenizer.json").write_bytes((f / "tokenizer.json").read_bytes()[:500]),
+        ValueError,
+        r"tokenizer\.json cannot be read",
+    ),
     "no image tokenizer": (lambda f: shutil.rmtree(f / "image"), FileNotFoundError, r"lacks image/model\.safetensors"),
     "truncated": (truncate, ValueError, r"model\.safetensors cannot be read"),
     "no safetensors": (
@@ -377,7 +382,7 @@ def test_any_field_of_the_spec_may_be_given(folder: Path) -> None:
     given = {"text_length": 16, "max_positions": 2048, "sampler": {"text_steps": 3}, "pad_policy": "attend"}
     model = UnifiedModel.from_pretrained(folder, **given)
     assert {name: getattr(model.spec, name) for name in given} == given
-    assert model.sampler_config().text_steps == 3
+    assert model.spec.sampler_config().text_steps == 3
     assert model.encode(["find the goal"]) and len(model.encode(["find the goal " * 3], prompt=False)[0]) == 10
 
 

@@ -25,7 +25,7 @@ from unidiff.families.dimoo import DIMOO_TOKENS
 from unidiff.families.mmada import MMADA_TOKENS
 from unidiff.families.mmada_parallel import MmadaParallel
 from unidiff.model import UnifiedModel
-from unidiff.sampling.rollout import SamplerConfig
+from unidiff.sampling.config import SamplerConfig
 from unidiff.spec import ModelSpec
 
 ALL = ("llada", "mmada", "mmada_parallel", "mmada_parallel_a", "dimoo")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import unidiff
 from tests.families.checkpoints import formula, make_checkpoint, write_weights
 from unidiff import noise
 from unidiff.families import load_backbone
@@ -18,8 +19,10 @@ from unidiff.grpo.experience import guidance_of
 from unidiff.model import UnifiedModel
 from unidiff.report.regeneration import full_regeneration
 from unidiff.sampling.completion import complete
+from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.edit import box
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
+from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Modality
 
 PICTURED = ("mmada", "mmada_parallel", "mmada_parallel_a", "dimoo")
@@ -195,10 +198,10 @@ def test_prompts_that_leave_something_out(any_model: UnifiedModel) -> None:
 def test_the_sampler_of_a_family_is_data(pictured: UnifiedModel) -> None:
     """`rollout` takes the family's published settings, and what is given wins."""
     locate = box(0, 0, 2, 2)
-    rollout = pictured.rollout(parts(pictured), locate=locate, max_rounds=1, image_steps=3, text_block=None)
-    assert rollout.settings.image_steps == 3 and rollout.settings.text_temperature == 0
+    response = unidiff.rollout(pictured, parts(pictured), locate=locate, max_rounds=1, image_steps=3, text_block=None)
+    assert response.settings.image_steps == 3 and response.settings.text_temperature == 0
     published = {k: v for k, v in pictured.spec.sampler.items() if k not in ("image_steps", "text_block")}
-    assert all(getattr(rollout.settings, name) == value for name, value in published.items())
+    assert all(getattr(response.settings, name) == value for name, value in published.items())
 
 
 def test_approximate_caches_cost_less(any_model: UnifiedModel) -> None:

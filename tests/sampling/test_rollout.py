@@ -13,10 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+import unidiff
 from unidiff import noise
 from unidiff.model import UnifiedModel
+from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.edit import EDITS, Locate, box
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
+from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.tasks import FrozenLake
 
@@ -343,10 +346,10 @@ def test_a_task_from_end_to_end(model: UnifiedModel, lean: Lean, task: FrozenLak
 
 def test_one_prompt_in_one_call(model: UnifiedModel, task: FrozenLake) -> None:
     question, picture = task.example("test", 0).prompt
-    rollout = model.rollout([question, picture], edit="confidence", seed=3, max_rounds=1)
+    response = unidiff.rollout(model, [question, picture], edit="confidence", seed=3, max_rounds=1)
     sampler = InterleavedSampler(model, SamplerConfig(edit="confidence", max_rounds=1))
-    assert same(rollout, sampler.sample([model.encode([question, picture])], [noise.key(3)])[0])
-    region = model.rollout([question, picture], locate=task.region, seed=3, max_rounds=1)
+    assert same(response, sampler.sample([model.encode([question, picture])], [noise.key(3)])[0])
+    region = unidiff.rollout(model, [question, picture], locate=task.region, seed=3, max_rounds=1)
     assert region.settings.edit == "region"
 
 

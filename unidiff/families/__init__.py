@@ -130,12 +130,7 @@ def load(path: str | Path, family: str | None, dtype: torch.dtype, options: dict
     """A whole checkpoint; see `UnifiedModel.from_pretrained`."""
     folder = folder_of(path)
     config = read_config(folder)
-    model = find(config, family).load(folder, config, dtype, **options)
-    try:  # what the spec says of the sampler is read now, not at the first rollout
-        model.sampler_config()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"ModelSpec.sampler: {error}") from error
-    return model
+    return find(config, family).load(folder, config, dtype, **options)
 
 
 def load_backbone(

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from unidiff import images
 from unidiff.config import checked, convert
-from unidiff.families import FAMILIES, register
+from unidiff.families import FAMILIES, checkpoint, register
 from unidiff.families.architecture import KEYS, check_weights, read_architecture, unread_fields
 from unidiff.families.backbone import Backbone
 from unidiff.families.templates import PREPROCESSING, TEMPLATED, templates, variant
@@ -227,7 +226,7 @@ class Llada:
         did: text_length, image_grid, …. Raises FileNotFoundError or ValueError."""
         rows = read_architecture(config).vocab_size
         check_weights(folder, read_architecture(config))  # first: what the tokenizer lacks may be another's vocabulary
-        tokenizer = self._tokenizer(folder)
+        tokenizer = checkpoint.read_tokenizer(folder)
         own = config.get("unidiff", {})
         stated = {**own.get("spec", {}), **fields, **({} if pad_policy is None else {"pad_policy": pad_policy})}
         spec = self.build_spec({**config, "unidiff": {**own, "spec": stated}}, tokenizer, rows)
@@ -241,11 +240,6 @@ class Llada:
     def templates(self, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Any:
         """The family's templates; None for one that has none of its own (texts and pictures stand as they are)."""
         return templates(spec, spec.special, PlainText(tokenizer, spec)) if spec.family in TEMPLATED else None
-
-    def _tokenizer(self, folder: Path) -> PreTrainedTokenizerBase:
-        if not (folder / "tokenizer.json").is_file():
-            raise FileNotFoundError(f"{folder} lacks tokenizer.json; load_backbone needs no tokenizer")
-        return PreTrainedTokenizerFast.from_pretrained(folder)
 
     def _images(
         self, folder: Path, config: dict[str, Any], spec: ModelSpec, given: str | Path | None
@@ -305,12 +299,12 @@ class Llada:
             return f"{len(found)} tensors in {len(files)} files, {', '.join(sorted(kinds))}; names and shapes fit"
 
         def ids() -> str:
-            spec = self.build_spec(config, self._tokenizer(folder), read_architecture(config).vocab_size)
+            spec = self.build_spec(config, checkpoint.read_tokenizer(folder), read_architecture(config).vocab_size)
             offset = f", image codes at {list(spec.image_range)}" if spec.codebook_size else ""
             return f"special tokens are where they belong, mask {spec.mask}{offset}"
 
         def pictures() -> str:
-            spec = self.build_spec(config, self._tokenizer(folder), read_architecture(config).vocab_size)
+            spec = self.build_spec(config, checkpoint.read_tokenizer(folder), read_architecture(config).vocab_size)
             tokenizer = self._images(folder, config, spec, None)
             return f"{type(tokenizer).__name__}, {spec.codebook_size} codes" if tokenizer else "none, text alone"
 
@@ -320,7 +314,7 @@ class Llada:
         yield "image tokenizer", pictures
 
     def spec_of(self, folder: Path, config: dict[str, Any]) -> ModelSpec:
-        return self.build_spec(config, self._tokenizer(folder), read_architecture(config).vocab_size)
+        return self.build_spec(config, checkpoint.read_tokenizer(folder), read_architecture(config).vocab_size)
 
 
 def is_dimoo(config: dict[str, Any]) -> bool:

@@ -21,7 +21,7 @@ from unidiff.config import checked, convert
 from unidiff.guidance import Prompt
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
-from unidiff.sampling.rollout import InterleavedSampler
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Interleaved, Modality, Segment, hidden
 from unidiff.spec import ModelSpec
 
