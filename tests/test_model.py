@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from unidiff.estimators import View, draw_views, make
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.fill import fill
-from unidiff.sampling.rollout import InterleavedSampler
+from unidiff.sampling.sampler import InterleavedSampler, rollout
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens
 from unidiff.spec import ModelSpec
 from unidiff.tasks import FrozenLake
@@ -341,7 +342,7 @@ def test_what_is_no_list_of_parts_is_refused(
     parts: Any, message: str, model: UnifiedModel, published: Callable[[str], Path]
 ) -> None:
     for own in (model, UnifiedModel.from_pretrained(published("mmada"))):
-        for call in (own.rollout, own.encode, own.encode_prompt):
+        for call in (partial(rollout, own), own.encode, own.encode_prompt):
             with pytest.raises(TypeError, match=message):
                 call(parts)
         with pytest.raises(TypeError, match=message.replace("prompt", "response")):

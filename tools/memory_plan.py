@@ -23,7 +23,7 @@ from transformers import LlamaConfig
 from unidiff import families
 from unidiff.config import parse
 from unidiff.families import folder_of, read_config
-from unidiff.families.llada import published_shapes, read_architecture
+from unidiff.families.architecture import published_shapes, read_architecture
 from unidiff.program import run_program
 
 

@@ -98,15 +98,13 @@ class UnifiedModel(nn.Module):
     ) -> UnifiedModel:
         """Loads a checkpoint folder, or a repository of the Hugging Face hub by name.
 
-        options: fields of `ModelSpec` in place of the checkpoint's. The published families also take device_map (of
-        transformers, instead of device) and image_tokenizer (the image tokenizer's folder, if it is elsewhere).
-        Raises FileNotFoundError if it lacks files, ValueError if no family recognises it or its parts disagree.
+        options: fields of `ModelSpec` in place of the checkpoint's; of the published families device_map (instead of
+        device) and image_tokenizer (its folder, if it is elsewhere). Raises FileNotFoundError if it lacks files,
+        ValueError if no family recognises it or its parts disagree.
         """
         from unidiff import families
 
-        folder = families.folder_of(path)
-        config = families.read_config(folder)
-        model = families.find(config, family).load(folder, config, dtype, **options)
+        model = families.load(path, family, dtype, options)
         return (model if options.get("device_map") else model.to(device)).eval()
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -127,10 +125,8 @@ class UnifiedModel(nn.Module):
 
     def encode_text(self, text: str) -> LongTensor:
         """[n] ids of a text, no special token among them. Raises ValueError if it is empty."""
-        if self._plain is None:
-            raise ValueError("the model has no tokenizer: it takes ids alone")
-        if not (ids := self._plain(text)):
-            raise ValueError(f"the text {text!r} has no tokens")
+        if self._plain is None or not (ids := self._plain(text)):
+            raise ValueError(f"the text {text!r} has no tokens" if self._plain else "the model has no tokenizer")
         return torch.tensor(ids, dtype=torch.int64)  # type: ignore[return-value]
 
     def encode_images(self, images: Sequence[Image]) -> list[tuple[LongTensor, tuple[int, int]]]:

@@ -19,8 +19,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from unidiff.families.architecture import published_shapes, read_architecture
 from unidiff.families.dimoo import DIMOO_TOKENS
-from unidiff.families.llada import LLADA_TOKENS, Token, published_shapes, read_architecture
+from unidiff.families.llada import LLADA_TOKENS, Token
 from unidiff.families.mmada import MMADA_TOKENS
 from unidiff.families.mmada_parallel import ParallelM
 from unidiff.images.patch_vq import PatchVQ, PatchVQConfig

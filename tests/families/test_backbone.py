@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 
 from unidiff import families
 from unidiff.attention import pad_bias
-from unidiff.families import backbone, checkpoint, llada
+from unidiff.families import architecture, backbone, checkpoint
 from unidiff.families.backbone import Float32RotaryEmbedding, rotate
 
 # fixture -> family to name, None where the config tells it
@@ -252,10 +252,10 @@ def test_fields_that_are_not_known_are_named(folder: Path) -> None:
 
 def test_sizes_that_follow_from_others(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    assert llada.read_architecture({**config, "n_kv_heads": None}).num_key_value_heads == 4
+    assert architecture.read_architecture({**config, "n_kv_heads": None}).num_key_value_heads == 4
     shared = {**config, "n_kv_heads": None, "multi_query_attention": True}
-    assert llada.read_architecture(shared).num_key_value_heads == 1
-    assert llada.read_architecture({**config, "mlp_hidden_size": None}).intermediate_size == 256
+    assert architecture.read_architecture(shared).num_key_value_heads == 1
+    assert architecture.read_architecture({**config, "mlp_hidden_size": None}).intermediate_size == 256
 
 
 def test_ids_of_the_config_win(folder: Path) -> None:

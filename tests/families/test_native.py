@@ -318,6 +318,11 @@ SPOILED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, r"lacks model\.safetensors"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), FileNotFoundError, r"lacks tokenizer\.json"),
+    "tokenizer cut off": (
+        lambda f: (f / "tokenizer.json").write_bytes((f / "tokenizer.json").read_bytes()[:500]),
+        ValueError,
+        r"tokenizer\.json cannot be read",
+    ),
     "no image tokenizer": (lambda f: shutil.rmtree(f / "image"), FileNotFoundError, r"lacks image/model\.safetensors"),
     "truncated": (truncate, ValueError, r"model\.safetensors cannot be read"),
     "no safetensors": (

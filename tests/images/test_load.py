@@ -125,7 +125,10 @@ def test_config_that_is_no_object(vq_folder, tmp_path):
     ("spoil", "message"),
     [
         (lambda w: w.fill_(float("nan")), r"holds \d+ of \d+ numbers that are NaN or infinite"),
-        (lambda w: w.index_fill(0, torch.tensor([0]), float("inf")), r"holds \d+ of \d+ numbers that are NaN or infinite"),
+        (
+            lambda w: w.index_fill(0, torch.tensor([0]), float("inf")),
+            r"holds \d+ of \d+ numbers that are NaN or infinite",
+        ),
         (lambda w: w.to(torch.int8), r"holds torch\.int8 numbers; quantized weights are not read"),
         (lambda w: w.to(torch.float8_e4m3fn), r"holds torch\.float8_e4m3fn numbers; quantized"),
     ],

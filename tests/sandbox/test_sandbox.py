@@ -60,8 +60,11 @@ def test_packages_can_be_made_readable(tmp_path, walls):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seconds": 0}, "seconds=0; it must be above 0"),
-        ({"network": "open"}, "network='open'; choose 'deny' or 'allow'"),
+        ({"seconds": 0}, r"seconds=0\.0; it must be above 0"),
+        ({"network": "open"}, "network is 'open'; choose one of deny, allow"),
+        ({"seconds": float("inf")}, "seconds is inf; it must be a finite number"),
+        ({"memory": 0.5}, r"memory is 0\.5; it must be a whole number"),
+        ({"paths": "/usr"}, "paths is '/usr'; it must be a list"),
         ({"paths": ("nowhere",)}, "'nowhere' is no folder with an absolute path"),
     ],
 )

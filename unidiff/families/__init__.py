@@ -126,6 +126,13 @@ def folder_of(path: str | Path) -> Path:
         raise FileNotFoundError(f"{path} is no folder, and no repository that can be had: {error}") from error
 
 
+def load(path: str | Path, family: str | None, dtype: torch.dtype, options: dict[str, Any]) -> UnifiedModel:
+    """A whole checkpoint; see `UnifiedModel.from_pretrained`."""
+    folder = folder_of(path)
+    config = read_config(folder)
+    return find(config, family).load(folder, config, dtype, **options)
+
+
 def load_backbone(
     path: str | Path,
     family: str | None = None,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from transformers import PreTrainedTokenizerFast
 
 from unidiff.images.weights import QUANTIZED
 
@@ -48,6 +49,16 @@ def read_headers(folder: Path) -> dict[str, Weight]:
     pickled = " (pickled weights are not read: convert them to safetensors)" if list(folder.glob("*.bin")) else ""
     shards = " (there are shards, but they need their index)" if files_in(folder) else ""
     raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {INDEX}{pickled}{shards}")
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The text tokenizer of a checkpoint. Raises FileNotFoundError without one, ValueError for damaged files."""
+    if not (folder / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"{folder} lacks tokenizer.json; load_backbone needs no tokenizer")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # tokenizers has one error type for every kind of damage
+        raise ValueError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
 
 
 def _sharded(folder: Path) -> dict[str, Weight]:

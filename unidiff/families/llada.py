@@ -1,7 +1,5 @@
-"""LLaDA (8B Base, Instruct, 1.5): text alone. Its architecture is that of MMaDA, MMaDA-Parallel and Lumina-DiMOO too.
-
-Their published code is one architecture, equal to transformers' Llama without a causal mask under the names of `KEYS`
-(same weights: the same logits). Everything below that is not in `Llada`'s class fields holds for all of them.
+"""LLaDA (8B Base, Instruct, 1.5): text alone. Its architecture is that of MMaDA, MMaDA-Parallel and Lumina-DiMOO too,
+and everything below that is not in `Llada`'s class fields holds for all of them.
 """
 
 from __future__ import annotations
@@ -12,12 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from transformers import LlamaConfig, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from unidiff import images
 from unidiff.config import checked, convert
 from unidiff.families import FAMILIES, checkpoint, register
+from unidiff.families.architecture import KEYS, check_weights, read_architecture, unread_fields
 from unidiff.families.backbone import Backbone
 from unidiff.families.templates import PREPROCESSING, TEMPLATED, templates, variant
 from unidiff.images import ImageTokenizer
@@ -25,161 +23,6 @@ from unidiff.images.weights import check_finite
 from unidiff.model import UnifiedModel
 from unidiff.plain_text import PlainText
 from unidiff.spec import ModelSpec, PadPolicy
-
-# ---------------------------------------------------------------- names of the weights
-
-_BLOCK, _LAYER = r"^model\.transformer\.blocks\.(\d+)\.", r"model.layers.\1."
-_INSIDE = {"q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj"}
-_INSIDE |= {"attn_out": "self_attn.o_proj", "attn_norm": "input_layernorm", "ff_norm": "post_attention_layernorm"}
-_INSIDE |= {"ff_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj"}
-# Published name (a pattern) -> transformers' name, read both ways. `ff_out` is a block's down projection, and outside
-# of the blocks the head.
-KEYS = {
-    r"^model\.transformer\.wte\.": "model.embed_tokens.",
-    r"^model\.transformer\.ln_f\.": "model.norm.",
-    r"^model\.transformer\.ff_out\.": "lm_head.",
-    **{rf"{_BLOCK}{theirs}\.": f"{_LAYER}{ours}." for theirs, ours in _INSIDE.items()},
-}
-
-
-def published_shapes(llama: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Published name -> shape of every weight."""
-    d, mlp, rows = llama.hidden_size, llama.intermediate_size, llama.vocab_size
-    kv = d // llama.num_attention_heads * (llama.num_key_value_heads or llama.num_attention_heads)
-    block = {"attn_norm": (d,), "ff_norm": (d,), "q_proj": (d, d), "k_proj": (kv, d), "v_proj": (kv, d)}
-    block |= {"attn_out": (d, d), "ff_proj": (mlp, d), "up_proj": (mlp, d), "ff_out": (d, mlp)}
-    shapes: dict[str, tuple[int, ...]] = {"wte": (rows, d), "ln_f": (d,)}
-    if not llama.tie_word_embeddings:
-        shapes["ff_out"] = (rows, d)
-    for i in range(llama.num_hidden_layers):
-        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
-    return {f"model.transformer.{name}.weight": shape for name, shape in shapes.items()}
-
-
-# ---------------------------------------------------------------- config.json
-
-# The values with which the architecture is the one that is run here; with any other it computes something else.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "block_type": ("llama",),
-    "block_group_size": (1,),
-    "activation_type": ("silu",),
-    "layer_norm_type": ("rms",),
-    "layer_norm_with_affine": (True,),
-    "attention_layer_norm": (False,),
-    "bias_for_layer_norm": (False, None),
-    "rope": (True,),
-    "rope_full_precision": (True,),
-    "alibi": (False,),
-    "include_bias": (False,),
-    "include_qkv_bias": (False, None),
-    "input_emb_norm": (False,),
-    "scale_logits": (False,),
-}
-_DROPOUTS = ("attention_dropout", "residual_dropout", "embedding_dropout")
-# Known, and without influence on a forward pass: how it was initialised and run, and numbers of switched-off parts.
-_PASSIVE = {"embedding_size", "alibi_bias_max", "attention_layer_norm_with_affine", "flash_attention", "mlp_ratio"}
-_PASSIVE |= {"multi_query_attention", "init_device", "init_fn", "init_std", "init_cutoff_factor", "precision"}
-_PASSIVE |= {"use_cache", "train_max_sequence_length", "model_type", "auto_map", "torch_dtype", "unidiff"}
-_PASSIVE |= {"mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id", "_name_or_path", "_attn_implementation"}
-_PASSIVE |= {"llm_vocab_size", "codebook_size", "num_vq_tokens", "num_new_special_tokens", "new_vocab_size"}
-_PASSIVE |= {"text_vocab_size", "llm_model_path", "transformers_version", "w_clip_vit", "gradient_checkpointing"}
-
-
-def _field(config: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
-    if name not in config:
-        raise ValueError(f"config.json: field {name} is missing; every field of the architecture must be stated")
-    value = config[name]
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    positive = not isinstance(value, (int, float)) or isinstance(value, bool) or 0 < value < 1 << 62
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds) or not positive:
-        raise ValueError(f"config.json: {name} is {value!r}, which is no value for it")
-    return value
-
-
-def read_architecture(config: dict[str, Any]) -> LlamaConfig:
-    """The Llama that a published config.json describes. Every field is read.
-
-    Raises ValueError naming the field that is missing, of a wrong type, or of a value that means another architecture.
-    Dropout is switched off, with a warning if the config asks for it: a ratio of policies needs one function.
-    """
-    for name, allowed in _FIXED.items():
-        if name not in config:
-            raise ValueError(f"config.json: field {name} is missing; every field of the architecture must be stated")
-        if not any(config[name] is a or (config[name] == a and type(config[name]) is type(a)) for a in allowed):
-            raise ValueError(f"config.json: {name} is {config[name]!r}; only {allowed[0]!r} is supported")
-    for name in _DROPOUTS:
-        if name not in config:
-            raise ValueError(f"config.json: field {name} is missing; every field of the architecture must be stated")
-        if config[name]:
-            warnings.warn(f"config.json: {name} is {config[name]!r}; dropout is switched off", stacklevel=2)
-    d, heads = _field(config, "d_model", int), _field(config, "n_heads", int)
-    kv_heads = _kv_heads(config, heads)
-    if d % heads or heads % kv_heads:
-        raise ValueError(f"config.json: d_model {d}, n_heads {heads} and n_kv_heads {kv_heads} do not divide")
-    mlp = _field(config, "mlp_hidden_size", (int, type(None))) or d * _field(config, "mlp_ratio", int)
-    _field(config, "embedding_size", (int, type(None)))  # not trusted: see `check_weights`
-    return LlamaConfig(
-        vocab_size=_field(config, "vocab_size", int),
-        hidden_size=d,
-        intermediate_size=mlp,
-        num_hidden_layers=_field(config, "n_layers", int),
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=_field(config, "max_sequence_length", int),
-        rms_norm_eps=_field(config, "rms_norm_eps", float),
-        rope_parameters={"rope_type": "default", "rope_theta": float(_field(config, "rope_theta", (int, float)))},
-        tie_word_embeddings=_field(config, "weight_tying", bool),
-        attention_bias=False,
-        mlp_bias=False,
-        attention_dropout=0.0,
-        # Not the published pad: Llama gives the embedding of its pad no gradient, and it is the end token here.
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-        is_causal=False,  # type: ignore[call-arg]  (a field of every config, but of no signature)
-    )
-
-
-def _kv_heads(config: dict[str, Any], heads: int) -> int:
-    stated = _field(config, "n_kv_heads", (int, type(None)))
-    shared = config.get("multi_query_attention")
-    if stated is None:
-        shared = _field(config, "multi_query_attention", (bool, type(None)))
-    implied = stated if shared is None else (1 if shared else heads)
-    if stated is not None and implied != stated:
-        raise ValueError(f"config.json: n_kv_heads is {stated}, but multi_query_attention {shared!r} means {implied}")
-    return implied or heads
-
-
-def unread_fields(config: dict[str, Any]) -> list[str]:
-    """Fields of config.json that mean nothing to us: what they change, if anything, is not done."""
-    read = {*_FIXED, *_DROPOUTS, *_PASSIVE, "d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size"}
-    read |= {"vocab_size", "max_sequence_length", "rms_norm_eps", "rope_theta", "weight_tying"}
-    return sorted(set(config) - read - set(LlamaConfig().to_dict()))
-
-
-def check_weights(folder: Path, llama: LlamaConfig) -> dict[str, checkpoint.Weight]:
-    """The headers of a folder's weights, which must be the config's. Raises FileNotFoundError or ValueError."""
-    found = checkpoint.read_headers(folder)
-    if llama.num_hidden_layers > len(found):  # before so many are built
-        raise ValueError(f"config.json: n_layers is {llama.num_hidden_layers}, but the files hold {len(found)} weights")
-    wanted = published_shapes(llama)
-    table, rows = "model.transformer.wte.weight", llama.vocab_size
-    if table in found and found[table].shape[:1] != (rows,):
-        raise ValueError(
-            f"config.json: vocab_size is {rows}, but {table} has {found[table].shape[0]} rows; "
-            "the weights and the config are not of one checkpoint, or the vocabulary was resized without saving it"
-        )
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or extra:
-        raise ValueError(
-            f"{folder}: {len(missing)} weights are missing {missing[:3]}, {len(extra)} are unexpected {extra[:3]}"
-        )
-    for name, shape in wanted.items():
-        if found[name].shape != shape:
-            raise ValueError(f"{found[name].file}: {name} is {found[name].shape}, config.json says {shape}")
-    return found
-
 
 # ---------------------------------------------------------------- the family
 
@@ -383,7 +226,7 @@ class Llada:
         did: text_length, image_grid, …. Raises FileNotFoundError or ValueError."""
         rows = read_architecture(config).vocab_size
         check_weights(folder, read_architecture(config))  # first: what the tokenizer lacks may be another's vocabulary
-        tokenizer = self._tokenizer(folder)
+        tokenizer = checkpoint.read_tokenizer(folder)
         own = config.get("unidiff", {})
         stated = {**own.get("spec", {}), **fields, **({} if pad_policy is None else {"pad_policy": pad_policy})}
         spec = self.build_spec({**config, "unidiff": {**own, "spec": stated}}, tokenizer, rows)
@@ -397,11 +240,6 @@ class Llada:
     def templates(self, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Any:
         """The family's templates; None for one that has none of its own (texts and pictures stand as they are)."""
         return templates(spec, spec.special, PlainText(tokenizer, spec)) if spec.family in TEMPLATED else None
-
-    def _tokenizer(self, folder: Path) -> PreTrainedTokenizerBase:
-        if not (folder / "tokenizer.json").is_file():
-            raise FileNotFoundError(f"{folder} lacks tokenizer.json; load_backbone needs no tokenizer")
-        return PreTrainedTokenizerFast.from_pretrained(folder)
 
     def _images(
         self, folder: Path, config: dict[str, Any], spec: ModelSpec, given: str | Path | None
@@ -461,12 +299,12 @@ class Llada:
             return f"{len(found)} tensors in {len(files)} files, {', '.join(sorted(kinds))}; names and shapes fit"
 
         def ids() -> str:
-            spec = self.build_spec(config, self._tokenizer(folder), read_architecture(config).vocab_size)
+            spec = self.build_spec(config, checkpoint.read_tokenizer(folder), read_architecture(config).vocab_size)
             offset = f", image codes at {list(spec.image_range)}" if spec.codebook_size else ""
             return f"special tokens are where they belong, mask {spec.mask}{offset}"
 
         def pictures() -> str:
-            spec = self.build_spec(config, self._tokenizer(folder), read_architecture(config).vocab_size)
+            spec = self.build_spec(config, checkpoint.read_tokenizer(folder), read_architecture(config).vocab_size)
             tokenizer = self._images(folder, config, spec, None)
             return f"{type(tokenizer).__name__}, {spec.codebook_size} codes" if tokenizer else "none, text alone"
 
@@ -476,7 +314,7 @@ class Llada:
         yield "image tokenizer", pictures
 
     def spec_of(self, folder: Path, config: dict[str, Any]) -> ModelSpec:
-        return self.build_spec(config, self._tokenizer(folder), read_architecture(config).vocab_size)
+        return self.build_spec(config, checkpoint.read_tokenizer(folder), read_architecture(config).vocab_size)
 
 
 def is_dimoo(config: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from unidiff.families import checkpoint, register
@@ -152,7 +152,7 @@ class Native:
         if wrong := [n for n in ("spec", "backbone", "embedding") if not isinstance(config.get(n), dict)]:
             raise ValueError(f"{folder / 'config.json'} lacks {', '.join(wrong)}, or it is not an object")
         spec = ModelSpec.from_dict({**config["spec"], **fields})
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer = checkpoint.read_tokenizer(folder)
         images = PatchVQ.from_pretrained(folder / "image")
         _check(spec, tokenizer, images, folder)
         found = checkpoint.read_headers(folder)

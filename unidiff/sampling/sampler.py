@@ -33,8 +33,8 @@ def rollout(
     fields of `SamplerConfig`; the others are the family's own (`ModelSpec.sampler`). Batches: `InterleavedSampler`.
     """
     config = model.spec.sampler_config(**settings)
-    sampler = InterleavedSampler(model, config, locate)
-    return sampler.sample([model.encode_prompt(prompt, config.guides)], [noise.key(seed)])[0]
+    encoded = model.encode_prompt(prompt, config.guides)
+    return InterleavedSampler(model, config, locate).sample([encoded], [noise.key(seed)])[0]
 
 
 class InterleavedSampler:

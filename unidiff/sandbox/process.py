@@ -26,6 +26,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
+from unidiff.config import check_fields
+
 CHILD = Path(__file__).with_name("child.py")
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/libx32")  # what programs need; not /etc
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
@@ -90,11 +92,10 @@ class Limits:
     network: Literal["deny", "allow"] = "deny"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("seconds", "memory", "disk", "processes", "open_files", "output"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}; it must be above 0")
-        if self.network not in ("deny", "allow"):
-            raise ValueError(f"network={self.network!r}; choose 'deny' or 'allow'")
         for path in self.paths:
             if not os.path.isabs(path) or not os.path.isdir(path):
                 raise ValueError(f"paths: {path!r} is no folder with an absolute path")
