@@ -15,7 +15,7 @@ from typing import Literal
 
 from transformers import LlamaConfig
 
-from unidiff.config import parse
+from unidiff.config import FilePath, parse
 from unidiff.families import folder_of, read_config
 from unidiff.families.llada import published_shapes, read_architecture
 
@@ -27,7 +27,7 @@ class Config:
     rollout.
     accumulate: an update has several micro-batches. The rest: as in GRPOConfig and the recipe."""
 
-    model: str | None = None
+    model: FilePath | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     lora_rank: int = 128
     gradient_checkpointing: bool = True

@@ -41,7 +41,10 @@ def parse(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if "--help" in words or "-h" in words:
-        print(f"{description}\n\n{help_text(config)}".strip())
+        try:
+            print(f"{description}\n\n{help_text(config)}".strip(), flush=True)
+        except BrokenPipeError:  # a reader that has seen enough, as in `--help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0)
     try:
         given: dict[str, Any] = flags(words)

@@ -194,7 +194,7 @@ def test_settings_from_a_file(run, tmp_path):
             "assignment is 'both'; choose one of joint, normalize_then_sum, factorized, segment",
         ),
         (["--num_generations", "1"], "num_generations is 1; a group needs at least 2"),
-        (["--text_estimator", "fading"], "text_estimator is 'fading'; did you mean 'fading_out'?"),
+        (["--text_estimator", "fading"], "text_estimator: estimator 'fading' is not known"),
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--board_size", "9"], "size: expected 3 to 8 cells, got 9"),
         (["--board_size", "5"], "so many cells do not fill the model's picture of 64 x 64 pixels"),

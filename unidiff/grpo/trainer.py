@@ -34,7 +34,7 @@ from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, step_figures
 from unidiff.grpo.experience import Experience, credited, guidance_of, prompt_index, sample_and_judge, spread
 from unidiff.grpo.losses import LOSSES, Denominators, LossStats, added, check_finite, modality_loss
-from unidiff.grpo.process import Clock, flat, stop_signals
+from unidiff.grpo.process import Clock, check_tracker, flat, stop_signals
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
 from unidiff.guidance import Guidance
 from unidiff.model import UnifiedModel
@@ -70,6 +70,7 @@ class GRPOTrainer:
     ) -> None:
         self.config, self.task, self.on_step = config, task, on_step
         self.accelerator = accelerator or Accelerator(log_with=config.tracker, project_dir=config.output_dir)
+        check_tracker(config.tracker, self.accelerator)
         processes = self.accelerator.num_processes
         if config.num_prompts % processes:
             raise ValueError(f"num_prompts is {config.num_prompts}; it must be a multiple of the {processes} processes")
