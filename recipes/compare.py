@@ -30,9 +30,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from unidiff import launcher
 from unidiff.config import FilePath, build, check_fields, expanded, flags, parse
 from unidiff.files import write_json, write_text
+from unidiff.program import run_program
 from unidiff.run_folder import RunFolder, read_metrics
 from unidiff.sandbox import lifeline
 from unidiff.settings_file import from_yaml
@@ -108,7 +108,6 @@ class Run:
         return self.folder.finished and not grown
 
 
-@launcher.program()
 def main() -> None:
     try:
         config = parse(Config, own_words(sys.argv[1:]), __doc__ or "")
@@ -314,4 +313,4 @@ def curves(path: Path, results: dict[str, list[Path]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

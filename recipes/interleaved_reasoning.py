@@ -42,6 +42,7 @@ from unidiff.grpo.evaluation import Evaluation
 from unidiff.grpo.experience import Experience
 from unidiff.grpo.process import check_tracker
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, load_rollouts
+from unidiff.program import run_program
 from unidiff.report.curves import draw_curves
 from unidiff.report.gallery import best_and_worst, records
 from unidiff.report.page import write_page
@@ -90,7 +91,6 @@ class Config(GRPOConfig):
         as_rewards(self.rewards or (), FrozenLake().rewards())
 
 
-@launcher.program()
 def main() -> None:
     sys.path.append(os.getcwd())  # where a user's own rewards may be
     began, command = time.perf_counter(), launcher.command()
@@ -264,4 +264,4 @@ def training_galleries(model: UnifiedModel, folder: RunFolder) -> dict[str, list
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

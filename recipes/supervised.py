@@ -31,6 +31,7 @@ from unidiff.files import read_json, write_json
 from unidiff.grpo.process import stop_signals
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
+from unidiff.program import run_program
 from unidiff.run_folder import PROGRESS, SUMMARY, RunFolder, resumed, step_of
 from unidiff.sequence import Interleaved
 from unidiff.tasks import FrozenLake
@@ -68,7 +69,6 @@ class Config(supervised.SupervisedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
 
-@launcher.program()
 def main() -> None:
     command = launcher.command()
     config = parse(Config, description=__doc__ or "", start=resumed(Config, FILES[0]))
@@ -169,4 +169,4 @@ def start(config: Config) -> UnifiedModel:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -31,8 +31,10 @@ from unidiff import noise
 from unidiff.families import native
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
+from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.edit import Locate
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
+from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sandbox import namespaces_refused
 from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
@@ -165,7 +167,7 @@ def model(build_model: Callable[..., UnifiedModel], lean: Callable[..., UnifiedM
 def exact_model(model: UnifiedModel) -> UnifiedModel:
     """`model` in float64, to compare two ways to compute one thing. In float32 they differ by what their sums round:
     a few 1e-6 of a log-probability of 10, more or less with another processor or number of threads. In float64 hidden
-    states differ by 1e-15; so log-probabilities, which are float32 of any model, are the same but for one last digit."""
+    states differ by 1e-15; log-probabilities are float32 of any model, and then alike but for a last digit."""
     return copy.deepcopy(model).double()
 
 

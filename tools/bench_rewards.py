@@ -26,9 +26,9 @@ import numpy as np
 import torch
 
 from unidiff import GRPOConfig, InterleavedSampler, UnifiedModel, noise, reward
-from unidiff.config import parse
 from unidiff.grpo.experience import sample_and_judge
 from unidiff.grpo.process import Clock
+from unidiff.program import run_command, run_program
 from unidiff.rewards.code_tests import code_tests
 from unidiff.rewards.math_answers import MathVerifier
 from unidiff.rewards.remote import remote
@@ -126,18 +126,30 @@ def math(config: Config) -> None:
     print(f"{config.items} answers ({right} right) in {seconds:.2f} s: {config.items / seconds:.0f} a second")
 
 
+CODE = (  # what is judged, text, tests
+    ("functions", "def f(x):\n    return x * x", ["assert f(2) == 4", "assert f(3) == 9"]),
+    (
+        "classes, beside the code",
+        "class P:\n    def __init__(s, x): s.x = x",
+        ["assert P(2).x == 2", "assert P(3).x == 3"],
+    ),
+    ("programs", "print(int(input()) ** 2)", {"inputs": ["2", "3"], "outputs": ["4", "9"]}),
+)
+
+
 def code(config: Config) -> None:
-    """Seconds to judge functions by two tests each, every one in two sandboxes of its own."""
-    columns = {"tests": ["assert f(2) == 4", "assert f(3) == 9"]}
-    text = "def f(x):\n    return x * x"
-    views = []
-    for _ in range(config.items // 8):
-        one = SegmentView(modality=Modality.TEXT, tokens=torch.zeros(8, dtype=torch.int64), text=text)
-        views += link_row([one], columns=columns)
+    """Texts a second, each judged by two tests in a sandbox of its own."""
+    print("| judged | texts a second | ms of one |\n|---|---|---|")
     tested = code_tests(workers=config.workers)
-    seconds = fastest(lambda: asyncio.run(tested(views)), config.repeats)
-    right = sum(value == 1.0 for value in asyncio.run(tested(views)))
-    print(f"{len(views)} functions ({right} right) in {seconds:.2f} s: {len(views) / seconds:.0f} a second")
+    for name, text, tests in CODE:
+        views = []
+        for _ in range(config.items // 8):
+            one = SegmentView(modality=Modality.TEXT, tokens=torch.zeros(8, dtype=torch.int64), text=text)
+            views += link_row([one], columns={"tests": tests})
+        if asyncio.run(tested(views)) != [1.0] * len(views):
+            raise RuntimeError(f"{name}: right code was judged wrong")
+        seconds = fastest(lambda views=views: asyncio.run(tested(views)), config.repeats)
+        print(f"| {name} | {len(views) / seconds:.0f} | {1000 * config.workers * seconds / len(views):.0f} |")
 
 
 def overlap(config: Config) -> None:
@@ -177,7 +189,10 @@ def overlap(config: Config) -> None:
 
 COMMANDS = {"server": server, "math": math, "code": code, "overlap": overlap}
 
+
+def main() -> None:
+    run_command(COMMANDS, Config, __doc__ or "")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        sys.exit(f"usage: python tools/bench_rewards.py {'|'.join(COMMANDS)} [--setting value …]\n\n{__doc__}")
-    COMMANDS[sys.argv[1]](parse(Config, sys.argv[2:], __doc__ or ""))
+    run_program(main)

@@ -6,15 +6,16 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
-from unidiff.rewards.code_tests import code_of, code_tests
+from unidiff.rewards.code_tests import code_tests
 from unidiff.rewards.math_answers import MathVerifier, math_answer
 from unidiff.rewards.reward import Cause, Loss, resolve
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import evaluate
-from unidiff.rewards.text import exact_answer, format_pattern, last_number, length, numeric_answer, repetition
+from unidiff.rewards.text import exact_answer, format_pattern, length, numeric_answer, repetition
 from unidiff.sequence import Modality
 
 
@@ -46,24 +47,9 @@ def test_exact():
     texts = ["<answer>no</answer> <answer> New  York\n</answer>", "New York", "<answer></answer>"]
     assert [values(tagged, views(t, answer="new york"))[0] for t in texts] == [1.0, 0.0, 0.0]
     assert values(exact_answer("city"), views("Rome", city=["Paris", "rome"]), views("x", city=None)) == [1.0, None]
-    with pytest.raises(KeyError, match="answer"):
-        values(exact_answer(), views("x"))
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("it is 1,234.5.", 1234.5),
-        ("−3", -3.0),
-        ("2e-3 m", 2e-3),
-        (".5", 0.5),
-        ("10-3", -3.0),
-        ("none", None),
-        ("", None),
-    ],
-)
-def test_last_number(text, number):
-    assert last_number(text) == number
+    (lost,) = values(exact_answer(), views("x", city=1))
+    assert isinstance(lost, Loss) and "the row has no column 'answer'; it has: city" in lost.message
+    assert values(exact_answer(), views("caf\u00e9", answer="cafe\u0301"), views("7", answer=np.int64(7))) == [1.0, 1.0]
 
 
 def test_numeric():
@@ -71,7 +57,7 @@ def test_numeric():
     assert row == [1.0, 0.0, 0.0]
     assert values(numeric_answer(tolerance=0.1), views("3.0", answer=3.14)) == [1.0]
     (lost,) = values(numeric_answer(), views("8", answer="seven"))
-    assert isinstance(lost, Loss) and "'seven', which has no number" in lost.message
+    assert isinstance(lost, Loss) and "the right answer 'seven' has no number" in lost.message
 
 
 def test_length_and_repetition():
@@ -162,38 +148,101 @@ def test_math_reward():
 
 # --- code -------------------------------------------------------------------------------------------------------------
 
-
-def test_code_of():
-    text = "Try\n```python\nfirst\n```\nno:\n```\nx = '''\n``'''\n```\nend"
-    assert code_of(text) == "x = '''\n``'''\n" and code_of("plain") == "plain"
+GOOD, HALF = "```python\ndef f(x): return x * x\n```", "```python\ndef f(x): return 4\n```"
+ASSERTS = ["assert f(2) == 4", "assert f(3) == 9"]
 
 
 @pytest.mark.usefixtures("namespaces")
-def test_code():
-    good, half = "```python\ndef f(x): return x * x\n```", "```python\ndef f(x): return 4\n```"
-    asserts = ["assert f(2) == 4", "assert f(3) == 9"]
-    rows = [views("plan", good, tests=asserts), views(half, tests=asserts), views("no code here", tests=asserts)]
-    rows += [
-        views(good, tests=None),
-        views(good, tests={"tests": "assert f(m.inf) == m.inf", "setup": "import math as m"}),
-    ]
-    rows += [views("print(int(input()) + 1)", tests={"inputs": ["1", "2"], "outputs": ["2\n", "4"]})]
-    assert values(code_tests(), *rows) == [None, 1.0, 0.5, 0.0, None, 1.0, 0.5]
-    broken = [["f(lambda: 1)"], [], {"inputs": ["1"], "outputs": []}, {"tests": "f(1)", "setup": "import nothing_here"}]
-    lost = values(code_tests(), *[views(good, tests=one) for one in broken])
-    assert all(isinstance(one, Loss) for one in lost)
-    said = ["test 0 cannot judge", "tests is empty", "1 inputs and 0 outputs", "ModuleNotFoundError"]
-    assert all(words in one.message for words, one in zip(said, lost))
+@pytest.mark.parametrize(
+    ("tests", "text", "value"),
+    [
+        (ASSERTS, GOOD, 1.0),
+        (ASSERTS, HALF, 0.5),
+        (ASSERTS, "no code here", 0.0),
+        (None, GOOD, None),
+        ({"tests": "assert f(m.inf) == m.inf", "setup": "import math as m"}, GOOD, 1.0),
+        ('["assert f(2) == 4", "assert f(3) == 9"]', HALF, 0.5),
+        ('"assert f(2) == 4"', GOOD, 1.0),
+        ('{"inputs": ["1"], "outputs": ["2"]}', "return 0", 0.0),
+        ({"inputs": ["1", "2"], "outputs": ["2\n", "4"]}, "print(int(input()) + 1)", 0.5),
+        ({"inputs": [1, 2.5], "outputs": [2, 3.5]}, "print(eval(input()) + 1)\nexit()", 1.0),
+        ({"inputs": [["3", "4"], [[5, 6], 7]], "outputs": [["3", 4], "5 6\n7"]}, "while True:\n  try: print(input())\n"
+         "  except EOFError: break", 1.0),
+        ({"inputs": [10**5000], "outputs": ["1" + "0" * 5000]}, "print(int(input()))", 1.0),
+        ({"fn_name": "f", "inputs": [[2], [3]], "outputs": [4, 9]}, HALF, 0.5),
+        ({"fn_name": "f", "inputs": [[2], [3]], "outputs": [[4], [9]]}, GOOD, 1.0),
+        ('{"fn_name": "f", "inputs": [[2.5], [null]], "outputs": [6.25, null]}', "def f(x): return x and x * x", 1.0),
+        ({"fn_name": "f", "inputs": ["2\n", "3"], "outputs": ["4", "9"]}, GOOD, 1.0),
+        ({"fn_name": "f", "inputs": [[[1, 2]]], "outputs": [{"1": [1, 2]}]}, "class Solution:\n  def f(self, x): return {1: (1, 2)}", 1.0),
+        (np.array(ASSERTS, dtype=object), GOOD, 1.0),
+        ([{"input": "2", "output": "4"}, {"input": "3", "output": 9}], "print(int(input()) ** 2)", 1.0),
+        ([{"fn_name": "f", "input": [2], "output": 4}], GOOD, 1.0),
+        ({"tests": "def check(candidate):\n    assert candidate(2) == 4", "entry_point": "f"}, HALF, 1.0),
+        ("def test_f():\n    assert f(3) == 9", HALF, 0.0),
+    ],
+)  # fmt: skip
+def test_code(tests, text, value):
+    assert values(code_tests(), views(text, tests=tests)) == [value]
+
+
+@pytest.mark.usefixtures("namespaces")
+@pytest.mark.parametrize(
+    ("tests", "words"),
+    [
+        ("", "asserts nothing"),
+        ("# later", "asserts nothing"),
+        ("f(2) == 4", "asserts nothing"),
+        (["assert f(2) == 4", "print(f(3) == 9)"], "test 1 is not judged: it asserts nothing"),
+        ("def check(candidate):\n    assert candidate(2) == 4", "asserts nothing"),
+        ("def helper():\n    assert f(2) == 4", "asserts nothing"),
+        ("assert 1 + 1 == 2", "uses nothing of the code"),
+        ("assert f(2) ==", "SyntaxError"),
+        ("import nothing_here\nassert f(2) == 4", "imports nothing_here, which is not installed"),
+        ({"tests": "assert f(1)", "setup": "import nothing_here"}, "the set-up: ModuleNotFoundError"),
+        ({"tests": "assert f(1)", "setup": "1 / 0"}, "the set-up: ZeroDivisionError"),
+        ([], "tests is empty"),
+        (["assert f(2) == 4", None], "tests[1] is None"),
+        ({"inputs": ["1"], "outputs": []}, "1 inputs and 0 outputs"),
+        ({"inputs": [None], "outputs": ["1"]}, "inputs[0] is None"),
+        ({"inputs": ["1"], "outputs": [{"a": 1}]}, "outputs[0] is {'a': 1}"),
+        ({"inputs": "1", "outputs": ["1"]}, "inputs is a str; it must be a list"),
+        ({"fn_name": "f", "inputs": [None], "outputs": [1]}, "inputs[0] is None"),
+        ({"fn_name": "f", "inputs": [[object()]], "outputs": [1]}, "is not plain data"),
+        ({"fn_name": 3, "inputs": [[1]], "outputs": [1]}, "fn_name is 3"),
+        ({"test": ["assert f(1)"]}, "it has 'test'; it needs 'tests', or 'inputs' and 'outputs'"),
+        ([{"input": "1"}], "case 0 has 'input'"),
+        (7, "a int says nothing"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_judged_says_why_and_costs_itself_alone(tests, words):
+    lost, kept = values(code_tests(), views(GOOD, tests=tests), views(GOOD, tests=ASSERTS))
+    assert isinstance(lost, Loss) and words in lost.message and lost.message.startswith("column 'tests': ")
+    assert kept == 1.0
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_numbers_of_code_have_a_tolerance():
+    third = {"fn_name": "f", "inputs": [[1]], "outputs": [[0.33333]]}
+    printed = {"inputs": ["1"], "outputs": ["x 0.33333"]}
+    rows = [views("def f(x): return [x / 3]", tests=third), views("print('x', 1 / 3)", tests=printed)]
+    assert values(code_tests(), *rows) == [0.0, 0.0] and values(code_tests(tolerance=1e-4), *rows) == [1.0, 1.0]
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_values_that_code_could_forge_are_counted():
+    weak = views("class P: x = 1", tests=["assert P().x == 1"])
+    table = evaluate([code_tests()], [weak, views(GOOD, tests=ASSERTS)])
+    assert table.values_BSF.flatten().tolist() == [1.0, 1.0] and table.logged == {"code_weak": [1.0, 0.0]}
 
 
 def test_a_timeout_ends_what_has_not_begun(monkeypatch):
     """Or the next batch would wait for the rest of one that nobody waits for any more."""
     begun = []
 
-    def slow(box, code, tests):
-        begun.append(code)
+    def slow(box, text, row, tolerance):
+        begun.append(text)
         time.sleep(0.2)
-        return 1.0
+        return 1.0, False
 
     monkeypatch.setattr("unidiff.rewards.code_tests.judge", slow)
     reward = code_tests(workers=1, timeout=1.0)

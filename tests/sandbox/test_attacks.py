@@ -9,7 +9,7 @@ import pytest
 
 from unidiff.sandbox import filter as sandbox_filter
 from unidiff.sandbox import process as module
-from unidiff.sandbox.sandbox import Sandbox, Stop
+from unidiff.sandbox import Sandbox, Stop
 
 needs_namespaces = pytest.mark.usefixtures("namespaces")
 LIBC = "import ctypes, os, socket\nlibc = ctypes.CDLL(None, use_errno=True)\n"
@@ -86,13 +86,17 @@ print(tried(250 if x86 else 219, 0, -3, 0), tried(435, buffer, 88), tried(56 if 
 for family in (16, 17, 40, 38):  # netlink, packet, vsock, crypto
     try: socket.socket(family, socket.SOCK_RAW if family != 40 else socket.SOCK_STREAM)
     except OSError as error: print(error.errno)
+for protocol in (132, 33, 136, 262):  # SCTP, DCCP, UDP-Lite, MPTCP
+    try: socket.socket(2, socket.SOCK_STREAM, protocol)
+    except OSError as error: print(error.errno)
 for family in (1, 2):
     try: print(int(socket.socket(family).family))
     except OSError as error: print(error.errno)
 """
     lines = run(LIBC + code, walls).stdout.splitlines()
     assert lines[:2] == ["-1 -1 -1", "-1 -38 -1"] and lines[2:6] == ["97"] * 4
-    assert lines[6:] == ["97" if "network" in walls else "1", "2"]  # Unix sockets reach what listens on the machine
+    assert lines[6:10] == ["93"] * 4
+    assert lines[10:] == ["97" if "network" in walls else "1", "2"]  # Unix sockets reach what listens on the machine
 
 
 @pytest.mark.parametrize("network", [False, True])
@@ -177,13 +181,15 @@ end = os.pipe()[0]
 for what in (lambda: fcntl.fcntl(end, 1031, 1 << 20), lambda: fcntl.ioctl(end, termios.TIOCSTI, b"x")):
     try: what()
     except OSError as error: print(error.errno)
+timers = [libc.syscall(283 if x86 else 85, 1, 0) for _ in range(500)]
+print(timers.count(-1) > 400)
 import signal
 signal.pthread_sigmask(signal.SIG_BLOCK, [40])
 number = (129 if x86 else 138)
 buffer[:] = b"\\0" * 8 + b"\\xff" * 4 + b"\\0" * 244  # as sigqueue sends it
 print(sum(libc.syscall(number, os.getpid(), 40, buffer) == 0 for _ in range(1000)) < 100)
 """
-    assert run(LIBC + code, walls).stdout.splitlines() == ["-1 -1", "-1 -1", "22", "95", "True"]
+    assert run(LIBC + code, walls).stdout.splitlines() == ["-1 -1", "-1 -1", "22", "95", "True", "True"]
 
 
 def test_what_programs_do_is_not_refused(walls):
@@ -330,13 +336,13 @@ FORGERIES = {
     "closes every pipe": "import os\nos.closerange(0, 256)\ndef square(x): return 7",
     "closes the pipe of replies when asked": "import os\ndef square(x): os.closerange(3, 256)",
     "answers in advance": "import json, os\nfor fd in range(3, 64):\n    for i in range(9):\n"
-    "        try: os.write(fd, json.dumps({'value': True, 'arguments': [9], 'passed': True}).encode() + b'\\n')\n"
+    "        try: os.write(fd, json.dumps({'value': True, 'changed': [[0, 9]], 'passed': True}).encode() + b'\\n')\n"
     "        except OSError: pass\ndef square(x): return 7",
     "answers with every handle": "import json, os\nfor fd in range(3, 64):\n    for i in range(9):\n"
-    "        try: os.write(fd, json.dumps({'value': {'remote': [0, '__eq__']}, 'arguments': []}).encode() + b'\\n')\n"
+    "        try: os.write(fd, json.dumps({'value': {'remote': [0, [9], 'square', False]}, 'changed': []}).encode() + b'\\n')\n"
     "        except OSError: pass\ndef square(x): return 7",
-    "patches what encodes": "import json, sys\np = sys.modules['payload']\np.encode = lambda *a: {'x': True}\n"
-    "p.answer = lambda *a: {'value': {'complex': ['9', 0]}, 'arguments': []}\n",
+    "patches what encodes": "import gc\nfor o in gc.get_objects():\n    if isinstance(o, dict) and 'encode' in o and 'KINDS' in o:\n"
+    "        o['encode'] = lambda *a: {'complex': ['9', 0]}\ndef square(x): return 7\n",
     "traces": "import sys\ndef tracer(frame, event, arg):\n    frame.f_locals.update(passed=True, value=7)\n"
     "    return tracer\nsys.settrace(tracer)\ndef square(x): return 7",
     "at exit": 'import atexit, os\natexit.register(lambda: os.write(2, b\'{"test": 0, "passed": true}\\n\'))\n'

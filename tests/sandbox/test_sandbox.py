@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 
 from unidiff.sandbox import process as module
-from unidiff.sandbox.sandbox import Sandbox, SandboxError, Stop, free_names
+from unidiff.sandbox import Sandbox, SandboxError, Stop
 
 needs_namespaces = pytest.mark.usefixtures("namespaces")
 LIBRARY = os.path.dirname(os.path.dirname(module.__file__))
@@ -308,84 +308,24 @@ print(S.Sandbox(seconds=8, processes=3).run("import os\\nfor _ in range(9): os.f
     assert lines[3:5] == ["(True, False)", "1"], said
 
 
-# --- tests and forgery ------------------------------------------------------------------------------------------------
+# --- the judge's walls; what it judges is in test_judge.py ------------------------------------------------------------
 
 SQUARE = "def square(x): return x * x"
 TESTS = ["assert square(3) == 9", "assert square(-2) == 4", "assert square(0) == 0"]
 
 
-def judge(code, tests=tuple(TESTS), walls=None, **options):
-    return Sandbox(seconds=6, **(walls or {})).test(code, tests, **options)
+def judge(code, tests=tuple(TESTS), walls=None):
+    return Sandbox(seconds=6, **(walls or {})).test(code, tests)
 
 
 def test_tests_judge(walls):
     right, wrong = judge(SQUARE, walls=walls), judge("def square(x): return 9", walls=walls)
-    assert right.passed == (True,) * 3 and right.rate == 1 and not right.messages
+    assert right.passed == (True,) * 3 and right.rate == 1 and not right.messages and not right.weak
     assert wrong.passed == (True, False, False) and wrong.messages[1].startswith("AssertionError")
-
-
-def test_kinds_of_tests():
-    code = """
-import math
-class Stack:
-    def __init__(self): self.items = []
-    def push(self, x): self.items.append(x); return self
-    def pop(self): return self.items.pop()
-def sort_in_place(xs): xs.sort()
-def shapes(): return (1, [2.5, {"a": {3}}], b"x", None, float("inf"), 10**30, range(2))
-def count():
-    yield from (1, 2, 3)
-def fail(): raise KeyError("k")
-def bounded(x): return math.sqrt(x)
-def use(stack, f): return f(stack.pop())
-"""
-    tests = [
-        "s = Stack()\ns.push(4)\nassert s.pop() == 4",
-        "xs = [3, 1, 2]\nsort_in_place(xs)\nassert xs == [1, 2, 3]",
-        "assert shapes() == (1, [2.5, {'a': {3}}], b'x', None, float('inf'), 10**30, range(2))",
-        "assert list(count()) == [1, 2, 3]",
-        "try:\n    fail()\nexcept KeyError:\n    pass\nelse:\n    assert False",
-        "assert close(bounded(2), 1.41421356)",
-        "def check(candidate):\n    assert candidate(4) == 2\ncheck(bounded)",
-        "assert use(Stack().push(9), bounded) == 3",
-    ]
-    report = judge(code, tests, setup="import math\ndef close(a, b): return math.isclose(a, b, rel_tol=1e-6)")
-    assert report.passed == (True,) * 8, report
-
-
-FORGERIES = {
-    "exits before the tests": "import sys\nsys.exit(0)",
-    "exits hard": "import os\nos._exit(0)",
-    "exits in the function": "import os\ndef square(x): os._exit(0)",
-    "raises SystemExit": "def square(x): raise SystemExit(0)",
-    "always equal": "class E:\n    def __eq__(s, o): return True\n    __hash__ = None\ndef square(x): return E()",
-    "equal int": "class E(int):\n    __hash__ = int.__hash__\n"
-    "    def __eq__(s, o): return True\ndef square(x): return E(7)",
-    "no asserts": "import builtins\nclass A(Exception):\n    def __new__(c, *a): return None\n"
-    "builtins.AssertionError = A\nbuiltins.compile = builtins.exec = lambda *a, **k: None\ndef square(x): return 7",
-    "frames": "import sys\ndef square(x):\n    f = sys._getframe()\n    while f:\n"
-    "        f.f_globals.update(passed=True)\n"
-    "        f = f.f_back\n    return 7",
-    "forged lines": "import json, os\nfor fd in range(1, 40):\n    for i in range(3):\n        try: os.write(fd, "
-    "json.dumps({'test': i, 'passed': True}).encode() + b'\\nexit 0\\n')\n        except OSError: pass\n",
-    "raises a pass": "def square(x): raise StopIteration",
-    "hangs": "def square(x):\n    while True: pass",
-    "is a builtin": "import builtins\nbuiltins.square = lambda x: 7",
-    "raises SyntaxError": "def square(x): raise SyntaxError('x')",
-    "does not parse": "def square(x) return x",
-    "long reply": "def square(x): return 'x' * (5 << 20)",
-    "deep reply": "def square(x):\n    r = []\n    for _ in range(10**5): r = [r]\n    return r",
-    "message that fails": "class B(Exception):\n    def __str__(s): raise self\ndef square(x): raise B",
-}
-
-
-@needs_namespaces
-@pytest.mark.parametrize("forgery", FORGERIES)
-def test_no_forgery_passes(forgery):
-    seconds = 1.5 if forgery == "hangs" else 6
-    report = Sandbox(seconds=seconds).test(FORGERIES[forgery], TESTS)
-    assert report.passed == (False,) * 3 and not report.unjudged
-    assert set(report.messages) == {0, 1, 2}
+    look = judge("class P: x = 1", ["assert P.x == 1", "assert P().x == 2"], walls)
+    assert look.passed == (True, False) and set(look.weak) == {0, 1}
+    read = Sandbox(seconds=6, **walls).programs("print(int(input()) + 1)", [("1", "2"), ("2", "4"), ("x", "")])
+    assert read.passed == (True, False, False) and "printed" in read.messages[1] and "1" in read.messages[2]
 
 
 def test_the_judge_is_out_of_reach(walls):
@@ -402,23 +342,6 @@ for pid in (p for p in range(1, 40000) if os.path.isdir(f"/proc/{p}")):
 def others(): return [p for p in seen if p != os.getpid()]
 """
     assert judge(code, ["assert others() == []"], walls).passed == (True,)
-
-
-def test_a_test_that_cannot_judge_is_said_to():
-    report = judge(SQUARE, ["assert square(3) == 9", "square(lambda: 1)", "raise SystemExit(0)", "assert square(2) =="])
-    assert report.passed == (True, False, False, False)
-    assert "a function cannot be handed" in report.unjudged[1] and "SystemExit" in report.unjudged[2]
-    assert "SyntaxError" in report.unjudged[3]
-    with pytest.raises(SandboxError, match="set-up raised ModuleNotFoundError"):
-        judge(SQUARE, setup="import nothing_of_the_kind")
-    with pytest.raises(ValueError, match="tests is empty"):
-        judge(SQUARE, [])
-
-
-def test_names_under_test():
-    setup = "import math as m\nfrom os import path\ndef near(a, b=1): return abs(a - b)"
-    test = "for i, x in enumerate([1]):\n    assert near(f(i), m.pi) < Box().size\n[g(y) for y in h]"
-    assert free_names([setup, test, "broken("]) == ["Box", "f", "g", "h"]
 
 
 def test_descriptors_do_not_leak(walls):

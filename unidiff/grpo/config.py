@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from unidiff.config import FilePath, Unbounded
 from unidiff.estimators import Estimator
 from unidiff.estimators import parse as parse_estimator
-from unidiff.sampling.rollout import SamplerConfig
+from unidiff.sampling.config import SamplerConfig
 
 
 @dataclass(frozen=True)

@@ -57,17 +57,20 @@ class Server:
             return self.failure
         try:
             if "next" in request:
-                return {"item": [wire.encode(item, self.keep) for item in itertools.islice(self.kept[request["next"]], 1)]}
-            function, arguments, named = (wire.decode(request[k], self.find) for k in ("function", "arguments", "named"))
-            value = wire.encode(function(*arguments, **dict(named)), self.keep)
-            changed = []
-            for place, argument in enumerate(arguments):
-                after = wire.encode(argument, self.keep) if type(argument) in MUTABLE or hasattr(argument, "dtype") else None
-                if after is not None and after != request["arguments"][place]:
-                    changed.append([place, after])
-            return {"value": value, "changed": changed}
+                items = itertools.islice(self.kept[request["next"]], 1)
+                return {"item": [wire.encode(item, self.keep) for item in items]}
+            parts = ("function", "arguments", "named")
+            function, arguments, named = (wire.decode(request[part], self.find) for part in parts)
+            value = wire.encode(function(*arguments, **named), self.keep)
+            return {"value": value, "changed": self.changed(arguments, request["arguments"])}
         except BaseException as error:
             return self.fault(error)
+
+    def changed(self, arguments, before):
+        """Place and value of the arguments that the function has changed."""
+        places = [i for i, one in enumerate(arguments) if type(one) in MUTABLE or hasattr(one, "dtype")]
+        after = {i: wire.encode(arguments[i], self.keep) for i in places}
+        return [[i, one] for i, one in after.items() if one != before[i]]
 
     def find(self, place, *_):
         return found(self.module, place) if isinstance(place, str) else self.kept[place]
@@ -82,7 +85,7 @@ class Server:
 
     def fault(self, error):
         """An exception as its nearest builtin class and its arguments. own: it is of another class."""
-        kind = next(c for c in type(error).__mro__ if c.__module__ == "builtins" and vars(builtins).get(c.__name__) is c)
+        kind = next(c for c in type(error).__mro__ if vars(builtins).get(c.__name__) is c)
         try:
             message = str(error)[:500]
             arguments = wire.encode(list(error.args), lambda value: repr(value)[:500])
@@ -98,7 +101,7 @@ def serve(requests, replies):
         try:
             reply = json.dumps(server.answer(json.loads(line)))
         except (RecursionError, ValueError, MemoryError) as error:
-            reply = json.dumps({"error": type(error).__name__, "own": False, "arguments": [], "message": "no plain reply"})
+            reply = json.dumps({"error": type(error).__name__, "own": False, "arguments": [], "message": "the reply"})
         send(replies, reply.encode() + b"\n")
 
 

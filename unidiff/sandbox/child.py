@@ -13,6 +13,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
@@ -234,10 +235,7 @@ def become_payload(job, root, others, launcher):
         landlock(job["readable"], job["folder"])
     limit(job, others)
     sandbox_filter.install(libc, others=not job["namespaces"], network=job["network"])
-    first = 3
-    for fd in [*sorted(job["keep"]), 1 << 16]:  # the pipe of the launcher is among those that are closed
-        os.closerange(first, fd)
-        first = fd + 1
+    os.closerange(3, 1 << 16)  # the pipe of the launcher among them
 
 
 def report(status, line):
@@ -308,22 +306,67 @@ def launch_in_namespaces(job, status, trainer):
     return fork_payload(job, status, root, 2)
 
 
-def main():
-    source, status, trainer = map(int, sys.argv[1:])
+def launched(source, status, server):
+    """Becomes a launcher, and returns the job in the payload alone."""
     with os.fdopen(source) as file:
         job = json.load(file)
     signal.alarm(job["cpu_seconds"] + GRACE_SECONDS)
     try:
-        inside = (launch_in_namespaces if job["namespaces"] else launch_with_limits)(job, status, trainer)
+        inside = (launch_in_namespaces if job["namespaces"] else launch_with_limits)(job, status, server)
     except Exception as error:
         report(status, f"refused {error}")
         inside = False
     if not inside:
         os._exit(0)
-    sys.path[0:1] = []
     sys.path += job["paths"]
     return job
 
 
+def serve(asked, trainer):
+    """Forks a launcher for each message, with the descriptors that come with it: the job, a pipe for what happened,
+    and its standard streams. Answers with a descriptor of its process. Returns the job in a payload alone."""
+    lifeline.tie(trainer)
+    prctl(SET_DUMPABLE, 0)
+    server = os.getpid()
+    while True:
+        message, fds, _, _ = socket.recv_fds(asked, 16, 5)
+        if not message:
+            os._exit(0)
+        try:
+            if len(fds) < 5:
+                raise OSError("no descriptors are left")
+            child = os.fork()
+            if child == 0:
+                return become_launcher(asked, fds, server)
+            fds.append(os.pidfd_open(child))
+            socket.send_fds(asked, [b"forked"], fds[-1:])
+        except OSError as error:
+            asked.send(str(error).encode())
+        for fd in fds:
+            os.close(fd)
+        reap()
+
+
+def become_launcher(asked, fds, server):
+    asked.close()
+    os.setsid()
+    prctl(SET_DUMPABLE, 1)  # its own files in /proc are written for the new namespaces
+    source, status, *streams = fds
+    for fd, stream in enumerate(streams):
+        os.dup2(stream, fd)
+        os.close(stream)
+    return launched(source, status, server)
+
+
+def reap():
+    """Forgets launchers that have ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
 if __name__ == "__main__":
-    sandbox_payload.run(main())
+    sys.path[0:1] = []
+    sandbox_payload.run(serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])))

@@ -65,7 +65,7 @@ class Link(Assertions):
         """Why a test that has failed here may pass beside the code; None if it may not."""
         if self.objects and not self.compared:
             return self.reason or "the test looks at objects of the code"
-        return self.reason or ("the code raised an exception of a class that is not a builtin" if self.foreign else None)
+        return self.reason or ("the code raised an exception that is not a builtin" if self.foreign else None)
 
     def send(self, message):
         data = json.dumps(message).encode() + b"\n"
@@ -231,8 +231,8 @@ def _refusing(name):
 
 
 BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or"
-OTHERS = """len length_hint iter next reversed contains getitem setitem delitem bool hash repr str format bytes int float
-complex index round trunc floor ceil abs neg pos invert lt le gt ge enter exit aenter aexit aiter anext await get set
+OTHERS = """len length_hint iter next reversed contains getitem setitem delitem bool hash repr str format bytes int
+float complex index round trunc floor ceil abs neg pos invert lt le gt ge enter exit aenter aexit aiter anext await get set
 delete setattr delattr instancecheck subclasscheck mro_entries dir"""
 for _name in [*OTHERS.split(), *(prefix + name for prefix in ("", "r", "i") for name in BINARY.split())]:
     setattr(Remote, f"__{_name}__", _refusing(f"__{_name}__"))

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})(.*)")
 PYTHON = frozenset(("python", "python3", "python2", "py", "py3", "ipython", "cpython", "sage"))
 DEFINES = re.compile(r"^[ \t]*(?:async[ \t]+def|def|class)[ \t]|\binput\(|\bstdin\b|\bopen\(0", re.MULTILINE)
-STATEMENT = re.compile(r"^[ \t]*(?:import|from|for|while|if|try|with|return|print\(|[A-Za-z_][\w.]*[ \t]*=[^=])", re.MULTILINE)
+STATEMENT = re.compile(
+    r"^[ \t]*(?:import|from|for|while|if|try|with|return|print\(|[A-Za-z_][\w.]*[ \t]*=[^=])", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def blocks(text: str) -> Iterator[Block]:
         else:
             lines.append(line)
     if fence is not None:
-        yield _block(fence, lines)
+        yield _block(fence, lines[:-1] if lines[-1:] == [""] else lines)
 
 
 def _block(fence: re.Match[str], lines: list[str]) -> Block:

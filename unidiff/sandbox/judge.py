@@ -1,9 +1,11 @@
-"""Runs tests on code: apart from it where that is exact (exact.py), else beside it (weak.py). Writes one verdict a test.
+"""Runs tests on code: apart from it where that is exact (exact.py), else beside it (weak.py). One verdict a test.
 
 Everything here has read the tests, so the process of the code is started before they are read.
 """
 
 import ast
+import builtins
+import contextlib
 import json
 import math
 import os
@@ -20,7 +22,7 @@ UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
 def judge(reports):
-    """The job is read from stdin: {"code", "tests", "setup", "calls", "tolerance"}. One line a verdict goes to reports."""
+    """Reads the job from stdin: {"code", "tests", "setup", "calls", "tolerance"}. Writes a line a verdict to reports."""
     requests, replies = os.pipe(), os.pipe()
     if os.fork() == 0:
         try:
@@ -126,9 +128,9 @@ class Judge:
             space |= {own: exact.Remote(link, name) for name, own in piece.imports.items()}
             run(piece, translate.Noted(), space)
         except BaseException as error:
-            if isinstance(error, SystemExit) and link.calls and not (error.code or link.left or link.failed or link.reason):
-                return {"passed": True}  # the test has ended itself
-            return self.failed(error, first)
+            over = isinstance(error, SystemExit) and not error.code and not link.left  # the test has ended itself
+            if not over or not link.calls:
+                return self.failed(error, first)
         if link.failed or link.open:
             return self.failed(AssertionError("an assertion that the test itself has caught"), first)
         if link.reason:
@@ -172,31 +174,22 @@ class Judge:
         os.close(ours)
         if said == token:
             return {"passed": True, "weak": why}
-        message = said[len(token) :].decode(errors="replace") if said.startswith(token) else "the code has ended the test"
+        ended = not said.startswith(token)
+        message = "the code has ended the test" if ended else said[len(token) :].decode(errors="replace")
         return {"passed": False, "weak": why, "message": message}
 
     def beside(self, piece):
         """Why the test fails beside the code; None if it passes."""
-        import builtins
-        import unittest
-
         guard = weak.Guard(self.named | piece.defined | self.setup.defined)
         genuine = {f"_builtin_{name}": getattr(builtins, name) for name in translate.GENUINE} | guard.names()
-        equal = unittest.TestCase.assertEqual
-
-        def assert_equal(case, first, second, msg=None):
-            guard.compared(("Eq",), first, second)
-            equal(case, first, second, msg)
-
-        unittest.TestCase.assertEqual = assert_equal
+        if "unittest" in self.setup.text + piece.text:
+            guard.watch_unittest()
         module = candidate.module_of(self.job["code"], translate.SOLUTION)
         space = module.__dict__
         space |= genuine | {"__name__": "test"}
         for name in self.named - space.keys():
-            try:
+            with contextlib.suppress(NameError):
                 space[name] = candidate.found(module, name)
-            except NameError:
-                pass
         provide(self.modules | self.borrowed, space)
         for one in (self.setup, piece):
             space |= {own: space[name] for name, own in one.imports.items() if name in space}

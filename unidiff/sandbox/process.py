@@ -8,17 +8,20 @@ import json
 import math
 import os
 import secrets
+import select
 import selectors
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -166,21 +169,72 @@ def _close(fd: int, inode: int) -> None:
             os.close(fd)
 
 
+class Server:
+    """A warm interpreter that forks sandboxes, since starting Python for each would take most of its time.
+
+    It ends with this process. The kernel ties it to the thread that starts it, so one of its own does, and waits.
+    """
+
+    def __init__(self, python: str) -> None:
+        self.python, self.lock, self.started = python, threading.Lock(), threading.Event()
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.said = b""
+        threading.Thread(target=self._work, args=(theirs,), daemon=True, name="unidiff-sandbox").start()
+        self.started.wait()
+
+    def _work(self, theirs: socket.socket) -> None:
+        words = [self.python, "-I", "-S", "-X", "utf8", str(CHILD), str(theirs.fileno()), str(os.getpid())]
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        try:
+            with theirs:
+                fds = (theirs.fileno(),)
+                process = subprocess.Popen(words, env=ENVIRONMENT, pass_fds=fds, start_new_session=True, **quiet)
+        except OSError as error:
+            self.said = str(error).encode()
+            return
+        finally:
+            self.started.set()
+        self.said = process.communicate()[1]
+
+    def fork(self, fds: Sequence[int]) -> int:
+        """Starts a launcher with these descriptors (see child.py); gives a descriptor of its process. Raises
+        SandboxError."""
+        message = b""
+        with self.lock, suppress(OSError):
+            socket.send_fds(self.socket, [b"fork"], fds)
+            message, received, _, _ = socket.recv_fds(self.socket, 1000, 1)
+            if received:
+                return received[0]
+        if not message:  # it has ended
+            _SERVERS.pop((self.python, os.getpid()), None)
+        said = (message or self.said).decode(errors="replace").strip().splitlines() or ["its server has ended"]
+        raise SandboxError(f"the sandbox could not be built: {said[-1]}")
+
+
+_SERVERS: dict[tuple[str, int], Server] = {}
+_STARTING = threading.Lock()
+
+
+def server(python: str) -> Server:
+    """This process's server for an interpreter, started when it is first needed. A forked trainer gets its own."""
+    key = (python, os.getpid())
+    with _STARTING:
+        for other in [one for one in _SERVERS if one[1] != key[1]]:
+            _SERVERS.pop(other).socket.close()
+        if key not in _SERVERS:
+            _SERVERS[key] = Server(python)
+        return _SERVERS[key]
+
+
 @dataclass
 class Process:
-    """One sandboxed process, started at once.
-
-    pipes: descriptors that reach the payload, under the same numbers; it finds them in its job by these names.
-    """
+    """One sandboxed process, started at once."""
 
     limits: Limits
     stack: ExitStack
     job: dict[str, Any]
     stdin: str = ""
-    quiet: bool = False
     namespaces: bool | None = None
-    pipes: Mapping[str, int] = field(default_factory=dict)
-    watched: bytearray = field(default_factory=bytearray)
 
     def __post_init__(self) -> None:
         namespaces = self._namespaces() if self.namespaces is None else self.namespaces
@@ -188,28 +242,20 @@ class Process:
         readable = _readable(_prefix(box.python), box.paths)
         folder = None if namespaces else self._folder()
         job = {
-            **self.job, **self.pipes, "keep": list(self.pipes.values()), "namespaces": namespaces, "folder": folder,
+            **self.job, "namespaces": namespaces, "folder": folder,
             "network": box.network == "allow", "readable": readable, "paths": list(box.paths),
             "memory": box.memory * MEBIBYTE, "disk": box.disk * MEBIBYTE, "processes": box.processes,
             "open_files": box.open_files, "cpu_seconds": math.ceil(box.seconds),
         }  # fmt: skip
-        self.namespaces = namespaces
-        self.status, status = pipe(self.stack)
-        source, stdin = self._file(json.dumps(job)), self._file(self.stdin)
         own = getattr(sys, "_base_executable", None) or sys.executable  # a virtual environment's folder is not seen
+        (self.status, status), (self.stdout, stdout), (self.stderr, stderr) = (pipe(self.stack) for _ in range(3))
+        given = [self._file(json.dumps(job)), status, self._file(self.stdin), stdout, stderr]
         self.started = time.monotonic()
-        self.process = subprocess.Popen(
-            [box.python or own, "-I", "-S", "-X", "utf8", str(CHILD), str(source), str(status), str(os.getpid())],
-            stdin=stdin,
-            stdout=subprocess.DEVNULL if self.quiet else subprocess.PIPE,
-            stderr=subprocess.DEVNULL if self.quiet else subprocess.PIPE,
-            env=ENVIRONMENT,
-            pass_fds=[source, status, *self.pipes.values()],
-            start_new_session=True,
-        )
+        self.process = server(box.python or own).fork(given)
+        self.stack.callback(os.close, self.process)
         self.stack.callback(self.kill)
-        os.close(status)
-
+        for fd in given:
+            os.close(fd)
     def _namespaces(self) -> bool:
         reason = namespaces_refused()
         if reason is None:
@@ -238,16 +284,10 @@ class Process:
         os.lseek(fd, 0, os.SEEK_SET)
         return fd
 
-    def finish(self, watch: int = -1) -> Outcome:
-        """Reads what the process says until it ends or has to be stopped. watch: one more descriptor to read."""
-        streams = {self.status: bytearray()}
-        printed: list[bytearray] = []
-        for stream in (self.process.stdout, self.process.stderr):
-            printed.append(bytearray())
-            if stream is not None:
-                streams[stream.fileno()] = printed[-1]
-        if watch >= 0:
-            streams[watch] = self.watched
+    def finish(self) -> Outcome:
+        """Reads what the process says until it ends or has to be stopped."""
+        streams = {fd: bytearray() for fd in (self.status, self.stdout, self.stderr)}
+        printed = [streams[self.stdout], streams[self.stderr]]
         stop = self._read(streams, printed)
         seconds = time.monotonic() - self.started
         self.kill()
@@ -284,21 +324,17 @@ class Process:
                     return Stop.OUTPUT
         return None
 
-    def check(self) -> None:
-        """Raises SandboxError if the process, which is over, was refused what it needs."""
-        said = os.read(self.status, 4096).decode(errors="replace")
-        if said.startswith("refused"):
-            raise SandboxError(self._refusal(said.partition("\n")[0].partition(" ")[2], bytearray()))
-
     def kill(self) -> None:
         """Ends the launcher and with it everything that it started. Does nothing if it is over."""
-        if self.process.returncode is None:
-            self.process.terminate()  # the launcher ends when all others have
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(SWEEP_SECONDS)
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        for stream in (self.process.stdout, self.process.stderr):
-            if stream is not None:
-                stream.close()
+        for number, patience in ((signal.SIGTERM, SWEEP_SECONDS), (signal.SIGKILL, None)):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.process, number)  # the launcher ends when all others have
+            if _ended(self.process, patience):
+                return
+
+
+def _ended(process: int, seconds: float | None) -> bool:
+    """Waits for the end of a process by its descriptor."""
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else seconds * 1000))

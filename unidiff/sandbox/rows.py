@@ -47,7 +47,8 @@ def read(value: Any) -> Row:
         inputs, outputs = (_parsed(given.get(key, [])) for key in ("inputs", "outputs"))
         return _pairs(given.get("fn_name"), _list("inputs", inputs), _list("outputs", outputs))
     if "tests" not in given:
-        raise ValueError(f"it has {', '.join(map(repr, value)) or 'nothing'}; it needs 'tests', or 'inputs' and 'outputs'")
+        has = ", ".join(map(repr, value)) or "nothing"
+        raise ValueError(f"it has {has}; it needs 'tests', or 'inputs' and 'outputs'")
     tests, setup = _parsed(given["tests"]), given.get("setup", "")
     tests = _texts("tests", [tests] if isinstance(tests, str) else _list("tests", tests))
     if entry := given.get("entry_point"):
@@ -67,10 +68,10 @@ def judge(sandbox: Sandbox, code: str, row: Row, tolerance: float = 0.0) -> Test
 def _read_cases(cases: Sequence[Mapping[str, Any]]) -> Row:
     names = {case.get("fn_name") for case in cases}
     if len(names) > 1:
-        raise ValueError(f"its cases call {', '.join(map(repr, sorted(map(str, names))))}; they have to call one function")
-    missing = [i for i, case in enumerate(cases) if "input" not in case or "output" not in case]
-    if missing:
-        raise ValueError(f"case {missing[0]} has {', '.join(map(repr, cases[missing[0]]))}; it needs 'input' and 'output'")
+        raise ValueError(f"its cases have more than one fn_name: {', '.join(sorted(map(str, names)))}")
+    for i, case in enumerate(cases):
+        if "input" not in case or "output" not in case:
+            raise ValueError(f"case {i} has {', '.join(map(repr, case))}; it needs 'input' and 'output'")
     return _pairs(names.pop(), [case["input"] for case in cases], [case["output"] for case in cases])
 
 

@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import wire
-from .process import Limits, Outcome, Process, SandboxError, Stop
+from .process import Limits, Outcome, Process, Stop
 
 REPORT = 2048  # bytes that a verdict may take
 
@@ -81,8 +81,8 @@ class Sandbox(Limits):
         fails as a whole. setup: imports and helpers of the tests.
 
         The names that a test uses and does not define are those under test. A test that only calls them, hands results
-        on and compares plain data is exact. Any other runs beside the code and is `weak`. One that asserts nothing, uses
-        nothing of the code, or needs what is not installed is `unjudged`.
+        on and compares plain data is exact. Any other runs beside the code and is `weak`. One that asserts nothing,
+        uses nothing of the code, or needs what is not installed is `unjudged`.
 
         Errors: ValueError without tests; SandboxError if the sandbox cannot be built.
         """
@@ -95,7 +95,9 @@ class Sandbox(Limits):
         JSON. tolerance: relative and absolute, of numbers.
         Errors: ValueError without cases, or if one holds what is not plain data (wire.py); SandboxError as in `test`.
         """
-        calls = [[name, wire.encode(list(case.arguments), _refuse), wire.encode(list(case.wanted), _refuse)] for case in cases]
+        calls = [
+            [name, *(wire.encode(list(part), _refuse) for part in (case.arguments, case.wanted))] for case in cases
+        ]
         return self._judge(code, len(cases), calls=calls, tolerance=tolerance)
 
     def programs(self, code: str, pairs: Sequence[tuple[str, str]], tolerance: float = 0.0) -> TestReport:
@@ -108,8 +110,8 @@ class Sandbox(Limits):
             raise ValueError("tests is empty: there is nothing to judge by")
         count, wanted = len(pairs), [wanted for _, wanted in pairs]
         job = {"code": code, "inputs": [given for given, _ in pairs], "seconds": self.seconds, "output": self.output}
-        printed = 6 * self.output * count  # a character takes up to six as JSON
-        box = replace(self, seconds=(self.seconds + 1) * count, processes=self.processes + 1, output=printed + REPORT * count)
+        output = (6 * self.output + REPORT) * count  # a character takes up to six as JSON
+        box = replace(self, seconds=(self.seconds + 1) * count, processes=self.processes + 1, output=output)
         verdicts = {}
         for index, run in enumerate(box._lines("programs", job)):
             if run["stop"] != Stop.EXITED or run["code"] != 0:

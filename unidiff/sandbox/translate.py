@@ -6,10 +6,9 @@ import symtable
 import sys
 
 MODULES = {"np": "numpy", "pd": "pandas"}  # names that tests use without an import
-LIBRARIES = frozenset(
-    """math cmath collections itertools functools decimal fractions datetime copy string statistics heapq bisect operator
-    typing enum numbers dataclasses""".split()
-)
+MODULE_NAMES = """math cmath collections itertools functools decimal fractions datetime copy string statistics heapq bisect
+operator typing enum numbers dataclasses"""
+LIBRARIES = frozenset(MODULE_NAMES.split())
 SOLUTION = "solution"  # tests may import the code under this name
 BUILTINS = frozenset(dir(builtins))
 GENUINE = frozenset(name for name in BUILTINS - {"super"} if not name.startswith("__"))  # the compiler looks for super
@@ -70,18 +69,17 @@ def name_of(node):
 
 def asserts(test, setup):
     """Whether anything that the test runs can fail by its own judgement."""
-    known = {node.name: node for piece in (setup, test) for node in ast.walk(piece.tree) if isinstance(node, DEFINITIONS)}
+    nodes = [*ast.walk(setup.tree), *ast.walk(test.tree)]
+    known = {node.name: node for node in nodes if isinstance(node, DEFINITIONS)}
     todo = [node for node in test.tree.body if not isinstance(node, DEFINITIONS)]
     todo += [test.definitions[name] for name in test.cases()]
     while todo:
         for node in ast.walk(todo.pop()):
-            if isinstance(node, ast.Assert | ast.Raise):
+            called = (name_of(node.func) or "") if isinstance(node, ast.Call) else ""
+            if isinstance(node, ast.Assert | ast.Raise) or called.lower().startswith(("assert", "fail", "raises")):
                 return True
-            name = name_of(node)
-            if isinstance(node, ast.Call) and (name_of(node.func) or "").lower().startswith(("assert", "fail", "raises")):
-                return True
-            if name in known:
-                todo.append(known.pop(name))
+            if name_of(node) in known:
+                todo.append(known.pop(name_of(node)))
     return False
 
 
@@ -110,7 +108,7 @@ def shares_interpreter(piece, names):
         elif isinstance(node, ast.Assign):
             allowed.add(id(node.value))
         elif isinstance(node, ast.Compare) and any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
-            if not all(isinstance(side, ast.Constant) or getattr(side, "id", "") in BUILTINS for side in node.comparators):
+            if not all(isinstance(o, ast.Constant) or getattr(o, "id", "") in BUILTINS for o in node.comparators):
                 return "it compares identities"
         elif isinstance(node, ast.Import) and any(alias.name == SOLUTION for alias in node.names):
             return "it imports the module of the code"
@@ -121,7 +119,7 @@ def shares_interpreter(piece, names):
 
 
 def modules(pieces):
-    """Modules that tests use under their own names without an import: `math.pi`, `np.array`. Gives statements by name."""
+    """Modules that tests use under their own names without an import: `math.pi`. Gives import statements by name."""
     found = {}
     for piece in pieces:
         for node in ast.walk(piece.tree):

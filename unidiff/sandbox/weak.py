@@ -1,24 +1,23 @@
 """Tests that run in one interpreter with the code, since they look at its objects: attributes, operators, contexts.
 
-Code that attacks its own test can forge such a verdict; so it is marked `weak`. What is known of such attacks is refused:
-by name before the code runs (`trick`), and in what the code's objects answer to a comparison (`Guard`).
+Code that attacks its own test can forge such a verdict; so it is marked `weak`. Known attacks are refused: by name before
+the code runs (`trick`), and in what the code's objects answer to a comparison (`Guard`).
 """
 
 import ast
 import operator
-import random
+import os
 import sys
 
 import wire
-from exact import Assertions
+from exact import HIDDEN, Assertions
 
-TRICKS = frozenset(
-    """builtins __builtins__ __import__ importlib gc ctypes inspect _getframe _current_frames f_back f_globals f_locals
-    f_builtins tb_frame gi_frame cr_frame ag_frame __traceback__ __globals__ __subclasses__ __code__ __closure__ settrace
-    setprofile modules meta_path path_hooks excepthook addaudithook _exit abort kill killpg fork forkpty posix_spawn atexit
-    signal unittest pytest _noted _compared _computed _attribute sitecustomize weak exact wire translate payload judge
-    marshal dis mmap code codeop pdb bdb trace faulthandler tracemalloc sys_exit""".split()
-)  # fmt: skip
+ATTACKS = """builtins __builtins__ __import__ importlib gc ctypes inspect _getframe _current_frames f_back f_globals
+f_locals f_builtins tb_frame gi_frame cr_frame ag_frame __traceback__ __globals__ __subclasses__ __code__ __closure__
+settrace setprofile modules meta_path path_hooks excepthook addaudithook _exit abort kill killpg fork forkpty posix_spawn
+atexit signal unittest pytest mock _noted _begun _compared _computed _attribute marshal dis mmap code codeop pdb bdb
+trace faulthandler tracemalloc"""
+TRICKS = frozenset(ATTACKS.split())
 HIDDEN_IN_TEXT = frozenset(name for name in TRICKS if name.startswith("_"))
 PREDICATES = frozenset(name for kind in (str, bytes, set, float) for name in dir(kind) if name.startswith("is")) | {
     "startswith", "endswith"}  # fmt: skip
@@ -56,15 +55,12 @@ def trick(tree):
 
 def stops_iteration(tree):
     """`raise StopIteration` outside of an iterator's method ends a test's loop before it has judged."""
-    inside = {
-        id(node) for method in ast.walk(tree)
-        if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) and method.name in ("__next__", "__anext__", "next")
-        for node in ast.walk(method)
-    }  # fmt: skip
+    methods = [node for node in ast.walk(tree) if getattr(node, "name", None) in ("__next__", "__anext__", "next")]
+    inside = {id(node) for method in methods for node in ast.walk(method)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Raise) and id(node) not in inside:
-            for part in ast.walk(node.exc) if node.exc else ():
-                if isinstance(part, ast.Name) and part.id in ("StopIteration", "StopAsyncIteration", "GeneratorExit"):
+        if isinstance(node, ast.Raise) and node.exc and id(node) not in inside:
+            for part in ast.walk(node.exc):
+                if isinstance(part, ast.Name) and part.id in HIDDEN:
                     return f"the code raises {part.id}"
     return None
 
@@ -79,6 +75,17 @@ class Guard(Assertions):
         asked = {"_compared": self.compared, "_computed": self.computed, "_attribute": self.attribute}
         return {**super().names(), **asked}
 
+    def watch_unittest(self):
+        import unittest
+
+        equal = unittest.TestCase.assertEqual
+
+        def assert_equal(case, first, second, msg=None):
+            self.compared(("Eq",), first, second)
+            equal(case, first, second, msg)
+
+        unittest.TestCase.assertEqual = assert_equal
+
     def refuse(self, what):
         self.failed = True
         raise Refused(what)
@@ -88,7 +95,7 @@ class Guard(Assertions):
         for name, right in zip(operators, others):
             if name in ("Lt", "LtE", "Gt", "GtE"):
                 left, right = self.operands(left, right)
-            first = random.random() < 0.5  # a liar does not know which question is the test's
+            first = os.urandom(1) < b"\x80"  # a liar does not know which question is the test's
             honest = not first or self.honest(name, left, right)
             result = OPERATORS[name](left, right)
             if result_is_true(result) and not (honest and (first or self.honest(name, left, right))):
@@ -123,7 +130,7 @@ class Guard(Assertions):
             self.refuse(f"the test asks {name} of a {type(value).__name__} of the code")
         if not outside(type(value)) and any("__getattr" in key for kind in type(value).__mro__[:-1] if not outside(kind)
                                             for key in vars(kind)):  # fmt: skip
-            unknown = f"unknown_{random.randrange(1 << 30)}"
+            unknown = f"unknown_{os.urandom(6).hex()}"
             answer = getattr(value, unknown, None)
             if answer is not None:
                 self.refuse(f"a {type(value).__name__} of the code has any attribute")
