@@ -30,7 +30,6 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from unidiff import launcher
 from unidiff.config import FilePath, build, check_fields, expanded, flags, parse
 from unidiff.files import write_json, write_text
 from unidiff.program import run_program
@@ -109,7 +108,6 @@ class Run:
         return self.folder.finished and not grown
 
 
-@launcher.program()
 def main() -> None:
     try:
         config = parse(Config, own_words(sys.argv[1:]), __doc__ or "")

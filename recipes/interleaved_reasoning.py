@@ -91,7 +91,6 @@ class Config(GRPOConfig):
         as_rewards(self.rewards or (), FrozenLake().rewards())
 
 
-@launcher.program()
 def main() -> None:
     sys.path.append(os.getcwd())  # where a user's own rewards may be
     began, command = time.perf_counter(), launcher.command()

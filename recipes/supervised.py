@@ -69,7 +69,6 @@ class Config(supervised.SupervisedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
 
-@launcher.program()
 def main() -> None:
     command = launcher.command()
     config = parse(Config, description=__doc__ or "", start=resumed(Config, FILES[0]))

@@ -14,8 +14,8 @@ import pytest
 PROGRAM = """
 import sys, time, warnings
 from unidiff import launcher
+from unidiff.program import run_program
 
-@launcher.program()
 def main():
     command = launcher.command()
     print(command, flush=True)
@@ -30,7 +30,7 @@ def main():
     warnings.warn("mind the step")
     sys.exit("error: seed is 'x'; it must be a whole number")
 
-main()
+run_program(main)
 """
 
 LAUNCHERS = {

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from unidiff import GRPOConfig, GRPOTrainer, InterleavedSampler, SamplerConfig, UnifiedModel, noise
+from unidiff.config import FilePath
 from unidiff.estimators import ESTIMATORS, draw_views
 from unidiff.families import native
 from unidiff.grpo.batches import MicroBatch, view_tokens
@@ -42,7 +43,7 @@ ROOT = Path(__file__).resolve().parent.parent
 class Config:
     """model: checkpoint. prompts: held-out prompts, one rollout each. repeats: of every measurement. seed: of noise."""
 
-    model: str = str(ROOT / "recipes" / "base")
+    model: FilePath = str(ROOT / "recipes" / "base")
     prompts: int = 64
     repeats: int = 3
     seed: int = 0

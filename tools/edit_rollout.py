@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from unidiff import InterleavedSampler, SamplerConfig, UnifiedModel, noise, plugins
-from unidiff.config import build, parse
+from unidiff.config import FilePath, build, parse
 from unidiff.files import write_json
 from unidiff.grpo.experience import segment_views
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, load_rollouts, router_settings
@@ -73,15 +73,15 @@ class Config:
       output: folder. png: a strip of before, mask and after for each edit. gif: the denoising of each rollout. json:
       everything as data. no_open: do not open the page in a browser."""
 
-    checkpoint: str | None = None
+    checkpoint: FilePath | None = None
     trust_run: bool = False
-    rollouts: str | None = None
+    rollouts: FilePath | None = None
     sample: tuple[int, ...] | None = None
 
     task: str | None = None
     index: tuple[int, ...] | None = None
     split: Literal["train", "dev", "test"] = "test"
-    image: str | None = None
+    image: FilePath | None = None
     prompt: str | None = None
     num_generations: int = 4
     edit: Literal["region", "confidence", "random", "full"] | None = None
@@ -91,7 +91,7 @@ class Config:
     rewards: tuple[str, ...] | None = None
     seed: int = 0
 
-    output: str = "outputs/edits"
+    output: FilePath = "outputs/edits"
     png: bool = False
     gif: bool = False
     json: bool = False

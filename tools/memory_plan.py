@@ -21,7 +21,7 @@ from typing import Literal
 from transformers import LlamaConfig
 
 from unidiff import families
-from unidiff.config import parse
+from unidiff.config import FilePath, parse
 from unidiff.families import folder_of, read_config
 from unidiff.families.architecture import published_shapes, read_architecture
 from unidiff.program import run_program
@@ -35,7 +35,7 @@ class Config:
     the native model says in its config.json, or 64 and 258. max_rounds: pictures of a rollout. accumulate: an update
     has several micro-batches. The rest: as in GRPOConfig and the recipe."""
 
-    model: str | None = None
+    model: FilePath | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     lora_rank: int = 128
     gradient_checkpointing: bool = True

@@ -39,8 +39,8 @@ def command() -> str:
 
 
 @contextlib.contextmanager
-def program() -> Iterator[None]:
-    """Around a program's main: warnings are lines, and the message of a SystemExit is the last line."""
+def last_line() -> Iterator[None]:
+    """Around a program: its warnings are lines, and the message of a SystemExit is the last line on the screen."""
     shown = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:

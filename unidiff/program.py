@@ -8,15 +8,17 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from unidiff import launcher
 from unidiff.config import parse
 
 
 def run_program(main: Callable[[], object]) -> None:
-    """Runs a program; an int that it returns is its exit status. A reader of its output who has gone, as in
-    `--help | head`, ends it without a traceback."""
+    """Runs a program; an int that it returns is its exit status. Its error message is the last line on the screen,
+    under a launcher too. A reader of its output who has gone, as in `--help | head`, ends it without a traceback."""
     try:
         try:
-            status = main()
+            with launcher.last_line():
+                status = main()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

@@ -1,8 +1,10 @@
 """GRPOConfig: what it refuses, and with which words."""
 
 import dataclasses
+import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -52,6 +54,9 @@ WRONG = [
     ({"seed": True}, "seed is True; it must be a whole number"),
     ({"resume": "no"}, "resume is 'no'; it must be true or false"),
     ({"text_weight": "1"}, "text_weight is '1'; it must be a number"),
+    ({"adam_beta2": 1.0}, "adam_beta2 is 1.0; it must be at least 0 and below 1"),
+    ({"output_dir": None}, "output_dir is None; it must be a text"),
+    ({"output_dir": "$NO_SUCH/run"}, r"output_dir is '\$NO_SUCH/run'; \$NO_SUCH is not known here"),
     ({"text_estimator": None}, "text_estimator is None; it must be a text"),
 ]
 
@@ -107,6 +112,12 @@ def test_every_setting_is_documented():
     names = [f.name for f in dataclasses.fields(GRPOConfig)]
     assert not [n for n in names if n not in inherited and not re.search(rf"\b{n}\b", GRPOConfig.__doc__ or "")]
     assert all(f"--{n}" in help_text(GRPOConfig) for n in names)
+
+
+@pytest.mark.parametrize("path", [Path("~/run"), "~/run", Path("$HOME") / "run"], ids=repr)
+def test_the_output_directory_is_a_text_that_can_be_written_down(path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert json.loads(json.dumps(GRPOConfig(output_dir=path).to_dict()))["output_dir"] == "/home/me/run"
 
 
 def test_free_settings_exist():

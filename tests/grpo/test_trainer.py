@@ -475,3 +475,11 @@ def test_the_reference_is_no_part_of_the_policy(make_trainer, model):
     assert trained == {id(p) for p in trainer.model.parameters()}
     assert not trained & {id(p) for p in trainer.reference.parameters()}
     assert not any(m.training for m in itertools.chain(trainer.model.modules(), trainer.reference.modules()))
+
+
+def test_a_tracker_that_would_not_be_written_to(make_trainer, monkeypatch):
+    with pytest.raises(ValueError, match=r"tracker is 'tensorboard', but the accelerator was made without it"):
+        make_trainer(tracker="tensorboard", options={"accelerator": Accelerator()})
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    with pytest.raises(ImportError, match=r'tracker wandb is not installed: pip install "unidiff\[tracking\]"'):
+        make_trainer(tracker="wandb")

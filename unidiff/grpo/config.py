@@ -136,6 +136,8 @@ class GRPOConfig(SamplerConfig):
         for name in ("text_min_ratio", "image_min_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1]")
+        if not 0 <= self.adam_beta2 < 1:
+            raise ValueError(f"adam_beta2 is {self.adam_beta2}; it must be at least 0 and below 1")
         if self.epsilon_high is not None and self.epsilon_high < 0:
             raise ValueError(f"epsilon_high is {self.epsilon_high}; it must not be negative, or none for epsilon")
         if self.delta is not None and self.delta <= 1 + self.clip_range[1]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 
 
@@ -38,10 +39,14 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def check_tracker(tracker: str | None, accelerator: Accelerator) -> None:
-    """Raises ImportError if the package of a tracker is missing, of which accelerate only warns."""
-    if tracker and not accelerator.log_with:
-        package = "unidiff[tracking]" if tracker in ("tensorboard", "wandb", "all") else tracker.replace("_", "-")
-        raise ImportError(f'tracker {tracker} is not installed: pip install "{package}"')
+    """Raises ImportError if the package of a tracker is missing, where accelerate only warns, and ValueError if an
+    accelerator that was made elsewhere does not know the tracker."""
+    if not tracker or accelerator.log_with:
+        return
+    if tracker in map(str, get_available_trackers()):
+        raise ValueError(f"tracker is {tracker!r}, but the accelerator was made without it: Accelerator(log_with=…)")
+    package = "unidiff[tracking]" if tracker in ("tensorboard", "wandb", "all") else tracker.replace("_", "-")
+    raise ImportError(f'tracker {tracker} is not installed: pip install "{package}"')
 
 
 def everybody(value: Any, accelerator: Accelerator | None) -> list[Any]:

@@ -24,7 +24,7 @@ from unidiff.grpo import activations, checkpoint, lora, sharding
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, step_figures
 from unidiff.grpo.experience import Experience, credited, guidance_of, prompt_index, sample_and_judge, spread
-from unidiff.grpo.process import Clock, everybody, flat, largest, stop_signals
+from unidiff.grpo.process import Clock, check_tracker, everybody, flat, largest, stop_signals
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
 from unidiff.grpo.update import PolicyUpdate
 from unidiff.model import UnifiedModel
@@ -61,6 +61,7 @@ class GRPOTrainer:
     ) -> None:
         self.config, self.task, self.on_step = config, task, on_step
         self.accelerator = accelerator or Accelerator(log_with=config.tracker, project_dir=config.output_dir)
+        check_tracker(config.tracker, self.accelerator)
         processes = self.accelerator.num_processes
         if config.num_prompts % processes:
             raise ValueError(f"num_prompts is {config.num_prompts}; it must be a multiple of the {processes} processes")
