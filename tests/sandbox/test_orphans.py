@@ -119,3 +119,20 @@ def test_a_sandbox_that_nobody_stops_has_a_clock_of_its_own(walls, tmp_path):
         trainer.kill()
     assert left == []
     assert left_soon(mark) == []
+
+
+def test_a_server_that_is_killed_costs_the_sandboxes_that_it_runs(tmp_path):
+    """Another one is started for those that come after it."""
+    mark = str(tmp_path)
+    shutil.copytree(FOLDER, tmp_path / "sandbox")
+    script = f"import os, sys\nsys.path.insert(0, {mark!r})\nimport sandbox as S\nbox = S.Sandbox(network='allow')\n"
+    script += "def killed():\n    for task in os.listdir('/proc/self/task'):\n"
+    script += "        for pid in open(f'/proc/self/task/{task}/children').read().split(): os.kill(int(pid), 9)\n"
+    script += "print(box.run('print(1)').stdout)\nkilled()\nimport threading, time\ntime.sleep(0.5)\n"
+    script += "print(box.run('print(2)').stdout)\nthreading.Timer(0.3, killed).start()\n"
+    script += "try: box.run('import time; time.sleep(4)')\nexcept S.SandboxError as error: print(error)\n"
+    script += "time.sleep(0.5)\nprint(box.run('print(3)').stdout)"
+    done = drive(script, mark)
+    assert done.stdout.split("\n\n") == ["1", "2", "the sandbox could not be built: it ended without a word\n3", ""], (
+        done
+    )
