@@ -42,6 +42,7 @@ from unidiff.grpo.evaluation import Evaluation
 from unidiff.grpo.experience import Experience
 from unidiff.grpo.process import check_tracker
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, load_rollouts
+from unidiff.program import run_program
 from unidiff.report.curves import draw_curves
 from unidiff.report.gallery import best_and_worst, records
 from unidiff.report.page import write_page
@@ -264,4 +265,4 @@ def training_galleries(model: UnifiedModel, folder: RunFolder) -> dict[str, list
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

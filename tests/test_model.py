@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,9 @@ from unidiff import noise
 from unidiff.attention import additive
 from unidiff.estimators import View, draw_views, make
 from unidiff.model import UnifiedModel
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.fill import fill
+from unidiff.sampling.rollout import InterleavedSampler
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens
 from unidiff.spec import ModelSpec
 from unidiff.tasks import FrozenLake
@@ -315,6 +320,55 @@ def test_images_of_a_batch_are_encoded_as_alone(model: UnifiedModel, task: Froze
 def test_bad_parts_are_named(part: str | Image.Image, message: str, model: UnifiedModel) -> None:
     with pytest.raises(ValueError, match=message):
         model.encode([part])
+
+
+NO_PARTS = [
+    ("find the goal", r"prompt is a str \('find the goal'\); it must be a list of str or Image: write \[prompt\]"),
+    (b"find", r"prompt is a bytes \(b'find'\); it must be a list of str or Image"),
+    ({"text": "find"}, "prompt is a dict"),
+    (Image.new("RGB", (64, 64)), "prompt is a Image .* write"),
+    (None, "prompt is a NoneType"),
+    ([b"find"], r"prompt\[0\] is a bytes"),
+    (["find", {"image": 1}], r"prompt\[1\] is a dict .*; it must be str or Image"),
+    (["find", ["the", "goal"]], r"prompt\[1\] is a list"),
+    (["find", Path("a.png")], r"prompt\[1\] is a PosixPath"),
+    (["find", torch.zeros(3, 64, 64)], r"prompt\[1\] is a Tensor"),
+]
+
+
+@pytest.mark.parametrize(("parts", "message"), NO_PARTS)
+def test_what_is_no_list_of_parts_is_refused(
+    parts: Any, message: str, model: UnifiedModel, published: Callable[[str], Path]
+) -> None:
+    for own in (model, UnifiedModel.from_pretrained(published("mmada"))):
+        for call in (own.rollout, own.encode, own.encode_prompt):
+            with pytest.raises(TypeError, match=message):
+                call(parts)
+        with pytest.raises(TypeError, match=message.replace("prompt", "response")):
+            own.encode(parts, prompt=False)
+
+
+def test_one_thing_in_place_of_a_batch_is_refused(model: UnifiedModel, published: Callable[[str], Path]) -> None:
+    image, one = Image.new("RGB", (64, 64)), model.encode(["find the goal"])
+    with pytest.raises(TypeError, match="images is a Image"):
+        model.encode_images(image)  # type: ignore[arg-type]
+    for rows in (one, ["find the goal"], [["find"]]):
+        with pytest.raises(TypeError, match=r"rows\[0\] is a (Segment|str|list) .*; it must be Interleaved"):
+            model.render(rows)  # type: ignore[arg-type]
+    sampler = InterleavedSampler(model, SamplerConfig(edit="full"))
+    for prompts, wrong in ((one, r"\[0\] is a Segment"), ("find", " is a str"), ([["find"]], r"\[0\] is a list")):
+        with pytest.raises(TypeError, match=f"prompts{wrong}"):
+            sampler.sample(prompts, [1])  # type: ignore[arg-type]
+    other = UnifiedModel.from_pretrained(published("mmada"))
+    layout = other.template.text("find", 2)  # type: ignore[union-attr]
+    for layouts in (layout, [layout.conditional], "find"):
+        with pytest.raises(TypeError, match=r"layouts.* it must be .*Guided"):
+            fill(other, layouts, [1], SamplerConfig())  # type: ignore[arg-type]
+    for call in (other.template.prompt, lambda parts: other.template.interleaved(parts, ["go"])):  # type: ignore[union-attr]
+        with pytest.raises(TypeError, match="prompt is a str"):
+            call("find")
+    with pytest.raises(TypeError, match="response is a str"):
+        other.template.interleaved(["find"], "go")  # type: ignore[union-attr]
 
 
 def test_images_of_another_grid_are_refused(model: UnifiedModel) -> None:

@@ -13,7 +13,6 @@ noisy. --model (default recipes/base), --prompts, --repeats.
 from __future__ import annotations
 
 import itertools
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,12 +23,12 @@ import torch
 from torch import Tensor
 
 from unidiff import GRPOConfig, GRPOTrainer, InterleavedSampler, SamplerConfig, UnifiedModel, noise
-from unidiff.config import parse
 from unidiff.estimators import ESTIMATORS, View, draw_views
 from unidiff.families import native
 from unidiff.grpo.batches import MicroBatch, view_tokens
 from unidiff.grpo.experience import Experience, segment_views
 from unidiff.memory import PeakMemory
+from unidiff.program import run_command, run_program
 from unidiff.rewards.table import RewardTable, evaluate
 from unidiff.sampling.compute import Compute, ComputeMeter, Cost, ModelFlops
 from unidiff.sampling.rollout import Rollout
@@ -382,7 +381,10 @@ def estimators(config: Config) -> None:
 
 COMMANDS = {"edits": edits, "cache": cache, "step": step, "rewards": rewards, "estimators": estimators}
 
+
+def main() -> None:
+    run_command(COMMANDS, Config, __doc__ or "")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        sys.exit(f"usage: python tools/bench.py {'|'.join(COMMANDS)} [--setting value …]\n\n{__doc__}")
-    COMMANDS[sys.argv[1]](parse(Config, sys.argv[2:], __doc__ or ""))
+    run_program(main)

@@ -32,6 +32,7 @@ from unidiff.grpo.experience import segment_views
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, load_rollouts, router_settings
 from unidiff.images import to_pil
 from unidiff.images.picture import rgb
+from unidiff.program import run_program
 from unidiff.report.gallery import mixed_first, mixed_groups, records, successes
 from unidiff.report.page import Comparison, write_page
 from unidiff.report.record import RolloutRecord
@@ -413,7 +414,7 @@ def own_prompt(config: Config, model: UnifiedModel, picture: Image.Image | None,
         shown = model.prepare(picture)
         (back,) = to_pil(model.decode_pixels(*model.encode_images([shown])[0])[None])
         sizes = [f"{image.width} × {image.height}" for image in (picture, shown)]
-        facts["picture"] = f"{config.image}: {sizes[0]} pixels, shown to the model at {sizes[1]}"
+        facts["picture"] = f"{Path(config.image or '').name}: {sizes[0]} pixels, shown to the model at {sizes[1]}"
         facts["read back at"] = f"{psnr(pixels_of(shown), pixels_of(back)):.1f} dB (PSNR of what its tokens decode to)"
         print(f"{facts['picture']}; its tokens read back at {facts['read back at']}")
         parts.append(shown)
@@ -421,4 +422,4 @@ def own_prompt(config: Config, model: UnifiedModel, picture: Image.Image | None,
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -33,9 +33,11 @@ def parse(
     argv: Sequence[str] | None = None,
     description: str = "",
     start: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    others: Collection[str] = (),
 ) -> T:
     """Builds the dataclass from the command line (default: sys.argv). `--help` prints its docstring and defaults.
-    start: makes of the given settings those that hold where nothing is given, before the defaults.
+    start: makes of the given settings those that hold where nothing is given, before the defaults. others: keys that
+    a file may hold for another program.
 
     Raises SystemExit with a message that a user can act on: an unknown key, a value of the wrong type, a missing file.
     """
@@ -48,7 +50,8 @@ def parse(
         if "config" in given:
             from unidiff.settings_file import from_yaml  # a plain rollout needs no YAML
 
-            given = {**from_yaml(expanded(given.pop("config"), "config")), **given}
+            file = from_yaml(expanded(given.pop("config"), "config"))
+            given = {**{k: v for k, v in file.items() if k not in others}, **given}
         return build(config, {**(start(given) if start else {}), **given})
     except (ValueError, TypeError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -12,7 +12,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL.Image import Image, Resampling
@@ -26,29 +26,20 @@ from unidiff.images import to_pil, to_pixels
 from unidiff.images.picture import rgb
 from unidiff.images.preprocess import Preprocess
 from unidiff.plain_text import PlainText
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, hidden, render
+from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, check_parts, hidden, render
 from unidiff.spec import ModelSpec
-from unidiff.templates import Picture
+from unidiff.templates import Picture, PromptTemplate
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from unidiff.images import ImageTokenizer
-    from unidiff.sampling.rollout import Rollout
 
 # Rows of [positions, head rows] logits that are alive at once when scoring, in numbers (256 MiB of float32).
 _LOGITS_AT_ONCE = 1 << 26
 
 # Hidden states [P, d] of what is scored, and where each of them stands: its mask, row and column, all [P].
 _States = tuple[Tensor, tuple[Tensor, ...]]
-
-
-class PromptTemplate(Protocol):
-    """A family's way to write the prompt of an interleaved response (`unidiff.templates`)."""
-
-    def prompt(self, parts: Sequence[str | Picture], left_out: str | None = None) -> Interleaved:
-        """The prompt's segments, with all marks; without its words ("text") or its pictures ("image") for guidance."""
-        ...
 
 
 class UnifiedModel(nn.Module):
@@ -107,8 +98,8 @@ class UnifiedModel(nn.Module):
     ) -> UnifiedModel:
         """Loads a checkpoint folder, or a repository of the Hugging Face hub by name.
 
-        options: of the family. The published ones take pad_policy, device_map (of transformers, instead of device)
-        and image_tokenizer (the folder of the image tokenizer, if it is not in the checkpoint's).
+        options: fields of `ModelSpec` in place of the checkpoint's. The published families also take device_map (of
+        transformers, instead of device) and image_tokenizer (the image tokenizer's folder, if it is elsewhere).
         Raises FileNotFoundError if it lacks files, ValueError if no family recognises it or its parts disagree.
         """
         from unidiff import families
@@ -144,6 +135,7 @@ class UnifiedModel(nn.Module):
 
     def encode_images(self, images: Sequence[Image]) -> list[tuple[LongTensor, tuple[int, int]]]:
         """Tokens [n] in the model's vocabulary and grid of each image; images of one size."""
+        check_parts(images, "images")
         self._needs_images()
         with torch.no_grad():
             codes = self.images.encode(to_pixels(list(images)).to(self.device)).cpu()
@@ -168,7 +160,8 @@ class UnifiedModel(nn.Module):
 
     def encode_prompt(self, parts: Sequence[str | Image], left_out: Sequence[str] = ()) -> Prompt:
         """Texts and PIL images as a prompt, and the same without what guidance leaves out, "text" or "image": as the
-        family's template says, or with the mask token in the place of every token left out."""
+        family's template says, or with the mask token in the place of every token left out. TypeError: no parts."""
+        check_parts(parts)
         if self.template is None:
             kinds = {"text": Modality.TEXT, "image": Modality.IMAGE}
             whole = Interleaved.from_parts(parts, self.encode_text, lambda im: self.encode_images([im])[0])
@@ -249,19 +242,6 @@ class UnifiedModel(nn.Module):
         if grid is not None and (others := grids - {tuple(grid)}):
             raise ValueError(f"the model embeds images of {tuple(grid)} tokens, not of {sorted(others)}; resize them")
         return canvas
-
-    def rollout(self, prompt: Sequence[str | Image], locate: Any = None, seed: int = 0, **settings: Any) -> Rollout:
-        """One interleaved response to texts and PIL images: `model.rollout(["Where is the way out?", image])`.
-
-        locate: finds the place that a text names, for edit="region" (a task's `region`, or `edit.box(…)`). settings:
-        fields of `SamplerConfig`, else the family's own (`ModelSpec.sampler`). See `InterleavedSampler` for batches.
-        """
-        from unidiff import noise
-        from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
-
-        config = SamplerConfig(**{**self.spec.sampler, **settings})
-        sampler = InterleavedSampler(self, config, locate)
-        return sampler.sample([self.encode_prompt(prompt, config.guides)], [noise.key(seed)])[0]
 
     # ---------------------------------------------------------------- forward passes
 

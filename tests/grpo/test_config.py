@@ -9,7 +9,7 @@ import yaml
 
 from unidiff.config import help_text, parse
 from unidiff.grpo.config import GRPOConfig
-from unidiff.sampling.rollout import SamplerConfig
+from unidiff.sampling.config import SamplerConfig
 
 WRONG = [
     ({"num_generations": 1}, "num_generations is 1; a group needs at least 2"),

@@ -1,4 +1,4 @@
-"""Two processes give what one gives: metrics, weights, held-out figures. Runs train_tiny.py under torchrun."""
+"""Two processes give what one gives: every metric, weights, held-out figures. Runs train_tiny.py under torchrun."""
 
 import json
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 SETTINGS = [
-    {},
+    {"eval_steps": 1},
     {"scale_rewards": "batch", "assignment": "segment", "num_iterations": 2, "loss_type": "dapo"},
     {"beta": 0.1, "assignment": "normalize_then_sum", "loss_type": "dr_grpo", "micro_batch_size": 1},
     {"loss_type": "gspo", "assignment": "joint", "num_iterations": 2},
@@ -42,7 +42,8 @@ GUIDED = {
     "max_steps": 1,
 }
 SETTINGS += [{"text_estimator": "trace", "image_estimator": "coupled", **GUIDED}, {"beta": 0.1, **GUIDED}]
-SETTINGS += [{"text_guidance": 0.5, "image_guidance": 1.0, "score_guidance": False, "max_steps": 1}]
+UNGUIDED = {"text_guidance": 0.5, "image_guidance": 1.0, "score_guidance": False}
+SETTINGS += [{**UNGUIDED, "micro_batch_size": 1, "max_steps": 1}]
 # Nothing to learn from on the second process, or on both.
 SETTINGS += [{"rewards": rewards, "num_iterations": 2} for rewards in ("first prompt", "none")]
 SETTINGS += [{"rewards": "first prompt"}, {"rewards": "first prompt", "beta": 0.1}]
@@ -81,7 +82,7 @@ def test_one_process_and_two(two, script, tmp_path, difference, same_metrics, ca
         assert (first["grad_norm"] > 1e-4) is (SETTINGS[case].get("rewards") != "none")
         assert (first["tokens/text"] > 0) is (first["grad_norm"] > 0)
     weights = [load_file(f / "model" / "model.safetensors") for f in (tmp_path, two / str(case))]
-    assert difference(*weights) < 1e-10  # a millionth of what a step changes
+    assert difference(*weights) < 1e-10  # a millionth of the learning rate
     held = [json.loads((f / "held_out.json").read_text()) for f in (tmp_path, two / str(case))]
     for name in held[0]:
         assert held[1][name] == pytest.approx(held[0][name], abs=1e-6)

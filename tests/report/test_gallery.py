@@ -15,7 +15,8 @@ from unidiff.report.gallery import best_and_worst, records, side_by_side
 from unidiff.report.record import png
 from unidiff.report.regeneration import full_regeneration
 from unidiff.rewards.router import ASSIGNMENTS, RewardRouter
-from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Modality
 
 

@@ -19,7 +19,9 @@ from unidiff.report.regeneration import full_regeneration
 from unidiff.rewards.reward import reward
 from unidiff.rewards.table import evaluate
 from unidiff.sampling.compute import Compute, Cost
-from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig, Stop
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.rollout import Stop
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Modality
 
 

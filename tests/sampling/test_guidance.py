@@ -11,8 +11,10 @@ import torch
 from unidiff import noise
 from unidiff.grpo.experience import guidance_of
 from unidiff.model import UnifiedModel
+from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.edit import Locate
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
+from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Modality
 from unidiff.tasks import FrozenLake
 

@@ -67,6 +67,9 @@ def templates(spec: ModelSpec, special: Mapping[str, int], tokenize: Tokenize, p
     common = {"mask": spec.mask, "bos": spec.bos, "eos": _id(special, kind, "eos")}
     if kind == "llada":
         return ChatTemplates(Ids(**common), tokenize, _markup(spec, special) if "start_header" in special else None)
+    for name in ("image_next", "image_begin", "image_end"):
+        if getattr(spec, name) in (None, ()):
+            raise ValueError(f"ModelSpec.{name} is {getattr(spec, name)}; the templates of {kind} need it")
     assert spec.image_next is not None
     common |= {"image_begin": spec.image_begin[0], "image_end": spec.image_end[0], "image_next": spec.image_next}
     common |= {"image_offset": spec.image_offset, "codebook_size": spec.codebook_size}

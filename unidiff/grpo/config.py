@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from unidiff.config import FilePath, Unbounded
 from unidiff.estimators import Estimator
 from unidiff.estimators import parse as parse_estimator
-from unidiff.sampling.rollout import SamplerConfig
+from unidiff.sampling.config import SamplerConfig
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,12 @@ class GRPOConfig(SamplerConfig):
       text_estimator, image_estimator: names in unidiff.estimators, with options as in "trace:merge=4". text_min_ratio,
       image_min_ratio: γ, smallest share of masked tokens, for estimators with a ladder of ratios.
     Run
-      output_dir, resume (go on from the last checkpoint in output_dir), save_steps (0 = only at the end and when
-      stopped), log_rollouts_every (steps between files in output_dir/rollouts, beside that of the first step: what the
-      report and tools/edit_rollout.py show; 0 = none), eval_size, eval_split: held-out
-      prompts of an evaluation, eval_steps: steps between greedy evaluations on the way (0 = only before and after).
+      output_dir, resume (go on from the last checkpoint in output_dir; on the command line, with the settings of the
+      run there, of which those that change speed or display alone may be given anew, and a larger max_steps),
+      save_steps (0 = only at the end and when stopped), log_rollouts_every (steps between files in
+      output_dir/rollouts, beside that of the first step: what the report and tools/edit_rollout.py show; 0 = none),
+      eval_size, eval_split: held-out prompts of an evaluation, eval_steps: steps between greedy evaluations on the
+      way (0 = only before and after).
       check_ratio_every: steps between checks that a row scores alone as in its micro-batch (0 = none).
       tracker: tensorboard, wandb, …. quiet: no live display.
     """

@@ -15,7 +15,9 @@ from unidiff.grpo.experience import Experience, segment_views
 from unidiff.model import UnifiedModel
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.sampling.compute import Compute
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig, Stop
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.rollout import Rollout, Stop
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.tasks import Task
 
 _EVAL = 1 << 20  # keeps evaluation noise apart from training steps

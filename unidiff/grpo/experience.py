@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unidiff import noise
-from unidiff.estimators import Draw, Estimator, View, combine
+from unidiff.estimators import Draw, Estimator, View, values_of
 from unidiff.estimators.checks import check_credit
 from unidiff.grpo.batches import MicroBatch, micro_batches
 from unidiff.grpo.process import Clock
@@ -21,7 +21,8 @@ from unidiff.rewards.reward import Reward
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import Pending, RewardTable
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, Stop
+from unidiff.sampling.rollout import Rollout, Stop
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Canvas, Modality
 
 _PROMPT = 1 << 21  # noise stream of the choice of training prompts
@@ -85,7 +86,7 @@ class Experience:
     def values(self, logp_KBL: Tensor, iteration: int, batch: MicroBatch, text: Estimator, image: Estimator) -> Tensor:
         """Values [B, L] of a micro-batch from the log-probabilities of its views."""
         canvas, draw = self.canvas.rows(batch.rows), self.draws[iteration].rows(batch.rows)
-        return combine(canvas, draw, logp_KBL, text, image, self.advantage_BL[batch.rows])
+        return values_of(canvas, draw, logp_KBL, text, image, self.advantage_BL[batch.rows])
 
 
 def guidance_of(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unidiff.config import checked
 from unidiff.model import UnifiedModel
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of Llama's layers
@@ -23,7 +24,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 def add_adapters(model: UnifiedModel, rank: int, alpha: float, seed: int = 0) -> None:
     """Freezes the model and adds trainable adapters, which change nothing yet. Raises ImportError without peft,
-    ValueError if the model has adapters already.
+    ValueError if the model has adapters already, or for a rank or alpha that is not a finite number above 0.
 
     No dropout: an unchanged policy must have a ratio of 1. The global RNG is left as it was.
     """
@@ -31,6 +32,10 @@ def add_adapters(model: UnifiedModel, rank: int, alpha: float, seed: int = 0) ->
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError('lora_rank needs peft: pip install "unidiff[lora]"') from error
+    given = checked({"rank": rank, "alpha": alpha}, add_adapters, "lora_")
+    for name, value in given.items():
+        if value <= 0:
+            raise ValueError(f"lora_{name} is {value}; it must be above 0")
     if adapters(model):
         raise ValueError("the model has adapters already; merge them, or leave lora_rank at 0 to train them")
     model.requires_grad_(False)

@@ -18,8 +18,10 @@ def stop_signals() -> Iterator[list[int]]:
     asked: list[int] = []
 
     def ask(number: int, _: FrameType | None) -> None:
+        if number in asked:
+            signal.signal(number, previous[number])
+            signal.raise_signal(number)
         asked.append(number)
-        signal.signal(number, previous[number])
 
     try:
         previous: dict[int, Any] = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}

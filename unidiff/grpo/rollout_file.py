@@ -27,7 +27,8 @@ from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.table import RewardTable
 from unidiff.sampling.compute import Compute, Cost
-from unidiff.sampling.rollout import Rollout, SamplerConfig, Stop
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sequence import Interleaved, Modality, Segment
 
 FORMAT, VERSION = "unidiff.rollouts", 1

@@ -43,7 +43,8 @@ from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.table import RewardTable, check_required
 from unidiff.run_folder import RunFolder, step_of
-from unidiff.sampling.rollout import InterleavedSampler, Rollout
+from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Canvas, Modality
 from unidiff.tasks import Task
 

@@ -108,7 +108,8 @@ class Routed:
         """What `to_tensors` took apart; other tensors are left alone."""
         account = None
         if (plain := header.get("account")) is not None:
-            account = Account(**plain, **{f.name: tensors[f.name] for f in fields(Account) if f.name not in plain})
+            parts: dict[str, Any] = {f.name: tensors[f.name] for f in fields(Account) if f.name not in plain}
+            account = Account(**plain, **parts)
         return Routed(tensors["group_B"], tensors["advantage_BS"], tensors["valid_BS"], header["metrics"], account)
 
 

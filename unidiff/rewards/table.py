@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unidiff.files import write_whole
+from unidiff.rewards.guard import Surroundings
 from unidiff.rewards.reward import Cause, Loss, Reward, RewardError, as_rewards
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.runner import Job
@@ -257,6 +258,7 @@ class Pending:
     ) -> None:
         self.rewards, self.rows = as_rewards(rewards), rows
         self._places = [_places(reward, rows) for reward in self.rewards]
+        self._surroundings = Surroundings()
         self._jobs = []
         for reward, where in zip(self.rewards, self._places):
             own = own_rows(rows)  # what one reward does to its views is its own affair
@@ -266,7 +268,10 @@ class Pending:
     def table(self) -> RewardTable:
         """All values. See `check_required` for those that may not be missing."""
         table = _empty_table(self.rewards, self.rows)
-        results = [job.finish() for job in self._jobs]
+        results = []
+        for job in self._jobs:
+            results.append(job.finish())
+            self._surroundings.restore(job.reward.name)
         for f, (reward, where, values) in enumerate(zip(self.rewards, self._places, results)):
             for (row, segment), result in zip(where, values):
                 if isinstance(result, Loss):
@@ -330,7 +335,7 @@ def _empty_table(rewards: Sequence[Reward], rows: Sequence[tuple[SegmentView, ..
         on=tuple(r.on for r in rewards),
         credit=tuple(r.credit for r in rewards),
         scale=tuple(r.scale for r in rewards),
-        values_BSF=torch.full((batch, segments, count), math.nan),
-        sequence_BF=torch.full((batch, count), math.nan),
+        values_BSF=torch.full((batch, segments, count), math.nan, dtype=torch.float32),
+        sequence_BF=torch.full((batch, count), math.nan, dtype=torch.float32),
         modality_BS=torch.tensor(padded, dtype=torch.int64).reshape(batch, segments),
     )

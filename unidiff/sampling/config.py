@@ -59,7 +59,7 @@ class SamplerConfig:
             )
         for name in ("text_temperature", "image_noise", "text_guidance", "image_guidance", "picture_guidance"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a number that is not negative")
         if self.text_block is not None and self.text_block < 1:
             raise ValueError(f"text_block is {self.text_block}; it must be at least 1, or None for the whole canvas")
         if not 0 < self.edit_share <= 1:

@@ -61,10 +61,11 @@ class ChatTemplates:
     def prompt(self, parts: Sequence[Text | Picture], left_out: str | None = None) -> Interleaved:
         """What stands before a response: the parts as one turn of a chat, or as they are for a base model. left_out:
         "text" masks all of it (LLaDA's way), "image" leaves nothing out: there is none. ValueError for pictures."""
+        kept = without(parts, left_out)
         if any(isinstance(part, Picture) for part in parts):
             raise ValueError("a model of text alone takes no pictures")
         whole = self.ids.prompt(self._one_turn(parts), self.tokenize)
-        return hidden(whole, Modality.TEXT, self.ids.mask) if without(parts, left_out) != list(parts) else whole
+        return whole if kept == list(parts) else hidden(whole, Modality.TEXT, self.ids.mask)
 
     def _one_turn(self, parts: Sequence[Text | Picture]) -> list[Text | Picture]:
         """The parts as what the user says, up to the assistant's header."""

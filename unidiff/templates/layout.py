@@ -6,11 +6,12 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from unidiff.sequence import Interleaved, Modality, Segment
+from unidiff.sequence import Interleaved, Modality, Segment, check_parts
 
 Tokenize = Callable[[str], Sequence[int]]  # words as ids, never a special token (`unidiff.plain_text`)
 Text = str | Sequence[int]  # words to tokenize, or ids, special tokens among them
@@ -119,6 +120,14 @@ class Picture:
 Part = Text | Picture | int  # of an interleaved response; a number = so many text tokens to be sampled
 
 
+class PromptTemplate(Protocol):
+    """A family's way to write the prompt of an interleaved response."""
+
+    def prompt(self, parts: Sequence[str | Picture], left_out: str | None = None) -> Interleaved:
+        """The prompt's segments, with all marks; without its words ("text") or its pictures ("image") for guidance."""
+        ...
+
+
 @dataclass(frozen=True)
 class Ids:
     """Ids that every family has, and the parts of layouts that are made of them.
@@ -215,6 +224,7 @@ class Ids:
         Where a text's own last id has opened the picture (`image_next` is `image_begin`), it is not opened twice.
         Raises ValueError if there is nothing to respond.
         """
+        check_parts(parts, "response", str, list, tuple, Picture, int)
         if not parts:
             raise ValueError("response: expected at least one text, picture or number of tokens to be sampled")
         layout = Layout()
@@ -250,9 +260,11 @@ def tokenized(parts: Sequence[Text | Picture], tokenize: Tokenize) -> Iterator[t
 
 
 def without(parts: Sequence[Text | Picture], left_out: str | None) -> list[Text | Picture]:
-    """A prompt's parts without its words ("text") or its pictures ("image"). Raises ValueError for anything else."""
+    """A prompt's parts without its words ("text") or its pictures ("image"). Raises ValueError for anything else,
+    TypeError for what are no parts."""
     if left_out not in (None, "text", "image"):
         raise ValueError(f"left_out is {left_out!r}; a prompt can leave out 'text' or 'image'")
+    check_parts(parts, "prompt", str, list, tuple, Picture)
     dropped = {"text": (str, list, tuple), "image": Picture}.get(left_out or "", ())
     return [part for part in parts if not isinstance(part, dropped)]
 
