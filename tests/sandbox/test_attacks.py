@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from unidiff.sandbox import Sandbox, Stop
 from unidiff.sandbox import filter as sandbox_filter
 from unidiff.sandbox import process as module
-from unidiff.sandbox import Sandbox, Stop
 
 needs_namespaces = pytest.mark.usefixtures("namespaces")
 LIBC = "import ctypes, os, socket\nlibc = ctypes.CDLL(None, use_errno=True)\n"

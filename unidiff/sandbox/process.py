@@ -187,11 +187,17 @@ class Server:
 
     def _work(self, theirs: socket.socket) -> None:
         words = [self.python, "-I", "-S", "-X", "utf8", str(CHILD), str(theirs.fileno()), str(os.getpid())]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         try:
             with theirs:
-                fds = (theirs.fileno(),)
-                process = subprocess.Popen(words, env=ENVIRONMENT, pass_fds=fds, start_new_session=True, **quiet)
+                process = subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env=ENVIRONMENT,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
         except OSError as error:
             self.said = str(error).encode()
             return
