@@ -91,6 +91,8 @@ class Judge:
         piece = translate.Piece(text)
         if not translate.asserts(piece, setup):
             raise Unjudged("it asserts nothing")
+        for name in translate.fixtures(piece, setup):
+            raise Unjudged(f"it needs the fixture {name}, which is not defined")
         for node in piece.tree.body:
             for name in imports(node):
                 if name != translate.SOLUTION and name not in sys.modules and imported(name) is None:

@@ -1,6 +1,7 @@
 """The parts of pytest that tests of functions use, where pytest itself is not installed."""
 
 import math
+import numbers
 import re
 import types
 
@@ -52,10 +53,9 @@ class approx:
         if isinstance(expected, list | tuple):
             return not isinstance(value, str) and hasattr(value, "__len__") and len(value) == len(expected) and all(
                 map(self.close, value, expected))  # fmt: skip
-        if value == expected:
-            return True
-        if value is None or isinstance(value, str) or expected is None or isinstance(expected, str):
-            return False
+        if value == expected or not (isinstance(value, numbers.Number) and isinstance(expected, numbers.Number)):
+            return bool(value == expected)
+        value = next((kind(value) for kind in (int, float, complex) if isinstance(value, kind)), value)  # of a subclass
         if value != value and expected != expected:
             return self.nan_ok
         tolerance = max((1e-6 if self.rel is None and self.abs is None else self.rel or 0) * abs(expected),

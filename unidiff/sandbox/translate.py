@@ -14,6 +14,7 @@ BUILTINS = frozenset(dir(builtins))
 GENUINE = frozenset(name for name in BUILTINS - {"super"} if not name.startswith("__"))  # the compiler looks for super
 CONSTRUCTORS = {"list", "set", "tuple", "dict", "int", "float", "str", "bool", "complex", "range", "frozenset", "bytes"}
 LOOKS = {"callable", "type", "id", "isinstance", "issubclass", "hasattr", "getattr", "dir", "vars"}
+STREAMS = {"stdin", "stdout", "stderr", "redirect_stdout", "redirect_stderr", "patch", "environ"}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -56,6 +57,13 @@ class Piece:
             name for name, node in self.definitions.items()
             if name not in called and (name.lower().startswith("test") or is_case(node))
         ]  # fmt: skip
+
+
+def fixtures(test, setup):
+    """Parameters of test functions that nothing gives."""
+    for node in map(test.definitions.get, test.cases()):
+        if isinstance(node, ast.FunctionDef) and not node.decorator_list:
+            yield from {argument.arg for argument in node.args.args} - test.definitions.keys() - setup.definitions.keys()
 
 
 def is_case(node):
@@ -115,6 +123,8 @@ def shares_interpreter(piece, names):
     for node in ast.walk(piece.tree):
         if isinstance(node, ast.Name) and node.id in names and id(node) not in allowed:
             return f"it looks at {node.id}"
+        if name_of(node) in STREAMS or getattr(node, "name", None) in STREAMS:
+            return "it replaces what the code reads or prints"
     return None
 
 

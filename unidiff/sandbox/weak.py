@@ -139,9 +139,9 @@ class Guard(Assertions):
     def honest(self, name, left, right):
         if name == "Eq":
             return equals_only(left, right)
-        if name == "In":
-            return outside(type(right)) or not asked(lambda: object() in right)
-        return True
+        if name == "In" and outside(type(right)):
+            return all(equals_only(left, one) for one in right if asked(lambda one=one: left == one))
+        return name != "In" or not asked(lambda: object() in right)
 
 
 def outside(kind):
@@ -170,7 +170,11 @@ def equals_only(left, right):
         if kind in (list, tuple) and len(left) == len(right):
             return all(map(equals_only, left, right))
         if kind is dict:
-            return all(equals_only(value, right.get(key, value)) for key, value in left.items())
+            values = all(equals_only(value, right.get(key, value)) for key, value in left.items())
+            return values and equals_only(set(left), set(right))
+        if kind in (set, frozenset):
+            own = [one for one in left if not outside(type(one))]
+            return all(equals_only(one, other) for one in own for other in right if asked(lambda: one == other))
     if outside(kind) and outside(type(right)):
         return True
     own, other = (right, left) if outside(kind) else (left, right)

@@ -70,6 +70,10 @@ NAMES = {kind.__name__: make for kind, (_, make) in KINDS.items()}
 PLAIN = (type(None), bool, int, float, str, list, *KINDS)  # the types that cross as they are
 
 
+def is_plain(value):
+    return type(value) in PLAIN or type(value).__module__ == "numpy"
+
+
 def encode(value, other):
     """A value as JSON can hold it. other: gives this for a value that is not plain, or raises."""
     kind = type(value)
