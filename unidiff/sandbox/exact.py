@@ -235,7 +235,7 @@ def _refusing(name):
 
 BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or"
 OTHERS = """len length_hint iter next reversed contains getitem setitem delitem bool hash repr str format bytes int
-float complex index round trunc floor ceil abs neg pos invert lt le gt ge enter exit aenter aexit aiter anext await get set
-delete setattr delattr instancecheck subclasscheck mro_entries dir"""
+float complex index round trunc floor ceil abs neg pos invert lt le gt ge enter exit aenter aexit aiter anext await
+get set delete setattr delattr instancecheck subclasscheck mro_entries dir"""
 for _name in [*OTHERS.split(), *(prefix + name for prefix in ("", "r", "i") for name in BINARY.split())]:
     setattr(Remote, f"__{_name}__", _refusing(f"__{_name}__"))

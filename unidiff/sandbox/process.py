@@ -184,11 +184,18 @@ class Server:
 
     def _work(self, theirs: socket.socket) -> None:
         words = [self.python, "-I", "-S", "-X", "utf8", str(CHILD), str(theirs.fileno()), str(os.getpid())]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         try:
             with theirs:
                 fds = (theirs.fileno(),)
-                process = subprocess.Popen(words, env=ENVIRONMENT, pass_fds=fds, start_new_session=True, **quiet)
+                process = subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env=ENVIRONMENT,
+                    pass_fds=fds,
+                    start_new_session=True,
+                )
         except OSError as error:
             self.said = str(error).encode()
             return
@@ -256,6 +263,7 @@ class Process:
         self.stack.callback(self.kill)
         for fd in given:
             os.close(fd)
+
     def _namespaces(self) -> bool:
         reason = namespaces_refused()
         if reason is None:
