@@ -128,7 +128,11 @@ def math(config: Config) -> None:
 
 CODE = (  # what is judged, text, tests
     ("functions", "def f(x):\n    return x * x", ["assert f(2) == 4", "assert f(3) == 9"]),
-    ("classes, beside the code", "class P:\n    def __init__(s, x): s.x = x", ["assert P(2).x == 2", "assert P(3).x == 3"]),
+    (
+        "classes, beside the code",
+        "class P:\n    def __init__(s, x): s.x = x",
+        ["assert P(2).x == 2", "assert P(3).x == 3"],
+    ),
     ("programs", "print(int(input()) ** 2)", {"inputs": ["2", "3"], "outputs": ["4", "9"]}),
 )
 
