@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from unidiff.sandbox import Sandbox, Stop
 from unidiff.sandbox import filter as sandbox_filter
 from unidiff.sandbox import process as module
-from unidiff.sandbox import Sandbox, Stop
 
 needs_namespaces = pytest.mark.usefixtures("namespaces")
 LIBC = "import ctypes, os, socket\nlibc = ctypes.CDLL(None, use_errno=True)\n"
@@ -339,9 +339,10 @@ FORGERIES = {
     "        try: os.write(fd, json.dumps({'value': True, 'changed': [[0, 9]], 'passed': True}).encode() + b'\\n')\n"
     "        except OSError: pass\ndef square(x): return 7",
     "answers with every handle": "import json, os\nfor fd in range(3, 64):\n    for i in range(9):\n"
-    "        try: os.write(fd, json.dumps({'value': {'remote': [0, [9], 'square', False]}, 'changed': []}).encode() + b'\\n')\n"
+    "        try: os.write(fd, json.dumps({'value': {'remote': [0, [9], 'square', False]}}).encode() + b'\\n')\n"
     "        except OSError: pass\ndef square(x): return 7",
-    "patches what encodes": "import gc\nfor o in gc.get_objects():\n    if isinstance(o, dict) and 'encode' in o and 'KINDS' in o:\n"
+    "patches what encodes": "import gc\nfor o in gc.get_objects():\n"
+    "    if isinstance(o, dict) and 'encode' in o and 'KINDS' in o:\n"
     "        o['encode'] = lambda *a: {'complex': ['9', 0]}\ndef square(x): return 7\n",
     "traces": "import sys\ndef tracer(frame, event, arg):\n    frame.f_locals.update(passed=True, value=7)\n"
     "    return tracer\nsys.settrace(tracer)\ndef square(x): return 7",

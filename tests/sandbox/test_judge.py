@@ -42,3 +42,39 @@ def test_no_forgery_passes(group):
     report = Sandbox(seconds=1.5 if group == "hangs" else 20, processes=4).test(code, tests)
     assert report.passed == (False,) * len(tests), report
     assert not report.unjudged and set(report.messages) == set(range(len(tests)))
+
+
+def test_a_set_up_belongs_to_each_test_and_may_use_the_code():
+    code = """
+class Node:
+    def __init__(self, value): self.value, self.left, self.right = value, None, None
+def height(node): return 0 if node is None else 1 + max(height(node.left), height(node.right))
+def double(x): return 2 * x
+"""
+    box = Sandbox(seconds=20)
+    report = box.test(
+        code, ["assert height(root) == 2", "assert root.left.value == 2"], "root = Node(1)\nroot.left = Node(2)"
+    )
+    assert report.passed == (True, True) and set(report.weak) == {0, 1}
+    setup = "import math\nseen = []\ndef close(a, b): return math.isclose(a, b, rel_tol=1e-6)\nfour = double(2)"
+    tests = ["assert close(double(math.pi), 6.28318531)", "seen.append(double(1))\nassert four == 4 and len(seen) <= 2"]
+    report = box.test(code, tests, setup)
+    assert report.passed == (True, True) and not report.weak
+    assert box.test("", tests, setup).passed == (False, False)
+
+
+def test_calls_compare_as_json_does_and_cannot_be_forged():
+    code = """
+class Liar(int):
+    def __eq__(self, other): return True
+    __hash__ = int.__hash__
+class Any:
+    def __eq__(self, other): return True
+VALUES = {"n": "n", "t": (1, [2.0]), "d": {1: "a"}, "liar": Liar(7), "any": Any(), "big": 10 ** 5000, "g": iter([1])}
+def f(x): return VALUES[x]
+"""
+    cases = [("n", "n"), ("t", [1, [2]]), ("d", {"1": "a"}), ("big", 10**5000), ("g", [1])]
+    wrong = [("n", "m"), ("t", [1]), ("d", {"1": "b"}), ("liar", 9), ("any", 9), ("any", [9]), ("x", 1), ("big", 1)]
+    report = Sandbox(seconds=20).call(code, "f", [Case((given,), (wanted,)) for given, wanted in cases + wrong])
+    assert report.passed == (True,) * len(cases) + (False,) * len(wrong) and not report.unjudged and not report.weak
+    assert report.messages[len(cases) + 6].startswith("KeyError")

@@ -18,11 +18,16 @@ FOLDER = Path(lifeline.__file__).parent
 DRIVER = """
 import os, signal, sys, time
 {setup}
-for milliseconds in range(0, 122, 2):
+for milliseconds in range(0, 122, {step}):
+    ready, go = os.pipe()
     pid = os.fork()
     if pid == 0:
+        {first}
+        os.write(go, b"x")
         {start}
         os._exit(0)
+    os.read(ready, 1)
+    os.close(ready), os.close(go)
     time.sleep(milliseconds / 1000)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -66,12 +71,14 @@ def drive(script: str, mark: str, seconds: float = 100) -> subprocess.CompletedP
     return done
 
 
-def test_a_trainer_killed_at_any_moment_leaves_no_sandbox(walls, tmp_path):
+@pytest.mark.parametrize("first", ["pass", pytest.param("box.run('')", marks=pytest.mark.slow)])
+def test_a_trainer_killed_at_any_moment_leaves_no_sandbox(walls, tmp_path, first):
+    """first: what a trainer does before the moments begin. Its first sandbox starts a server, later ones are forked."""
     mark = str(tmp_path)  # in the command line of whatever is started from here
     shutil.copytree(FOLDER, tmp_path / "sandbox")
     off = "S.process.namespaces_refused = lambda: 'off'" if "network" in walls else "S.namespaces_refused()"
     setup = f"sys.path.insert(0, {mark!r})\nimport sandbox as S\n{off}\nbox = S.Sandbox(seconds=50, **{walls!r})"
-    done = drive(DRIVER.format(setup=setup, start=f"box.run({STAYS!r})"), mark)
+    done = drive(DRIVER.format(step=2, setup=setup, first=first, start=f"box.run({STAYS!r})"), mark)
     assert done.returncode == 0, done.stderr
     assert left_soon(mark) == []
 
@@ -81,7 +88,7 @@ def test_a_trainer_killed_at_any_moment_leaves_no_math_worker():
     pytest.importorskip("math_verify")
     mark = f"mark-{os.getpid()}-{time.time_ns()}"
     setup = "from unidiff.rewards.math_answers import MathVerifier\nverifier = MathVerifier(workers=1, seconds=50)"
-    done = drive(DRIVER.format(setup=setup, start="verifier.verify([('1', '$1$')])"), mark)
+    done = drive(DRIVER.format(step=6, setup=setup, first="pass", start="verifier.verify([('1', '$1$')])"), mark)
     assert done.returncode == 0, done.stderr
     assert left_soon(mark) == []
     busy = f"import os, threading\n{setup}\nverifier.verify([('1', '$1$')])\nthreading.Timer(0.5, os.kill, "
@@ -112,3 +119,20 @@ def test_a_sandbox_that_nobody_stops_has_a_clock_of_its_own(walls, tmp_path):
         trainer.kill()
     assert left == []
     assert left_soon(mark) == []
+
+
+def test_a_server_that_is_killed_costs_the_sandboxes_that_it_runs(tmp_path):
+    """Another one is started for those that come after it."""
+    mark = str(tmp_path)
+    shutil.copytree(FOLDER, tmp_path / "sandbox")
+    script = f"import os, sys\nsys.path.insert(0, {mark!r})\nimport sandbox as S\nbox = S.Sandbox(network='allow')\n"
+    script += "def killed():\n    for task in os.listdir('/proc/self/task'):\n"
+    script += "        for pid in open(f'/proc/self/task/{task}/children').read().split(): os.kill(int(pid), 9)\n"
+    script += "print(box.run('print(1)').stdout)\nkilled()\nimport threading, time\ntime.sleep(0.5)\n"
+    script += "print(box.run('print(2)').stdout)\nthreading.Timer(0.3, killed).start()\n"
+    script += "try: box.run('import time; time.sleep(4)')\nexcept S.SandboxError as error: print(error)\n"
+    script += "time.sleep(0.5)\nprint(box.run('print(3)').stdout)"
+    done = drive(script, mark)
+    assert done.stdout.split("\n\n") == ["1", "2", "the sandbox could not be built: it ended without a word\n3", ""], (
+        done
+    )

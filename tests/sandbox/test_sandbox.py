@@ -11,8 +11,8 @@ from contextlib import suppress
 
 import pytest
 
-from unidiff.sandbox import process as module
 from unidiff.sandbox import Sandbox, SandboxError, Stop
+from unidiff.sandbox import process as module
 
 needs_namespaces = pytest.mark.usefixtures("namespaces")
 LIBRARY = os.path.dirname(os.path.dirname(module.__file__))

@@ -89,10 +89,7 @@ def judge(
     endpoint = Endpoint(url, seconds, retries, headers)
 
     async def score(view: View) -> float | Loss:
-        try:
-            body = {"model": model, "messages": messages_of(view, rubric, low, high), "max_tokens": max_tokens}
-        except ValueError as error:
-            return Loss(Cause.WRONG_TYPE, f"a picture cannot be sent: {error}")
+        body = {"model": model, "messages": messages_of(view, rubric, low, high), "max_tokens": max_tokens}
         try:
             answer = json_of(await endpoint.post("/chat/completions", json={**body, "temperature": 0, **(extra or {})}))
         except EndpointError as error:

@@ -134,7 +134,7 @@ def request_of(view: View, scorer: str, columns: Sequence[str], pictures: dict[i
         if id(part) not in pictures:
             try:
                 pictures[id(part)] = base64.b64encode(encoded(part)).decode()
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 return Loss(Cause.WRONG_TYPE, f"a picture of the {role} cannot be sent: {error}")
         history.append({"role": role, "image_b64": pictures[id(part)]})
     return {"history": history, "required_rewards": [scorer], "metadata": metadata}

@@ -61,16 +61,20 @@ class Server:
                 return {"item": [wire.encode(item, self.keep) for item in items]}
             parts = ("function", "arguments", "named")
             function, arguments, named = (wire.decode(request[part], self.find) for part in parts)
-            value = wire.encode(function(*arguments, **named), self.keep)
-            return {"value": value, "changed": self.changed(arguments, request["arguments"])}
+            value, given = function(*arguments, **named), dict(enumerate(arguments)) | named
+            changed = self.changed(given, dict(enumerate(request["arguments"])) | dict(request["named"]["dict"]))
+            for place, one in given.items():
+                if one is value and type(one) in MUTABLE:  # the test gets its own argument back
+                    return {"same": place, "changed": changed}
+            return {"value": wire.encode(value, self.keep), "changed": changed}
         except BaseException as error:
             return self.fault(error)
 
-    def changed(self, arguments, before):
+    def changed(self, given, before):
         """Place and value of the arguments that the function has changed."""
-        places = [i for i, one in enumerate(arguments) if type(one) in MUTABLE or hasattr(one, "dtype")]
-        after = {i: wire.encode(arguments[i], self.keep) for i in places}
-        return [[i, one] for i, one in after.items() if one != before[i]]
+        mutable = {place: one for place, one in given.items() if type(one) in MUTABLE or hasattr(one, "dtype")}
+        after = {place: wire.encode(one, self.keep) for place, one in mutable.items()}
+        return [[place, one] for place, one in after.items() if one != before[place]]
 
     def find(self, place, *_):
         return found(self.module, place) if isinstance(place, str) else self.kept[place]

@@ -115,12 +115,14 @@ class Link(Assertions):
         raise ValueError("an exception holds a handle")
 
     def call(self, function, arguments, named):
-        sent, named = wire.encode(list(arguments), self.place), wire.encode(named, self.place)
         callee = _place(function)
-        reply = self.ask({"function": {"remote": [callee]}, "arguments": sent, "named": named})
+        sent = [wire.encode(one, self.place) for one in (list(arguments), named)]
+        reply = self.ask({"function": {"remote": [callee]}, "arguments": sent[0], "named": sent[1]})
+        given = dict(enumerate(arguments)) | named
         for place, after in reply.get("changed", ()):
-            restore(arguments[place], self.value(after, callee))
-        return self.value(reply.get("value"), callee)
+            restore(given[place], self.value(after, callee))
+        same = reply.get("same")
+        return self.value(reply.get("value"), callee) if same is None else given[same]
 
     def value(self, data, callee=None):
         """What a reply holds. callee: the name that was called; an object of this class was made by the test."""
@@ -209,7 +211,8 @@ class Remote:
     def __eq__(self, other):
         link, made, plain = (object.__getattribute__(self, name) for name in ("_link", "_made", "_plain"))
         theirs = object.__getattribute__(other, "_plain") if type(other) is Remote else (other,)
-        if made or isinstance(_place(self), str) or not (plain or type(other) is not Remote) or not theirs:
+        comparable = theirs and wire.is_plain(theirs[0]) and (plain or type(other) is not Remote)
+        if made or isinstance(_place(self), str) or not comparable:
             raise link.not_plain("the test compares objects of the code")
         link.compared = True
         return bool(plain) and plain[0] == theirs[0]
@@ -232,7 +235,7 @@ def _refusing(name):
 
 BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or"
 OTHERS = """len length_hint iter next reversed contains getitem setitem delitem bool hash repr str format bytes int
-float complex index round trunc floor ceil abs neg pos invert lt le gt ge enter exit aenter aexit aiter anext await get set
-delete setattr delattr instancecheck subclasscheck mro_entries dir"""
+float complex index round trunc floor ceil abs neg pos invert lt le gt ge enter exit aenter aexit aiter anext await
+get set delete setattr delattr instancecheck subclasscheck mro_entries dir"""
 for _name in [*OTHERS.split(), *(prefix + name for prefix in ("", "r", "i") for name in BINARY.split())]:
     setattr(Remote, f"__{_name}__", _refusing(f"__{_name}__"))

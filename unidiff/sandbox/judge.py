@@ -10,6 +10,8 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import candidate
 import exact
@@ -22,7 +24,7 @@ UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
 def judge(reports):
-    """Reads the job from stdin: {"code", "tests", "setup", "calls", "tolerance"}. Writes a line a verdict to reports."""
+    """Reads the job from stdin: {"code", "tests", "setup", "calls", "tolerance"}. Writes one line a verdict."""
     requests, replies = os.pipe(), os.pipe()
     if os.fork() == 0:
         try:
@@ -53,7 +55,7 @@ class Judge:
         self.code = parsed(job["code"])
         sys.modules.setdefault("pytest", sys.modules.get("pytest") or imported("pytest") or stand_in.module())
 
-    def verdicts(self):
+    def verdicts(self) -> Iterator[dict[str, Any]]:
         """One verdict a call or test."""
         for case in self.job["calls"]:
             yield self.call(*(wire.decode(part, None) for part in case))
@@ -82,39 +84,39 @@ class Judge:
             return
         self.setup = pieces[0]
         self.modules = translate.modules(readable)
-        names = set().union(*(piece.names for piece in readable)) - self.modules.keys()
-        self.borrowed = translate.borrowed(names, self.code)
-        self.named = frozenset(names - self.borrowed.keys() if names else translate.tested_builtins(readable))
+        names = set().union(*(piece.names for piece in readable)) - self.modules.keys() - self.setup.defined
+        self.named = frozenset(names or translate.tested_builtins(readable))
         self.setup_failure = self.exactly(self.setup, first=True)
 
     def piece(self, text, setup):
         piece = translate.Piece(text)
         if not translate.asserts(piece, setup):
             raise Unjudged("it asserts nothing")
+        for name in translate.fixtures(piece, setup):
+            raise Unjudged(f"it needs the fixture {name}, which is not defined")
         for node in piece.tree.body:
             for name in imports(node):
                 if name != translate.SOLUTION and name not in sys.modules and imported(name) is None:
                     raise Unjudged(f"it imports {name}, which is not installed; the sandbox has `paths` for packages")
         return piece
 
-    def verdict(self, piece):
+    def verdict(self, piece) -> dict[str, Any]:
         if not isinstance(piece, translate.Piece):
             return {"unjudged": described(piece) if not isinstance(piece, Unjudged) else str(piece)}
-        if not piece.used & (self.named | self.borrowed.keys() | self.setup.defined):
+        if not piece.used & (self.named | self.setup.defined):
             return {"unjudged": "it uses nothing of the code"}
         if self.setup_failure and "weak" not in self.setup_failure:
             return self.setup_failure
-        why = (self.setup_failure or {}).get("weak") or translate.shares_interpreter(piece, self.named)
+        why = self.setup_failure.get("weak") or translate.shares_interpreter(piece, self.named)
         found = {"weak": why} if why else self.exactly(piece)
         return self.weakly(piece, found["weak"]) if "weak" in found else found
 
     # --- apart ---
 
-    def exactly(self, piece, first=False):
-        """Runs a piece apart from the code. first: it is the set-up, and its names are kept; None if it went well."""
+    def exactly(self, piece, first=False) -> dict[str, Any]:
+        """Runs a piece apart from the code. first: it is the set-up, whose names are kept; {} says that it went well."""
         link = self.link
         link.begin()
-        link.calls = len(piece.used & self.borrowed.keys())
         why = translate.shares_interpreter(piece, self.named) if first else None
         if why:
             return {"weak": why}
@@ -123,7 +125,7 @@ class Judge:
             for name in self.named:
                 space.setdefault(name, exact.Remote(link, name))
             if first:
-                provide(self.modules | self.borrowed, space)
+                provide(self.modules, space)
                 self.space = space
             space |= {own: exact.Remote(link, name) for name, own in piece.imports.items()}
             run(piece, translate.Noted(), space)
@@ -135,7 +137,7 @@ class Judge:
             return self.failed(AssertionError("an assertion that the test itself has caught"), first)
         if link.reason:
             return {"weak": link.reason}
-        return None if first else {"passed": True}
+        return {} if first else {"passed": True}
 
     def failed(self, error, first):
         link = self.link
@@ -190,7 +192,7 @@ class Judge:
         for name in self.named - space.keys():
             with contextlib.suppress(NameError):
                 space[name] = candidate.found(module, name)
-        provide(self.modules | self.borrowed, space)
+        provide(self.modules, space)
         for one in (self.setup, piece):
             space |= {own: space[name] for name, own in one.imports.items() if name in space}
             run(one, translate.Guarded(self.named | one.defined | self.setup.defined), space)
@@ -221,7 +223,7 @@ def provide(modules, space):
 def run(piece, transformer, space):
     """Runs a test's statements, then the test functions and classes that it defines."""
     if "unittest" in sys.modules:
-        sys.modules["unittest"].main = lambda *_, **__: None
+        vars(sys.modules["unittest"])["main"] = lambda *_, **__: None
     cases = piece.cases()
     exec(translate.program(piece, transformer), space)
     for name in cases:
@@ -289,25 +291,21 @@ def parsed(code):
         return None
 
 
-def same(value, wanted, tolerance):
+def same(value: Any, wanted: Any, tolerance: float) -> bool:
     """Equal, where JSON has one kind of list and only text as keys, within a tolerance of numbers."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(wanted, list | tuple):
-        return isinstance(value, list | tuple) and len(value) == len(wanted) and all(
-            same(one, other, tolerance) for one, other in zip(value, wanted))  # fmt: skip
+        fits = isinstance(value, list | tuple) and len(value) == len(wanted)
+        return fits and all(same(one, other, tolerance) for one, other in zip(value, wanted))
     if isinstance(wanted, dict) and isinstance(value, dict):
-        theirs = {str(key): item for key, item in value.items()}
-        return len(theirs) == len(wanted) and all(
-            str(key) in theirs and same(theirs[str(key)], item, tolerance) for key, item in wanted.items())  # fmt: skip
-    if isinstance(wanted, bool) or isinstance(value, bool) or not is_number(wanted) or not is_number(value):
-        return type(value) is not exact.Items and value == wanted
-    return value == wanted or (value != value and wanted != wanted) or (
-        tolerance > 0 and math.isclose(value, wanted, rel_tol=tolerance, abs_tol=tolerance))  # fmt: skip
-
-
-def is_number(value):
-    return isinstance(value, int | float)
+        ours, theirs = ({str(key): item for key, item in one.items()} for one in (value, wanted))
+        return ours.keys() == theirs.keys() and all(same(ours[key], theirs[key], tolerance) for key in theirs)
+    numbers = [type(one) in (int, float) for one in (value, wanted)]
+    if not all(numbers) or value == wanted:
+        return bool(value == wanted)
+    near = tolerance > 0 and math.isclose(value, wanted, rel_tol=tolerance, abs_tol=tolerance)
+    return near or (value != value and wanted != wanted)
 
 
 def described(error):

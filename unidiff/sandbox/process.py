@@ -34,6 +34,7 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "OPEN
 LANDLOCK_CREATE, SET_DUMPABLE = 444, 4
 MEBIBYTE = 1 << 20
 SWEEP_SECONDS = 2.0
+FORK_SECONDS = 30.0  # for a server to start and fork, on a machine that is busy
 
 
 class SandboxError(RuntimeError):
@@ -180,16 +181,24 @@ class Server:
         self.python, self.lock, self.started = python, threading.Lock(), threading.Event()
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.said = b""
-        threading.Thread(target=self._work, args=(theirs,), daemon=True, name="unidiff-sandbox").start()
+        self.socket.settimeout(FORK_SECONDS)
+        self.thread = threading.Thread(target=self._work, args=(theirs,), daemon=True, name="unidiff-sandbox")
+        self.thread.start()
         self.started.wait()
 
     def _work(self, theirs: socket.socket) -> None:
         words = [self.python, "-I", "-S", "-X", "utf8", str(CHILD), str(theirs.fileno()), str(os.getpid())]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         try:
             with theirs:
-                fds = (theirs.fileno(),)
-                process = subprocess.Popen(words, env=ENVIRONMENT, pass_fds=fds, start_new_session=True, **quiet)
+                process = subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env=ENVIRONMENT,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
         except OSError as error:
             self.said = str(error).encode()
             return
@@ -206,7 +215,7 @@ class Server:
             message, received, _, _ = socket.recv_fds(self.socket, 1000, 1)
             if received:
                 return received[0]
-        if not message:  # it has ended
+        if not message:  # it has ended, or hangs
             _SERVERS.pop((self.python, os.getpid()), None)
         said = (message or self.said).decode(errors="replace").strip().splitlines() or ["its server has ended"]
         raise SandboxError(f"the sandbox could not be built: {said[-1]}")
@@ -222,7 +231,7 @@ def server(python: str) -> Server:
     with _STARTING:
         for other in [one for one in _SERVERS if one[1] != key[1]]:
             _SERVERS.pop(other).socket.close()
-        if key not in _SERVERS:
+        if key not in _SERVERS or not _SERVERS[key].thread.is_alive():  # none yet, or something has killed it
             _SERVERS[key] = Server(python)
         return _SERVERS[key]
 
@@ -257,6 +266,7 @@ class Process:
         self.stack.callback(self.kill)
         for fd in given:
             os.close(fd)
+
     def _namespaces(self) -> bool:
         reason = namespaces_refused()
         if reason is None:

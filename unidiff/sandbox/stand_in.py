@@ -1,8 +1,10 @@
 """The parts of pytest that tests of functions use, where pytest itself is not installed."""
 
 import math
+import numbers
 import re
 import types
+from typing import Any
 
 
 class Raises:
@@ -35,7 +37,7 @@ class approx:
     """Equal to a number, or to numbers in a list, tuple, dictionary or array, within a tolerance."""
 
     __array_ufunc__ = None
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, expected, rel=None, abs=None, nan_ok=False):
         self.expected, self.rel, self.abs, self.nan_ok = expected, rel, abs, nan_ok
@@ -43,7 +45,7 @@ class approx:
     def __eq__(self, other):
         return self.close(other, self.expected)
 
-    def close(self, value, expected):
+    def close(self, value: Any, expected: Any) -> bool:
         if hasattr(expected, "tolist"):
             expected, value = expected.tolist(), value.tolist() if hasattr(value, "tolist") else value
         if isinstance(expected, dict):
@@ -52,15 +54,20 @@ class approx:
         if isinstance(expected, list | tuple):
             return not isinstance(value, str) and hasattr(value, "__len__") and len(value) == len(expected) and all(
                 map(self.close, value, expected))  # fmt: skip
-        if value == expected:
-            return True
-        if value is None or isinstance(value, str) or expected is None or isinstance(expected, str):
-            return False
+        both: tuple[Any, Any] = value, expected
+        if value == expected or not all(isinstance(one, numbers.Number) for one in both):
+            return bool(value == expected)
+        value, expected = map(own_number, both)
         if value != value and expected != expected:
             return self.nan_ok
         tolerance = max((1e-6 if self.rel is None and self.abs is None else self.rel or 0) * abs(expected),
                         1e-12 if self.abs is None else self.abs)  # fmt: skip
         return bool(abs(value - expected) <= tolerance) and not math.isinf(abs(expected))
+
+
+def own_number(value: Any) -> Any:
+    """A number as its builtin kind computes, whatever its class makes of operators."""
+    return next((kind(value) for kind in (int, float, complex) if isinstance(value, kind)), value)
 
 
 def parametrize(names, values, **_):

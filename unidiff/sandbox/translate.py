@@ -6,14 +6,12 @@ import symtable
 import sys
 
 MODULES = {"np": "numpy", "pd": "pandas"}  # names that tests use without an import
-MODULE_NAMES = """math cmath collections itertools functools decimal fractions datetime copy string statistics heapq bisect
-operator typing enum numbers dataclasses"""
-LIBRARIES = frozenset(MODULE_NAMES.split())
 SOLUTION = "solution"  # tests may import the code under this name
 BUILTINS = frozenset(dir(builtins))
 GENUINE = frozenset(name for name in BUILTINS - {"super"} if not name.startswith("__"))  # the compiler looks for super
 CONSTRUCTORS = {"list", "set", "tuple", "dict", "int", "float", "str", "bool", "complex", "range", "frozenset", "bytes"}
 LOOKS = {"callable", "type", "id", "isinstance", "issubclass", "hasattr", "getattr", "dir", "vars"}
+STREAMS = {"stdin", "stdout", "stderr", "redirect_stdout", "redirect_stderr", "patch", "environ"}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -58,6 +56,15 @@ class Piece:
         ]  # fmt: skip
 
 
+def fixtures(test, setup):
+    """Parameters of test functions that nothing gives."""
+    for node in map(test.definitions.get, test.cases()):
+        if isinstance(node, ast.FunctionDef) and not node.decorator_list:
+            yield from (
+                {argument.arg for argument in node.args.args} - test.definitions.keys() - setup.definitions.keys()
+            )
+
+
 def is_case(node):
     return isinstance(node, ast.ClassDef) and any("TestCase" in (name_of(base) or "") for base in node.bases)
 
@@ -78,8 +85,9 @@ def asserts(test, setup):
             called = (name_of(node.func) or "") if isinstance(node, ast.Call) else ""
             if isinstance(node, ast.Assert | ast.Raise) or called.lower().startswith(("assert", "fail", "raises")):
                 return True
-            if name_of(node) in known:
-                todo.append(known.pop(name_of(node)))
+            name = name_of(node)
+            if name is not None and name in known:
+                todo.append(known.pop(name))
     return False
 
 
@@ -115,6 +123,8 @@ def shares_interpreter(piece, names):
     for node in ast.walk(piece.tree):
         if isinstance(node, ast.Name) and node.id in names and id(node) not in allowed:
             return f"it looks at {node.id}"
+        if name_of(node) in STREAMS or getattr(node, "name", None) in STREAMS:
+            return "it replaces what the code reads or prints"
     return None
 
 
@@ -123,26 +133,11 @@ def modules(pieces):
     found = {}
     for piece in pieces:
         for node in ast.walk(piece.tree):
-            name = node.value.id if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) else None
-            module = MODULES.get(name, name)
-            if name in piece.names and (name in MODULES or name in sys.stdlib_module_names) and has(module, node.attr):
-                found[name] = ast.parse(f"import {module} as {name}")
-    return found
-
-
-def borrowed(names, code):
-    """Names that tests use and the code imports from a library of values: `Counter`, `sqrt`. They are imported anew, so
-    that what the code makes of them does not count. Gives statements by name."""
-    found = {}
-    for node in code.body if code else ():
-        if isinstance(node, ast.ImportFrom) and node.module in LIBRARIES and not node.level:
-            for alias in node.names:
-                if alias.name in names and alias.asname in (None, alias.name) and has(node.module, alias.name):
-                    found[alias.name] = ast.parse(f"from {node.module} import {alias.name}")
-        else:
-            own = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-            for name in found.keys() & (own | {getattr(node, "name", None)}):
-                del found[name]
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in piece.names:
+                name = node.value.id
+                module = MODULES.get(name, name if name in sys.stdlib_module_names else "")
+                if module and has(module, node.attr):
+                    found[name] = ast.parse(f"import {module} as {name}")
     return found
 
 
@@ -220,7 +215,8 @@ class Guarded(Noted):
     def visit_MatchValue(self, node):  # the grammar wants a plain attribute here
         return node
 
-    visit_MatchClass = visit_MatchValue
+    def visit_MatchClass(self, node):
+        return node
 
 
 def call(name, *arguments):

@@ -1,22 +1,23 @@
 """Tests that run in one interpreter with the code, since they look at its objects: attributes, operators, contexts.
 
-Code that attacks its own test can forge such a verdict; so it is marked `weak`. Known attacks are refused: by name before
-the code runs (`trick`), and in what the code's objects answer to a comparison (`Guard`).
+Code that attacks its own test can forge such a verdict, so it is marked `weak`. Known attacks are refused: by name
+before the code runs (`trick`), and by what the code's objects answer to a comparison (`Guard`).
 """
 
 import ast
 import operator
 import os
 import sys
+from typing import Any
 
 import wire
 from exact import HIDDEN, Assertions
 
 ATTACKS = """builtins __builtins__ __import__ importlib gc ctypes inspect _getframe _current_frames f_back f_globals
 f_locals f_builtins tb_frame gi_frame cr_frame ag_frame __traceback__ __globals__ __subclasses__ __code__ __closure__
-settrace setprofile modules meta_path path_hooks excepthook addaudithook _exit abort kill killpg fork forkpty posix_spawn
-atexit signal unittest pytest mock _noted _begun _compared _computed _attribute marshal dis mmap code codeop pdb bdb
-trace faulthandler tracemalloc"""
+settrace setprofile modules meta_path path_hooks excepthook addaudithook _exit abort kill killpg fork forkpty atexit
+signal posix_spawn unittest pytest mock _noted _begun _compared _computed _attribute marshal dis mmap code codeop pdb
+bdb trace faulthandler tracemalloc"""
 TRICKS = frozenset(ATTACKS.split())
 HIDDEN_IN_TEXT = frozenset(name for name in TRICKS if name.startswith("_"))
 PREDICATES = frozenset(name for kind in (str, bytes, set, float) for name in dir(kind) if name.startswith("is")) | {
@@ -84,7 +85,7 @@ class Guard(Assertions):
             self.compared(("Eq",), first, second)
             equal(case, first, second, msg)
 
-        unittest.TestCase.assertEqual = assert_equal
+        setattr(unittest.TestCase, "assertEqual", assert_equal)  # noqa: B010
 
     def refuse(self, what):
         self.failed = True
@@ -139,9 +140,9 @@ class Guard(Assertions):
     def honest(self, name, left, right):
         if name == "Eq":
             return equals_only(left, right)
-        if name == "In":
-            return outside(type(right)) or not asked(lambda: object() in right)
-        return True
+        if name == "In" and outside(type(right)):
+            return all(equals_only(left, one) for one in right if asked(lambda one=one: left == one))
+        return name != "In" or not asked(lambda: object() in right)
 
 
 def outside(kind):
@@ -170,22 +171,26 @@ def equals_only(left, right):
         if kind in (list, tuple) and len(left) == len(right):
             return all(map(equals_only, left, right))
         if kind is dict:
-            return all(equals_only(value, right.get(key, value)) for key, value in left.items())
+            values = all(equals_only(value, right.get(key, value)) for key, value in left.items())
+            return values and equals_only(set(left), set(right))
+        if kind in (set, frozenset):
+            own = [one for one in left if not outside(type(one))]
+            return all(equals_only(one, other) for one in own for other in right if one == other)
     if outside(kind) and outside(type(right)):
         return True
     own, other = (right, left) if outside(kind) else (left, right)
     return not any(asked(lambda probe=probe: own == probe) for probe in [object(), *altered(other)])
 
 
-def altered(value):
+def altered(value: Any) -> list[Any]:
     if isinstance(value, bool):
         return [not value, 7]
     if isinstance(value, int | float | complex):
         return [value + 1, -value - 3]
     if isinstance(value, str):
         return [value + "x", value[:-1] + "é"]
-    if isinstance(value, list | tuple):
-        return [value * 2 + type(value)((0,))] if type(value) in (list, tuple) else []
+    if type(value) in (list, tuple):
+        return [value * 2 + type(value)((0,))]
     if isinstance(value, dict):
         return [{**value, "unknown": 1}]
     if isinstance(value, set | frozenset):

@@ -9,6 +9,7 @@ import datetime
 import decimal
 import fractions
 import sys
+from typing import Any
 
 SMALL = 1 << 62  # larger integers go as hexadecimal, which has no limit of digits
 FACTORIES = {kind.__name__: kind for kind in (int, float, str, list, dict, set)}
@@ -70,7 +71,11 @@ NAMES = {kind.__name__: make for kind, (_, make) in KINDS.items()}
 PLAIN = (type(None), bool, int, float, str, list, *KINDS)  # the types that cross as they are
 
 
-def encode(value, other):
+def is_plain(value):
+    return type(value) in PLAIN or type(value).__module__ == "numpy"
+
+
+def encode(value: Any, other: Any) -> Any:
     """A value as JSON can hold it. other: gives this for a value that is not plain, or raises."""
     kind = type(value)
     if value is None or kind in (bool, float, str) or (kind is int and -SMALL < value < SMALL):
@@ -89,7 +94,7 @@ def encode(value, other):
     return other(value)
 
 
-def decode(data, remote):
+def decode(data: Any, remote: Any) -> Any:
     """The value of what `encode` made. remote: gives what a handle stands for. ValueError or TypeError if it is not
     of this form."""
     if isinstance(data, list):
