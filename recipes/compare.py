@@ -8,9 +8,10 @@
     python recipes/compare.py --arms sft --seeds 0,1,2                  # the same seconds of more supervised training
     python recipes/compare.py --arms "low: learning_rate=1e-4; high: learning_rate=1e-3"
 
-Every arm is a run of recipes/interleaved_reasoning.py with the same settings but those of the arm; a run that is there
-already is not done again. Prints one table of means with 95 % intervals over seeds (Student's t), and writes it to
-OUTPUT_DIR as compare.md and compare.json, with the curves in compare.png.
+Every arm is a run of recipes/interleaved_reasoning.py with the same settings but those of the arm. A run that is there
+already, with these settings, is not done again, and one that was stopped goes on. Prints one table of means with 95 %
+intervals over seeds (Student's t), and writes it to OUTPUT_DIR as compare.md and compare.json, with the curves in
+compare.png.
 """
 
 from __future__ import annotations
@@ -21,19 +22,27 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from unidiff.config import parse
+from unidiff import launcher
+from unidiff.config import FilePath, build, check_fields, expanded, flags, parse
 from unidiff.files import write_json, write_text
-from unidiff.grpo.checkpoint import read_metrics
+from unidiff.program import run_program
+from unidiff.run_folder import RunFolder, read_metrics
 from unidiff.sandbox import lifeline
+from unidiff.settings_file import from_yaml
 
 ROOT = Path(__file__).resolve().parent
+sys.path.append(str(ROOT))  # where the other recipes are, whatever started this one
+
+import interleaved_reasoning  # noqa: E402
+import supervised  # noqa: E402
 
 CONTROL = "supervised"  # not a run of GRPO: the same seconds of supervised training
 _ESTIMATORS = ("fading_out", "random", "one_step", "coupled", "trace", "elbo", "spg", "wd1", "left_to_right")
@@ -52,98 +61,160 @@ FIGURES = ("success", "image_exact", "format", "agreement", "legal", "progress")
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
+OWN = ("seed", "output_dir", "resume")  # settings of each run that are set here
+
+
 @dataclass
 class Config:
     """arms: a set by name (assignment, credit, edit, estimator, image_estimator, loss, sampler, sft), or
     "name: key=value, …; name: …".
-    seeds: separated by commas. parallel: runs at once, each with its share of the cores. output_dir: one folder a run
-    is made in it. Any other setting of interleaved_reasoning.py may be given too, and holds for every arm."""
+    seeds: separated by commas. parallel: runs at once, each with its share of the cores. threads: of each run instead.
+    output_dir: one folder a run is made in it. Any other setting of interleaved_reasoning.py may be given too, and
+    holds for every arm that does not set it itself."""
 
     arms: str = "assignment"
     seeds: tuple[int, ...] = (0, 1, 2)
     parallel: int = 1
-    output_dir: str = "outputs/compare"
+    threads: int | None = None
+    output_dir: FilePath = "outputs/compare"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("parallel", "threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {','.join(map(str, self.seeds))!r}; name at least one, each once")
 
 
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed: its folder, its settings, and the words that give them."""
+
+    name: str
+    folder: RunFolder
+    config: Any
+    words: tuple[str, ...]
+
+    def check(self) -> bool:
+        """Whether it is done already. Raises ValueError if its folder holds another one."""
+        begun = self.folder.begun
+        if begun and (changes := self.folder.changes(self.config)):
+            was = ", ".join(f"{k} was {before!r}, is {now!r}" for k, (before, now) in changes.items())
+            raise ValueError(
+                f"{self.folder.path} holds a run of this name with other settings: {was}; choose another name or "
+                "--output_dir, or delete it"
+            )
+        grown = begun and self.folder.settings().get(self.config.GROWS) != getattr(self.config, self.config.GROWS)
+        return self.folder.finished and not grown
+
+
+@launcher.program()
 def main() -> None:
-    own, rest = split(sys.argv[1:])
-    config = parse(Config, own, __doc__ or "")
-    arms = ARMS.get(config.arms) or parse_arms(config.arms)
-    out = Path(config.output_dir)
-    results: dict[str, list[Path]] = {name: [] for name in arms}
+    try:
+        config = parse(Config, own_words(sys.argv[1:]), __doc__ or "")
+        runs = planned(config, sys.argv[1:])
+        for run in runs:
+            if run.name != CONTROL:  # its settings are known when the others are done
+                run.check()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     with ThreadPoolExecutor(config.parallel) as pool:
-        for control in (False, True):  # the control trains as many seconds as the others did: it comes last
-            jobs = [(name, seed) for seed in config.seeds for name in arms if (name == CONTROL) is control]
-            folders = pool.map(lambda job: run(config, out, job[0], job[1], arms[job[0]], rest), jobs)
-            for (name, _), folder in zip(jobs, folders):
-                results[name].append(folder)
-    report(out, results)
+        for control in (False, True):  # it trains for as many seconds as the others did
+            list(pool.map(lambda run: done(config, run), [r for r in runs if (r.name == CONTROL) is control]))
+    results: dict[str, list[Path]] = {}
+    for run in runs:
+        results.setdefault(run.name, []).append(run.folder.path)
+    report(Path(config.output_dir), results)
 
 
-def split(words: list[str]) -> tuple[list[str], list[str]]:
-    """Words of this script's own settings, and those that are passed on."""
-    names = {f"--{n}" for n in Config.__dataclass_fields__} | {"--help", "-h"}
-    own, rest, target = [], [], []
-    for word in words:
-        if word.startswith("-"):
-            target = own if word.partition("=")[0] in names else rest
-        target.append(word)
-    return own, rest
+def own_words(words: list[str]) -> list[str]:
+    """Those of the words that are this script's own settings."""
+    if {"--help", "-h"} & set(words):
+        return ["--help"]
+    names = {f.name for f in fields(Config)}
+    return [f"--{name}={value}" for name, value in flags(words).items() if name in names]
+
+
+def planned(config: Config, words: list[str]) -> list[Run]:
+    """Every run, checked before the first one is started. Raises ValueError."""
+    arms = ARMS.get(config.arms) or parse_arms(config.arms)
+    shared = {k: v for k, v in flags(words).items() if k not in {f.name for f in fields(Config)}}
+    from_file = from_yaml(expanded(shared["config"], "config")) if "config" in shared else {}
+    runs = []
+    for name, settings in arms.items():
+        if taken := sorted({*shared, *from_file, *settings} & set(OWN)):
+            raise ValueError(f"{taken[0]} is set for each run by --seeds and --output_dir, and cannot be given")
+        for seed in config.seeds:
+            folder = RunFolder(Path(config.output_dir) / f"{name}-seed{seed}")
+            given = {**shared, **settings, "seed": str(seed), "output_dir": str(folder.path)}
+            if config.threads or "threads" not in from_file:
+                given.setdefault("threads", str(threads(config)))
+            if name == CONTROL:
+                given |= {"model": str(Path(config.output_dir) / f"continued-seed{seed}"), "max_steps": "0"}
+            values = {k: v for k, v in given.items() if k != "config"}
+            run = build(interleaved_reasoning.Config, {**from_file, **values})
+            runs.append(Run(name, folder, run, tuple(f"--{k}={v}" for k, v in given.items())))
+    return runs
 
 
 def parse_arms(text: str) -> dict[str, dict[str, str]]:
-    """ "a: x=1, y=2; b: x=3" -> {"a": {"x": "1", "y": "2"}, "b": {"x": "3"}}."""
-    arms = {}
-    for part in text.split(";"):
-        name, colon, settings = part.partition(":")
-        if not colon:
-            sys.exit(f"error: arms is {text!r}; it must be one of {', '.join(ARMS)} or 'name: key=value; …'")
-        pairs = (p.partition("=") for p in settings.split(",") if p.strip())
-        arms[name.strip()] = {k.strip(): v.strip() for k, _, v in pairs}
+    """ "a: x=1, y=2; b: x=3" -> {"a": {"x": "1", "y": "2"}, "b": {"x": "3"}}. Raises ValueError."""
+    arms: dict[str, dict[str, str]] = {}
+    for part in filter(str.strip, text.split(";")):
+        name, colon, settings = (p.strip() for p in part.partition(":"))
+        pairs = [p.partition("=") for p in settings.split(",") if p.strip()]
+        if not colon or not all(equal for _, equal, _ in pairs):
+            raise ValueError(f"arms is {text!r}; it must be one of {', '.join(ARMS)} or 'name: key=value, …; name: …'")
+        if name in arms or not name or "/" in name:
+            raise ValueError(f"arms is {text!r}; {name!r} must be a folder's name, and each arm have its own")
+        arms[name] = {k.strip().replace("-", "_"): v.strip() for k, _, v in pairs}
     return arms
 
 
-def run(config: Config, out: Path, name: str, seed: int, settings: dict[str, str], rest: list[str]) -> Path:
-    """One arm with one seed; returns its folder."""
-    folder = out / f"{name}-seed{seed}"
-    if (folder / "summary.json").is_file():
-        return folder
-    if name == CONTROL:
-        rest = [*rest, "--model", str(continued(config, out, seed, rest)), "--max_steps", "0"]
-    words = [w for k, v in settings.items() for w in (f"--{k}", v)]
-    words += ["--threads", str(threads(config))]
-    resume = ["--resume"] if (folder / "config.json").is_file() else []
-    script = ROOT / "interleaved_reasoning.py"
-    call(config, folder, [str(script), *rest, *words, "--seed", str(seed), "--output_dir", str(folder), *resume])
-    return folder
+def done(config: Config, run: Run) -> None:
+    """Does a run, or what is left of it."""
+    try:
+        if run.name == CONTROL:
+            continued(config, run)
+        if not run.check():
+            call(config, run, "interleaved_reasoning.py")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
-def continued(config: Config, out: Path, seed: int, rest: list[str]) -> Path:
+def continued(config: Config, run: Run) -> None:
     """The base model after as many seconds of supervised training as the GRPO arm of this seed trained."""
-    folder = out / f"continued-seed{seed}"
-    if not (folder / "training.json").is_file():
-        grpo = json.loads((out / f"grpo-seed{seed}" / "summary.json").read_text())
-        model = rest[rest.index("--model") + 1] if "--model" in rest else str(ROOT / "base")
-        words = ["--init", model, "--seed", str(1000 + seed), "--max_seconds", str(grpo["seconds_training"])]
-        words += ["--lr", "0.002", "--lr_rest", "0.0003"]  # a fifth of those of the base: a converged model goes on
-        call(config, folder, [str(ROOT / "supervised.py"), *words, "--output_dir", str(folder)])
-    return folder
+    folder = RunFolder(run.config.model, *supervised.FILES)
+    arm = RunFolder(Path(config.output_dir) / f"grpo-seed{run.config.seed}")
+    seconds = json.loads((arm.path / "summary.json").read_text())["seconds_training"]
+    given = {"init": arm.settings()["model"], "seed": 1000 + run.config.seed, "max_seconds": seconds}
+    given |= {"lr": 0.002, "lr_rest": 0.0003}  # a fifth of those of the base: a converged model goes on
+    given["output_dir"] = str(folder.path)
+    words = tuple(f"--{k}={v}" for k, v in given.items())
+    training = Run(run.name, folder, build(supervised.Config, given), words)
+    if not training.check():
+        call(config, training, "supervised.py")
 
 
-def call(config: Config, folder: Path, words: list[str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def call(config: Config, run: Run, script: str) -> None:
+    """Starts a run, or goes on with it. What it prints goes to a file beside its folder."""
+    words = [str(ROOT / script), *run.words, *(["--resume"] if run.folder.begun else [])]
+    log = run.folder.path.with_name(f"{run.folder.path.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads(config))}
     print(" ".join(["python", *words]), flush=True)
-    with (folder / "log.txt").open("a") as log:
+    with log.open("a") as file:
         command = lifeline.command(sys.executable, *words)  # a run does not go on without this process
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    if done.returncode:
-        sys.exit(f"error: {words[0]} failed with {done.returncode}; see {folder / 'log.txt'}")
+        ended = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    if ended.returncode:
+        last = (log.read_text(errors="replace").splitlines() or [""])[-1]
+        sys.exit(f"error: {script} failed with {ended.returncode}: {last} (all of it is in {log})")
 
 
 def threads(config: Config) -> int:
     """CPU threads of one run."""
-    return max((os.cpu_count() or 1) // config.parallel, 1)
+    return config.threads or max((os.cpu_count() or 1) // config.parallel, 1)
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -244,4 +315,4 @@ def curves(path: Path, results: dict[str, list[Path]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -14,6 +14,9 @@ stands, and the router sends each to the tokens that earned it.
 the model. What a step was trained on, edit by edit:
 
     python tools/edit_rollout.py --rollouts outputs/run/rollouts/step-000040.safetensors
+
+A run that was stopped or killed goes on with --resume --output_dir OUTPUT_DIR, with the settings that it had; one that
+is finished, with a larger --max_steps.
 """
 
 from __future__ import annotations
@@ -21,22 +24,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel
-from unidiff.config import parse
-from unidiff.files import write_json
-from unidiff.grpo.checkpoint import RunFolder, read_metrics
+from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, launcher
+from unidiff.config import FilePath, parse
+from unidiff.files import read_json, write_json
 from unidiff.grpo.evaluation import Evaluation
 from unidiff.grpo.experience import Experience
+from unidiff.grpo.process import check_tracker
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, load_rollouts
+from unidiff.program import run_program
 from unidiff.report.curves import draw_curves
 from unidiff.report.gallery import best_and_worst, records
 from unidiff.report.page import write_page
@@ -44,6 +50,7 @@ from unidiff.report.progress import Progress, results_table
 from unidiff.report.record import RolloutRecord
 from unidiff.report.results import duration
 from unidiff.rewards.reward import RewardError, as_rewards
+from unidiff.run_folder import RunFolder, read_metrics, resumed
 from unidiff.tasks import FrozenLake
 
 ROOT = Path(__file__).resolve().parent
@@ -62,10 +69,10 @@ class Config(GRPOConfig):
     process on a CPU; none = the cores divided among the processes (accelerate would leave it at one). The rest:
     GRPOConfig and SamplerConfig."""
 
-    model: str = str(ROOT / "base")
+    model: FilePath = str(ROOT / "base")
     family: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    image_tokenizer: str | None = None
+    image_tokenizer: FilePath | None = None
     pad_policy: Literal["hard", "attend", "additive_one"] | None = None
     text_length: int | None = None
     board_size: int = 4
@@ -74,58 +81,93 @@ class Config(GRPOConfig):
     rewards: tuple[str, ...] | None = None
     threads: int | None = None
 
-    FREE = GRPOConfig.FREE | {"threads"}
+    FREE: ClassVar[frozenset[str]] = GRPOConfig.FREE | {"threads"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; it must be at least 1, or none for a share of the cores")
         # A name that cannot be found is an error now, not after the model is loaded.
         as_rewards(self.rewards or (), FrozenLake().rewards())
 
 
+@launcher.program()
 def main() -> None:
     sys.path.append(os.getcwd())  # where a user's own rewards may be
-    config = parse(Config, description=__doc__ or "")
-    began = time.perf_counter()
-    galleries: dict[str, list[RolloutRecord]] = {}
+    began, command = time.perf_counter(), launcher.command()
+    config = parse(Config, description=__doc__ or "", start=resumed(Config))
+    again = shlex.join(["--resume", "--output_dir", config.output_dir])
 
     def on_step(step: int, metrics: dict[str, float], experience: Experience) -> None:
         progress.update(metrics)
 
     try:
+        RunFolder(config.output_dir).check(config)
         accelerator = Accelerator(log_with=config.tracker, project_dir=config.output_dir)
+        check_tracker(config.tracker, accelerator)
         if accelerator.device.type == "cpu":
             torch.set_num_threads(config.threads or max((os.cpu_count() or 1) // accelerator.num_processes, 1))
         model = load(config)
         task = task_for(model, config)
         trainer = GRPOTrainer(model, task, config, config.rewards, accelerator=accelerator, on_step=on_step)
         trainer.claim()
-        base = trainer.held_out() if trainer.start == 0 else None  # a resumed run has it
-    except (ValueError, FileNotFoundError, ImportError) as error:
+        base, galleries = before(model, trainer)
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
-    main_process, out = accelerator.is_main_process, trainer.folder.path
-    if base is not None and main_process:
-        galleries["before training"] = gallery(model, base)
-        write_json(out / "base.json", figures(base))
-    with Progress(config.max_steps, trainer.start, quiet=config.quiet or not main_process) as progress:
-        try:
+    quiet = config.quiet or not accelerator.is_main_process
+    try:
+        with Progress(config.max_steps, trainer.start, quiet=quiet) as progress:
             trainer.train()
-        except RewardError as error:
-            sys.exit(f"error: {error}\nMend it and go on with --resume --output_dir {config.output_dir}")
-    if trainer.stopped:
-        progress.message(f"stopped; go on with --resume --output_dir {config.output_dir}")
-        accelerator.end_training()
-        sys.exit(130)
-
-    final = trainer.held_out() if base is None or config.max_steps else base
-    if config.max_steps:
-        trainer.save_model(out / "model")
-    if main_process:
-        galleries |= training_galleries(model, trainer.folder)
-        galleries["after training"] = gallery(model, final)
-        finish(config, trainer, final, galleries, time.perf_counter() - began)
+        if not trainer.stopped:
+            after(config, trainer, base, galleries, began)
+    except (RewardError, OSError) as error:
+        sys.exit(f"error: {error}\nMend it and go on with {command} {again}")
+    except FloatingPointError as error:
+        sys.exit(f"error: {error}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if trainer.stopped:
+        message = f"stopped; go on with {command} {again}"
+        if accelerator.is_main_process:
+            print(message, flush=True)
+        launcher.repeat(message)
+        sys.exit(130)
+
+
+Galleries = dict[str, list[RolloutRecord]]
+
+
+def before(model: UnifiedModel, trainer: GRPOTrainer) -> tuple[dict[str, Evaluation] | None, Galleries]:
+    """The held-out figures before training, written to base.json, and rollouts to show; nothing if they are there from
+    before the run was stopped. The checkpoint that the run goes on from is restored later."""
+    main_process, path = trainer.accelerator.is_main_process, trainer.folder.path / "base.json"
+    known = [main_process and trainer.start > 0 and read_json(path) is not None]
+    broadcast_object_list(known)
+    if known[0]:
+        return None, {}
+    base = trainer.held_out()
+    if not main_process:
+        return base, {}
+    write_json(path, figures(base))
+    return base, {"before training": gallery(model, base)}
+
+
+def after(
+    config: Config,
+    trainer: GRPOTrainer,
+    base: dict[str, Evaluation] | None,
+    galleries: Galleries,
+    began: float,
+) -> None:
+    """Evaluates and writes the model, unless it was not trained, and the results."""
+    final = trainer.held_out() if base is None or config.max_steps else base
+    if config.max_steps:
+        trainer.save_model(trainer.folder.path / "model")
+    if trainer.accelerator.is_main_process:
+        galleries |= training_galleries(trainer.model, trainer.folder)
+        galleries["after training"] = gallery(trainer.model, final)
+        finish(config, trainer, final, galleries, time.perf_counter() - began)
 
 
 def load(config: Config) -> UnifiedModel:
@@ -168,7 +210,7 @@ def finish(
     config: Config,
     trainer: GRPOTrainer,
     final: dict[str, Evaluation],
-    galleries: dict[str, list[RolloutRecord]],
+    galleries: Galleries,
     seconds: float,
 ) -> None:
     """Writes the run's results and prints their table."""
@@ -181,7 +223,7 @@ def finish(
         "rollout": {**rollout.total.to_dict(), "phases": {k: c.to_dict() for k, c in rollout.items()}},
         "seconds": seconds,
         "seconds_training": sum(m["seconds"] for m in metrics),
-        "steps": len(metrics),
+        "steps": config.max_steps,
         "processes": trainer.accelerator.num_processes,
         "config": config.to_dict(),
     }
@@ -223,4 +265,4 @@ def training_galleries(model: UnifiedModel, folder: RunFolder) -> dict[str, list
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

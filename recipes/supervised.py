@@ -3,6 +3,10 @@
     python recipes/supervised.py --output_dir outputs/base            # about an hour on 2 CPU cores
     python recipes/supervised.py --init recipes/base --steps 100      # a continued run
     python recipes/supervised.py --pictures false --output_dir outputs/base-text     # responses of one text
+    python recipes/supervised.py --resume --output_dir outputs/base   # go on after Ctrl-C or a kill
+
+OUTPUT_DIR gets the model, and beside its files training.json, supervised.jsonl, checkpoints and, at the end,
+summary.json.
 
 The demonstrator walks partly towards the goal and partly by habit (see FrozenLake.walker_probabilities), so that what
 is learnt is how to see, move and draw; where to go is left for reinforcement learning.
@@ -10,83 +14,142 @@ is learnt is how to see, move and draw; where to go is left for reinforcement le
 
 from __future__ import annotations
 
-import json
+import shlex
+import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from transformers import AutoTokenizer
 
-from unidiff import supervised
-from unidiff.config import parse
+from unidiff import launcher, supervised
+from unidiff.config import FilePath, parse
 from unidiff.families import native
+from unidiff.files import read_json, write_json
+from unidiff.grpo.process import stop_signals
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
+from unidiff.program import run_program
+from unidiff.run_folder import PROGRESS, SUMMARY, RunFolder, resumed, step_of
 from unidiff.sequence import Interleaved
 from unidiff.tasks import FrozenLake
 
 ROOT = Path(__file__).resolve().parent.parent
 FROZEN = (0.75, 0.6, 0.9)  # chance that a cell is ice
+FILES = ("training.json", "supervised.jsonl")  # settings and metrics; config.json is the model's
 TEXT_LENGTH = {True: 8, False: 32}  # tokens of the longest text: of a move, and of a whole solution
 
 
 @dataclass
 class Config(supervised.SupervisedConfig):
     """init: checkpoint to continue from; None = a fresh model on tokenizers/native. output_dir: where it is saved.
-    save_every: steps between checkpoints. d_model, layers: size of a fresh model. pictures: false = demonstrations of
-    one text, without pictures. max_seconds: end after so much training time, the learning rate falling with time
-    instead of steps. The rest: SupervisedConfig."""
+    resume: go on from the last checkpoint in output_dir, with the settings of the run there. save_every: steps between
+    checkpoints, 0 = only at the end and when stopped. d_model, layers: size of a fresh model. pictures: false =
+    demonstrations of one text, without pictures. max_seconds: end after so much training time, the learning rate
+    falling with time instead of steps. The rest: SupervisedConfig."""
 
-    init: str | None = None
-    output_dir: str = "outputs/base"
+    init: FilePath | None = None
+    output_dir: FilePath = "outputs/base"
+    resume: bool = False
     save_every: int = 500
     d_model: int = 128
     layers: int = 6
     pictures: bool = True
     max_seconds: float | None = None
 
+    FREE: ClassVar[frozenset[str]] = frozenset({"output_dir", "resume", "save_every"})
+    GROWS: ClassVar[str] = "steps"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in {"steps": 0, "save_every": 0, "d_model": 1, "layers": 1, "corpus": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@launcher.program()
 def main() -> None:
-    config = parse(Config, description=__doc__ or "")
-    out = Path(config.output_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    model = start(config)
+    command = launcher.command()
+    config = parse(Config, description=__doc__ or "", start=resumed(Config, FILES[0]))
+    folder = RunFolder(config.output_dir, *FILES)
+    again = f"{command} --resume --output_dir {shlex.quote(config.output_dir)}"
+    try:
+        folder.open(config)
+        last = folder.last(config.steps) if config.resume else None
+        model = start(config) if last is None else UnifiedModel.from_pretrained(last / "model")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    try:
+        with stop_signals() as asked:
+            train(config, folder, model, last, asked)
+    except OSError as error:
+        sys.exit(f"error: {error}\nMend it and go on with {again}")
+    if not folder.finished:
+        message = f"stopped; go on with {again}"
+        print(message, flush=True)
+        launcher.repeat(message)
+        sys.exit(130)
+
+
+def train(config: Config, folder: RunFolder, model: UnifiedModel, last: Path | None, asked: list[int]) -> None:
+    """Trains from a checkpoint, if there is one, to the end, or until a signal is asked for. Raises WriteError."""
     began = time.perf_counter()
     rows = demonstrations(model, config.corpus, config.pictures)
     print(f"{len(rows)} demonstrations in {time.perf_counter() - began:.0f} s", flush=True)
-
     optimizers = supervised.optimizers(model, config)
     rates = [o.param_groups[0]["lr"] for o in optimizers]
-    start_training = time.perf_counter()
-    with (out / "supervised.jsonl").open("a") as log:
-        for step in range(config.steps):
-            planned = config.steps
-            if config.max_seconds is not None:
-                elapsed = time.perf_counter() - start_training
-                if elapsed >= config.max_seconds:
-                    break
-                planned = max(step + 1, round(step * config.max_seconds / max(elapsed, 1e-9))) if step else config.steps
-            factor = supervised.lr_factor(step, planned, config.warmup, config.decay)
-            for optimizer, rate in zip(optimizers, rates):
-                optimizer.param_groups[0]["lr"] = rate * factor
-            canvas, mask = supervised.batch(model, rows, config, step)
-            losses = supervised.supervised_loss(model, canvas, mask, config.changed_weight)
-            torch.stack(list(losses.values())).sum().backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            if step % 20 == 0 or step == config.steps - 1:
-                line = {"step": step, **{k: round(v.item(), 4) for k, v in losses.items()}}
-                line["seconds"] = round(time.perf_counter() - began, 1)
-                print(line, flush=True)
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-            if (step + 1) % config.save_every == 0:
-                model.save_pretrained(out)
-    model.save_pretrained(out)
-    (out / "training.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+    done, spent = step_of(last), 0.0
+    if last is not None:
+        spent = read_json(last / PROGRESS)["seconds"]
+        for optimizer, state in zip(optimizers, torch.load(last / "optimizers.pt", weights_only=True)):
+            optimizer.load_state_dict(state)
+    (folder.path / SUMMARY).unlink(missing_ok=True)  # of a run that is extended
+    folder.rewind(done)
+
+    began = time.perf_counter() - spent
+    while done < config.steps and not asked:
+        planned, elapsed = config.steps, time.perf_counter() - began
+        if config.max_seconds is not None:
+            if elapsed >= config.max_seconds:
+                break
+            planned = max(done + 1, round(done * config.max_seconds / max(elapsed, 1e-9))) if done else planned
+        factor = supervised.lr_factor(done, planned, config.warmup, config.decay)
+        for optimizer, rate in zip(optimizers, rates):
+            optimizer.param_groups[0]["lr"] = rate * factor
+        losses = step(model, optimizers, rows, config, done)
+        if done % 20 == 0 or done == config.steps - 1:
+            line = {"step": done, **{k: round(v.item(), 4) for k, v in losses.items()}}
+            line["seconds"] = round(time.perf_counter() - began, 1)
+            print(line, flush=True)
+            folder.append(line)
+        done += 1
+        if asked or done == config.steps or (config.save_every and done % config.save_every == 0):
+            with folder.saving(done, seconds=time.perf_counter() - began) as draft:
+                model.save_pretrained(draft / "model")
+                torch.save([o.state_dict() for o in optimizers], draft / "optimizers.pt")
+    if not asked:
+        model.save_pretrained(folder.path)
+        write_json(folder.path / SUMMARY, {"steps": done, "seconds": time.perf_counter() - began})
+
+
+def step(
+    model: UnifiedModel,
+    optimizers: list[torch.optim.Optimizer],
+    rows: list[Interleaved],
+    config: Config,
+    number: int,
+) -> dict[str, torch.Tensor]:
+    """One step of the optimizers; the losses before it."""
+    canvas, mask = supervised.batch(model, rows, config, number)
+    losses = supervised.supervised_loss(model, canvas, mask, config.changed_weight)
+    torch.stack(list(losses.values())).sum().backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return losses
 
 
 def demonstrations(model: UnifiedModel, count: int, pictures: bool = True) -> list[Interleaved]:
@@ -107,4 +170,4 @@ def start(config: Config) -> UnifiedModel:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import random
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +31,10 @@ from unidiff import noise
 from unidiff.families import native
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
+from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.edit import Locate
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
+from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sandbox import namespaces_refused
 from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
@@ -74,6 +77,24 @@ def namespaces() -> None:
     """Skips the test where the system refuses namespaces."""
     if refused := namespaces_refused():
         pytest.skip(f"the system refuses namespaces: {refused}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """small_disk(bytes) -> the folder of a disk of that size, which another call resizes. Skips where this user may not
+    mount."""
+    place = tmp_path / "disk"
+
+    def sized(size: int) -> Path:
+        how = ["-o", f"remount,size={size}"] if place.exists() else ["-t", "tmpfs", "-o", f"size={size}"]
+        place.mkdir(exist_ok=True)
+        if os.geteuid() or subprocess.run(["mount", *how, "tmpfs", place], capture_output=True).returncode:
+            pytest.skip("file systems cannot be mounted here")
+        return place
+
+    yield sized
+    if os.path.ismount(place):
+        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 @pytest.fixture(scope="session")
@@ -140,6 +161,14 @@ def model(build_model: Callable[..., UnifiedModel], lean: Callable[..., UnifiedM
     """The model of most tests: its rollouts differ in length and in why they stop. Tests do not change it."""
     fresh = build_model()
     return lean(fresh, {fresh.spec.image_next: 5.0, fresh.spec.text_end[0]: 2.5})
+
+
+@pytest.fixture(scope="session")
+def exact_model(model: UnifiedModel) -> UnifiedModel:
+    """`model` in float64, to compare two ways to compute one thing. In float32 they differ by what their sums round:
+    a few 1e-6 of a log-probability of 10, more or less with another processor or number of threads. In float64 hidden
+    states differ by 1e-15; log-probabilities are float32 of any model, and then alike but for a last digit."""
+    return copy.deepcopy(model).double()
 
 
 @pytest.fixture(scope="session")

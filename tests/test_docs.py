@@ -23,12 +23,13 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataP
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from unidiff import reward
-from unidiff.config import build, from_yaml, parse
+from unidiff.config import build, parse
 from unidiff.estimators import ESTIMATORS
 from unidiff.families import FAMILIES
 from unidiff.grpo import sharding
 from unidiff.model import UnifiedModel
 from unidiff.rewards.reward import REWARDS
+from unidiff.settings_file import from_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]

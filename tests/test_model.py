@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,9 @@ from unidiff import noise
 from unidiff.attention import additive
 from unidiff.estimators import View, draw_views, make
 from unidiff.model import UnifiedModel
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.fill import fill
+from unidiff.sampling.rollout import InterleavedSampler
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens
 from unidiff.spec import ModelSpec
 from unidiff.tasks import FrozenLake
@@ -58,7 +64,7 @@ def plain_score(
             both = Tokens.cat([clean.columns(before), noisy])
             seen = both.segment[:, None, :] <= both.segment[:, :, None]
             with torch.no_grad():
-                states = model.hidden(both, additive(seen, torch.float32))[0, int(before.sum()) :]
+                states = model.hidden(both, additive(seen, model.dtype))[0, int(before.sum()) :]
             modality = Modality(int(canvas.modality[b, columns[0]]))
             low, high = model.spec.range_of(modality)
             logits = states.double() @ model.backbone.lm_head.weight[low:high].double().T
@@ -89,44 +95,44 @@ def noisy_segment(
 
 @pytest.mark.parametrize("temperature", [(1.0, 1.0), (0.7, 1.6)])
 @pytest.mark.parametrize("name", ["one_step", "random"])
-@pytest.mark.parametrize("which", ["model", "plain_model"])
+@pytest.mark.parametrize("which", ["exact_model", "plain_model"])
 def test_score_is_the_plain_reference(
     which: str, name: str, temperature: tuple[float, float], rows: list[Interleaved], request: pytest.FixtureRequest
 ) -> None:
-    model = request.getfixturevalue(which)
+    model = copy.deepcopy(request.getfixturevalue(which)).double()
     canvas = model.render(rows)
     for view in views(canvas, name)[:1]:
         found = model.score(canvas, view.mask, view.hide, temperature).detach()
         expected = plain_score(model, canvas, view.mask, temperature, view.hide)
         assert found.dtype == torch.float32 and (found[~view.mask] == 0).all()
         assert (found[view.mask] < 0).all() and view.mask.sum() > 50
-        assert (found - expected).abs().max() < 1e-5
+        assert (found - expected).abs().max() < 5e-6  # the head is float32 here
         for modality in Modality:
             assert expected[view.mask & (canvas.modality == modality)].std() > 0.5  # far from uniform
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_scores_do_not_depend_on_the_batch(name: str, model: UnifiedModel, rows: list[Interleaved]) -> None:
+def test_scores_do_not_depend_on_the_batch(name: str, exact_model: UnifiedModel, rows: list[Interleaved]) -> None:
     """Invariants 1 and 4: the ratio of an unchanged policy is 1 for any micro-batch, order and padding."""
-    canvas = model.render(rows)
+    model, canvas = exact_model, exact_model.render(rows)
     for view in views(canvas, name):
         whole = model.score(canvas, view.mask, view.hide).detach()
         for index in [[0], [7], [6, 2], [3, 1, 4, 0, 7], [5, 4, 3, 2, 1, 0, 6, 7], [2, 2]]:
             part = torch.tensor(index)
             some = view.rows(part)
             found = model.score(canvas.rows(part), some.mask, some.hide).detach()
-            assert ((found - whole[part]).exp() - 1).abs().max() < 1e-5
+            assert ((found - whole[part]).exp() - 1).abs().max() < 2e-6
         shuffled = torch.tensor([4, 7, 1, 0, 2, 6, 3, 5])
         again = model.render([rows[i] for i in shuffled])
         redrawn = draw_views(again, make(name), make(name), 2, keys(8)[shuffled])[0].views[0]
         found = model.score(again, redrawn.mask, redrawn.hide).detach()
         first = views(canvas, name)[0]
         expected = model.score(canvas, first.mask, first.hide).detach()[shuffled]
-        assert torch.equal(redrawn.mask, first.mask[shuffled]) and (found - expected).abs().max() < 1e-5
+        assert torch.equal(redrawn.mask, first.mask[shuffled]) and (found - expected).abs().max() < 2e-6
 
 
-def test_columns_of_pads_change_no_score(model: UnifiedModel, rows: list[Interleaved]) -> None:
-    canvas = model.render(rows[:3])
+def test_columns_of_pads_change_no_score(exact_model: UnifiedModel, rows: list[Interleaved]) -> None:
+    model, canvas = exact_model, exact_model.render(rows[:3])
     long = max(rows, key=lambda r: sum(map(len, r)))
     padded = model.render([*rows[:3], Interleaved([*long, *long.response])]).rows(torch.arange(3))
     assert padded.shape[1] > canvas.shape[1]
@@ -134,36 +140,38 @@ def test_columns_of_pads_change_no_score(model: UnifiedModel, rows: list[Interle
     mask = torch.zeros(padded.shape, dtype=torch.bool)
     mask[:, : canvas.shape[1]] = view.mask
     found, expected = model.score(padded, mask).detach(), model.score(canvas, view.mask).detach()
-    assert (found[:, : canvas.shape[1]] - expected).abs().max() < 1e-5 and (found[:, canvas.shape[1] :] == 0).all()
+    assert (found[:, : canvas.shape[1]] - expected).abs().max() < 2e-6 and (found[:, canvas.shape[1] :] == 0).all()
     everywhere = canvas.rows(torch.arange(3))
     everywhere.clean.ids[~everywhere.clean.valid] = 77  # what a pad holds is of no account
     everywhere.noisy.ids[~everywhere.noisy.valid] = 88
-    assert (model.score(everywhere, view.mask) - expected).abs().max() < 1e-5
+    assert (model.score(everywhere, view.mask) - expected).abs().max() < 2e-6
 
 
-def test_scores_in_chunks(model: UnifiedModel, rows: list[Interleaved], monkeypatch: pytest.MonkeyPatch) -> None:
-    canvas = model.render(rows)
+def test_scores_in_chunks(exact_model: UnifiedModel, rows: list[Interleaved], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, canvas = exact_model, exact_model.render(rows)
     expected = model.score(canvas, canvas.sampled)
     expected.sum().backward()
     gradients = [p.grad.clone() for p in model.backbone.parameters() if p.grad is not None]
     model.zero_grad()
     monkeypatch.setattr(unidiff.model, "_LOGITS_AT_ONCE", 1000)
     found = model.score(canvas, canvas.sampled)
-    assert (found - expected).abs().max() < 1e-5
+    assert (found - expected).abs().max() < 2e-6
     found.sum().backward()
+    norm = torch.stack([g.norm() for g in gradients]).norm()
     for parameter, gradient in zip((p for p in model.backbone.parameters() if p.grad is not None), gradients):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
+        assert (parameter.grad - gradient).abs().max() < 1e-7 * norm  # float32 as the log-probabilities are
     model.zero_grad()
 
 
 def test_later_segments_change_no_score(
-    model: UnifiedModel, prompts: list[Interleaved], rows: list[Interleaved]
+    exact_model: UnifiedModel, prompts: list[Interleaved], rows: list[Interleaved]
 ) -> None:
+    model = exact_model
     start = prompts[0] + [Segment(Modality.TEXT, torch.tensor([9, 10, model.spec.image_next]))]
     short, long = model.render([start]), model.render([start + rows[0].response])
     a = model.score(short, short.sampled).detach()
     b = model.score(long, long.sampled).detach()[:, : short.shape[1]]
-    assert (a - b).abs().max() < 1e-5
+    assert (a - b).abs().max() < 2e-6
 
 
 def test_every_kind_of_context_counts(model: UnifiedModel, rows: list[Interleaved]) -> None:
@@ -207,16 +215,16 @@ def test_score_refuses_to_score_what_is_not_masked(model: UnifiedModel, rows: li
         model.score(canvas, some[None], scored=some)
 
 
-def test_masks_together_give_what_each_gives_alone(model: UnifiedModel, rows: list[Interleaved]) -> None:
+def test_masks_together_give_what_each_gives_alone(exact_model: UnifiedModel, rows: list[Interleaved]) -> None:
     """Also where a mask leaves whole segments alone, and where less is asked for than is masked."""
-    canvas = model.render(rows)
+    model, canvas = exact_model, exact_model.render(rows)
     text, odd = canvas.sampled & (canvas.modality == 0), canvas.clean.offset % 2 == 1
     masks = torch.stack([canvas.sampled, text, canvas.sampled & odd, torch.zeros_like(text)])
     together = model.score(canvas, masks).detach()
     for mask, found in zip(masks, together, strict=True):
-        assert (found - model.score(canvas, mask).detach()).abs().max() < 1e-5
+        assert (found - model.score(canvas, mask).detach()).abs().max() < 2e-6
     fewer = model.score(canvas, masks, scored=masks & odd).detach()
-    assert (fewer - torch.where(odd, together, 0.0)).abs().max() < 1e-5 and not fewer[:, ~odd].any()
+    assert (fewer - torch.where(odd, together, 0.0)).abs().max() < 2e-6 and not fewer[:, ~odd].any()
 
 
 def test_nothing_masked_scores_nothing(model: UnifiedModel, rows: list[Interleaved]) -> None:
@@ -305,8 +313,6 @@ def test_images_of_a_batch_are_encoded_as_alone(model: UnifiedModel, task: Froze
     ("part", "message"),
     [
         ("", "the text '' has no tokens"),
-        (Image.new("L", (64, 64)), "expected mode RGB, got L"),
-        (Image.new("RGBA", (64, 64)), "expected mode RGB, got RGBA"),
         (Image.new("RGB", (60, 64)), "sides must be multiples of 8, got 64 x 60"),
         ("go " * 1100, "1100 tokens, the model 1024 positions"),
     ],
@@ -314,6 +320,55 @@ def test_images_of_a_batch_are_encoded_as_alone(model: UnifiedModel, task: Froze
 def test_bad_parts_are_named(part: str | Image.Image, message: str, model: UnifiedModel) -> None:
     with pytest.raises(ValueError, match=message):
         model.encode([part])
+
+
+NO_PARTS = [
+    ("find the goal", r"prompt is a str \('find the goal'\); it must be a list of str or Image: write \[prompt\]"),
+    (b"find", r"prompt is a bytes \(b'find'\); it must be a list of str or Image"),
+    ({"text": "find"}, "prompt is a dict"),
+    (Image.new("RGB", (64, 64)), "prompt is a Image .* write"),
+    (None, "prompt is a NoneType"),
+    ([b"find"], r"prompt\[0\] is a bytes"),
+    (["find", {"image": 1}], r"prompt\[1\] is a dict .*; it must be str or Image"),
+    (["find", ["the", "goal"]], r"prompt\[1\] is a list"),
+    (["find", Path("a.png")], r"prompt\[1\] is a PosixPath"),
+    (["find", torch.zeros(3, 64, 64)], r"prompt\[1\] is a Tensor"),
+]
+
+
+@pytest.mark.parametrize(("parts", "message"), NO_PARTS)
+def test_what_is_no_list_of_parts_is_refused(
+    parts: Any, message: str, model: UnifiedModel, published: Callable[[str], Path]
+) -> None:
+    for own in (model, UnifiedModel.from_pretrained(published("mmada"))):
+        for call in (own.rollout, own.encode, own.encode_prompt):
+            with pytest.raises(TypeError, match=message):
+                call(parts)
+        with pytest.raises(TypeError, match=message.replace("prompt", "response")):
+            own.encode(parts, prompt=False)
+
+
+def test_one_thing_in_place_of_a_batch_is_refused(model: UnifiedModel, published: Callable[[str], Path]) -> None:
+    image, one = Image.new("RGB", (64, 64)), model.encode(["find the goal"])
+    with pytest.raises(TypeError, match="images is a Image"):
+        model.encode_images(image)  # type: ignore[arg-type]
+    for rows in (one, ["find the goal"], [["find"]]):
+        with pytest.raises(TypeError, match=r"rows\[0\] is a (Segment|str|list) .*; it must be Interleaved"):
+            model.render(rows)  # type: ignore[arg-type]
+    sampler = InterleavedSampler(model, SamplerConfig(edit="full"))
+    for prompts, wrong in ((one, r"\[0\] is a Segment"), ("find", " is a str"), ([["find"]], r"\[0\] is a list")):
+        with pytest.raises(TypeError, match=f"prompts{wrong}"):
+            sampler.sample(prompts, [1])  # type: ignore[arg-type]
+    other = UnifiedModel.from_pretrained(published("mmada"))
+    layout = other.template.text("find", 2)  # type: ignore[union-attr]
+    for layouts in (layout, [layout.conditional], "find"):
+        with pytest.raises(TypeError, match=r"layouts.* it must be .*Guided"):
+            fill(other, layouts, [1], SamplerConfig())  # type: ignore[arg-type]
+    for call in (other.template.prompt, lambda parts: other.template.interleaved(parts, ["go"])):  # type: ignore[union-attr]
+        with pytest.raises(TypeError, match="prompt is a str"):
+            call("find")
+    with pytest.raises(TypeError, match="response is a str"):
+        other.template.interleaved(["find"], "go")  # type: ignore[union-attr]
 
 
 def test_images_of_another_grid_are_refused(model: UnifiedModel) -> None:

@@ -26,12 +26,46 @@ WRONG = [
     ({"text_range": (3, 30)}, r"overlaps"),
     ({"text_range": (4, 20)}, r"text_end \[3\] lies outside text_range"),
     ({"mask": 30}, r"mask: 30 is no id below logit_rows 30"),
-    ({"mask": None}, r"mask: None is no id"),
+    ({"mask": None}, r"ModelSpec\.mask is None; it must be a whole number"),
     ({"pad": -1}, r"pad: -1 is no id"),
-    ({"bos": "2"}, r"bos: '2' is no id"),
+    ({"bos": "2"}, r"bos is '2'; it must be a whole number"),
+    ({"bos": True}, r"bos is True; it must be a whole number"),
     ({"image_begin": (5, 99)}, r"image_begin: 99 is no id"),
     ({"image_end": (-2,)}, r"image_end: -2 is no id"),
     ({"row_separator": 77}, r"row_separator: 77 is no id"),
+    ({"special": {"t2i": 77}}, r"special\['t2i'\]: 77 is no id"),
+    ({"special": {"t2i": "9"}}, r"special\.t2i is '9'; it must be a whole number"),
+    ({"attention": "bidirectionnal"}, "attention is 'bidirectionnal'; choose one .* did you mean 'bidirectional'"),
+    ({"attention": None}, "attention is None; choose one of block_causal, bidirectional"),
+    ({"additive_to": "valid_pair"}, "additive_to is 'valid_pair'; .* did you mean 'valid_pairs'"),
+    ({"pad_policy": "HARD"}, "pad_policy is 'HARD'; choose one of hard, attend, additive_one"),
+    ({"mask": 22}, r"mask: 22 is an image code, one of \[20, 28\)"),
+    ({"image_end": (27,)}, "image_end: 27 is an image code"),
+    ({"row_separator": 20}, "row_separator: 20 is an image code"),
+    ({"pad": 21}, "pad: 21 is an image code"),
+    ({"bos": 25}, "bos: 25 is an image code"),
+    ({"special": {"t2i": 23}}, r"special\['t2i'\]: 23 is an image code"),
+    ({"mask": 3}, "text_end: 3 is the mask"),
+    ({"mask": 5}, "image_begin: 5 is the mask"),
+    ({"mask": 2}, "bos: 2 is the mask"),
+    ({"text_begin": (0, 2)}, "text_begin: 0 is the mask"),
+    ({"special": {"t2i": 0}}, r"special\['t2i'\]: 0 is the mask"),
+    ({"image_end": (5, 7)}, "image_end: 5 is taken, by image_begin"),
+    ({"row_separator": 7}, "row_separator: 7 is taken, by|image_end: 7 is taken, by row_separator"),
+    ({"text_end": (3, 4, 3)}, "text_end: 3 is taken, by text_end"),
+    ({"special": {"a": 9, "b": 9}}, r"special\['b'\]: 9 is taken, by special\['a'\]"),
+    ({"text_length": 0}, "text_length is 0; it must be at least 1"),
+    ({"text_length": 2.5}, r"text_length is 2\.5; it must be a whole number"),
+    ({"max_positions": -1}, "max_positions is -1; it must be at least 1"),
+    ({"image_grid": (0, 4)}, r"image_grid is \(0, 4\); it must be at least 1"),
+    ({"image_grid": (-1, -1)}, r"image_grid is \(-1, -1\)"),
+    ({"image_grid": (2, 2, 2)}, r"image_grid is \(2, 2, 2\); it must be 2 values"),
+    ({"image_grid": 4}, "image_grid is 4; it must be a list"),
+    ({"text_end": "34"}, "text_end is '34'; it must be a list"),
+    ({"pixel_range": (0.0, float("nan"))}, "pixel_range is nan; it must be a finite number"),
+    ({"pixel_range": (1.0, 0.0)}, "pixel_range is .* the first must be below"),
+    ({"sampler": [1]}, r"sampler is \[1\]; it must be a mapping"),
+    ({"family": None}, "family is None; it must be a text"),
 ]
 
 
@@ -57,6 +91,11 @@ def test_a_spec_survives_json(toy_spec: Spec) -> None:
 def test_unknown_and_missing_fields_are_named(toy_spec: Spec) -> None:
     with pytest.raises(ValueError, match="ModelSpec has no field maks, zzz"):
         ModelSpec.from_dict({**toy_spec().to_dict(), "zzz": 1, "maks": 0})
+    with pytest.raises(ValueError, match="ModelSpec has no field maks; did you mean mask"):
+        ModelSpec.from_dict({**toy_spec().to_dict(), "maks": 0})
+    for nothing in (3, None, "spec", [1]):
+        with pytest.raises(ValueError, match="ModelSpec: expected an object with its fields"):
+            ModelSpec.from_dict(nothing)
     with pytest.raises(ValueError, match=r"ModelSpec: .*codebook_size"):
         ModelSpec.from_dict({k: v for k, v in toy_spec().to_dict().items() if k != "codebook_size"})
 

@@ -195,14 +195,15 @@ def test_masks_do_not_depend_on_padding(model: UnifiedModel, rows: list[Interlea
     assert torch.equal(draw_mask(alone, keys[:1])[0, :length], draw_mask(padded, keys)[0, :length])
 
 
-def test_a_window_of_everything_before_scores_as_the_whole(model: UnifiedModel, rows: list[Interleaved]) -> None:
+def test_a_window_of_everything_before_scores_as_the_whole(exact_model: UnifiedModel, rows: list[Interleaved]) -> None:
     """What is left out behind the scored segment, or not at all, changes nothing."""
+    model = exact_model
     row = max(rows, key=len)
     whole = model.render([row])
     for scored in range(2, len(row), 2):
         part = render([row], model.spec, windows=[Window(frozenset(range(scored + 1)), frozenset([scored]))])
         expected = model.score(whole, whole.sampled & (whole.segment == scored)).detach()[:, : part.shape[1]]
-        assert (model.score(part, part.sampled).detach() - expected).abs().max() < 1e-5
+        assert (model.score(part, part.sampled).detach() - expected).abs().max() < 2e-6
 
 
 # ---------------------------------------------------------------- the loss

@@ -13,7 +13,6 @@ noisy. --model (default recipes/base), --prompts, --repeats.
 from __future__ import annotations
 
 import itertools
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,14 +23,14 @@ import torch
 from torch import Tensor
 
 from unidiff import GRPOConfig, GRPOTrainer, InterleavedSampler, SamplerConfig, UnifiedModel, noise
-from unidiff.config import parse
 from unidiff.estimators import ESTIMATORS, View, draw_views
 from unidiff.families import native
 from unidiff.grpo.batches import MicroBatch, view_tokens
 from unidiff.grpo.experience import Experience, segment_views
 from unidiff.memory import PeakMemory
+from unidiff.program import run_command, run_program
 from unidiff.rewards.table import RewardTable, evaluate
-from unidiff.sampling.compute import Compute, ComputeMeter, ModelFlops
+from unidiff.sampling.compute import Compute, ComputeMeter, Cost, ModelFlops
 from unidiff.sampling.rollout import Rollout
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens
 from unidiff.tasks import FrozenLake
@@ -98,28 +97,24 @@ def edits(config: Config) -> None:
     arms["autoregressive"] = lambda: autoregressive(bench, greedy.max_rounds)
     best = fastest(arms, config.repeats)
     n = config.prompts
-    print(
-        "| arm | forwards | image token-forwards | image s | token-forwards | GFLOPs | seconds | success | pictures |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    heads = "arm | forwards | picture token-forwards | of them writing | picture s | token-forwards | GFLOPs | seconds"
+    print(f"| {heads} | success | pictures exact |\n|---" + "|---" * 9 + "|")
     for name, cost in best.items():
-        image = cost.get("image", Compute().total) + cost.get("select", Compute().total)
+        image, written = cost.pictures, cost.get("write_image", Cost()).token_forwards
         right = "{:.3f} | {:.3f}".format(*bench.success(last[name])) if name in last else "– | –"
         t = cost.total
         print(
-            f"| {name} | {t.forwards / n:.1f} | {image.token_forwards / n:.1f} | {image.seconds / n:.4f} | "
-            f"{t.token_forwards / n:.0f} | {t.flops / n / 1e9:.3f} | {t.seconds / n:.4f} | {right} |"
+            f"| {name} | {t.forwards / n:.1f} | {image.token_forwards / n:.1f} | {written / n:.1f} | "
+            f"{image.seconds / n:.4f} | {t.token_forwards / n:.0f} | {t.flops / n / 1e9:.3f} | {t.seconds / n:.4f} | "
+            f"{right} |"
         )
     full, ours = best["full"], best["region"]
     for kind in ("token_forwards", "seconds", "flops"):
         saved = [
-            1 - getattr(a, kind) / getattr(b, kind) for a, b in ((_image(ours), _image(full)), (ours.total, full.total))
+            1 - getattr(a, kind) / getattr(b, kind)
+            for a, b in ((ours.pictures, full.pictures), (ours.total, full.total))
         ]
-        print(f"saved by region edits, {kind}: images {saved[0]:.1%}, whole rollout {saved[1]:.1%}")
-
-
-def _image(cost: Compute):
-    return cost["image"] + cost.get("select", Compute().total)
+        print(f"saved by region edits, {kind}: pictures {saved[0]:.1%}, whole rollout {saved[1]:.1%}")
 
 
 @torch.no_grad()
@@ -386,7 +381,10 @@ def estimators(config: Config) -> None:
 
 COMMANDS = {"edits": edits, "cache": cache, "step": step, "rewards": rewards, "estimators": estimators}
 
+
+def main() -> None:
+    run_command(COMMANDS, Config, __doc__ or "")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        sys.exit(f"usage: python tools/bench.py {'|'.join(COMMANDS)} [--setting value …]\n\n{__doc__}")
-    COMMANDS[sys.argv[1]](parse(Config, sys.argv[2:], __doc__ or ""))
+    run_program(main)

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 
 from unidiff import GRPOConfig, InterleavedSampler, UnifiedModel, noise, reward
-from unidiff.config import parse
 from unidiff.grpo.experience import sample_and_judge
 from unidiff.grpo.process import Clock
+from unidiff.program import run_command, run_program
 from unidiff.rewards.code_tests import code_tests
 from unidiff.rewards.math_answers import MathVerifier
 from unidiff.rewards.remote import remote
@@ -189,7 +189,10 @@ def overlap(config: Config) -> None:
 
 COMMANDS = {"server": server, "math": math, "code": code, "overlap": overlap}
 
+
+def main() -> None:
+    run_command(COMMANDS, Config, __doc__ or "")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        sys.exit(f"usage: python tools/bench_rewards.py {'|'.join(COMMANDS)} [--setting value …]\n\n{__doc__}")
-    COMMANDS[sys.argv[1]](parse(Config, sys.argv[2:], __doc__ or ""))
+    run_program(main)

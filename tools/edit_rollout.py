@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,11 +30,15 @@ from unidiff.config import build, parse
 from unidiff.files import write_json
 from unidiff.grpo.experience import segment_views
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, load_rollouts, router_settings
-from unidiff.report.gallery import records
+from unidiff.images import to_pil
+from unidiff.images.picture import rgb
+from unidiff.program import run_program
+from unidiff.report.gallery import mixed_first, mixed_groups, records, successes
 from unidiff.report.page import Comparison, write_page
 from unidiff.report.record import RolloutRecord
 from unidiff.report.strips import write_animation, write_strips
-from unidiff.rewards.reward import Reward, RewardError, as_rewards
+from unidiff.rewards.image import pixels_of, psnr
+from unidiff.rewards.reward import REWARDS, Reward, RewardError, as_rewards
 from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.table import evaluate
@@ -44,18 +48,23 @@ from unidiff.tasks.frozen_lake import QUESTION
 
 BASE = Path(__file__).resolve().parent.parent / "recipes" / "base"
 SHOWN = 16  # rollouts of a file on one page, unless --sample names others
+PROMPTS, LOOKED_AT = 3, 24  # of a task, unless --index names others
 
 
 @dataclass(frozen=True)
 class Config:
     """What to look at
       checkpoint: checkpoint folder, run folder (its model/ and its settings are used) or hub name; none = the shipped
-      model. rollouts: a file that a run saved, instead of sampling. sample: which of its rollouts (or of those sampled
-      here), counted from 0, with commas; none = all, of a file the first 16.
+      model. trust_run: import the rewards that a run folder's settings name as package.module:function, which runs
+      their code; without it they are refused. rollouts: a file that a run saved, instead of sampling. sample: which of
+      its rollouts (or of those sampled here), counted from 0, with commas; none = all, of a file 16, groups with both
+      successes and failures first.
     What to sample
       task: package.module:name of a unidiff.tasks.Task, a class or function that makes one without arguments, or the
-      task itself; none = FrozenLake as the run had it. index, split: prompts of the task. image, prompt: your own
-      picture and text instead. num_generations: rollouts of each prompt; advantages need 2 or more. edit: region,
+      task itself; none = FrozenLake as the run had it. split, index: prompts of the task; no index = three of the first
+      24, among them one with both successes and failures if there is one. image, prompt: your own picture and text
+      instead (transparency is laid on white, the picture is prepared as the family does). num_generations: rollouts of
+      each prompt; advantages need 2 or more. edit: region,
       confidence, random, full; none = the run's, or region. box: TOP,LEFT,BOTTOM,RIGHT in rows and columns of tokens,
       from 0, without the last ones: edit this place, whatever the text names. compare: several edits with commas; the
       same prompt and noise under each, in columns. sampler: other settings of SamplerConfig, as
@@ -66,11 +75,12 @@ class Config:
       everything as data. no_open: do not open the page in a browser."""
 
     checkpoint: str | None = None
+    trust_run: bool = False
     rollouts: str | None = None
     sample: tuple[int, ...] | None = None
 
     task: str | None = None
-    index: tuple[int, ...] = (0, 1, 2)
+    index: tuple[int, ...] | None = None
     split: Literal["train", "dev", "test"] = "test"
     image: str | None = None
     prompt: str | None = None
@@ -91,7 +101,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.num_generations < 1:
             raise ValueError(f"num_generations is {self.num_generations}; it must be at least 1")
-        if not self.index:
+        if self.index == ():
             raise ValueError("index is empty; name at least one prompt of the task")
         if self.compare is not None:
             unknown = [name for name in self.compare if name not in EDITS]
@@ -102,6 +112,9 @@ class Config:
         sampling = {"task", "image", "prompt", "box", "edit", "compare"}
         if self.rollouts and (given := sorted(n for n in sampling if getattr(self, n) is not None)):
             raise ValueError(f"rollouts opens a file, {' and '.join(given)} would sample anew; give one of them")
+
+
+Sampled = tuple[RolloutBatch, list[tuple[SegmentView, ...]]]  # rollouts, and all of them decoded
 
 
 @dataclass
@@ -118,6 +131,10 @@ def main(argv: Sequence[str] | None = None) -> Path:
     """Runs the tool; returns the page's path."""
     sys.path.append(os.getcwd())  # where a user's own rewards may be
     config = parse(Config, argv, __doc__ or "")
+    try:
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"error: output: {config.output} cannot be written ({error})") from error
     try:
         shown = opened(config) if config.rollouts else sampled(config)
     except (ValueError, FileNotFoundError, RewardError) as error:
@@ -188,7 +205,7 @@ def opened(config: Config) -> Shown:
     path = Path(config.rollouts or "")
     batch = load_rollouts(path)
     model = decoder(config, path, batch)
-    rows = list(range(min(len(batch), SHOWN))) if config.sample is None else list(config.sample)
+    rows = mixed_first(batch)[:SHOWN] if config.sample is None else list(config.sample)
     made = dict(zip(rows, records(model, batch, rows)))
     galleries: dict[str, list[RolloutRecord]] = {}
     for row, one in made.items():
@@ -219,34 +236,60 @@ def decoder(config: Config, path: Path, batch: RolloutBatch) -> UnifiedModel:
 
 
 def sampled(config: Config) -> Shown:
-    """New rollouts of a model."""
+    """New rollouts of a model. What can be wrong without it is checked before it is loaded."""
     run = run_settings(config.checkpoint)
-    model = UnifiedModel.from_pretrained(model_path(config.checkpoint))
     task = task_of(config, run)
-    prompts = own_prompt(config, model) if config.image or config.prompt else task_prompts(config, task)
-    settings = sampler_settings(config, model, run)
+    rewards_of(config, run, task)
+    sampler_settings(config, {}, run)
+    picture = own_picture(config)
+    model = UnifiedModel.from_pretrained(model_path(config.checkpoint))
+    settings = sampler_settings(config, model.spec.sampler, run)
     locate = task.region if config.box is None else box(*config.box)
-    batches = {}
-    for edit in config.compare or (settings.edit,):
-        each = 1 if config.compare else config.num_generations
-        one = sample(model, task, prompts, replace(settings, edit=edit), locate, each, config, run)  # type: ignore[arg-type]
-        batches[edit] = one
     name = Path(config.checkpoint).name if config.checkpoint else "the shipped model"
-    facts = {"checkpoint": config.checkpoint or "recipes/base", "seed": config.seed, "edit": ", ".join(batches)}
+    facts = {"checkpoint": config.checkpoint or "recipes/base", "seed": config.seed}
+    facts |= {"edit": ", ".join(config.compare or (settings.edit,))}
     facts |= {"task": config.task} if config.task else {}
     facts |= {"box": ", ".join(map(str, config.box))} if config.box else {}
     shown = Shown(f"unidiff · {name}, edit by edit", facts)
+    own = own_prompt(config, model, picture, facts) if config.image or config.prompt else None
+
+    def drawn(prompts: list[Prompt], edit: str, each: int) -> Sampled:
+        return sample(model, task, prompts, replace(settings, edit=edit), locate, each, config, run)  # type: ignore[arg-type]
+
     if config.compare:
-        made = {edit: records(model, batch, views=views) for edit, (batch, views) in batches.items()}
+        prompts = own or task_prompts(config, task, config.index or range(PROMPTS))
+        made = {}
+        for edit in config.compare:
+            batch, views = drawn(prompts, edit, 1)
+            made[edit] = records(model, batch, views=views)
         for i in config.sample or range(len(prompts)):
             check_sample(i, len(prompts))
             shown.comparisons.append(Comparison(prompts[i].title, {edit: made[edit][i] for edit in made}))
         return shown
-    batch, views = batches[settings.edit]
-    for row, one in zip(config.sample or range(len(batch)), records(model, batch, config.sample, views=views)):
-        title = f"sample {row}"
-        shown.galleries.setdefault(batch.titles[row], []).append(replace(one, title=title))
+    each = config.num_generations
+    if own or config.index or config.sample or each == 1:
+        prompts = own or task_prompts(config, task, config.index or range(PROMPTS))
+        batch, views = drawn(prompts, settings.edit, each)
+    else:
+        batch, views = both_outcomes(lambda index: drawn(task_prompts(config, task, index), settings.edit, each))
+    rows = config.sample or (range(len(batch)) if config.index else mixed_first(batch))
+    for row, one in zip(rows, records(model, batch, rows, views=views)):
+        shown.galleries.setdefault(batch.titles[row], []).append(replace(one, title=f"sample {row}"))
     return shown
+
+
+def both_outcomes(drawn: Callable[[Sequence[int]], Sampled]) -> Sampled:
+    """Rollouts of the first prompts among which a group has both successes and failures, or of the first ones if none
+    of `LOOKED_AT` has; of the first ones too where nobody knows what a success is."""
+    first = None
+    for start in range(0, LOOKED_AT, PROMPTS):
+        one = drawn(range(start, start + PROMPTS))
+        first = first or one
+        if mixed_groups(one[0]) or not any(outcome is not None for outcome in successes(one[0])):
+            return one
+    assert first is not None
+    print(f"none of the first {LOOKED_AT} prompts has both successes and failures; these are the first {PROMPTS}")
+    return first
 
 
 def check_sample(i: int, count: int) -> None:
@@ -263,7 +306,7 @@ def sample(
     each: int,
     config: Config,
     run: dict[str, Any],
-) -> tuple[RolloutBatch, list[tuple[SegmentView, ...]]]:
+) -> Sampled:
     """`each` rollouts of every prompt, with a trace; judged and routed where the prompts are the task's."""
     keys = [noise.key(config.seed, p, g) for p in range(len(prompts)) for g in range(each)]
     sampler = InterleavedSampler(model, settings, locate, trace=True)
@@ -306,7 +349,15 @@ def task_of(config: Config, run: dict[str, Any]) -> Task:
 
 
 def rewards_of(config: Config, run: dict[str, Any], task: Task) -> list[Reward]:
-    """Those of the command line, else of the run, else of the task. Raises ValueError for what is no reward."""
+    """Those of the command line, else of the run, else of the task. Raises ValueError for what is not a reward, and for
+    rewards of the run that would be imported, unless it is trusted."""
+    own = {reward.name for reward in as_rewards(task.rewards())}
+    foreign = [name for name in run.get("rewards") or () if str(name).partition("=")[0].strip() not in {*REWARDS, *own}]
+    if foreign and not config.rewards and not config.trust_run:
+        raise ValueError(
+            f"checkpoint: the settings of {config.checkpoint} name rewards that would be imported, which runs their "
+            f"code: {', '.join(map(str, foreign))}. Give --trust_run if you trust them, or name others by --rewards"
+        )
     try:
         return as_rewards(config.rewards or run.get("rewards") or task.rewards(), task.rewards())
     except TypeError as error:
@@ -333,39 +384,42 @@ def run_settings(checkpoint: str | None) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def sampler_settings(config: Config, model: UnifiedModel, run: dict[str, Any]) -> SamplerConfig:
+def sampler_settings(config: Config, family: Mapping[str, Any], run: dict[str, Any]) -> SamplerConfig:
     """Defaults, then the family's, then the run's, then those of the command line."""
     names = {f.name for f in fields(SamplerConfig)}
-    values = {k: v for k, v in {**model.spec.sampler, **run}.items() if k in names} | config.sampler
+    values = {k: v for k, v in {**family, **run}.items() if k in names} | config.sampler
     if config.edit or config.box:
         values["edit"] = config.edit or "region"
     return build(SamplerConfig, values)
 
 
-def task_prompts(config: Config, task: Task) -> list[Prompt]:
-    examples = [(i, task.example(config.split, i)) for i in config.index]
+def task_prompts(config: Config, task: Task, index: Sequence[int]) -> list[Prompt]:
+    examples = [(i, task.example(config.split, i)) for i in index]
     return [Prompt(e.prompt, e.columns, f"{config.split} prompt {i}", e) for i, e in examples]
 
 
-def own_prompt(config: Config, model: UnifiedModel) -> list[Prompt]:
-    """The user's text and picture, the picture in the size that the model draws."""
+def own_picture(config: Config) -> Image.Image | None:
+    """The user's picture, if there is one. Raises ValueError or FileNotFoundError."""
+    try:
+        return rgb(config.image) if config.image else None
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"image: {error}") from error
+
+
+def own_prompt(config: Config, model: UnifiedModel, picture: Image.Image | None, facts: dict[str, Any]) -> list[Prompt]:
+    """The user's text and picture, the picture as the family prepares it. Says how it is shown to the model, and how
+    near what its tokens decode to comes to it."""
     parts: list[Any] = [config.prompt or QUESTION]
-    if config.image:
-        if not Path(config.image).is_file():
-            raise FileNotFoundError(f"image: {config.image} does not exist")
-        try:
-            picture = Image.open(config.image).convert("RGB")
-        except OSError as error:
-            raise ValueError(f"image: {config.image} is no picture that can be read ({error})") from error
-        rows, columns = model.spec.image_grid
-        size = (columns * model.images.factor, rows * model.images.factor)
-        if picture.size != size:
-            had, gets = (f"{w} × {h}" for w, h in (picture.size, size))
-            print(f"{config.image} is {had} pixels; the model is shown it at {gets}")
-            picture = picture.resize(size, Image.Resampling.LANCZOS)
-        parts.append(picture)
+    if picture is not None:
+        shown = model.prepare(picture)
+        (back,) = to_pil(model.decode_pixels(*model.encode_images([shown])[0])[None])
+        sizes = [f"{image.width} × {image.height}" for image in (picture, shown)]
+        facts["picture"] = f"{Path(config.image or '').name}: {sizes[0]} pixels, shown to the model at {sizes[1]}"
+        facts["read back at"] = f"{psnr(pixels_of(shown), pixels_of(back)):.1f} dB (PSNR of what its tokens decode to)"
+        print(f"{facts['picture']}; its tokens read back at {facts['read back at']}")
+        parts.append(shown)
     return [Prompt(parts, {}, "your prompt")]
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

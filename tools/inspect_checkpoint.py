@@ -9,13 +9,13 @@ Only headers of weight files are read, so a checkpoint of any size takes seconds
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from unidiff import UnifiedModel, families
+from unidiff.program import run_program
 from unidiff.spec import ModelSpec
 
 
@@ -77,4 +77,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -1,31 +1,39 @@
 """How much memory a GPU needs to train a checkpoint, by arithmetic: nothing is loaded but its config.json.
 
 python tools/memory_plan.py
-python tools/memory_plan.py --model recipes/base --dtype float32 --lora_rank 0 --prompt 75 --text 8 --picture 64
+python tools/memory_plan.py --model recipes/base --dtype float32 --lora_rank 0 --prompt 75 --text_length 8 --picture 64
+python tools/memory_plan.py --config recipes/configs/llada.yaml --prompt 200
 python tools/memory_plan.py --lora_rank 0 --micro_batch_size 1
 
 Prints a table for each way of training on several GPUs; docs/scaling.md explains the lines. Sizes are in 10^9 bytes.
+--config takes a file of recipes/interleaved_reasoning.py, whose settings that need no memory are left out.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Literal
 
 from transformers import LlamaConfig
 
+from unidiff import families
 from unidiff.config import parse
 from unidiff.families import folder_of, read_config
 from unidiff.families.llada import published_shapes, read_architecture
+from unidiff.program import run_program
 
 
 @dataclass(frozen=True)
 class Config:
-    """model: checkpoint folder; none = the published sizes of MMaDA-8B. processes: GPUs that share the work. prompt,
-    text, picture: tokens of a prompt, of a text's canvas and of a picture with its delimiters; rounds: pictures of a
-    rollout.
-    accumulate: an update has several micro-batches. The rest: as in GRPOConfig and the recipe."""
+    """model: checkpoint folder; none = the published sizes of MMaDA-8B, or of LLaDA-8B for responses without pictures.
+    pictures: false = responses are one text, as always of a model of text alone. processes: GPUs that share the work.
+    prompt, text_length, picture: tokens of a prompt, of a text's canvas and of a picture with its delimiters; none = as
+    the native model says in its config.json, or 64 and 258. max_rounds: pictures of a rollout. accumulate: an update
+    has several micro-batches. The rest: as in GRPOConfig and the recipe."""
 
     model: str | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -36,9 +44,10 @@ class Config:
     micro_batch_size: int = 3
     accumulate: bool = True
     prompt: int = 300
-    text: int = 64
-    picture: int = 258
-    rounds: int = 4
+    pictures: bool = True
+    text_length: int | None = None
+    picture: int | None = None
+    max_rounds: int = 4
 
 
 CHUNK = 1 << 28  # bytes of log-probabilities that `score` keeps at once, of each modality
@@ -48,34 +57,52 @@ Lines = list[tuple[str, str, float]]  # what, formula, bytes
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a checkpoint counts: its body, the codes of its images, and which way its tokens see."""
+    """What of a checkpoint counts: its body, the codes of its images (0: a model of text alone), which way its tokens
+    see, and the tokens of a text and of a picture if nobody says otherwise."""
 
     body: LlamaConfig
     codebook: int
     bidirectional: bool
+    text_length: int = 64
+    picture: int = 258
 
 
 def shape(config: Config) -> Shape:
     """From config.json. Raises ValueError or FileNotFoundError."""
     if config.model is None:
-        mlp, rows = 12288, 134656
+        mlp, codes = 12288, 8192 if config.pictures else 0
+        rows = 126464 + codes
         body = LlamaConfig(
-            vocab_size=rows, hidden_size=4096, intermediate_size=mlp, num_hidden_layers=32, num_attention_heads=32
+            vocab_size=rows,
+            hidden_size=4096,
+            intermediate_size=mlp,
+            num_hidden_layers=32,
+            num_attention_heads=32,
         )
-        return Shape(body, 8192, True)
+        return Shape(body, codes, True)
     content = read_config(folder_of(config.model))
     if "backbone" in content:
-        return Shape(LlamaConfig(**content["backbone"]), content["spec"]["codebook_size"], False)
+        spec = content["spec"]
+        picture = math.prod(spec["image_grid"]) + 2
+        return Shape(LlamaConfig(**content["backbone"]), spec["codebook_size"], False, spec["text_length"], picture)
     stated = {**content, **content.get("unidiff", {}).get("spec", {})}
-    return Shape(read_architecture(content), stated.get("codebook_size", 8192), True)
+    codes = getattr(families.find(content), "codebook_size", 8192)  # of the family, 0 if it is one of text alone
+    return Shape(read_architecture(content), stated.get("codebook_size", codes) if codes else 0, True)
 
 
-def laid_out(config: Config, bidirectional: bool) -> tuple[int, int]:
+def segments(config: Config, model: Shape) -> tuple[int, int, int]:
+    """Pictures of a rollout, and the tokens of a text and of a picture."""
+    rounds = config.max_rounds if config.pictures and model.codebook else 0
+    return rounds, config.text_length or model.text_length, config.picture or model.picture
+
+
+def laid_out(config: Config, model: Shape) -> tuple[int, int]:
     """Rows and tokens a row of one micro-batch, as the body sees it: a row for each sampled segment, the sequence cut
     after it; under block-causal attention the sequence and its noisy copy."""
-    response = config.rounds * (config.text + config.picture) + config.text
-    if bidirectional:
-        return config.micro_batch_size * (2 * config.rounds + 1), config.prompt + response
+    rounds, text, picture = segments(config, model)
+    response = rounds * (text + picture) + text
+    if model.bidirectional:
+        return config.micro_batch_size * (2 * rounds + 1), config.prompt + response
     return config.micro_batch_size, config.prompt + 2 * response
 
 
@@ -131,7 +158,7 @@ def state(config: Config, body: LlamaConfig, sharded: bool) -> Lines:
 def work(config: Config, model: Shape) -> Lines:
     """Activations of one micro-batch on one GPU."""
     body, b = model.body, BYTES[config.dtype]
-    rows, tokens = laid_out(config, model.bidirectional)
+    (rows, tokens), (rounds, text, picture) = laid_out(config, model), segments(config, model)
     layers, width, t = body.num_hidden_layers, body.hidden_size, rows * tokens
     layer = t * kept_in_a_layer(body, b, config.lora_rank)
     if config.gradient_checkpointing:
@@ -139,8 +166,7 @@ def work(config: Config, model: Shape) -> Lines:
         lines += [("activations of one layer", "k T", layer)]
     else:
         lines = [("activations of the layers", "k · layers · T", layer * layers)]
-    text, image = config.text * (config.rounds + 1), config.picture * config.rounds
-    scored = [(text, body.vocab_size - model.codebook), (image, model.codebook)]
+    scored = [(text * (rounds + 1), body.vocab_size - model.codebook), (picture * rounds, model.codebook)]
     logits = sum(min(4 * config.micro_batch_size * count * rows_, CHUNK) for count, rows_ in scored)
     lines += [("attention mask", f"{b} · rows · tokens²", b * rows * tokens**2)]
     return [*lines, ("log-probabilities of scored tokens", "4 · tokens · their rows, at most 2^28", logits)]
@@ -160,9 +186,10 @@ def plan(config: Config) -> str:
         ways += [(f"each of {config.processes} GPUs, FSDP2 (8_gpu_fsdp2)", config, True)]
     model = shape(config)
     body, b = model.body, BYTES[config.dtype]
-    rows, tokens = laid_out(config, model.bidirectional)
+    rows, tokens = laid_out(config, model)
     what = f"adapters of rank {config.lora_rank}" if config.lora_rank else "all weights"
     facts = [f"{what} train, {config.dtype}", f"N = {weights(body):,}", f"A = {adapters(body, config.lora_rank):,}"]
+    facts += [] if segments(config, model)[0] else ["no pictures"]
     facts += [f"k = {kept_in_a_layer(body, b, config.lora_rank):,} bytes", f"T = {rows} rows of {tokens} tokens"]
     out = ["; ".join(facts), ""]
     for title, settings, sharded in ways:
@@ -173,5 +200,21 @@ def plan(config: Config) -> str:
     return "\n".join([*out, f"Keys and values of a token, where rollouts keep a cache: {cache / 1e6:.3f} MB."])
 
 
+def parsed(argv: Sequence[str] | None = None) -> Config:
+    """The settings of the command line, and of a file that may hold all of the recipe's."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "recipes"))
+    from interleaved_reasoning import Config as Recipe
+
+    own = {f.name for f in fields(Config)}
+    return parse(Config, argv, __doc__ or "", others={f.name for f in fields(Recipe)} - own)
+
+
+def main() -> None:
+    try:
+        print(plan(parsed()))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
 if __name__ == "__main__":
-    print(plan(parse(Config, description=__doc__ or "")))
+    run_program(main)

@@ -8,20 +8,26 @@ has `text`, `image` (PIL), `texts_before`, `images_before`, `image_before`, `pro
 each entry of the metadata comes as a list. The client is `unidiff.rewards.remote.remote`; the protocol stands there.
 
 Requests that wait are put together to batches, one at a time for each scorer. A batch that raises is tried again item
-by item, so a bad item costs its own value only. Whoever can reach the port can use it: keep it on your own network.
+by item, so a bad item costs its own value only, as does a picture that cannot be read (PNG, JPEG and WebP are). SIGTERM
+and Ctrl-C end it at once. Whoever can reach the port can use it: keep it on your own network.
 
 GET /health says what is served, and how much waits.
 """
 
 import argparse
+import asyncio
 import base64
-import binascii
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import io
+import json
 import math
+import os
 import queue
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,32 +36,55 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from PIL import Image
+from PIL import Image, ImageOps
 
+from unidiff.program import run_program
+
+FORMATS = ("PNG", "JPEG", "WEBP")
 PIXELS = 4096 * 4096  # of one picture: a small file may hold a very large one
 PIXELS_OF_REQUEST = 1 << 28  # 256 pictures of 1024 x 1024, 0.8 GB
+MARKS = 2_000_000  # commas and brackets of a body: a small one may hold a very large structure
 
 
 class BadItemError(ValueError):
     """An item that is not of the protocol."""
 
 
-class Allowance:
-    """How many pixels the pictures of a request may still have."""
+class Memory:
+    """How many bytes the bodies and pictures of all requests together may still have."""
 
-    def __init__(self) -> None:
-        self.left = PIXELS_OF_REQUEST
+    def __init__(self, most: int) -> None:
+        self.left, self.lock = most, threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Raises queue.Full if there are not as many."""
+        with self.lock:
+            if count > self.left:
+                raise queue.Full
+            self.left -= count
+
+    def give(self, count: int) -> None:
+        with self.lock:
+            self.left += count
+
+
+class Allowance:
+    """How many pixels the pictures of a request may still have. held: bytes of those that it has."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.left, self.held, self.memory = PIXELS_OF_REQUEST, 0, memory
 
     def take(self, image: Any) -> None:
         """Raises BadItemError if a picture has too many. Only its header has been read."""
-        pixels = image.width * image.height
-        if pixels > PIXELS:
+        if (pixels := image.width * image.height) > PIXELS:
             raise BadItemError(f"a picture has more than {PIXELS} pixels")
         if pixels > self.left:
             raise BadItemError(f"the request's pictures have more than {PIXELS_OF_REQUEST} pixels: send fewer items")
+        self.memory.take(3 * pixels)
         self.left -= pixels
+        self.held += 3 * pixels
 
 
 class Item:
@@ -64,10 +93,10 @@ class Item:
     def __init__(self, request: Any, allowance: Allowance) -> None:
         if not isinstance(request, dict) or not isinstance(request.get("history"), list) or not request["history"]:
             raise BadItemError("an item needs a history with at least one part")
-        self.columns = request.get("metadata") or {}
+        self.columns = {} if request.get("metadata") is None else request["metadata"]
         if not isinstance(self.columns, dict):
             raise BadItemError("metadata must be an object")
-        parts = [(part.get("role"), _content(part, allowance)) for part in map(_object, request["history"])]
+        parts = [(_role(part), _content(part, allowance)) for part in request["history"]]
         self.prompt = [content for role, content in parts if role == "prompt"]
         response = [content for role, content in parts if role != "prompt"]
         self.texts = [part for part in response if isinstance(part, str)]
@@ -77,45 +106,66 @@ class Item:
         self.image = None if isinstance(last, str) else last
         self.texts_before = [part for part in response[:-1] if isinstance(part, str)]
         self.images_before = [part for part in response[:-1] if not isinstance(part, str)]
-        given = [part for part in self.prompt if not isinstance(part, str)]
-        self.image_before = [None, *given, *self.images_before][-1]
+        self.image_before = [None, *(p for p in self.prompt if not isinstance(p, str)), *self.images_before][-1]
 
 
-def _object(part: Any) -> dict:
-    if not isinstance(part, dict):
-        raise BadItemError("a part of a history must be an object")
-    return part
+def _role(part: Any) -> str:
+    role = part.get("role", "response") if isinstance(part, dict) else None
+    if role not in ("prompt", "response"):
+        raise BadItemError("a part of a history must be an object with the role 'prompt' or 'response'")
+    return role
 
 
 def _content(part: dict, allowance: Allowance) -> Any:
-    if isinstance(part.get("text"), str):
-        return part["text"]
-    if not isinstance(part.get("image_b64"), str):
-        raise BadItemError("a part of a history needs a text or an image_b64")
+    text, picture = part.get("text"), part.get("image_b64")
+    given = [value for value in (text, picture) if value is not None]
+    if len(given) != 1 or not isinstance(given[0], str):
+        raise BadItemError("a part of a history needs a text or an image_b64, and only one")
+    if picture is None:
+        return text
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(part["image_b64"], validate=True)))
-        allowance.take(image)
-        return image.convert("RGB")
-    except (binascii.Error, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadItemError(f"a picture cannot be read: {type(error).__name__}") from error
+        with Image.open(io.BytesIO(base64.b64decode(picture, validate=True)), formats=FORMATS) as image:
+            allowance.take(image)
+            return rgb(image)
+    except (BadItemError, queue.Full):
+        raise
+    except Exception as error:  # damaged files raise anything
+        raise BadItemError(f"a picture cannot be read ({', '.join(FORMATS)}): {type(error).__name__}") from error
+
+
+def rgb(image: Any) -> Any:
+    """A picture as a viewer shows it: upright, 16-bit grey scaled to 8 bits, what is transparent on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda value: value * (255 / 65535) + 0.5).convert("L")
+    elif image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 # --- scorers ----------------------------------------------------------------------------------------------------------
 
 
 def find(name: str) -> Callable:
-    """The function that `package.module:function` or `path/to/file.py:function` names."""
+    """The function that `package.module:function` or `path/to/file.py:function` names. One line if there is none."""
     place, _, attribute = name.rpartition(":")
     if not place:
         raise SystemExit(f"error: {name!r} names no function; write package.module:function or file.py:function")
-    if place.endswith(".py"):
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-        assert spec is not None and spec.loader is not None  # a name that ends in .py has a loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(place)
-    return getattr(module, attribute)
+    sys.path.insert(0, os.getcwd())
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            assert spec is not None and spec.loader is not None  # a name that ends in .py has a loader
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        return getattr(module, attribute)
+    except SyntaxError as error:
+        raise SystemExit(f"error: {name!r}: {error.filename}, line {error.lineno}: {error.msg}") from error
+    except (AttributeError, FileNotFoundError, ModuleNotFoundError) as error:
+        raise SystemExit(f"error: {name!r}: {error}") from error
 
 
 class Scorer:
@@ -127,16 +177,14 @@ class Scorer:
         if inspect.iscoroutinefunction(self.function):
             raise SystemExit(f"error: scorer {name!r} is async; the server calls plain functions")
         kinds = inspect.signature(self.function).parameters
-        self.first = next(iter(kinds))
-        self.takes = None if any(p.kind is p.VAR_KEYWORD for p in kinds.values()) else set(kinds) - {self.first}
+        self.takes = None if any(p.kind is p.VAR_KEYWORD for p in kinds.values()) else set(list(kinds)[1:])
         self.queue: queue.Queue[tuple[Item, Future]] = queue.Queue(waiting)
         self.scored = self.failed = self.batches = 0
         threading.Thread(target=self._serve, daemon=True, name=f"scorer-{name}").start()
 
     def put(self, item: Item) -> Future:
         """Raises queue.Full if too many wait."""
-        future: Future = Future()
-        self.queue.put_nowait((item, future))
+        self.queue.put_nowait((item, future := Future()))
         return future
 
     def _serve(self) -> None:
@@ -190,7 +238,7 @@ def _checked(value: Any) -> tuple:
         return None, None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None, f"the scorer gave {str(value)[:100]!r}, which is no number"
     return (number, None) if math.isfinite(number) else (None, f"the scorer gave {number}")
 
@@ -198,31 +246,79 @@ def _checked(value: Any) -> tuple:
 # --- the server -------------------------------------------------------------------------------------------------------
 
 
-class BodyLimit:
-    """Refuses bodies of more than so many bytes before they are read whole, whatever length they claim."""
+class Reply(JSONResponse):
+    """ASCII alone: a text that a client sent can hold half a character, which no other encoding takes."""
 
-    def __init__(self, app: Any, most: int) -> None:
-        self.app, self.most = app, most
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def refusal(status: int, why: str, **headers: str) -> Reply:
+    return Reply({"detail": why}, status, {"retry-after": "1", **headers} if status == 503 else headers)
+
+
+def parsed(body: bytes) -> Any:
+    """JSON as the standard has it. Raises ValueError with what is wrong."""
+
+    def finite(word: str) -> float:
+        if not math.isfinite(float(word)):  # also NaN, Infinity and -Infinity, which Python would take
+            raise ValueError(f"{word[:100]} is not a number in JSON")
+        return float(word)
+
+    def unique(pairs: list) -> dict:
+        if len(made := dict(pairs)) < len(pairs):
+            raise ValueError(f"an object has a key twice: {', '.join(key for key, _ in pairs)}"[:200])
+        return made
+
+    if sum(map(body.count, (b",", b"[", b"{"))) > MARKS:
+        raise ValueError(f"it has more than {MARKS} commas and brackets")
+    try:
+        return json.loads(body, parse_constant=finite, parse_float=finite, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+class BodyLimit:
+    """Reads bodies, and refuses those of more than so many bytes, whatever length they claim, those that take longer
+    than so many seconds, and those that do not fit into the memory of all requests."""
+
+    def __init__(self, app: Any, most: int, seconds: float, memory: Memory) -> None:
+        self.app, self.most, self.seconds, self.memory = app, most, seconds, memory
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self.most:
-                answer = JSONResponse({"detail": f"the body has more than {self.most} bytes"}, 413)
-                return await answer(scope, receive, send)
+        body = bytearray()
+        try:
+            answer = await asyncio.wait_for(self._read(body, receive), self.seconds)
+        except asyncio.TimeoutError:  # noqa: UP041, another class in Python 3.10
+            answer = refusal(408, f"the body took longer than {self.seconds:g} s", connection="close")
         whole = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def replay() -> Any:
             return whole.pop() if whole else await receive()
 
-        return await self.app(scope, replay, send)
+        try:
+            await (answer or self.app)(scope, replay, send)
+        finally:
+            self.memory.give(len(body))
+
+    async def _read(self, body: bytearray, receive: Any) -> "Reply | None":
+        """Fills the body; gives an answer if it is refused."""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return refusal(400, "the body has not come whole")
+            part = message.get("body", b"")
+            if len(body) + len(part) > self.most:
+                return refusal(413, f"the body has more than {self.most} bytes", connection="close")
+            try:
+                self.memory.take(len(part))
+            except queue.Full:
+                return refusal(503, "the requests that are here hold all the memory", connection="close")
+            body += part
+            if not message.get("more_body", False):
+                return None
 
 
 def build(
@@ -232,20 +328,18 @@ def build(
     body: int = 256 << 20,
     items: int = 256,
     waiting: int = 4096,
+    seconds: float = 600.0,
+    body_seconds: float = 60.0,
+    memory: int = 4 << 30,
 ) -> FastAPI:
     """The application. batch: most items in one call of a scorer. wait_seconds: for others to share it. body, items:
-    most bytes and items of one request. waiting: most items in a scorer's queue, beyond which clients are told 503."""
-    import asyncio
-
-    from fastapi import Request
-
+    most bytes and items of one request. waiting: most items in a scorer's queue, beyond which clients are told 503.
+    seconds: for the scorers to answer a request; values that are not there by then are errors of their items.
+    body_seconds: for a body to arrive. memory: bytes of all requests' bodies and pictures together."""
     served = {name: Scorer(name, function, batch, wait_seconds, waiting) for name, function in scorers.items()}
-    started = time.monotonic()
+    started, shared = time.monotonic(), Memory(memory)
     app = FastAPI(title="reward server", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(BodyLimit, most=body)
-
-    def refuse(status: int, why: str) -> JSONResponse:
-        return JSONResponse({"detail": why}, status, {"retry-after": "1"} if status == 503 else None)
+    app.add_middleware(BodyLimit, most=body, seconds=body_seconds, memory=shared)
 
     @app.get("/health")
     async def health() -> dict:
@@ -253,55 +347,83 @@ def build(
         return {"status": "ok", "seconds": round(time.monotonic() - started, 1), "scorers": state}
 
     @app.post("/score")
-    async def score(request: Request) -> JSONResponse:
+    async def score(request: Request) -> Reply:
         try:
-            given = await request.json()
-        except ValueError:
-            return refuse(400, "the body is no JSON")
+            given = await asyncio.to_thread(parsed, await request.body())
+        except ValueError as error:
+            return refusal(400, f"the body is no JSON: {error}"[:300])
         requests = given.get("requests") if isinstance(given, dict) else None
         if not isinstance(requests, list):
-            return refuse(400, "the body has no list of requests")
+            return refusal(400, "the body has no list of requests")
         if len(requests) > items:
-            return refuse(413, f"{len(requests)} items; at most {items} are taken at a time")
-        asked, errors = await asyncio.to_thread(enlist, served, requests)
-        if asked is None:
-            return refuse(503, "too many items wait")
-        results: list = [{} for _ in requests]
-        for i, name, future in asked:
-            value, error = await asyncio.wrap_future(future)
-            results[i][name] = value
-            if error is not None:
-                errors[i] = {**(errors[i] or {}), name: error}
-        return JSONResponse({"results": results, "errors": errors})
+            return refusal(413, f"{len(requests)} items; at most {items} are taken at a time")
+        allowance = Allowance(shared)
+        try:
+            asked, errors = await asyncio.to_thread(enlist, served, requests, allowance)
+            results = await collect(asked, errors, seconds)
+        except queue.Full:
+            return refusal(503, "too many items wait")
+        finally:
+            shared.give(allowance.held)
+        return Reply({"results": results, "errors": errors})
 
     return app
 
 
-def enlist(served: "dict[str, Scorer]", requests: list) -> "tuple[list | None, list]":
+def enlist(served: "dict[str, Scorer]", requests: list, allowance: Allowance) -> "tuple[list, list]":
     """Puts every item into the queues of its scorers: (index, name, future) of each, and what is wrong with items.
-    None instead of the futures if a queue is full."""
+    Raises queue.Full, and withdraws what it has put."""
     asked: list = []
     errors: list = [None] * len(requests)
-    allowance = Allowance()
-    for i, request in enumerate(requests):
-        names = request.get("required_rewards") if isinstance(request, dict) else None
-        if not isinstance(names, list) or not names:
-            errors[i] = "an item needs a list of required_rewards"
-            continue
-        unknown = [name for name in names if name not in served]
-        errors[i] = {str(name): f"not served here; there are: {', '.join(served)}" for name in unknown} or None
-        try:
-            item = Item(request, allowance)
-        except BadItemError as error:
-            errors[i] = str(error)
-            continue
-        try:
+    try:
+        for i, request in enumerate(requests):
+            try:
+                names = _names(request, served)
+                unknown = f"not served here; there are: {', '.join(served)}"
+                errors[i] = {name[:100]: unknown for name in names if name not in served} or None
+                item = Item(request, allowance)
+            except BadItemError as error:
+                errors[i] = str(error)
+                continue
             asked += [(i, name, served[name].put(item)) for name in names if name in served]
-        except queue.Full:
-            for _, _, future in asked:
-                future.cancel()
-            return None, errors
+    except queue.Full:
+        for _, _, future in asked:
+            future.cancel()
+        raise
     return asked, errors
+
+
+def _names(request: Any, served: dict) -> "list[str]":
+    names = request.get("required_rewards") if isinstance(request, dict) else None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise BadItemError("an item needs a list of required_rewards, which are names")
+    names = list(dict.fromkeys(names))
+    if len(names) > (most := len(served) + 16):  # some may be unknown, and are named
+        raise BadItemError(f"an item asks for {len(names)} rewards; at most {most} are looked at")
+    return names
+
+
+async def collect(asked: list, errors: list, seconds: float) -> list:
+    """The results of all items. Adds to the errors what scorers raised, and what is not there after so many seconds."""
+    results: list = [{} for _ in errors]
+    futures = {asyncio.wrap_future(future): (i, name) for i, name, future in asked}
+    if futures:
+        await asyncio.wait(futures, timeout=seconds)
+    for future, (i, name) in futures.items():
+        late = not future.done() and future.cancel()
+        value, error = (None, f"took longer than {seconds:g} s") if late else future.result()
+        results[i][name] = value
+        if error is not None:
+            errors[i] = {**(errors[i] or {}), name: error}
+    return results
+
+
+class Server(uvicorn.Server):
+    """Leaves signals to the system, which ends the process even while a scorer hangs or holds the interpreter."""
+
+    def capture_signals(self) -> Any:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return contextlib.nullcontext()
 
 
 def main() -> None:
@@ -313,15 +435,17 @@ def main() -> None:
     parser.add_argument("--wait", type=float, default=0.005, help="seconds to wait for others to share a batch")
     parser.add_argument("--items", type=int, default=256, help="most items of one request")
     parser.add_argument("--body", type=int, default=256 << 20, help="most bytes of one request")
+    parser.add_argument("--seconds", type=float, default=600.0, help="for the scorers to answer a request")
+    parser.add_argument("--memory", type=int, default=4 << 30, help="bytes of all requests' bodies and pictures")
     given = parser.parse_args()
     scorers = {}
     for word in given.scorers.split(","):
         name, equals, place = word.partition("=")
         function = find(place if equals else name)
         scorers[name if equals else getattr(function, "name", function.__name__)] = function
-    app = build(scorers, given.batch, given.wait, given.body, given.items)
-    uvicorn.run(app, host=given.host, port=given.port, log_level="warning")
+    app = build(scorers, given.batch, given.wait, given.body, given.items, seconds=given.seconds, memory=given.memory)
+    Server(uvicorn.Config(app, host=given.host, port=given.port, log_level="warning")).run()
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

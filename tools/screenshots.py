@@ -8,56 +8,71 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edit_rollout import main as edit_rollout
-from playwright.sync_api import Locator, Page, sync_playwright
+from unidiff.config import parse
+from unidiff.program import run_program
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images"
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
 WIDTH = 1180
 
 
+@dataclass(frozen=True)
+class Config:
+    """output: folder of rollout.png and compare.png, which are replaced."""
+
+    output: str = str(Path(__file__).resolve().parent.parent / "docs" / "images")
+
+
 def main() -> None:
+    out = Path(parse(Config, description=__doc__ or "").output)
+    from edit_rollout import main as edit_rollout
+    from playwright.sync_api import sync_playwright
+
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         sys.exit("error: no Chromium is installed; on Debian: apt-get install chromium")
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": 900})
         words = ["--no_open", "--output", folder]
         page.goto(edit_rollout([*words, "--index", "0,1,2,3,4,5"]).resolve().as_uri())
-        rollout(page)
+        rollout(page, out / "rollout.png")
         page.goto(
             edit_rollout([*words, "--index", "0", "--compare", "region,confidence,random,full"]).resolve().as_uri()
         )
-        comparison(page)
+        comparison(page, out / "compare.png")
         browser.close()
 
 
-def rollout(page: Page) -> None:
+def rollout(page: Page, path: Path) -> None:
     """The first rollout that has most to show; its second edit is masked."""
     wanted = (":has(.badge.good):has(td.opposed)", ":has(td.opposed)", ":has(.badge.good)", "")
     chosen = next(found for w in wanted if (found := page.locator(f".rollout:has(.pick){w}")).count()).first
     chosen.locator(".pick").nth(min(1, chosen.locator(".pick").count() - 1)).click()
     chosen.locator(".edit-panel:visible input[type=range]").fill("1")
-    shoot(page, chosen, "rollout.png")
+    shoot(page, chosen, path)
 
 
-def comparison(page: Page) -> None:
+def comparison(page: Page, path: Path) -> None:
     """The first two rounds, half denoised."""
     chosen = page.locator(".comparison").first
     for slider in chosen.locator("input[type=range]").all():
         slider.fill("3")
     page.add_style_tag(content=".comparison .round:nth-of-type(n + 3) { display: none; }")
-    shoot(page, chosen, "compare.png")
+    shoot(page, chosen, path)
 
 
-def shoot(page: Page, what: Locator, name: str) -> None:
+def shoot(page: Page, what: Locator, path: Path) -> None:
     page.add_style_tag(content=".bar { position: static !important; }")
-    what.screenshot(path=FOLDER / name)
-    print(f"wrote {FOLDER / name}")
+    what.screenshot(path=path)
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,12 +1,21 @@
-"""unidiff: reinforcement learning of unified masked discrete diffusion models."""
+"""unidiff: reinforcement learning of unified masked discrete diffusion models.
 
-from unidiff.grpo.config import GRPOConfig
-from unidiff.grpo.evaluation import evaluate
-from unidiff.grpo.trainer import GRPOTrainer
-from unidiff.model import UnifiedModel
-from unidiff.rewards.reward import reward
-from unidiff.rewards.router import RewardRouter
-from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
+The names below are imported when they are first used: what only looks at the package waits for neither torch nor
+transformers, and sampling does not wait for the trainer.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unidiff.grpo.config import GRPOConfig
+    from unidiff.grpo.evaluation import evaluate
+    from unidiff.grpo.trainer import GRPOTrainer
+    from unidiff.model import UnifiedModel
+    from unidiff.rewards.reward import reward
+    from unidiff.rewards.router import RewardRouter
+    from unidiff.sampling.config import SamplerConfig
+    from unidiff.sampling.sampler import InterleavedSampler, rollout
 
 __all__ = [
     "GRPOConfig",
@@ -17,4 +26,28 @@ __all__ = [
     "UnifiedModel",
     "evaluate",
     "reward",
+    "rollout",
 ]
+
+_HOME = {
+    "GRPOConfig": "unidiff.grpo.config",
+    "GRPOTrainer": "unidiff.grpo.trainer",
+    "InterleavedSampler": "unidiff.sampling.sampler",
+    "RewardRouter": "unidiff.rewards.router",
+    "SamplerConfig": "unidiff.sampling.config",
+    "UnifiedModel": "unidiff.model",
+    "evaluate": "unidiff.grpo.evaluation",
+    "reward": "unidiff.rewards.reward",
+    "rollout": "unidiff.sampling.sampler",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'unidiff' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,28 +2,42 @@
 
 `parse(Config)` reads `--config file.yaml`, then `--field value` for any field, which win over the file. A key that
 does not exist is an error that names the nearest one that does. Fields are bool, int, float, str, Literal, tuple, list,
-dict, or a union of them with None.
+dict, or a union of them with None. A float is finite, unless its type is `Unbounded`. In a `FilePath`, ~ and $NAME
+stand for what they are in a shell.
+
+`check_fields(self)` in a dataclass's `__post_init__` holds values from Python to the same types.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
+import functools
 import inspect
+import math
+import numbers
+import os
+import re
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import yaml
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+Unbounded = Annotated[float, math.inf]  # a float that may be infinite
+FilePath = Annotated[str, "path"]  # ~ and $NAME in it are replaced
 
 
-def parse(config: type[T], argv: Sequence[str] | None = None, description: str = "") -> T:
+def parse(
+    config: type[T],
+    argv: Sequence[str] | None = None,
+    description: str = "",
+    start: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    others: Collection[str] = (),
+) -> T:
     """Builds the dataclass from the command line (default: sys.argv). `--help` prints its docstring and defaults.
+    start: makes of the given settings those that hold where nothing is given, before the defaults. others: keys that
+    a file may hold for another program.
 
     Raises SystemExit with a message that a user can act on: an unknown key, a value of the wrong type, a missing file.
     """
@@ -32,16 +46,20 @@ def parse(config: type[T], argv: Sequence[str] | None = None, description: str =
         print(f"{description}\n\n{help_text(config)}".strip())
         raise SystemExit(0)
     try:
-        given = _flags(words)
-        values = from_yaml(given.pop("config")) if "config" in given else {}
-        return build(config, {**values, **given})
-    except (ValueError, TypeError, FileNotFoundError) as error:
+        given: dict[str, Any] = flags(words)
+        if "config" in given:
+            from unidiff.settings_file import from_yaml  # a plain rollout needs no YAML
+
+            file = from_yaml(expanded(given.pop("config"), "config"))
+            given = {**{k: v for k, v in file.items() if k not in others}, **given}
+        return build(config, {**(start(given) if start else {}), **given})
+    except (ValueError, TypeError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
 def build(config: type[T], values: dict[str, Any]) -> T:
     """The dataclass from a dictionary of strings or typed values. Raises ValueError with the field's name."""
-    hints = get_type_hints(config)
+    hints = _hints(config)
     known: dict[str, Field[Any]] = {f.name: f for f in fields(config)}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
@@ -53,90 +71,150 @@ def build(config: type[T], values: dict[str, Any]) -> T:
     return config(**{name: convert(value, hints[name], name) for name, value in values.items()})
 
 
-def from_yaml(path: str | Path) -> dict[str, Any]:
-    """The settings of a file; none if it is empty. Raises FileNotFoundError, or ValueError with the file's name."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"config file {path} does not exist")
+def check_fields(settings: Any, prefix: str = "") -> None:
+    """Holds the fields of a dataclass to their types, and keeps them in plain form (a numpy scalar becomes an int or
+    float, a list a tuple where the field is one). Raises ValueError with the field's name behind the prefix."""
+    values = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    for name, value in checked(values, type(settings), prefix).items():
+        object.__setattr__(settings, name, value)  # the dataclass may be frozen
+
+
+def checked(values: Mapping[str, Any], owner: type | Callable[..., Any], prefix: str = "") -> dict[str, Any]:
+    """Values by name as the annotations of a class or a function say. Raises ValueError with the name."""
+    hints = _hints(owner)
+    return {k: convert(v, hints[k], prefix + k, words=False) for k, v in values.items() if k in hints}
+
+
+@functools.cache
+def _hints(owner: Any) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"config file {path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"config file {path} must hold keys and values, it holds {type(values).__name__}")
-    return values
+        return get_type_hints(owner, include_extras=True)
+    except NameError:  # an annotation names what exists for type checkers only
+        return {}
 
 
-def convert(value: Any, kind: Any, name: str) -> Any:
-    """A string, or a value that YAML has typed already, as the type of a field."""
+def convert(value: Any, kind: Any, name: str, words: bool = True) -> Any:
+    """A value as the type of a field. words: strings are read as what they spell, as on the command line and in YAML;
+    otherwise a string is a text. Types that are not listed above take any value."""
     origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        found = _plain(value, args[0], name, words, finite=math.inf not in args)
+        return expanded(found, name) if kind == FilePath else found
     if origin in (Union, types.UnionType):
-        return _one_of(value, args, name)
+        return _one_of(value, args, name, words)
     if origin is Literal:
-        for choice in args:
-            if value == choice or str(value) == str(choice):
-                return choice
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, args))}")
-    if (origin or kind) in (tuple, list):
-        return _several(value, origin or kind, args, name)
+        return _choice(value, args, name, words)
+    if (origin or kind) in (tuple, list, Sequence):
+        return _several(value, list if (origin or kind) is list else tuple, args, name, words)
     if (origin or kind) is dict:
-        return _mapping(value, args, name)
-    return _plain(value, kind, name)
+        return _mapping(value, args, name, words)
+    return _plain(value, kind, name, words)
 
 
-def _one_of(value: Any, kinds: Sequence[Any], name: str) -> Any:
+def expanded(path: str, name: str) -> str:
+    """A path as a shell reads it. Raises ValueError if it names a user or a variable that is not there."""
+    found = os.path.expandvars(os.path.expanduser(path))
+    if unknown := re.match(r"~[^/]*", found) or re.search(r"\$(\w+|\{[^}]*\})", found):
+        raise ValueError(f"{name} is {path!r}; {unknown[0]} is not known here")
+    return found
+
+
+def _choice(value: Any, choices: Sequence[Any], name: str, words: bool) -> Any:
+    for choice in choices:
+        same = isinstance(value, type(choice)) and isinstance(value, bool) == isinstance(choice, bool)
+        if (same and value == choice) or (words and str(value) == str(choice)):
+            return choice
+    nearest = difflib.get_close_matches(str(value), map(str, choices), 1, 0.6)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest and nearest[0] != value else ""
+    raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, choices))}{hint}")
+
+
+def _one_of(value: Any, kinds: Sequence[Any], name: str, words: bool) -> Any:
     """The first kind of a union that fits; None only where the union has it."""
-    if type(None) in kinds and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
+    spelled = words and isinstance(value, str) and value.lower() in ("none", "null")
+    if type(None) in kinds and (value is None or spelled):
         return None
     errors = []
     for kind in kinds:
         if kind is not type(None):
             try:
-                return convert(value, kind, name)
+                return convert(value, kind, name, words)
             except ValueError as error:
                 errors.append(error)
     raise errors[0]
 
 
-def _several(value: Any, kind: Any, args: Sequence[Any], name: str) -> Any:
+def _several(value: Any, kind: type, args: Sequence[Any], name: str, words: bool) -> Any:
     """A list from YAML, or words with commas between them."""
-    if isinstance(value, str):
+    if words and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{name} is {value!r}; it must be a list, or values with commas between them")
-    if kind is list or args[1:] == (...,) or not args:
-        return kind(convert(part, args[0], name) if args else part for part in value)
+        raise ValueError(f"{name} is {value!r}; it must be a list" + ", or values with commas between them" * words)
+    if args[1:] == (...,) or len(args) < 2:
+        return kind(convert(part, args[0], name, words) if args else part for part in value)
     if len(value) != len(args):
         raise ValueError(f"{name} is {value!r}; it must be {len(args)} values")
-    return tuple(convert(part, arg, name) for part, arg in zip(value, args))
+    return tuple(convert(part, arg, name, words) for part, arg in zip(value, args))
 
 
-def _mapping(value: Any, args: Sequence[Any], name: str) -> dict[Any, Any]:
+def _mapping(value: Any, args: Sequence[Any], name: str, words: bool) -> dict[Any, Any]:
     """A mapping from YAML, or name=value with commas between them."""
-    if isinstance(value, str):
+    if words and isinstance(value, str):
         pairs = [part.split("=", 1) for part in value.split(",") if part.strip()]
         if all(len(pair) == 2 for pair in pairs):
             value = {k.strip(): v.strip() for k, v in pairs}
     if not isinstance(value, dict):
-        raise ValueError(f"{name} is {value!r}; it must be a mapping, or name=value with commas between them")
-    return {k: convert(v, args[1], f"{name}.{k}") if args else v for k, v in value.items()}
+        raise ValueError(
+            f"{name} is {value!r}; it must be a mapping" + ", or name=value with commas between them" * words
+        )
+    return {k: convert(v, args[1], f"{name}.{k}", words) if args else v for k, v in value.items()}
 
 
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def _plain(value: Any, kind: Any, name: str) -> Any:
+def _plain(value: Any, kind: Any, name: str, words: bool, finite: bool = True) -> Any:
     if kind not in _WANTED:
         return value
-    scalar = isinstance(value, (str, int, float)) and (kind is bool or not isinstance(value, bool))
-    whole = kind is not int or not isinstance(value, float) or value.is_integer()
-    if scalar and whole:
-        with contextlib.suppress(ValueError, KeyError):
-            return _BOOLEANS[str(value).lower()] if kind is bool else kind(value)
-    raise ValueError(f"{name} is {value!r}; it must be {_WANTED[kind]}")
+    try:
+        found = _read(value, kind) if words and isinstance(value, str) else _typed(value, kind, words)
+    except (ValueError, KeyError, OverflowError):
+        raise ValueError(f"{name} is {value!r}; it must be {_WANTED[kind]}") from None
+    if kind is float and (math.isnan(found) or (finite and math.isinf(found))):
+        raise ValueError(f"{name} is {value!r}; it must be a finite number")
+    return found
 
 
-def _flags(words: list[str]) -> dict[str, str]:
+def _read(value: str, kind: type) -> Any:
+    """What a string spells, on the command line or in YAML. Raises ValueError, KeyError or OverflowError."""
+    if kind is bool:
+        return _BOOLEANS[value.lower()]
+    if kind is float:
+        return float(re.sub(r"^([+-]?)\.(inf|nan)$", r"\1\2", value, flags=re.IGNORECASE))  # YAML has a point there
+    try:
+        return kind(value)
+    except ValueError:
+        return _typed(float(value), kind, words=False)  # 3.0 and 2e4 are whole numbers
+
+
+def _typed(value: Any, kind: type, words: bool) -> Any:
+    """A value that has the kind, numpy's scalars and paths among them. Raises ValueError."""
+    if type(value).__name__ in ("bool", "bool_"):  # a number for Python, for numpy not
+        if kind is bool:
+            return bool(value)
+    elif isinstance(value, numbers.Real):
+        found: Any = value
+        if kind is float or (kind is int and (isinstance(found, numbers.Integral) or found % 1 == 0)):
+            return kind(found)
+        if words and kind in (str, bool):  # YAML reads an unquoted number as one
+            return _read(str(found), kind)
+    elif kind is str and isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    raise ValueError
+
+
+def flags(words: Sequence[str]) -> dict[str, str]:
     """--name value, --name=value, and a bare --name for true."""
     given: dict[str, str] = {}
     at = 0

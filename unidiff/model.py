@@ -12,9 +12,10 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL.Image import Image, Resampling
 from torch import LongTensor, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,31 +23,23 @@ from unidiff.attention import Context, additive, cut_after_segments, noisy_copie
 from unidiff.guidance import Guidance, Prompt
 from unidiff.head import float32_logits
 from unidiff.images import to_pil, to_pixels
+from unidiff.images.picture import rgb
 from unidiff.images.preprocess import Preprocess
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, hidden, render
+from unidiff.plain_text import PlainText
+from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, check_parts, hidden, render
 from unidiff.spec import ModelSpec
-from unidiff.templates import Picture
+from unidiff.templates import Picture, PromptTemplate
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from unidiff.images import ImageTokenizer
-    from unidiff.sampling.rollout import Rollout
 
 # Rows of [positions, head rows] logits that are alive at once when scoring, in numbers (256 MiB of float32).
 _LOGITS_AT_ONCE = 1 << 26
 
 # Hidden states [P, d] of what is scored, and where each of them stands: its mask, row and column, all [P].
 _States = tuple[Tensor, tuple[Tensor, ...]]
-
-
-class PromptTemplate(Protocol):
-    """A family's way to write the prompt of an interleaved response (`unidiff.templates`)."""
-
-    def prompt(self, parts: Sequence[str | Picture], left_out: str | None = None) -> Interleaved:
-        """The prompt's segments, with all marks; without its words ("text") or its pictures ("image") for guidance."""
-        ...
 
 
 class UnifiedModel(nn.Module):
@@ -75,6 +68,7 @@ class UnifiedModel(nn.Module):
         self.embedding = embedding
         self.spec = spec
         self.tokenizer: Any = tokenizer
+        self._plain = None if tokenizer is None else PlainText(tokenizer, spec)
         self.template = template
         self.preprocess: Mapping[str, Preprocess] = {}  # how the family prepares pictures, by task; set when it loads
         self._images = [images]  # in a list: the VQ tokenizer is frozen, and no part of the policy's parameters
@@ -104,8 +98,8 @@ class UnifiedModel(nn.Module):
     ) -> UnifiedModel:
         """Loads a checkpoint folder, or a repository of the Hugging Face hub by name.
 
-        options: of the family. The published ones take pad_policy, device_map (of transformers, instead of device)
-        and image_tokenizer (the folder of the image tokenizer, if it is not in the checkpoint's).
+        options: fields of `ModelSpec` in place of the checkpoint's. The published families also take device_map (of
+        transformers, instead of device) and image_tokenizer (the image tokenizer's folder, if it is elsewhere).
         Raises FileNotFoundError if it lacks files, ValueError if no family recognises it or its parts disagree.
         """
         from unidiff import families
@@ -132,16 +126,17 @@ class UnifiedModel(nn.Module):
     # ---------------------------------------------------------------- encoding and decoding
 
     def encode_text(self, text: str) -> LongTensor:
-        """[n] ids of a text. Raises ValueError if it is empty."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not ids:
+        """[n] ids of a text, no special token among them. Raises ValueError if it is empty."""
+        if self._plain is None:
+            raise ValueError("the model has no tokenizer: it takes ids alone")
+        if not (ids := self._plain(text)):
             raise ValueError(f"the text {text!r} has no tokens")
         return torch.tensor(ids, dtype=torch.int64)  # type: ignore[return-value]
 
     def encode_images(self, images: Sequence[Image]) -> list[tuple[LongTensor, tuple[int, int]]]:
         """Tokens [n] in the model's vocabulary and grid of each image; images of one size."""
-        if self.images is None:
-            raise ValueError(f"family {self.spec.family} is one of text alone: it takes no images")
+        check_parts(images, "images")
+        self._needs_images()
         with torch.no_grad():
             codes = self.images.encode(to_pixels(list(images)).to(self.device)).cpu()
         grid = (codes.shape[1], codes.shape[2])
@@ -165,7 +160,8 @@ class UnifiedModel(nn.Module):
 
     def encode_prompt(self, parts: Sequence[str | Image], left_out: Sequence[str] = ()) -> Prompt:
         """Texts and PIL images as a prompt, and the same without what guidance leaves out, "text" or "image": as the
-        family's template says, or with the mask token in the place of every token left out."""
+        family's template says, or with the mask token in the place of every token left out. TypeError: no parts."""
+        check_parts(parts)
         if self.template is None:
             kinds = {"text": Modality.TEXT, "image": Modality.IMAGE}
             whole = Interleaved.from_parts(parts, self.encode_text, lambda im: self.encode_images([im])[0])
@@ -198,12 +194,20 @@ class UnifiedModel(nn.Module):
         end = self.spec.image_next if image_next else next(e for e in self.spec.text_end if e != self.spec.image_next)
         return Segment(Modality.TEXT, torch.cat([segment.tokens, torch.tensor([end])]))  # type: ignore[arg-type]
 
-    def prepare(self, image: Image, task: str = "default") -> Image:
-        """A picture of any size, as the family prepares it for a task ("default", "understand", "document"). Raises
-        ValueError if the family has no rule, or its rule does not take the picture."""
-        if not self.preprocess:
-            raise ValueError(f"family {self.spec.family} has no rule to prepare pictures by; resize them to its grid")
-        return self.preprocess.get(task, self.preprocess["default"]).image(image)
+    def prepare(self, picture: str | Path | bytes | Image, task: str = "default") -> Image:
+        """A picture of any size and mode, or its file (see `images.picture.rgb`), as the family prepares it for a task
+        ("default", "understand", "document"). A family without a rule is shown the whole picture in the size that it
+        draws. Raises ValueError for a family of text alone, and a picture that cannot be read or is too small."""
+        self._needs_images()
+        if self.preprocess:
+            return self.preprocess.get(task, self.preprocess["default"]).image(picture)
+        rows, columns = self.spec.image_grid
+        size = (columns * self.images.factor, rows * self.images.factor)
+        return rgb(picture).resize(size, Resampling.LANCZOS)
+
+    def _needs_images(self) -> None:
+        if self.images is None:
+            raise ValueError(f"family {self.spec.family} is one of text alone: it takes no images")
 
     def decode_text(self, tokens: Tensor) -> str:
         """Text of ids [n], without its end token."""
@@ -238,19 +242,6 @@ class UnifiedModel(nn.Module):
         if grid is not None and (others := grids - {tuple(grid)}):
             raise ValueError(f"the model embeds images of {tuple(grid)} tokens, not of {sorted(others)}; resize them")
         return canvas
-
-    def rollout(self, prompt: Sequence[str | Image], locate: Any = None, seed: int = 0, **settings: Any) -> Rollout:
-        """One interleaved response to texts and PIL images: `model.rollout(["Where is the way out?", image])`.
-
-        locate: finds the place that a text names, for edit="region" (a task's `region`, or `edit.box(…)`). settings:
-        fields of `SamplerConfig`, else the family's own (`ModelSpec.sampler`). See `InterleavedSampler` for batches.
-        """
-        from unidiff import noise
-        from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
-
-        config = SamplerConfig(**{**self.spec.sampler, **settings})
-        sampler = InterleavedSampler(self, config, locate)
-        return sampler.sample([self.encode_prompt(prompt, config.guides)], [noise.key(seed)])[0]
 
     # ---------------------------------------------------------------- forward passes
 

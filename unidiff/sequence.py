@@ -10,10 +10,11 @@ Dimensions: B rows, L columns of the clean sequence, N columns of the noisy copy
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -80,18 +81,37 @@ class Segment:
         return f"{'prompt ' if self.prompt else ''}{self.modality.name.lower()}[{shape}{edit}]"
 
 
+def check_parts(parts: Any, what: str = "prompt", *kinds: type) -> None:
+    """Raises TypeError, with the remedy, unless `parts` is a list or tuple of these kinds (none given: texts and PIL
+    images). One text in place of a list would be read letter by letter."""
+    if not kinds:
+        from PIL.Image import Image
+
+        kinds = (str, Image)
+    names = " or ".join(kind.__name__ for kind in kinds)
+    if not isinstance(parts, (list, tuple)):
+        shown = f"{type(parts).__name__} ({reprlib.repr(parts)})"
+        raise TypeError(f"{what} is a {shown}; it must be a list of {names}: write [{what}]")
+    for i, part in enumerate(parts):
+        if not isinstance(part, kinds):
+            shown = f"{type(part).__name__} ({reprlib.repr(part)})"
+            raise TypeError(f"{what}[{i}] is a {shown}; it must be {names}")
+
+
 class Interleaved(tuple[Segment, ...]):
     """A tuple of segments: text, image, text, image, … answer."""
 
     @classmethod
     def from_parts(
         cls,
-        parts: Iterable[str | Image],
+        parts: Sequence[str | Image],
         encode_text: Callable[[str], LongTensor],
         encode_image: Callable[[Image], tuple[LongTensor, tuple[int, int]]],
         prompt: bool = True,
     ) -> Interleaved:
-        """Builds a sequence from texts and PIL images with a model's tokenizers (see `UnifiedModel.encode`)."""
+        """Builds a sequence from texts and PIL images with a model's tokenizers (see `UnifiedModel.encode`). Raises
+        TypeError for anything else (see `check_parts`)."""
+        check_parts(parts, "prompt" if prompt else "response")
         segments = []
         for part in parts:
             if isinstance(part, str):
@@ -305,8 +325,9 @@ def render(
     """Lays interleaved sequences out for a model, or a window of each, padded at the right.
 
     Raises ValueError where an id is outside its modality's range, or a sampled text is longer than the spec's
-    text length (see `ModelSpec.check_segment`).
+    text length (see `ModelSpec.check_segment`); TypeError for rows that are not sequences.
     """
+    check_parts(rows, "rows", Interleaved)
     clean, noisy = [], []
     for i, row in enumerate(rows):
         a, b = _render_row(row, spec, None if windows is None else windows[i])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
+from unidiff.config import check_fields
+from unidiff.sampling.config import SamplerConfig
 from unidiff.sequence import Modality, Segment
 
-PAD_POLICIES = ("hard", "attend", "additive_one")
+PadPolicy = Literal["hard", "attend", "additive_one"]
+PAD_POLICIES = get_args(PadPolicy)
 
 
 @dataclass(frozen=True)
@@ -47,18 +52,35 @@ class ModelSpec:
     row_separator: int | None = None
     text_begin: tuple[int, ...] | None = None
     attention: Literal["block_causal", "bidirectional"] = "block_causal"
-    pad_policy: Literal["hard", "attend", "additive_one"] = "hard"
+    pad_policy: PadPolicy = "hard"
     additive_to: Literal["valid_pairs", "valid_keys"] = "valid_pairs"
     pixel_range: tuple[float, float] = (0.0, 1.0)
     special: dict[str, int] = field(default_factory=dict)
     sampler: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.pad_policy not in PAD_POLICIES:
-            raise ValueError(f"ModelSpec.pad_policy is {self.pad_policy!r}; choose one of {', '.join(PAD_POLICIES)}")
+        check_fields(self, "ModelSpec.")
+        for name in ("logit_rows", "text_length", "max_positions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ModelSpec.{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.pixel_range[0] < self.pixel_range[1]:
+            raise ValueError(f"ModelSpec.pixel_range is {self.pixel_range}; the first must be below the second")
+        self._check_ranges()
+        self._check_ids()
+        self._check_images()
+        try:
+            self.sampler_config()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"ModelSpec.sampler: {error}") from error
+
+    def sampler_config(self, **settings: Any) -> SamplerConfig:
+        """The family's sampler settings with these in their place. Raises TypeError for a setting that does not exist,
+        ValueError for a wrong value."""
+        return SamplerConfig(**{**self.sampler, **settings})
+
+    def _check_ranges(self) -> None:
         if self.image_next is not None and self.image_next not in self.text_end:
             raise ValueError(f"ModelSpec.image_next is {self.image_next}, which is not in text_end {self.text_end}")
-        self._check_ids()
         ranges = {"text_range": self.text_range}
         if self.image_next is not None or self.codebook_size:
             ranges["image_range"] = self.image_range
@@ -73,15 +95,42 @@ class ModelSpec:
             )
 
     def _check_ids(self) -> None:
-        ids = {name: getattr(self, name) for name in ("text_end", "image_begin", "image_end")}
-        ids |= {"mask": (self.mask,), "pad": (self.pad,)}
-        ids |= {"text_begin": self.text_begin or ()}
-        ids |= {f"special[{name!r}]": (value,) for name, value in self.special.items()}
-        ids |= {name: (value,) for name in ("bos", "row_separator") if (value := getattr(self, name)) is not None}
-        for name, values in ids.items():
-            for value in values:
-                if not isinstance(value, int) or not 0 <= value < self.logit_rows:
-                    raise ValueError(f"ModelSpec.{name}: {value!r} is no id below logit_rows {self.logit_rows}")
+        """Ids are rows of the head, none of them an image code, and those that a sequence is read by differ."""
+        low, high = self.image_range
+        ids = self._named_ids()
+        for name, id in ids:
+            if not 0 <= id < self.logit_rows:
+                raise ValueError(f"ModelSpec.{name}: {id} is no id below logit_rows {self.logit_rows}")
+            if low <= id < high:
+                raise ValueError(f"ModelSpec.{name}: {id} is an image code, one of [{low}, {high})")
+            if id == self.mask and name not in ("mask", "pad"):
+                raise ValueError(f"ModelSpec.{name}: {id} is the mask; a masked token must mean nothing else")
+        apart = [(n, i) for n, i in ids if n in ("bos", "image_begin", "image_end", "row_separator")]
+        for group in (apart, [x for x in ids if x[0] == "text_end"], [x for x in ids if x[0].startswith("special")]):
+            owner: dict[int, str] = {}
+            for name, id in group:
+                if id in owner:
+                    raise ValueError(f"ModelSpec.{name}: {id} is taken, by {owner[id]}; each needs an id of its own")
+                owner[id] = name
+
+    def _named_ids(self) -> list[tuple[str, int]]:
+        """Every id that is not a code or a word, with its field's name."""
+        one = [(name, getattr(self, name)) for name in ("mask", "pad", "bos", "row_separator")]
+        lists = ("text_end", "text_begin", "image_begin", "image_end")
+        several = [(name, id) for name in lists for id in getattr(self, name) or ()]
+        special = [(f"special[{name!r}]", id) for name, id in self.special.items()]
+        return [(name, id) for name, id in one + several + special if id is not None]
+
+    def _check_images(self) -> None:
+        sides, images = self.image_grid, self.codebook_size > 0
+        if self.codebook_size < 0 or min(sides) < images:
+            name = "codebook_size" if self.codebook_size < 0 else "image_grid"
+            raise ValueError(f"ModelSpec.{name} is {getattr(self, name)}; it must be at least {int(images)}")
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids with a meaning of their own, by which templates, the sampler and the canvas go."""
+        return frozenset(id for _, id in self._named_ids())
 
     @property
     def before_text(self) -> tuple[int, ...]:
@@ -133,13 +182,16 @@ class ModelSpec:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
+    def from_dict(cls, values: Any) -> ModelSpec:
         """Reads what `to_dict` wrote (JSON turns tuples into lists). Raises ValueError on unknown or missing fields."""
-        names = {f.name for f in fields(cls)}
-        if unknown := set(values) - names:
-            raise ValueError(f"ModelSpec has no field {', '.join(sorted(unknown))}")
-        typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if not isinstance(values, Mapping):
+            raise ValueError(f"ModelSpec: expected an object with its fields, got {values!r}")
+        names = [f.name for f in fields(cls)]
+        if unknown := sorted(set(values) - set(names)):
+            near = difflib.get_close_matches(str(unknown[0]), names, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"ModelSpec has no field {', '.join(map(str, unknown))}{hint}")
         try:
-            return cls(**typed)
+            return cls(**values)
         except TypeError as error:
             raise ValueError(f"ModelSpec: {error}") from error

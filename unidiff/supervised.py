@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from unidiff import noise
+from unidiff.config import check_fields
 from unidiff.model import UnifiedModel
 from unidiff.muon import Muon
 from unidiff.sequence import Canvas, Interleaved, Modality, Window, render
@@ -60,6 +61,9 @@ class SupervisedConfig:
     edit_extra: float = 0.3
     changed_weight: float = 4.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def corpus(model: UnifiedModel, task: Demonstrated, indices: Sequence[int], split: str = "train") -> list[Interleaved]:

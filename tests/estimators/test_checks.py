@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unidiff import UnifiedModel, noise
-from unidiff.estimators import Estimator, View, combine, draw_views, make, parse, register
+from unidiff.estimators import Ask, Estimator, View, draw_views, make, parse, register, values_of
 from unidiff.sequence import Canvas
 
 
@@ -22,8 +22,8 @@ class Mine(Estimator):
 
     change: Callable[[Canvas, View], Any]
 
-    def views(self, canvas: Canvas, place: Any, modality: Any, *given: Any) -> list[View]:
-        return self.change(canvas, View(canvas.sampled & (canvas.modality == modality)))
+    def views(self, ask: Ask) -> list[View]:
+        return self.change(ask.canvas, View(ask.among))
 
 
 @pytest.fixture
@@ -37,24 +37,24 @@ def drawn(canvas: Canvas, change: Callable[[Canvas, View], Any]) -> Any:
 
 
 MISTAKES: dict[str, tuple[Callable[[Canvas, View], Any], str]] = {
-    "nothing": (lambda c, v: [], "views must give a list of View, at least one, not an empty list"),
-    "none": (lambda c, v: None, "views must give a list of View, at least one, not a NoneType"),
-    "tensors": (lambda c, v: [v.mask], "views must give a list of View, at least one, not a list of Tensor"),
+    "nothing": (lambda c, v: [], "views must return a list of View, at least one, not an empty list"),
+    "none": (lambda c, v: None, "views must return a list of View, at least one, not a NoneType"),
+    "tensors": (lambda c, v: [v.mask], "views must return a list of View, at least one, not a list of Tensor"),
     "float mask": (
         lambda c, v: [View(v.mask.float())],
         r"a mask must be a bool tensor \[2, \d+\], not a float32 tensor",
     ),
     "no mask": (lambda c, v: [View(None)], r"a mask must be a bool tensor \[2, \d+\], not a NoneType"),  # type: ignore[arg-type]
     "one row": (lambda c, v: [View(v.mask[:1])], r"a mask must be .* not a bool tensor \[1, \d+\]"),
-    "prompt": (lambda c, v: [View(c.clean.valid)], "a mask holds tokens that are no sampled text tokens"),
-    "pictures": (lambda c, v: [View(c.sampled)], "a mask holds tokens that are no sampled text tokens"),
+    "prompt": (lambda c, v: [View(c.clean.valid)], "a mask holds tokens that are not sampled text tokens"),
+    "pictures": (lambda c, v: [View(c.sampled)], "a mask holds tokens that are not sampled text tokens"),
     "nothing masked": (lambda c, v: [View(v.mask & False)], "a segment with sampled tokens is not scored"),
     "factor 0": (lambda c, v: [replace(v, factor=v.mask * 0.0)], "a segment with sampled tokens is not scored"),
     "factor NaN": (lambda c, v: [replace(v, factor=v.mask / v.mask.float() * math.nan)], "a factor is not finite"),
     "factor of one": (lambda c, v: [replace(v, factor=0.5)], "a factor must be a number tensor .* not a float"),
     "factor of rows": (lambda c, v: [replace(v, factor=torch.ones(2, 1))], "a factor must be a number tensor"),
-    "hides its own": (lambda c, v: [replace(v, hide=c.sampled)], "hide holds tokens that are no prompt tokens"),
-    "hides pads": (lambda c, v: [replace(v, hide=~c.clean.valid)], "hide holds tokens that are no prompt"),
+    "hides its own": (lambda c, v: [replace(v, hide=c.sampled)], "hide holds tokens that are not prompt tokens"),
+    "hides pads": (lambda c, v: [replace(v, hide=~c.clean.valid)], "hide holds tokens that are not prompt"),
 }
 
 
@@ -83,22 +83,6 @@ def test_a_factor_counts_where_its_mask_is(canvas: Canvas) -> None:
     assert torch.equal(everywhere.weight, masked.weight)
 
 
-@dataclass(frozen=True)
-class Hiding(Mine):
-    def hide(self, canvas: Canvas, iteration: int, keys_B: Tensor) -> Tensor:
-        return canvas.clean.valid & ~canvas.sampled & (canvas.clean.offset == 0)
-
-
-def test_what_a_method_hides_is_hidden_in_its_views(canvas: Canvas) -> None:
-    nothing = torch.zeros(canvas.shape, dtype=torch.bool)
-    method = Hiding(lambda c, v: [v, replace(v, hide=nothing)])
-    keys, plain = torch.tensor([1, 2]), make("random")
-    (draw,) = draw_views(canvas, method, plain, 1, keys)
-    hidden = method.hide(canvas, 0, keys)
-    assert bool(hidden.any())
-    assert torch.equal(draw.views[0].hide, hidden) and not draw.views[1].hide.any()  # type: ignore[arg-type, union-attr]
-
-
 @pytest.mark.parametrize(
     "gives", [lambda logp, place: logp, lambda logp, place: logp.sum((0, 2)), lambda logp, place: 1.0]
 )
@@ -109,8 +93,8 @@ def test_combine_gives_a_value_for_each_token(canvas: Canvas, gives: Callable[..
 
     method, other = Combining(lambda c, v: [v, v]), make("random")
     (draw,) = draw_views(canvas, method, other, 1, torch.tensor([1, 2]))
-    with pytest.raises(ValueError, match=r"estimator Combining: combine must give a tensor \[2, \d+\], not a"):
-        combine(canvas, draw, torch.zeros(2, *canvas.shape), method, other, torch.ones(canvas.shape))
+    with pytest.raises(ValueError, match=r"estimator Combining: combine must return a tensor \[2, \d+\], not a"):
+        values_of(canvas, draw, torch.zeros(2, *canvas.shape), method, other, torch.ones(canvas.shape))
 
 
 @pytest.mark.usefixtures("registry")

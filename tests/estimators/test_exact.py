@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unidiff import noise
-from unidiff.estimators import Place, combine, draw_views, make, parse, run_view, run_views, score
+from unidiff.estimators import Place, draw_views, make, parse, run_views, values_of
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, render
 from unidiff.spec import ModelSpec
 
@@ -106,7 +106,8 @@ def values(toy: Toy, name: str, canvas: Canvas, advantage: float = 1.0, iteratio
     rows, method = canvas.shape[0], make(name, **options)
     keys = torch.tensor([noise.key(31, i) for i in range(rows)])
     draw = draw_views(canvas, method, method, 2, keys)[iteration]
-    got = score(toy.model, canvas, draw, method, method, torch.full(canvas.shape, advantage))
+    logp = torch.stack([toy.model(canvas, view.mask) for view in draw.views])
+    got = values_of(canvas, draw, logp, method, method, torch.full(canvas.shape, advantage))
     return got[:, canvas.sampled[0]]
 
 
@@ -283,8 +284,8 @@ def test_methods_with_different_numbers_of_views_share_them() -> None:
         (draw,) = draw_views(both, *pair, 1, keys)
         assert len(draw.views) == max({"trace": 3, "left_to_right": 4, "random": 1}[n] for n in (text, image))
         assert bool((draw.weight > 0).eq(draw.mask).all())
-        logp = torch.stack([run_view(model, both, view) for view in draw.views])
-        return combine(both, draw, logp, *pair, ones)
+        logp = torch.stack([model(both, view.mask) for view in draw.views])
+        return values_of(both, draw, logp, *pair, ones)
 
     mixed = found("trace", "left_to_right")
     scored = (mixed != 0) == both.sampled
@@ -302,17 +303,15 @@ def test_a_row_is_run_only_in_views_that_score_it() -> None:
     rows: list[int] = []
 
     def model(canvas: Canvas, mask: Tensor, *others: Any) -> Tensor:
-        rows.append(mask.shape[-2])
-        if mask.dim() == 3:
-            rows.append(len(mask))
+        rows.extend(mask.shape[:2])
         return torch.full(mask.shape, 7.0)
 
     for view in draw.views:
-        run_view(model, canvas, view)
-    assert rows == [2, 2, 1, 1]
+        run_views(model, canvas, [view])
+    assert rows == [1, 2, 1, 2, 1, 1, 1, 1]
     rows.clear()
     logp = run_views(model, canvas.rows(torch.tensor([0])), draw.rows(torch.tensor([0])).views)
-    assert rows == [1, 2] and len(logp) == 4 and not logp[2:].any() and bool(logp[:2].all())
+    assert rows == [2, 1] and len(logp) == 4 and not logp[2:].any() and bool(logp[:2].all())
 
 
 def test_order_ranks_chosen_tokens_inside_their_segments() -> None:

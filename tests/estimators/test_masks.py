@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from unidiff import estimators, noise
-from unidiff.estimators import Estimator, Place, View, draw_views, fading_out, ladder, make
+from unidiff.estimators import Ask, Estimator, Place, View, draw_views, fading_out, ladder, make
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, render
 from unidiff.spec import ModelSpec
 
@@ -100,27 +100,26 @@ def test_masks_are_sampled_tokens_and_no_segment_is_left_out(text_name: str, ima
 @pytest.mark.parametrize("modality", list(Modality))
 def test_an_estimator_masks_its_modality_only(name: str, modality: Modality) -> None:
     canvas = render(ROWS, SPEC)
-    mask = make(name).mask(canvas, Place.of(canvas), modality, 0, 3, keys(len(ROWS)))
+    (view,) = make(name).views(Ask(canvas, Place.of(canvas), modality, 0, 3, keys(len(ROWS))))
+    mask = view.mask
     assert mask.dtype == torch.bool and mask.shape == canvas.shape
     assert mask.any() and not (mask & (canvas.modality != modality)).any()
 
 
 def test_each_modality_has_its_own_estimator_in_one_view() -> None:
     canvas, k = render(ROWS, SPEC), keys(len(ROWS))
-    place = Place.of(canvas)
     views = only_views(canvas, make("fading_out"), make("one_step"), 3, k)
     for i, view in enumerate(views):
         is_text = canvas.modality == Modality.TEXT
-        words = make("fading_out").mask(canvas, place, Modality.TEXT, i, 3, k)
-        assert torch.equal(view.mask & is_text, words)
+        (words,) = make("fading_out").views(Ask(canvas, Place.of(canvas), Modality.TEXT, i, 3, k))
+        assert torch.equal(view.mask & is_text, words.mask)
         assert torch.equal(view.mask & ~is_text, canvas.sampled & ~is_text)
 
 
 def test_a_low_ratio_still_masks_one_token_the_nearest() -> None:
     canvas = copies(EDIT, 200)
-    place, k = Place.of(canvas), keys(200)
-    mask = make("random", min_ratio=0.0).mask(canvas, place, Modality.TEXT, 0, 10**6, k)
-    uniform = estimators.token_uniform(canvas, k, 0, Modality.TEXT)
+    ask = Ask(canvas, Place.of(canvas), Modality.TEXT, 0, 10**6, keys(200))
+    mask, uniform = make("random", min_ratio=0.0).views(ask)[0].mask, ask.uniform()
     for ordinal, n in ((2, 4), (4, 5)):
         columns = (canvas.segment[0] == ordinal).nonzero()[:, 0]
         assert len(columns) == n
@@ -188,7 +187,7 @@ def test_keys_iterations_segments_and_modalities_have_their_own_numbers() -> Non
     place, random_mask = Place.of(canvas), make("random", min_ratio=0.5)
 
     def mask(modality: Modality, iteration: int) -> torch.Tensor:
-        return random_mask.mask(canvas, place, modality, iteration, 10**6, k)
+        return random_mask.views(Ask(canvas, place, modality, iteration, 10**6, k))[0].mask
 
     first = mask(Modality.TEXT, 0)
     assert not torch.equal(first[0], first[1])
@@ -330,8 +329,9 @@ def test_one_step_hides_prompt_content_only() -> None:
 
 def test_a_kept_image_of_the_response_is_no_prompt() -> None:
     canvas = render([KEPT], SPEC)
-    hide = make("one_step", hide_prompt=1.0).hide(canvas, 0, keys(1))  # type: ignore[attr-defined]
-    assert canvas.segment[0][hide[0]].unique().tolist() == [0] and int(hide.sum()) == 6
+    (view,) = only_views(canvas, make("one_step", hide_prompt=1.0), make("random"), 1, keys(1))
+    hide = view.hide
+    assert hide is not None and canvas.segment[0][hide[0]].unique().tolist() == [0] and int(hide.sum()) == 6
 
 
 def test_two_one_step_estimators_hide_as_one_does() -> None:
@@ -363,8 +363,8 @@ def test_an_estimator_from_outside_the_package(registry: None) -> None:
     class FirstToken(Estimator):
         skip: int = 0
 
-        def mask(self, canvas, place, modality, iteration, iterations, keys_B):  # type: ignore[no-untyped-def]
-            return canvas.sampled & (canvas.modality == modality) & (place.rank == self.skip)
+        def views(self, ask: Ask) -> list[View]:
+            return [View(ask.among & (ask.rank == self.skip))]
 
     canvas = render(ROWS, SPEC)
     view = only_views(canvas, make("first_token"), make("first_token"), 1, keys(4))[0]

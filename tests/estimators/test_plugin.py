@@ -70,8 +70,11 @@ def test_a_segment_value_is_shared_by_its_tokens(plugin: None, model: UnifiedMod
     canvas, method = model.render(rows), make("halves")
     (draw,) = estimators.draw_views(canvas, method, method, 1, torch.tensor([1, 2]))
     with torch.no_grad():
-        value = estimators.score(model, canvas, draw, method, method, torch.ones(canvas.shape))
-        parts = sum(estimators.run_view(model, canvas, view) for view in draw.views)
+        logp_KBL = estimators.run_views(model, canvas, draw.views)
+    value, parts = (
+        estimators.values_of(canvas, draw, logp_KBL, method, method, torch.ones(canvas.shape)),
+        logp_KBL.sum(0),
+    )
     for b in range(2):
         for s in set(canvas.segment[b][canvas.sampled[b]].tolist()):
             own = canvas.sampled[b] & (canvas.segment[b] == s)
@@ -92,7 +95,7 @@ def test_values_depend_on_no_other_method_and_no_company(
             canvas, draw = canvas.rows(at), draw.rows(at)
             with torch.no_grad():
                 logp_KBL = estimators.run_views(model, canvas, draw.views)
-            value = estimators.combine(canvas, draw, logp_KBL, *pair, torch.ones(canvas.shape))
+            value = estimators.values_of(canvas, draw, logp_KBL, *pair, torch.ones(canvas.shape))
             found.append(value[canvas.sampled & (canvas.modality == Modality.TEXT)])
     assert bool((canvas.sampled & (canvas.modality == Modality.IMAGE)).any()) and bool((found[0] < 0).any())
     for other in found[1:]:

@@ -13,10 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from unidiff import noise
-from unidiff.estimators import draw_views, make, parse, score
+from unidiff.estimators import draw_views, make, parse, run_views, values_of
 from unidiff.grpo.experience import guidance_of
 from unidiff.model import UnifiedModel
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Canvas, Modality
 
 PLAIN = "one_step:hide_prompt=0"  # leaves the prompt as it was
@@ -42,7 +44,8 @@ def replayed(model: UnifiedModel, rollouts: list[Rollout], text: str, image: str
     guidance = guidance_of(model, rollouts, rollouts[0].settings.scales)
     warmth = (WARM["text_temperature"], WARM["image_temperature"])
     with torch.no_grad():
-        return canvas, score(model, canvas, draw, *pair, torch.ones(canvas.shape), warmth, guidance)
+        logp = run_views(model, canvas, draw.views, warmth, guidance)
+    return canvas, values_of(canvas, draw, logp, *pair, torch.ones(canvas.shape))
 
 
 @pytest.mark.parametrize("image_sampler", ["maskgit", "emerge"])

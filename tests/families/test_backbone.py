@@ -52,6 +52,7 @@ def test_logits_are_the_references(name: str, golden: dict[str, tuple[Path, dict
     ids, valid = expected["input_ids"], expected["attention_mask"]
     body = families.load_backbone(folder, FIXTURES[name])
     assert not body.training and body.dtype == torch.float32 and body.ids["mask"] == 2
+    body = body.double()  # so that the float32 noise is the reference's alone, the same on every machine
     assert (body.logits(ids) - expected["logits_nomask"]).abs().max() < 1e-5
     found, rows = body.logits(ids, valid), valid.bool()
     assert (found - expected["logits_hard"])[rows].abs().max() < 1e-5
@@ -337,6 +338,40 @@ SPOILED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         ValueError,
         r"0 weights are missing \[\], 1 are unexpected \['model.transformer.wpe.weight'\]",
     ),
+    "a million layers": (
+        lambda f: edit(f, n_layers=10**6),
+        ValueError,
+        r"n_layers is 1000000, but the files hold \d+ weights",
+    ),
+    "a width of ten to the twelve": (lambda f: edit(f, d_model=10**12), ValueError, "config.json says .*1000000000000"),
+    "a vocabulary of ten to the fifteen": (lambda f: edit(f, vocab_size=10**15), ValueError, "has 192 rows"),
+    "more than a number holds": (lambda f: edit(f, rope_theta=10**400), ValueError, "rope_theta is 1000"),
+    "an infinite number": (lambda f: edit(f, rms_norm_eps=float("inf")), ValueError, "Infinity is not a finite number"),
+    "int8": (
+        lambda f: respell(f, lambda w: w.update({k: v.to(torch.int8) for k, v in w.items() if "q_proj" in k})),
+        ValueError,
+        r"model\.safetensors: model\.transformer\.blocks\.0\.q_proj\.weight holds I8 numbers; quantized weights",
+    ),
+    "float8": (
+        lambda f: respell(f, lambda w: w.update({k: v.to(torch.float8_e5m2) for k, v in w.items() if "wte" in k})),
+        ValueError,
+        r"wte\.weight holds F8_E5M2 numbers",
+    ),
+    "NaN": (
+        lambda f: respell(f, lambda w: w["model.transformer.ln_f.weight"][3].fill_(float("nan"))),
+        ValueError,
+        r"model\.norm\.weight holds 1 of 64 numbers that are NaN or infinite",
+    ),
+    "infinity": (
+        lambda f: respell(f, lambda w: w["model.transformer.wte.weight"][0].fill_(-float("inf"))),
+        ValueError,
+        r"embed_tokens\.weight holds 64 of \d+ numbers",
+    ),
+    "another model beside the shards": (
+        lambda f: save_file({k: v + 1 for k, v in weights_of(f).items()}, f / "model.safetensors"),
+        ValueError,
+        r"holds two models, model\.safetensors and the shards",
+    ),
     "family": (
         lambda f: edit(f, unidiff={"family": "mmada_paralel"}),
         ValueError,
@@ -351,6 +386,22 @@ def test_spoiled_folders_are_named(name: str, folder: Path) -> None:
     spoil(folder)
     with pytest.raises(error, match=message):
         families.load_backbone(folder)
+
+
+def test_weights_whose_sum_overflows_are_finite(folder: Path) -> None:
+    respell(folder, lambda w: w["model.transformer.wte.weight"][:4].fill_(3e38))
+    assert families.load_backbone(folder).get_input_embeddings().weight.isfinite().all()
+
+
+def test_a_config_cannot_choose_what_code_runs(folder: Path) -> None:
+    """No kernel is fetched, no class of the checkpoint's imported, no adapter or quantization looked for."""
+    plain = families.load_backbone(folder).config._attn_implementation
+    code = {"auto_map": {"AutoModel": "evil.Model"}, "trust_remote_code": True, "torch_dtype": "float8_e4m3fn"}
+    kernels = {"attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel", "use_kernels": True}
+    edit(folder, **code, **kernels, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    with pytest.warns(UserWarning, match="not known, and not read: .*attn_implementation.*quantization_config"):
+        body = families.load_backbone(folder)
+    assert body.config._attn_implementation == plain and body.dtype == torch.float32
 
 
 def test_other_mistakes_are_named(folder: Path) -> None:

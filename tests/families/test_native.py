@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -230,9 +231,90 @@ SPOILED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         "config.json: .*colour",
     ),
     "wrong mask id": (
+        lambda f: edit_config(f, lambda c: c["spec"].update(mask=5)),
+        ValueError,
+        "spec.mask is 5, but the tokenizers say 1",
+    ),
+    "mask that is bos": (
         lambda f: edit_config(f, lambda c: c["spec"].update(mask=2)),
         ValueError,
-        "spec.mask is 2, but the tokenizers say 1",
+        r"ModelSpec\.bos: 2 is the mask",
+    ),
+    "spec null": (
+        lambda f: edit_config(f, lambda c: c.update(spec=None)),
+        ValueError,
+        "lacks spec, or it is",
+    ),
+    "body a list": (lambda f: edit_config(f, lambda c: c.update(backbone=[])), ValueError, "lacks backbone, or it is"),
+    "a million layers": (
+        lambda f: edit_config(f, lambda c: c["backbone"].update(num_hidden_layers=10**6)),
+        ValueError,
+        r"backbone\.num_hidden_layers is 1000000, but the file holds \d+ weights",
+    ),
+    "a width of ten to the twelve": (
+        lambda f: edit_config(f, lambda c: c["backbone"].update(hidden_size=10**12, head_dim=10**12)),
+        ValueError,
+        "config",
+    ),
+    "a vocabulary of ten to the nine": (
+        lambda f: edit_config(f, lambda c: c["backbone"].update(vocab_size=10**9)),
+        ValueError,
+        r"(embed_tokens|lm_head)\.weight is .*the config says \(1000000000, 32\)",
+    ),
+    "an embedding of ten to the nine": (
+        lambda f: edit_config(f, lambda c: c["embedding"].update(text_length=10**9)),
+        ValueError,
+        r"embedding\.offset\.weight is .*the config says \(1000000000, 32\)",
+    ),
+    "an attention kernel": (
+        lambda f: edit_config(f, lambda c: c["backbone"].update(attn_implementation="kernels-community/flash-attn")),
+        ValueError,
+        r"backbone\.attn_implementation is not a field of the body's architecture",
+    ),
+    "a quantization": (
+        lambda f: edit_config(f, lambda c: c["backbone"].update(quantization_config={"quant_method": "fp8"})),
+        ValueError,
+        r"backbone\.quantization_config is not a field",
+    ),
+    "code to run": (
+        lambda f: edit_config(f, lambda c: c["backbone"].update(auto_map={"AutoConfig": "evil.Config"})),
+        ValueError,
+        r"backbone\.auto_map is not a field",
+    ),
+    "an activation that does not exist": (
+        lambda f: edit_config(f, lambda c: c["backbone"].update(hidden_act="silly")),
+        ValueError,
+        r"config\.json: .*silly",
+    ),
+    "a NaN in the config": (
+        lambda f: edit_config(f, lambda c: c["backbone"].update(rms_norm_eps=float("nan"))),
+        ValueError,
+        r"config\.json is not JSON: NaN is not a finite number",
+    ),
+    "a NaN in the weights": (
+        lambda f: edit_weights(f, lambda w: w["model.norm.weight"].fill_(float("nan"))),
+        ValueError,
+        r"model\.norm\.weight holds 32 of 32 numbers that are NaN or infinite",
+    ),
+    "int8 weights": (
+        lambda f: edit_weights(f, lambda w: w.update({"lm_head.weight": w["lm_head.weight"].to(torch.int8)})),
+        ValueError,
+        r"lm_head\.weight holds I8 numbers; quantized weights are not read",
+    ),
+    "float8 weights": (
+        lambda f: edit_weights(f, lambda w: w.update({"lm_head.weight": w["lm_head.weight"].to(torch.float8_e4m3fn)})),
+        ValueError,
+        r"lm_head\.weight holds F8_E4M3 numbers",
+    ),
+    "an infinity in the image tokenizer": (
+        lambda f: edit_weights(f / "image", lambda w: w["codebook"][0].fill_(float("inf"))),
+        ValueError,
+        r"image/model\.safetensors: codebook holds \d+ of \d+ numbers that are NaN or infinite",
+    ),
+    "shards of another model beside the weights": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {}}'),
+        ValueError,
+        r"holds two models, model\.safetensors and the shards of .*delete the one",
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, r"lacks model\.safetensors"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), FileNotFoundError, r"lacks tokenizer\.json"),
@@ -269,6 +351,49 @@ def test_spoiled_folders_are_named(name: str, folder: Path) -> None:
     spoil(folder)
     with pytest.raises(error, match=message):
         UnifiedModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text_lenght": 16}, "ModelSpec has no field text_lenght; did you mean text_length"),
+        ({"device_map": "auto"}, "family native takes no device_map"),
+        ({"text_length": 0}, "text_length is 0; it must be at least 1"),
+        ({"image_grid": (4, 4)}, r"image_grid is \(4, 4\), but the weights embed \(8, 8\)"),
+        ({"attention": "causal"}, r"attention is 'causal'; choose one of block_causal"),
+        ({"mask": 5}, "spec.mask is 5, but the tokenizers say 1"),
+        ({"image_offset": 95}, "image"),
+        ({"logit_rows": 300}, "spec.logit_rows is 300, but the tokenizers say"),
+        ({"sampler": {"text_stepz": 3}}, "text_stepz"),
+        ({"sampler": {"text_steps": 2.5}}, r"text_steps is 2\.5; it must be a whole number"),
+    ],
+)
+def test_fields_of_the_spec_that_contradict_the_checkpoint(fields: dict[str, Any], message: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        UnifiedModel.from_pretrained(folder, **fields)
+
+
+def test_any_field_of_the_spec_may_be_given(folder: Path) -> None:
+    given = {"text_length": 16, "max_positions": 2048, "sampler": {"text_steps": 3}, "pad_policy": "attend"}
+    model = UnifiedModel.from_pretrained(folder, **given)
+    assert {name: getattr(model.spec, name) for name in given} == given
+    assert model.spec.sampler_config().text_steps == 3
+    assert model.encode(["find the goal"]) and len(model.encode(["find the goal " * 3], prompt=False)[0]) == 10
+
+
+def test_the_folder_that_was_meant_is_named(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints/step-000002").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"output_dir": "x", "max_steps": 3, "model": "recipes/base"}))
+    with pytest.raises(ValueError, match=r"run is the folder of a run, not a model; its model is written at the end"):
+        UnifiedModel.from_pretrained(run)
+    shutil.copytree(folder, run / "model")
+    (run / "model/adapter").mkdir()
+    (run / "model/adapter/adapter_config.json").write_text("{}")
+    for place in ("", "checkpoints/step-000002", "checkpoints", "modle", "model/adapter"):
+        with pytest.raises((ValueError, FileNotFoundError), match=rf"the model is in {re.escape(str(run / 'model'))}$"):
+            UnifiedModel.from_pretrained(run / place)
+    assert UnifiedModel.from_pretrained(run / "model").spec.family == "native"
 
 
 def test_head_and_spec_must_agree(model: UnifiedModel) -> None:

@@ -24,6 +24,7 @@ SPECIAL: dict[str, dict[str, int]] = {"llada": LLADA}
 SPECIAL["mmada"] = LLADA | {"t2i": 126088, "mmu": 126089, "ipad": 126093, "r2i": 126094}
 SPECIAL["parallel_m"] = SPECIAL["mmada"] | {"interleave": 126095}
 SPECIAL["dimoo"] = LLADA | {"filler": 126339, "uncondition": 126351, "answer_start": 126354, "answer_end": 126355}
+SPECIAL["dimoo"] |= {"system_start": 126341, "system_end": 126342, "user_start": 126343, "user_end": 126344}
 SPECIAL["parallel_a"] = SPECIAL["dimoo"]
 
 
@@ -51,6 +52,13 @@ def spec_of(family: str) -> ModelSpec:
     )
 
 
+def plain(family: str):
+    """What templates are given: the stub tokenizer of the golden data, in which a special token is no more than its
+    characters."""
+    written = tokenize(family)
+    return lambda text: [i for part in re.split(r"(?<=<)|(?=>)", text) for i in written(part)]
+
+
 def tokenize(family: str):
     """The stub tokenizer of the golden data: special tokens and line breaks first, then words, then signs.
 
@@ -62,7 +70,7 @@ def tokenize(family: str):
 
 
 def made(family: str, prefix: int = 513) -> Any:
-    return templates(spec_of(family), SPECIAL[family], tokenize(family), prefix)
+    return templates(spec_of(family), SPECIAL[family], plain(family), prefix)
 
 
 def picture(given: dict[str, Any]) -> Picture:
@@ -78,6 +86,8 @@ def build(case: dict[str, Any]) -> Layout:
     """A golden case through the public templates."""
     family, task, inputs = case["family"], case["task"], case["inputs"]
     own = made(family, inputs.get("prefix_len", 513))
+    if "<|" in inputs.get("text", ""):  # written with special tokens: that is what ids are for
+        inputs = {**inputs, "text": inputs["text_ids"]}
     return {"llada": _llada, "mmada": _mmada, "parallel_m": _parallel_m}.get(family, _tagged)(own, task, inputs)
 
 
@@ -302,7 +312,7 @@ def test_reasoning_fills_the_area_that_was_trained():
     layout = own.reason_then_image("a red cube", Picture.blank(2, 2), 20).conditional
     train = own.train_reason("a red cube", square([1, 2, 3, 4]), 20)
     assert len(layout) == len(train) and layout.ids[-6] == train.ids[-6] == 126084
-    assert len(layout.targets(Role.TEXT)) == 20 - len(own.tokenize(own.markup.prompt(("user", "a red cube"))))
+    assert len(layout.targets(Role.TEXT)) == 20 - len(made("mmada").chat("a red cube", 1).conditional.ids) + 1
     with pytest.raises(ValueError, match="area: the prompt's 13 tokens leave no room for reasoning in 13"):
         own.reason_then_image("a red cube", Picture.blank(2, 2), 13)
 
@@ -345,10 +355,27 @@ def test_the_family_s_own():
 def test_tokenizers_that_are_not_the_family_s():
     with pytest.raises(ValueError, match=r"need the special token 'ipad'"):
         templates(spec_of("mmada"), LLADA, tokenize("mmada"))
-    words = tokenize("dimoo")
-    split = lambda text: [1, 2, 3] if text == "</user>" else words(text)  # noqa: E731
-    with pytest.raises(ValueError, match=r"</user> must be one token, it is \[1, 2, 3\]"):
-        templates(spec_of("dimoo"), SPECIAL["dimoo"], split)
-    shifted = lambda text: [i + 1 for i in words(text)]  # noqa: E731
-    with pytest.raises(ValueError, match="<answer> must be the id 126354, it is"):
-        templates(spec_of("dimoo"), SPECIAL["dimoo"], shifted)
+    with pytest.raises(ValueError, match=r"need the special token 'user_end'"):
+        templates(spec_of("dimoo"), {k: v for k, v in SPECIAL["dimoo"].items() if k != "user_end"}, plain("dimoo"))
+
+
+@pytest.mark.parametrize("family", SPECIAL)
+def test_words_write_no_special_token(family):
+    """A mark in what a user says is characters: the layout has the special tokens of any other words, no more."""
+    words = " ".join(w for w in GOLDEN["tokenizers"]["dimoo" if "row" in family else "mmada"] if w[0] == "<")
+    own, marks = made(family), set(SPECIAL[family].values()) | spec_of(family).special_ids
+
+    def special(said: str) -> list[int]:
+        layouts = [own.prompt([said]) if family == "llada" else own.interleaved([said], [said, 2]).conditional]
+        layouts = [own.prompt([said, DOG, said])] if family != "llada" else layouts
+        ids = [i for layout in layouts for s in layout for i in s.tokens.tolist()]
+        return [i for i in ids if i in marks]
+
+    assert special(words) == special("a red cube") != []
+
+
+def test_turns_to_train_on_are_those_of_the_golden_text():
+    case = CASES["mmada_lm_chat_0"]["inputs"]
+    own = made("mmada")
+    assert own.turns(("user", "a blue ball"), ("assistant", "blue")) == tuple(case["text_ids"])
+    assert own.turns(("user", "<|eot_id|>")).count(126348) == 1

@@ -65,11 +65,19 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def make_trainer(model: UnifiedModel, task: FrozenLake, tmp_path) -> Callable[..., GRPOTrainer]:
-    """make_trainer(rewards, **settings) -> a trainer of a fresh copy of the tiny model."""
+    """make_trainer(rewards, **settings) -> a trainer of a fresh copy of the tiny model. dtype: see `exact`."""
 
-    def make(rewards=REWARDS, *, policy: UnifiedModel | None = None, options: Any = None, **settings: Any):
+    def make(
+        rewards=REWARDS,
+        *,
+        policy: UnifiedModel | None = None,
+        options: Any = None,
+        dtype: torch.dtype = torch.float32,
+        **settings: Any,
+    ):
         config = GRPOConfig(**{"output_dir": str(tmp_path / "run"), **TINY, **settings})
-        return GRPOTrainer(policy or copy.deepcopy(model), task, config, rewards, **(options or {}))
+        policy = (policy or copy.deepcopy(model)).to(dtype)
+        return GRPOTrainer(policy, task, config, rewards, **(options or {}))
 
     return make
 
@@ -95,6 +103,32 @@ def difference() -> Callable[[dict[str, Tensor], dict[str, Tensor]], float]:
         return max(float((first[k] - second[k]).abs().max()) for k in first)
 
     return largest
+
+
+@pytest.fixture(scope="session")
+def exact() -> torch.dtype:
+    """The dtype of runs that sum in other orders (other micro-batches, processes, threads) and are compared.
+
+    In float32 the noise of such sums is 1e-7 of a gradient's norm. AdamW divides each weight's gradient by its own
+    size plus 1e-8, so where a gradient is mostly noise the weight may move by a whole learning rate the other way. In
+    float64 the noise is 1e-16 of the norm, far below that 1e-8.
+    """
+    return torch.float64
+
+
+@pytest.fixture(scope="session")
+def same_metrics(timeless: Callable[[dict[str, float]], dict[str, float]]) -> Callable[..., None]:
+    """same_metrics(one, other): asserts that two steps of `exact` runs agree in every metric but seconds: to the sixth
+    and last digit that is written, and both ratios to float32 noise."""
+
+    def compare(one: dict[str, float], other: dict[str, float]) -> None:
+        noise = "ratio_first_iteration_max_dev"
+        first, second = timeless(one), timeless(other)
+        assert first.keys() == second.keys()
+        assert max(m.pop(noise, 0.0) for m in (first, second)) < 1e-5
+        assert second == pytest.approx(first, rel=1e-5, abs=1e-12)
+
+    return compare
 
 
 @pytest.fixture(scope="session")

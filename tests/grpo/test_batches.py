@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unidiff import noise
-from unidiff.estimators import ESTIMATORS, Draw, View, draw_views, make, parse, run_view, run_views
+from unidiff.estimators import ESTIMATORS, Draw, View, draw_views, make, parse, run_views
 from unidiff.grpo.batches import MicroBatch, micro_batches, view_tokens
 from unidiff.model import UnifiedModel
 from unidiff.sequence import Canvas, Tokens
@@ -27,7 +27,8 @@ def policy(request: pytest.FixtureRequest, model: UnifiedModel, published: Calla
 def canvas(policy: UnifiedModel, model: UnifiedModel) -> Canvas:
     """Rollouts of several lengths, in the native model's tokens or (texts only) in the other's."""
     if policy is model:
-        from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
+        from unidiff.sampling.config import SamplerConfig
+        from unidiff.sampling.sampler import InterleavedSampler
 
         examples = [FrozenLake().example("train", i) for i in range(ROWS)]
         sampler = InterleavedSampler(model, SamplerConfig(text_temperature=1.5), FrozenLake().region)
@@ -60,7 +61,7 @@ def test_one_pass_for_all_views_gives_what_each_gives_alone(policy: UnifiedModel
     with torch.no_grad():
         found = run_views(counted, canvas, draw.views)
         for view, values in zip(draw.views, found, strict=True):
-            expected = torch.where(view.scored, run_view(policy, canvas, view), 0.0)
+            expected = torch.where(view.scored, policy.score(canvas, view.mask, view.hide), 0.0)
             torch.testing.assert_close(values, expected, atol=2e-5, rtol=1e-5)
     assert len(passes) == 1 + any(v.hide is not None for v in draw.views) * (len(draw.views) > 1)
 

@@ -1,6 +1,5 @@
-"""Run folders: claiming them, atomic writes, and runs that go on as if they had never been stopped."""
+"""Checkpoints of a trainer, and runs that go on as if they had never been stopped."""
 
-import json
 import math
 import os
 import signal
@@ -10,104 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from unidiff.grpo import checkpoint
-from unidiff.grpo.checkpoint import RunFolder, read_metrics, write_json
-from unidiff.grpo.config import GRPOConfig
+from unidiff import run_folder
+from unidiff.grpo.checkpoint import save
 from unidiff.grpo.experience import Experience
+from unidiff.run_folder import read_metrics, step_of
 from unidiff.sequence import Modality
-
-
-def config(folder, **settings) -> GRPOConfig:
-    return GRPOConfig(output_dir=str(folder), **settings)
-
-
-@pytest.fixture
-def folder(tmp_path) -> RunFolder:
-    """A folder in which three steps were made."""
-    folder = RunFolder(tmp_path / "run")
-    folder.open(config(folder.path))
-    for step in range(3):
-        folder.append({"step": step, "loss": 0.5})
-    return folder
-
-
-# ---------------------------------------------------------------------------------------------- claiming
-
-
-def test_a_folder_that_holds_a_run_is_not_taken(folder):
-    with pytest.raises(ValueError, match="holds another run; go on with it"):
-        folder.open(config(folder.path))
-    folder.open(config(folder.path, resume=True))
-
-
-def test_resuming_with_other_settings_names_them(folder):
-    with pytest.raises(ValueError, match=r"seed was 0, is 1, learning_rate was 0\.0002, is 0\.1"):
-        folder.open(config(folder.path, resume=True, seed=1, learning_rate=0.1))
-    with pytest.raises(ValueError, match="max_steps was 80, is 41"):
-        folder.open(config(folder.path, resume=True, max_steps=41))
-
-
-def test_resuming_with_another_speed_or_display(folder):
-    folder.open(config(folder.path, resume=True, micro_batch_size=1, save_steps=3, quiet=True, cache=False))
-
-
-def test_a_run_that_never_began_leaves_the_folder_free(tmp_path):
-    """So that a mistaken setting can be mended without another folder."""
-    folder = RunFolder(tmp_path / "run")
-    folder.open(config(folder.path, seed=0))
-    folder.open(config(folder.path, seed=1))
-    assert json.loads((folder.path / "config.json").read_text())["seed"] == 1
-
-
-@pytest.mark.parametrize("left", ["summary.json", "checkpoints/step-000002/progress.json"])
-def test_evaluations_and_checkpoints_are_runs_too(tmp_path, left):
-    folder = RunFolder(tmp_path)
-    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / left).write_text("{}")
-    with pytest.raises(ValueError, match="holds another run"):
-        folder.open(config(folder.path))
-
-
-# ---------------------------------------------------------------------------------------------- metrics
-
-
-def test_rewinding_drops_the_steps_that_are_done_again(folder):
-    assert [m["step"] for m in folder.rewind(2)] == [0, 1]
-    folder.append({"step": 2, "loss": 0.25})
-    assert [m["loss"] for m in read_metrics(folder.metrics)] == [0.5, 0.5, 0.25]
-
-
-@pytest.mark.parametrize("rest", ['{"step": 3, "lo', '{"step"', "{", "\n", '{"step": 3, "loss": 0.5}\n{"st'])
-def test_a_line_that_was_cut_off(folder, rest):
-    with folder.metrics.open("a") as file:
-        file.write(rest)
-    kept = [m["step"] for m in read_metrics(folder.metrics)]
-    assert kept[:3] == [0, 1, 2] and len(kept) == (4 if "\n{" in rest else 3)
-    folder.rewind(3)
-    folder.append({"step": 3})
-    assert [m["step"] for m in read_metrics(folder.metrics)] == [0, 1, 2, 3]
-
-
-def test_no_metrics_yet(tmp_path):
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
-
-
-# ---------------------------------------------------------------------------------------------- atomic writes
-
-
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
-    path = tmp_path / "summary.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 1}
 
 
 @pytest.mark.parametrize("moment", ["save_state", "write_json", "replace"])
@@ -115,7 +21,7 @@ def test_a_kill_while_a_checkpoint_is_written(make_trainer, monkeypatch, moment)
     """The checkpoint before it is what counts, and the next save clears what was left."""
     trainer = make_trainer()
     trainer.claim()
-    trainer.folder.save(trainer.accelerator, 1)
+    save(trainer.folder, trainer.accelerator, 1)
 
     class Killed(BaseException):
         pass
@@ -123,40 +29,42 @@ def test_a_kill_while_a_checkpoint_is_written(make_trainer, monkeypatch, moment)
     def killed(*_):
         raise Killed
 
-    owner = {"save_state": trainer.accelerator, "write_json": checkpoint, "replace": checkpoint.os}[moment]
+    owner = {"save_state": trainer.accelerator, "write_json": run_folder, "replace": os}[moment]
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(owner, moment, killed)
-        trainer.folder.save(trainer.accelerator, 2)
+        save(trainer.folder, trainer.accelerator, 2)
     assert [p.name for p in trainer.folder.checkpoints()] == ["step-000001"]
-    assert trainer.folder.load(trainer.accelerator) == 1
-    trainer.folder.save(trainer.accelerator, 2)
+    assert step_of(trainer.folder.last(9)) == 1
+    save(trainer.folder, trainer.accelerator, 2)
     assert {p.name for p in (trainer.folder.path / "checkpoints").iterdir()} == {"step-000001", "step-000002"}
-    assert trainer.folder.load(trainer.accelerator) == 2
+    assert step_of(trainer.folder.last(9)) == 2
 
 
 def test_a_draft_left_behind_is_no_checkpoint(make_trainer):
     trainer = make_trainer()
     trainer.claim()
-    whole = trainer.folder.save(trainer.accelerator, 1)
+    whole = save(trainer.folder, trainer.accelerator, 1)
     draft = whole.with_name("step-000002.draft")
     draft.mkdir()
     (draft / "progress.json").write_text('{"step": 2}')
     (whole.with_name("step-000003")).mkdir()  # nothing in it
-    assert trainer.folder.checkpoints() == [whole] and trainer.folder.load(trainer.accelerator) == 1
+    assert trainer.folder.checkpoints() == [whole]
+    with pytest.warns(UserWarning, match=r"step-000003.progress\.json is missing; it is kept as step-000003\.damaged"):
+        assert trainer.folder.last(9) == whole
 
 
 def test_old_checkpoints_go(make_trainer):
     trainer = make_trainer()
     trainer.claim()
     for step in (1, 2, 10):
-        trainer.folder.save(trainer.accelerator, step)
+        save(trainer.folder, trainer.accelerator, step)
     assert [p.name for p in trainer.folder.checkpoints()] == ["step-000002", "step-000010"]
 
 
 def test_a_checkpoint_holds_nothing_of_the_global_generators(make_trainer):
     trainer = make_trainer()
     trainer.claim()
-    saved = trainer.folder.save(trainer.accelerator, 1)
+    saved = save(trainer.folder, trainer.accelerator, 1)
     assert {p.name for p in saved.iterdir()} == {"model.safetensors", "optimizer.bin", "progress.json"}
 
 
@@ -192,9 +100,28 @@ def test_a_resumed_run_is_one_that_never_stopped(make_trainer, weights, differen
         assert all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_resuming_where_nothing_was_saved_starts_anew(make_trainer, timeless):
+def test_resuming_a_run_that_saved_nothing_starts_anew(make_trainer):
+    make_trainer().claim()
     trainer = make_trainer(resume=True)
     assert len(trainer.train()) == 2 and trainer.start == 0
+
+
+def test_resuming_where_there_is_no_run(make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="run does not exist, so nothing can be resumed; to begin, leave out"):
+        make_trainer(resume=True).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_can_be_extended(make_trainer, weights, difference, timeless, tmp_path):
+    """With a constant rate, the longer run is the one that was longer from the start."""
+    whole = make_trainer(max_steps=4, output_dir=str(tmp_path / "whole"))
+    history = whole.train()
+    make_trainer(max_steps=2).train()
+    longer = make_trainer(max_steps=4, resume=True)
+    assert [timeless(m) for m in longer.train()] == [timeless(m) for m in history] and longer.start == 2
+    assert difference(weights(whole), weights(longer)) == 0
+    with pytest.raises(ValueError, match="max_steps was 4, is 3"):
+        make_trainer(max_steps=3, resume=True).train()
 
 
 def test_resuming_a_finished_run_does_nothing(make_trainer, weights, difference, timeless):

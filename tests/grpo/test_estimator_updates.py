@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unidiff import noise
-from unidiff.estimators import ESTIMATORS, Draw, Estimator, combine, draw_views, make, parse, run_view, score
+from unidiff.estimators import ESTIMATORS, Draw, Estimator, draw_views, make, parse, values_of
 from unidiff.grpo.experience import credited
 from unidiff.grpo.losses import LOSSES, Denominators, modality_loss
 from unidiff.sequence import Canvas, Interleaved, Modality, Segment, render
@@ -105,18 +105,27 @@ def loss_of(new: Tensor, old: Tensor, draw: Draw, method: Estimator, loss_type: 
     return loss
 
 
+def log_probs(policy: Toy, draw: Draw) -> Tensor:
+    """[K, B, L], view by view."""
+    return torch.stack([policy(CANVAS, view.mask, view.hide) for view in draw.views])
+
+
+def values(policy: Toy, draw: Draw, method: Estimator) -> Tensor:
+    return values_of(CANVAS, draw, log_probs(policy, draw), method, method, advantages(method))
+
+
 def chained_gradient(
     policy: Toy, old: Tensor, draw: Draw, method: Estimator, loss_type: str, **options
 ) -> list[Tensor]:
     """As the trainer finds it: through the log-probabilities, view by view."""
     with torch.no_grad():
-        logp_KBL = torch.stack([run_view(policy, CANVAS, view) for view in draw.views])
+        logp_KBL = log_probs(policy, draw)
     logp_KBL.requires_grad_()
-    value = combine(CANVAS, draw, logp_KBL, method, method, advantages(method))
+    value = values_of(CANVAS, draw, logp_KBL, method, method, advantages(method))
     (outer,) = torch.autograd.grad(loss_of(value, old, draw, method, loss_type, **options), logp_KBL)
     policy.zero_grad()
     for view, gradient in zip(draw.views, outer):
-        (run_view(policy, CANVAS, view) * gradient).sum().backward()
+        (policy(CANVAS, view.mask, view.hide) * gradient).sum().backward()
     return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
 
 
@@ -130,12 +139,12 @@ def test_gradient_is_that_of_finite_differences(name: str, loss_type: str) -> No
             p += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
     draw = draw_views(CANVAS, method, method, 2, KEYS)[1]
     with torch.no_grad():
-        old = score(other, CANVAS, draw, method, method, advantages(method))
+        old = values(other, draw, method)
     options = {"delta": 3.0, "beta": 0.05, "logp_ref_BL": old}
 
     def loss() -> float:
         with torch.no_grad():
-            new = score(policy, CANVAS, draw, method, method, advantages(method))
+            new = values(policy, draw, method)
             return loss_of(new, old, draw, method, loss_type, **options).item()
 
     gradient = chained_gradient(policy, old, draw, method, loss_type, **options)
@@ -175,11 +184,11 @@ def test_an_update_raises_rewarded_rollouts_and_lowers_the_others(
 
         def log_probability() -> Tensor:
             with torch.no_grad():
-                return (score(policy, CANVAS, every, oracle, oracle, torch.zeros(CANVAS.shape)) * own).sum(1)
+                return (values(policy, every, oracle) * own).sum(1)
 
         before = log_probability()
         with torch.no_grad():
-            old = score(policy, CANVAS, part, method, method, advantages(method))
+            old = values(policy, part, method)
         gradient = chained_gradient(policy, old, part, method, loss_type)
         norm = torch.stack([g.norm() for g in gradient]).norm()
         with torch.no_grad():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unidiff.grpo.evaluation import evaluate, mean_compute, means
-from unidiff.sampling.rollout import SamplerConfig
+from unidiff.sampling.config import SamplerConfig
 
 SAMPLER = SamplerConfig(edit="random", edit_share=0.2, max_rounds=2, text_steps=3, image_steps=2)
 COUNTS = ("forwards", "token_forwards", "flops")

@@ -125,10 +125,11 @@ def update(
     def make_one(text: str, image: str, **settings: Any) -> tuple[GRPOTrainer, Experience]:
         monkeypatch.setattr(trainer_module, "InterleavedSampler", lambda *given: None)  # the rows are there already
         fixed = {"micro_batch_size": 3, "num_iterations": 2, "edit": "random", "check_ratio_every": 1, "quiet": True}
+        dtype = settings.pop("dtype", torch.float32)
         config = GRPOConfig(
             text_estimator=text, image_estimator=image, output_dir=str(tmp_path), **{**fixed, **settings}
         )
-        trainer = GRPOTrainer(copy.deepcopy(policy), FrozenLake(), config)
+        trainer = GRPOTrainer(copy.deepcopy(policy).to(dtype), FrozenLake(), config)
         keys = torch.tensor([noise.key(3, i) for i in range(ROWS)])
         draws = draw_views(canvas, *trainer.estimators, config.num_iterations, keys)
         own = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(1))  # an advantage for every segment
@@ -150,7 +151,7 @@ def update(
 @pytest.mark.usefixtures("rng_untouched")
 def test_the_first_ratio_is_1(update: Update, text: str, image: str, sampling: str) -> None:
     """Exactly, where old and new are scored in the same company; to float noise in any other."""
-    trainer, experience = update(text, image, beta=0.1, **SAMPLING[sampling])
+    trainer, experience = update(text, image, beta=0.1, check_ratio_every=0, **SAMPLING[sampling])
     attention = trainer.model.spec.attention
     batches = [experience.micro_batches(3, attention, i) for i in range(len(experience.draws))]
     old = trainer._old_log_probs(experience, batches)
@@ -160,7 +161,7 @@ def test_the_first_ratio_is_1(update: Update, text: str, image: str, sampling: s
             for values, batch in zip(old[0], batches[0], strict=True):
                 assert ((values - whole[batch.rows]).exp() - 1).abs().max() < 1e-4
     metrics = trainer._update(0, experience)
-    assert metrics["ratio_first_iteration_max_dev"] == 0 or old is None
+    assert metrics.get("ratio_first_iteration_max_dev") == (None if old is None else 0)
     assert all(math.isfinite(v) for v in metrics.values())
     assert metrics["tokens/text"] > 0 and metrics["grad_norm"] > 0
 
@@ -226,15 +227,18 @@ def gradient(trainer: GRPOTrainer, experience: Experience, size: int) -> list[Te
 
 
 @pytest.mark.parametrize(("text", "image"), PAIRS)
-def test_same_gradient_for_1_times_8_and_2_times_4_and_8_times_1(update: Update, text: str, image: str) -> None:
+def test_same_gradient_for_1_times_8_and_2_times_4_and_8_times_1(
+    update: Update, text: str, image: str, exact: torch.dtype
+) -> None:
+    """As `exact` says, but for what is float32 in any model: RMSNorm, rotary embedding (6e-8 of what passes them)."""
     loss_type = list(LOSSES)[list(ESTIMATORS).index(text) % len(LOSSES)]
-    trainer, experience = update(text, image, loss_type=loss_type, **list(SAMPLING.values())[-1])
+    trainer, experience = update(text, image, loss_type=loss_type, dtype=exact, **list(SAMPLING.values())[-1])
     whole = gradient(trainer, experience, 8)
     norm = torch.stack([g.norm() for g in whole]).norm()
     assert norm > 1e-3
     for size in (4, 1):
         cut = gradient(trainer, experience, size)
-        assert max(float((a - b).abs().max()) for a, b in zip(whole, cut, strict=True)) < 2e-5 * norm, size
+        assert max(float((a - b).abs().max()) for a, b in zip(whole, cut, strict=True)) < 1e-7 * norm, size
 
 
 @pytest.mark.parametrize(("text", "image"), PAIRS)

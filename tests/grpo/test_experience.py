@@ -8,7 +8,9 @@ from unidiff import noise
 from unidiff.estimators import Draw, View
 from unidiff.grpo.experience import Experience, segment_views, spread
 from unidiff.sampling.compute import Compute
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig, Stop
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.rollout import Rollout, Stop
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Modality, Segment
 
 

@@ -196,7 +196,7 @@ def test_a_checkpoint_holds_adapters_only_and_resuming_is_exact(make_trainer, we
 def test_a_checkpoint_without_the_adapters_is_refused(make_trainer, monkeypatch):
     trainer = make_trainer(max_steps=1)
     trainer.train()
-    monkeypatch.setattr("unidiff.grpo.checkpoint.RunFolder.open", lambda *_: None)
+    monkeypatch.setattr("unidiff.run_folder.RunFolder.open", lambda *_: None)
     with pytest.raises(ValueError, match=r"lacks 28 of the weights that are trained, such as backbone\..*lora_A"):
         make_trainer(max_steps=2, resume=True, **LORA).train()
 

@@ -2,9 +2,15 @@
 
 import asyncio
 import json
+import os
+import random
+import re
+import signal
+import threading
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -38,6 +44,47 @@ async def never_awaits(segments, **columns):
     time.sleep(3)
 
 
+async def stops_its_loop(segments, **columns):
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(0.001)
+    raise KeyboardInterrupt
+
+
+async def interrupts_in_a_task(segments, **columns):
+    async def task():
+        raise KeyboardInterrupt
+
+    await asyncio.create_task(task())
+
+
+def raises_base(kind):
+    def function(segments, **columns):
+        raise kind
+
+    return function
+
+
+class Unspeakable:
+    def __str__(self):
+        raise GeneratorExit
+
+    __repr__ = __float__ = __str__
+
+
+def meddler(segments, log_extra, **columns):
+    """Changes all that it can of the process, and logs what has no words."""
+    os.chdir("/")
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)  # noqa: NPY002
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(True)
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.alarm(1)
+    log_extra("words", [Unspeakable()] * len(segments))
+    return [0.5] * len(segments)
+
+
 def vandal(segments, board, **columns):
     for s in segments:
         for view in (*s.before, s):
@@ -63,6 +110,13 @@ FAULTS = {
     "strings": (reward(lambda s, **c: ["good"] * len(s), name="strings"), Cause.WRONG_TYPE),
     "infinite": (reward(lambda s, **c: [float("inf")] * len(s), name="infinite"), Cause.NOT_FINITE),
     "complex": (reward(lambda s, **c: [1j] * len(s), name="complex"), Cause.WRONG_TYPE),
+    "stops_its_loop": (reward(stops_its_loop), Cause.RAISED),
+    "interrupts_in_a_task": (reward(interrupts_in_a_task), Cause.RAISED),
+    "interrupts": (reward(raises_base(KeyboardInterrupt), name="interrupts"), Cause.RAISED),
+    "leaves": (reward(raises_base(GeneratorExit), name="leaves"), Cause.RAISED),
+    "cancels": (reward(raises_base(asyncio.CancelledError), name="cancels", timeout=20), Cause.RAISED),
+    "unspeakable": (reward(lambda s, **c: [Unspeakable()] * len(s), name="unspeakable"), Cause.WRONG_TYPE),
+    r"a$\frac{$ <b>&'\"%s{}": (reward(lambda s, **c: 1 / 0, name=r"a$\frac{$ <b>&'\"%s{}"), Cause.RAISED),
     "trips": (reward(lambda s, **c: 1 / 0, name="trips", breaker=1), Cause.RAISED),
 }
 
@@ -73,7 +127,8 @@ def quick(monkeypatch):
 
 
 def test_a_run_goes_on_as_if_faulty_rewards_were_not_there(make_trainer, weights, difference, rewards, tmp_path):
-    mutes = [reward(vandal, on="text", weight=0.0), *rewards, *(one for one, _ in FAULTS.values())]
+    meddling = [reward(meddler, weight=0.0), reward(meddler, name="meddler elsewhere", weight=0.0, timeout=20)]
+    mutes = [reward(vandal, on="text", weight=0.0), *rewards, *meddling, *(one for one, _ in FAULTS.values())]
     tables = []
     trainer = make_trainer(mutes, options={"on_step": lambda s, m, e: tables.append(e.table)})
     history = trainer.train()
@@ -84,7 +139,9 @@ def test_a_run_goes_on_as_if_faulty_rewards_were_not_there(make_trainer, weights
     for step, (metrics, reference, table) in enumerate(zip(history, expected, tables)):
         for name in ("reward/bright", "reward/short_words", "grad_norm", "advantage_correlation"):
             assert metrics[name] == reference[name]
-        assert metrics["reward/vandal"] == 0.5 and metrics["lost/vandal"] == 0
+        for name in ("vandal", "meddler", "meddler elsewhere"):
+            assert metrics[f"reward/{name}"] == 0.5
+            assert metrics[f"lost/{name}"] == 0
         for name, (_, cause) in FAULTS.items():
             cause = Cause.SKIPPED if name == "trips" and step else cause
             share = metrics[f"lost/{name}/{cause}"]
@@ -102,7 +159,9 @@ def test_a_required_reward_with_this_fault_ends_the_run(make_trainer, rewards, t
     """With a message that names reward, sample and cause, and a checkpoint to go on from."""
     fault, cause = FAULTS[name]
     needed = reward(fault.function, name=name, required=True, batched=fault.batched, timeout=fault.timeout)
-    with pytest.raises(RewardError, match=rf"'{name}' is required .* for sample \d, segment \d: {cause}: \w+"):
+    with pytest.raises(
+        RewardError, match=rf"{re.escape(repr(name))} is required .* for sample \d, segment \d: {cause}: \w+"
+    ):
         make_trainer([*rewards, needed]).train()
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000"]
 
@@ -213,7 +272,7 @@ def test_rewards_of_the_task_are_known_by_name(make_trainer):
 
 def test_experience_keeps_the_account_of_its_rows(make_trainer):
     _, experience = make_trainer(assignment="joint").step(0)
-    table = experience.table
-    assert table.routed is experience.routed and len(table.modality_BS) == 6
+    table, routed = experience.table, experience.routed
+    assert len(table.modality_BS) == len(routed.advantage_BS) == 6
     tokens = experience.canvas.modality == Modality.TEXT
-    assert tokens.any() and "joint (sum of the row's means): " in table.explain(5, 0)
+    assert tokens.any() and "joint (sum of the row's means): " in table.explain(5, 0, routed)

@@ -17,16 +17,16 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from unidiff.grpo import sharding
-from unidiff.grpo.checkpoint import read_metrics
 from unidiff.grpo.lora import add_adapters
 from unidiff.grpo.zero2 import Zero2
+from unidiff.run_folder import read_metrics
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 SETTINGS = [
     {"save_steps": 1},
     {"beta": 0.1, "num_iterations": 2, "gradient_checkpointing": True, "scale_rewards": "batch"},
     {"lora_rank": 4, "beta": 0.1, "learning_rate": 1e-2},
-    {"dtype": "bfloat16", "learning_rate": 1e-3, "num_iterations": 2},
+    {"dtype": "bfloat16", "learning_rate": 1e-3, "num_iterations": 2, "check_ratio_every": 0},
 ]
 SETTINGS = [{"micro_batch_size": 1, **own} for own in SETTINGS]  # and 2 on the second process
 
@@ -41,6 +41,11 @@ def launch(way: str, start: Path, folder: Path, settings: list[dict]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def dtype_of(way: str) -> dict:
+    """DeepSpeed has no float64: there float noise turns AdamW's steps (see the fixture `exact`)."""
+    return {"dtype": "float32"} if way == "DEEPSPEED" else {}
+
+
 # DeepSpeed compiles its exchange on CPUs when it is first used, which takes minutes.
 NO_DEEPSPEED = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason='DeepSpeed is not installed: pip install "unidiff[deepspeed]"'
@@ -53,23 +58,26 @@ def sharded(request, model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     model.save_pretrained(folder / "start")
     without = [s for s in SETTINGS if request.param == "FSDP" or "lora_rank" not in s]
-    launch(request.param, folder / "start", folder, without)
+    launch(request.param, folder / "start", folder, [{**dtype_of(request.param), **own} for own in without])
     return request.param, folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(3))
-def test_one_process_and_two_shards(sharded, program, tmp_path, difference, timeless, case):
+def test_one_process_and_two_shards(sharded, program, tmp_path, difference, same_metrics, timeless, case):
     way, folder = sharded
     if way == "DEEPSPEED" and "lora_rank" in SETTINGS[case]:
         pytest.skip("ZeRO-2 is refused for adapters")
-    program("tests/grpo/train_tiny.py").train(str(folder / "start"), tmp_path, SETTINGS[case])
+    program("tests/grpo/train_tiny.py").train(str(folder / "start"), tmp_path, {**SETTINGS[case], **dtype_of(way)})
     one, both = (read_metrics(f / "metrics.jsonl") for f in (tmp_path, folder / str(case)))
     assert len(one) == len(both) == 2
     for first, second in zip(one, both):
-        assert timeless(second) == pytest.approx(timeless(first), abs=1e-4, rel=1e-3)
+        if way == "FSDP":
+            same_metrics(first, second)
+        else:
+            assert timeless(second) == pytest.approx(timeless(first), abs=1e-4, rel=1e-3)
     weights = [load_file(f / "model" / "model.safetensors") for f in (tmp_path, folder / str(case))]
-    assert difference(*weights) < 2e-5
+    assert difference(*weights) < (1e-10 if way == "FSDP" else 2e-5)
     held = [json.loads((f / "held_out.json").read_text()) for f in (tmp_path, folder / str(case))]
     for name in held[0]:
         assert held[1][name] == pytest.approx(held[0][name], abs=1e-6)
@@ -97,7 +105,7 @@ def test_a_sharded_run_goes_on_where_it_stopped(sharded, tmp_path, difference, t
     (stopped / "config.json").write_bytes((whole / "config.json").read_bytes())
     (stopped / "metrics.jsonl").write_text((whole / "metrics.jsonl").read_text().splitlines()[0] + "\n")
     (stopped / "checkpoints" / "step-000001").symlink_to(whole / "checkpoints" / "step-000001")
-    launch(way, folder / "start", tmp_path, [{**SETTINGS[0], "resume": True}])
+    launch(way, folder / "start", tmp_path, [{**SETTINGS[0], **dtype_of(way), "resume": True}])
     once, again = (read_metrics(f / "metrics.jsonl") for f in (whole, stopped))
     assert [timeless(m) for m in again] == [timeless(m) for m in once]
     assert difference(*(load_file(f / "model" / "model.safetensors") for f in (whole, stopped))) == 0

@@ -17,7 +17,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, reward
-from unidiff.grpo.checkpoint import write_json
+from unidiff.files import write_json
+from unidiff.grpo.experience import prompt_index
 from unidiff.tasks import FrozenLake
 
 COMMON = {
@@ -35,6 +36,7 @@ COMMON = {
     "max_steps": 2,
     "eval_size": 5,
     "check_ratio_every": 1,
+    "dtype": "float64",  # see the fixture `exact`
 }
 
 
@@ -51,6 +53,25 @@ def bright(segments, **columns):
 @reward(on="sequence", credit="both", weight=0.1)
 def lost_now_and_then(segments, **columns):
     return [None if sum(len(s.tokens) for s in v.segments) % 3 == 0 else float(len(v.segments)) for v in segments]
+
+
+FIRST = {prompt_index(0, step, 0) for step in range(COMMON["max_steps"])}
+
+
+def on_first_prompt(name, function):
+    """A reward that says the same of all rollouts but those of a step's first prompt: of the first process."""
+
+    def judged(segments, **columns):
+        return [v if s.task.index in FIRST else 0.5 for s, v in zip(segments, function(segments))]
+
+    return reward(judged, on=name, name=name)
+
+
+REWARDS = {
+    "all": [words, bright, lost_now_and_then],
+    "first prompt": [on_first_prompt("text", words.function), on_first_prompt("image", bright.function)],
+    "none": [reward(lambda segments, **columns: [0.5 for _ in segments], on="text", name="equal")],
+}
 
 
 def accelerator_of(sharded: str) -> Accelerator:
@@ -77,10 +98,10 @@ def accelerator_of(sharded: str) -> Accelerator:
 
 def train(model_folder: str, folder: Path, settings: dict) -> None:
     """Leaves metrics, weights and held-out figures in the folder. settings: of GRPOConfig, beside the common ones;
-    and dtype, and start: the name of a model's folder beside the given one."""
+    and dtype, rewards: a name of REWARDS, and start: the name of a model's folder beside the given one."""
     torch.set_num_threads(1)
     settings = {"output_dir": str(folder), **COMMON, **settings}
-    dtype = getattr(torch, settings.pop("dtype", "float32"))
+    dtype, rewards = getattr(torch, settings.pop("dtype")), REWARDS[settings.pop("rewards", "all")]
     start = Path(model_folder).parent / settings.pop("start", Path(model_folder).name)
     sharded = os.environ.get("SHARDED", "")
     accelerator = accelerator_of(sharded)
@@ -88,10 +109,10 @@ def train(model_folder: str, folder: Path, settings: dict) -> None:
         settings["micro_batch_size"] += accelerator.process_index
     config = GRPOConfig(**settings)
     model = UnifiedModel.from_pretrained(start, dtype=dtype)
-    trainer = GRPOTrainer(model, FrozenLake(), config, [words, bright, lost_now_and_then], accelerator=accelerator)
+    trainer = GRPOTrainer(model, FrozenLake(), config, rewards, accelerator=accelerator)
     trainer.train()
     held = trainer.held_out()
-    flat = torch.cat([p.detach().flatten().float() for p in model.parameters()])
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
     everybody = trainer.accelerator.gather(flat[None])
     assert bool((everybody == everybody[0]).all()), "the processes' weights differ"
     trainer.save_model(folder / "model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -118,3 +119,33 @@ def test_config_that_is_no_object(vq_folder, tmp_path):
         (folder / "config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             load("diffusers_vq", folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda w: w.fill_(float("nan")), r"holds \d+ of \d+ numbers that are NaN or infinite"),
+        (lambda w: w.index_fill(0, torch.tensor([0]), float("inf")), r"holds \d+ of \d+ numbers that are NaN or infinite"),
+        (lambda w: w.to(torch.int8), r"holds torch\.int8 numbers; quantized weights are not read"),
+        (lambda w: w.to(torch.float8_e4m3fn), r"holds torch\.float8_e4m3fn numbers; quantized"),
+    ],
+)
+def test_weights_that_are_no_numbers(spoil, message, magvit_folder, vq_folder, tmp_path):
+    native = ROOT / "tokenizers/native/image"
+    for kind, folder in (("magvit2", magvit_folder), ("diffusers_vq", vq_folder), ("patch_vq", native)):
+        copy = Path(shutil.copytree(folder, tmp_path / kind))
+        path = next(copy.glob("*.safetensors"))
+        weights = load_file(path)
+        name = next(n for n, w in weights.items() if w.ndim == 4)
+        weights[name] = spoil(weights[name]).contiguous()
+        save_file(weights, path)
+        with pytest.raises(ValueError, match=message):
+            load(kind, copy)
+
+
+def test_a_million_layers(vq_folder, tmp_path):
+    copy = Path(shutil.copytree(vq_folder, tmp_path / "vq"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "layers_per_block": 10**6}))
+    with pytest.raises(ValueError, match=r"layers_per_block is 1000000, of \d+ weights"):
+        load("diffusers_vq", copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -50,14 +51,16 @@ def test_codes_are_signs_with_the_first_bit_first(small_magvit):
 
 
 def test_batches_are_cut_into_chunks(small_magvit, monkeypatch):
-    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    """In float64: a convolution of two pictures may round otherwise than one of three."""
+    small_magvit = copy.deepcopy(small_magvit).double()
+    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole, painted = small_magvit.encode(pixels), small_magvit.decode(small_magvit.encode(pixels))
     seen = []
     monkeypatch.setattr("unidiff.images._PIXELS_AT_ONCE", 2 * 3 * 32 * 32)
     hook = small_magvit.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     other = small_magvit.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     assert torch.equal(small_magvit.encode(pixels), whole)
-    torch.testing.assert_close(small_magvit.decode(whole), painted)
+    assert (small_magvit.decode(whole) - painted).abs().max() < 1e-12
     hook.remove(), other.remove()
     assert seen == [2, 1, 2, 1]
 

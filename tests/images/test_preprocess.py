@@ -93,8 +93,6 @@ def test_a_box_that_is_cropped_away():
 
 
 def test_bad_pictures():
-    with pytest.raises(ValueError, match=r"expected mode RGB, got RGBA; use image.convert\('RGB'\)"):
-        CROP.image(Image.new("RGBA", (64, 64)))
     with pytest.raises(ValueError, match="mask: expected mode 1 or L, got RGB"):
         CROP.mask(Image.new("RGB", (64, 64)))
     with pytest.raises(ValueError, match="an image of 64 x 15 pixels is smaller than 16; enlarge it"):
@@ -102,9 +100,9 @@ def test_bad_pictures():
 
 
 def test_bad_rules():
-    with pytest.raises(ValueError, match="rule is 'pad'; rules are crop, squash"):
+    with pytest.raises(ValueError, match=r"Preprocess\.rule is 'pad'; choose one of crop, squash"):
         Preprocess("pad", 64)
-    with pytest.raises(ValueError, match="resample is 'nearest'; filters are bicubic, lanczos"):
+    with pytest.raises(ValueError, match=r"Preprocess\.resample is 'nearest'; choose one of bicubic, lanczos"):
         Preprocess("crop", 64, resample="nearest")
     for size in (0, 100):
         with pytest.raises(ValueError, match=f"size {size} must be a positive multiple of 32"):

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+import unidiff
 from unidiff import UnifiedModel
-from unidiff.grpo.checkpoint import read_metrics
+from unidiff.run_folder import read_metrics
 from unidiff.tasks import FrozenLake
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "interleaved_reasoning.py"
@@ -78,7 +79,7 @@ def announce_pictures(folder: Path) -> None:
     model.log_probs = noted
     task = FrozenLake(tile=2 * model.images.factor)
     for seed in range(4):
-        model.rollout(task.example("train", seed).prompt, edit="random", max_rounds=1, seed=seed)
+        unidiff.rollout(model, task.example("train", seed).prompt, edit="random", max_rounds=1, seed=seed)
     hidden, head = torch.cat([s.flatten(0, -2) for s in states]), model.backbone.lm_head.weight
     mean = hidden.mean(0)
     lacking = (hidden @ head[: model.spec.image_offset].T).amax(1) - hidden @ head[model.spec.image_next]

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import accelerate.tracking
 import pytest
 import torch
 
 from unidiff import UnifiedModel
-from unidiff.grpo.checkpoint import read_metrics
+from unidiff.run_folder import read_metrics
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "interleaved_reasoning.py"
 SMALL = {"num_prompts": 2, "num_generations": 2, "max_rounds": 2, "text_steps": 3, "image_steps": 2, "edit": "random"}
@@ -102,7 +105,7 @@ def test_summary(finished, start):
         assert summary[side]["success"] == summary[side]["greedy"]["success"]
         assert {"success", "image_exact", "format"} <= summary[side]["sampled"].keys()
     assert summary["rollout"]["token_forwards"] > 0 and summary["rollout"]["flops"] > 0
-    assert summary["rollout"]["seconds"] > 0 and set(summary["rollout"]["phases"]) >= {"prompt", "text", "write"}
+    assert summary["rollout"]["seconds"] > 0 and set(summary["rollout"]["phases"]) >= {"prompt", "text", "write_text"}
     assert summary["seconds"] > summary["seconds_training"] > 0 and summary["steps"] == 2
     assert summary["config"]["model"] == str(start) and summary["config"]["num_generations"] == 2
 
@@ -191,7 +194,7 @@ def test_settings_from_a_file(run, tmp_path):
             "assignment is 'both'; choose one of joint, normalize_then_sum, factorized, segment",
         ),
         (["--num_generations", "1"], "num_generations is 1; a group needs at least 2"),
-        (["--text_estimator", "fading"], "text_estimator is 'fading'; did you mean 'fading_out'?"),
+        (["--text_estimator", "fading"], "text_estimator: estimator 'fading' is not known"),
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--board_size", "9"], "size: expected 3 to 8 cells, got 9"),
         (["--board_size", "5"], "so many cells do not fill the model's picture of 64 x 64 pixels"),
@@ -205,6 +208,12 @@ def test_settings_from_a_file(run, tmp_path):
         (["--rewards", "sucess=2"], "unknown reward 'sucess'; did you mean 'success'?"),
         (["--rewards", "success=high"], "reward 'success=high': the weight 'high' is not a finite number"),
         (["--tracker", "notebook"], "notebook"),
+        (["--threads", "-1"], "threads is -1; it must be at least 1, or none"),
+        (["--threads", "0"], "threads is 0; it must be at least 1, or none"),
+        (["--output_dir", str(RECIPE)], "interleaved_reasoning.py is a file, not a folder"),
+        (["--output_dir", str(RECIPE / "run")], "interleaved_reasoning.py is a file, not a folder"),
+        (["--output_dir", str(RECIPE.parent / "base")], "base holds README.md, config.json, image, … but no run"),
+        (["--resume"], "does not exist, so nothing can be resumed"),
         (["--config", "missing.yaml"], "config file missing.yaml does not exist"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -229,6 +238,67 @@ def test_a_folder_that_holds_another_run(run, finished):
     assert summary_of(finished)["steps"] == 2
 
 
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def test_a_finished_run_is_extended_with_the_settings_of_its_folder(recipe, start, copy, finished, monkeypatch):
+    monkeypatch.syspath_prepend(start)
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), "--resume", "--output_dir", str(copy), "--max_steps", "3"])
+    recipe.main()
+    before, after = summary_of(finished), summary_of(copy)
+    assert after["steps"] == 3 and after["base"] == before["base"]
+    changed = {k for k, v in after["config"].items() if v != before["config"][k]}
+    assert changed - {"resume"} == {"max_steps", "output_dir"}
+
+
+@pytest.mark.parametrize("content", [None, "", '{"greedy": '])
+def test_the_figures_before_training_are_found_again(run, copy, finished, content):
+    (copy / "base.json").unlink()
+    if content is not None:
+        (copy / "base.json").write_text(content)
+    run(copy, "--quiet", "--resume", "--log_rollouts_every", "1", "--eval_steps", "1")
+    assert summary_of(copy)["base"] == summary_of(finished)["base"]
+    assert summary_of(copy)["final"] == summary_of(finished)["final"]
+
+
+def test_a_damaged_checkpoint_costs_steps_and_nothing_else(run, words, finished, tmp_path):
+    folder = run(tmp_path / "run", "--quiet", "--save_steps", "1", "--log_rollouts_every", "1", "--eval_steps", "1")
+    for name in ("model.safetensors", "optimizer.bin"):
+        path = folder / "checkpoints" / "step-000002" / name
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.warns(UserWarning, match=rf"step-000002.{name} is damaged; it is kept as step-000002\.damaged"):
+            run(folder, "--quiet", "--resume", "--log_rollouts_every", "1", "--eval_steps", "1")
+        same_results(folder, finished)
+
+
+def test_a_full_disk(run, finished, small_disk):
+    """The message names the file and the cause; the checkpoint before stays, and with room the run goes on from it."""
+    size = sum(p.stat().st_size for p in (finished / "checkpoints").rglob("*"))
+    words = ("--quiet", "--save_steps", "1", "--log_rollouts_every", "0", "--eval_steps", "1")
+    disk = small_disk(int(1.6 * size))
+    message = (
+        r"^error: .*step-000002 could not be written: .* are free on its disk\)\nMend it and go on with .*--resume"
+    )
+    with pytest.raises(SystemExit, match=message):
+        run(disk, *words)
+    assert [p.name for p in (disk / "checkpoints").iterdir()] == ["step-000001"] and not list(disk.rglob("*.draft"))
+    small_disk(8 * size)
+    run(disk, *words, "--resume")
+    same_results(disk, finished)
+
+
+def test_a_tracker_whose_package_is_missing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerate.tracking, "_available_trackers", [])
+    for tracker, package in (("wandb", "unidiff[tracking]"), ("all", "unidiff[tracking]"), ("comet_ml", "comet-ml")):
+        with pytest.raises(SystemExit) as refused:
+            run(tmp_path / "run", "--tracker", tracker)
+        assert refused.value.code == f'error: tracker {tracker} is not installed: pip install "{package}"'
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_that_holds_an_evaluation(run, tmp_path):
     run(tmp_path / "run", "--quiet", "--max_steps", "0")
     with pytest.raises(SystemExit, match="holds another run"):
@@ -244,7 +314,7 @@ def test_a_checkpoint_that_lacks_files(run, tmp_path, model, missing):
 
 
 def test_a_required_reward_that_fails(run, tmp_path):
-    with pytest.raises(SystemExit, match=r"error: reward 'vital' is required[\s\S]*go on with --resume --output_dir"):
+    with pytest.raises(SystemExit, match=r"error: reward 'vital' is required[\s\S]*py --resume --output_dir"):
         run(tmp_path / "run", "--rewards", "toy_rewards:vital", "--quiet")
     assert (tmp_path / "run" / "checkpoints" / "step-000000" / "progress.json").is_file()
 
@@ -275,23 +345,31 @@ def unbroken(run, tmp_path_factory) -> Path:
     return run(tmp_path_factory.mktemp("runs") / "unbroken", *LONG)
 
 
-def ended_by(number: int, words: list[str], start: Path, folder: Path, lines: int) -> int:
-    """Starts a run as a user does, sends it a signal once it has written so many lines of metrics; its exit code."""
-    paths = os.pathsep.join(filter(None, (str(start), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+def ended_by(
+    number: int, words: list[str], start: Path, folder: Path, lines: int, launcher: Sequence[str] = (sys.executable,)
+) -> tuple[int, str]:
+    """Starts a run as a user does, sends it and its launcher a signal once it has written so many lines of metrics;
+    its exit code, and what it printed."""
     process = subprocess.Popen(
-        [sys.executable, str(RECIPE), *words],
-        env=environment,
+        [*launcher, str(RECIPE), *words],
+        env=surroundings(start),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     while process.poll() is None and len(read_metrics(folder / "metrics.jsonl")) < lines:
         time.sleep(0.002)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     out, _ = process.communicate(timeout=600)
-    assert process.returncode in (-number, 130), out[-2000:]
-    return process.returncode
+    return process.returncode, out
+
+
+def surroundings(start: Path) -> dict[str, str]:
+    """The environment of a run started as a user does."""
+    paths = os.pathsep.join(filter(None, (str(start), os.environ.get("PYTHONPATH"))))
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "PATH": programs}
 
 
 def same_results(first: Path, second: Path) -> None:
@@ -305,7 +383,7 @@ def same_results(first: Path, second: Path) -> None:
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(run, words, start, unbroken, tmp_path):
     folder = tmp_path / "run"
-    assert ended_by(signal.SIGKILL, words(folder, *LONG), start, folder, lines=3) == -signal.SIGKILL
+    assert ended_by(signal.SIGKILL, words(folder, *LONG), start, folder, lines=3)[0] == -signal.SIGKILL
     done = len(read_metrics(folder / "metrics.jsonl"))
     assert 3 <= done < 8 and not (folder / "summary.json").exists()
     with (folder / "metrics.jsonl").open("a") as file:
@@ -315,12 +393,19 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(run, words, start, 
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_saves_what_it_has_and_goes_on(run, words, start, unbroken, tmp_path):
-    folder = tmp_path / "run"
-    assert ended_by(signal.SIGINT, words(folder, *LONG), start, folder, lines=1) == 130
+@pytest.mark.parametrize(
+    "launcher", [(sys.executable,), ("accelerate", "launch", "--cpu")], ids=["python", "accelerate"]
+)
+def test_an_interrupted_run_saves_what_it_has_and_goes_on(words, start, unbroken, tmp_path, launcher):
+    """By the command that it prints last, whatever the launcher prints when it is interrupted."""
+    folder = tmp_path / "a run"
+    code, out = ended_by(signal.SIGINT, words(folder, *LONG), start, folder, lines=1, launcher=launcher)
+    assert code == 130 or launcher[0] == "accelerate", out[-2000:]
     done = len(read_metrics(folder / "metrics.jsonl"))
     assert 1 <= done < 8
     last = sorted((folder / "checkpoints").iterdir())[-1]
     assert json.loads((last / "progress.json").read_text())["step"] == done
-    run(folder, *LONG, "--resume")
+    hint = out.splitlines()[-1].partition("; go on with ")[2]
+    assert shlex.split(hint) == [*launcher, str(RECIPE), "--resume", "--output_dir", str(folder)]
+    subprocess.run(shlex.split(hint), env=surroundings(start), check=True, stdout=subprocess.DEVNULL)
     same_results(folder, unbroken)

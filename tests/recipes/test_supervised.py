@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from unidiff import UnifiedModel
+from unidiff.run_folder import read_metrics
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "supervised.py"
 TINY = ["--corpus", "6", "--batch_size", "2", "--window_batch", "3", "--warmup", "1"]
@@ -36,3 +41,74 @@ def test_a_fresh_run_and_one_that_goes_on(tmp_path: Path) -> None:
     assert any(not torch.equal(before[name], after[name]) for name in before)
     steps = json.loads((second / "training.json").read_text())["steps"]
     assert len((second / "supervised.jsonl").read_text().splitlines()) < steps  # the clock ended it
+
+
+# ---------------------------------------------------------------------------------------------- its folder
+
+SMALL = [*TINY, "--d_model", "32", "--layers", "1", "--steps", "4", "--save_every", "2"]
+
+
+@pytest.fixture
+def here(program: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """here(folder, *words) -> the folder, after a run in this process."""
+    recipe = program("recipes/supervised.py")
+
+    def call(folder: Path, *words: str) -> Path:
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *words, "--output_dir", str(folder)])
+        recipe.main()
+        return folder
+
+    return call
+
+
+def results(folder: Path) -> tuple:
+    lines = [{k: v for k, v in m.items() if k != "seconds"} for m in read_metrics(folder / "supervised.jsonl")]
+    return (
+        lines,
+        (folder / "model.safetensors").read_bytes(),
+        json.loads((folder / "summary.json").read_text())["steps"],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [1, 3])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(here, tmp_path, monkeypatch, capsys, moment) -> None:
+    """By the command that it prints, whose only settings are those of the folder. Then it is extended."""
+    whole = here(tmp_path / "whole", *SMALL)
+
+    def interrupt(*given, sample=torch.nn.utils.clip_grad_norm_):
+        calls.append(1)
+        if len(calls) == moment:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return sample(*given)
+
+    calls: list[int] = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        here(tmp_path / "run", *SMALL)
+    assert ended.value.code == 130 and len(calls) == moment and not (tmp_path / "run" / "model.safetensors").exists()
+    hint = capsys.readouterr().out.splitlines()[-1]
+    assert hint.startswith("stopped; go on with ")
+    assert hint.endswith(f"supervised.py --resume --output_dir {tmp_path / 'run'}")
+    assert results(here(tmp_path / "run", "--resume")) == results(whole)
+    assert results(here(tmp_path / "run", "--resume", "--steps", "6"))[2] == 6
+    with pytest.raises(SystemExit, match="cannot be resumed with other settings: seed was 0, is 1"):
+        here(tmp_path / "run", "--resume", "--seed", "1")
+
+
+def test_what_it_refuses(here, tmp_path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "file").write_text("")
+    for folder, words, message in (
+        ("model", [], "model holds config.json but no run"),
+        ("model", ["--resume"], "holds no run, so nothing can be resumed"),
+        ("nothing", ["--resume"], "does not exist, so nothing can be resumed"),
+        ("file", [], "is a file, not a folder"),
+        ("run", ["--save_every", "-1"], "save_every is -1; it must be at least 0"),
+        ("run", ["--lr", "inf"], "lr is 'inf'; it must be a finite number"),
+        ("run", ["--init", str(tmp_path / "no")], str(tmp_path / "no")),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+            here(tmp_path / folder, *words)
+    assert [p.name for p in (tmp_path / "model").iterdir()] == ["config.json"]

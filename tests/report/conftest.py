@@ -15,7 +15,9 @@ from unidiff.rewards.router import RewardRouter, Routed
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.table import RewardTable, evaluate
 from unidiff.sampling.compute import Compute, Cost
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig, Stop
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.rollout import Rollout, Stop
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Interleaved
 from unidiff.tasks import FrozenLake
 

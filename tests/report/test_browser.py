@@ -87,6 +87,32 @@ def test_it_loads_clean_and_does_not_scroll_sideways(visit, width, scheme) -> No
     assert page.evaluate("window.hacked") is None and page.title() == EVIL
 
 
+def test_no_script_but_the_page_s_own_runs(browser, page_path, tmp_path) -> None:
+    """Were something not escaped, the policy would still stop it."""
+    broken = tmp_path / "page.html"
+    injected = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+    broken.write_text(page_path.read_text().replace("<main>", "<main>" + injected, 1))
+    page = browser.new_page()
+    refused: list[str] = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto(broken.as_uri())
+    assert page.evaluate("window.hacked") is None and sum("inline" in text for text in refused) >= 2
+    page.locator(".edit-panel").first.locator("input[type=range]").fill("1")
+    assert page.locator(".stage .masked").count()  # its own script does
+    page.close()
+
+
+def test_failures_are_one_click_apart(visit, made) -> None:
+    page = visit()
+    failed = page.locator(".rollout[data-failure]").all()
+    assert len(failed) == sum(r.success is False for r in [*made, made[0]]) > 1
+    link = page.locator("#next-failure")
+    assert link.inner_text() == f"✗ next failure of {len(failed)}"
+    for one in [*failed, failed[0]]:
+        link.click()
+        assert 0 <= one.bounding_box()["y"] < 200
+
+
 def test_the_slider_changes_the_picture(visit, made) -> None:
     page, edit = visit(), edits_of(made[0])[0]
     panel = page.locator(".edit-panel").first

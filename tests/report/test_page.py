@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import re
 from dataclasses import replace
@@ -137,6 +138,9 @@ def test_the_page_asks_nothing_of_the_network(tmp_path, gallery) -> None:
     addresses = [a.get(k) for _, a in shown.tags for k in ("src", "href", "action", "data") if a.get(k)]
     assert addresses and all(a.startswith(("data:image/", "#")) for a in addresses)
     assert "default-src 'none'" in path.read_text()
+    script = path.read_text().partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'\"" in path.read_text() and path.read_text().count("<script") == 1
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", path.read_text())
 
 

@@ -100,7 +100,7 @@ def test_flat_summaries(side) -> None:
 
 def test_slashes_are_columns_too_and_leading_figures_come_first() -> None:
     figures = held_out({"base": {"sampled/zeta": 3.0, "greedy/success": 0.1}})
-    assert [f.name for f in figures] == ["success", "zeta"] and columns(figures) == ["greedy", "sampled, T = 1"]
+    assert [f.name for f in figures] == ["success", "zeta"] and columns(figures) == ["greedy", "sampled"]
     assert held_out(None) == []
 
 

@@ -13,10 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from unidiff.grpo.experience import segment_views
 from unidiff.report.record import record
+from unidiff.report.regeneration import full_regeneration
 from unidiff.rewards.reward import reward
 from unidiff.rewards.table import evaluate
+from unidiff.sampling.compute import Compute, Cost
+from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.rollout import Stop
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Modality
 
 
@@ -104,27 +109,27 @@ def test_lost_and_whole_response_rewards_say_why(demonstrated) -> None:
     assert picture.rewards[0].value is None and "no <b>network</b>" in picture.rewards[0].why
 
 
-def test_saved_compute_is_against_denoising_every_token_in_every_step(demonstrated) -> None:
+def test_saved_compute_is_against_regenerating_every_picture(demonstrated) -> None:
+    """Finished pictures are written into the cache either way."""
     rollout, views = demonstrated.rollouts[0], demonstrated.rows[0]
-    made = record(rollout, views)
+    written = Compute(select=Cost(1, 10), write_image=Cost(1, 66), write_text=Cost(1, 99))
+    made = record(replace(rollout, compute=written), views, full=Compute(image=Cost(8, 512), write_image=Cost(1, 66)))
     pictures = sum(s.modality is Modality.IMAGE for s in rollout.segments)
     assert made.image_tokens == 64 * pictures and made.kept_tokens == 56 * pictures
-    assert made.saved == pytest.approx(1 - 64 / (64 * pictures * rollout.settings.image_steps))
-    uncached = replace(rollout, settings=replace(rollout.settings, cache=False))
-    assert record(uncached, views).saved is None
+    assert made.saved == pytest.approx(1 - 76 / 578)
+    assert record(rollout, views).saved is None
 
 
 def test_a_full_rollout_saves_nothing(model, task) -> None:
-    from unidiff.grpo.experience import segment_views
-    from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
-
     sampler = InterleavedSampler(model, SamplerConfig(edit="full", image_steps=3, max_rounds=1))
     example = task.example("dev", 0)
     rollouts = sampler.sample([model.encode(example.prompt)], range(8))
     drawn = [i for i, r in enumerate(rollouts) if len(r.segments) > 1]
     assert drawn
     views = segment_views(model, rollouts, [example] * 8)
-    assert record(rollouts[drawn[0]], views[drawn[0]]).saved == 0
+    for i in range(8):
+        made = record(rollouts[i], views[i], full=full_regeneration(model, rollouts[i]))
+        assert made.saved == (pytest.approx(0) if i in drawn else None)
 
 
 def test_records_survive_pickle_and_json(demonstrated, model) -> None:

@@ -31,6 +31,16 @@ def test_scores_are_read_or_missing():
         "underscore: 5": None,
         "": None,
         "Score: high": None,
+        "Score：７": 7,
+        "Score: 8/10": 8,
+        "Score: 8 out of 10.": 8,
+        "Score: 4/5": None,
+        "Score: −1": None,
+        "Score: 3-5": None,
+        "Score: 3–5": None,
+        "Score: 5 %": None,
+        "Score: 7,5": None,
+        "Score: 3. No, score: 7,5": None,
     }
     assert {text: read_score(text, 0, 10) for text in said} == said
 
@@ -67,6 +77,18 @@ def row(*words):
     views = [SegmentView(modality=Modality.TEXT, tokens=torch.arange(2), text=w) for w in words]
     views.append(SegmentView(modality=Modality.IMAGE, tokens=torch.arange(6), pixels=pixels))
     return link_row(views, prompt=["draw a cat", Image.new("RGB", (3, 2), "red")])
+
+
+def test_a_view_that_cannot_be_sent_loses_its_own_score(chat):
+    chat.says = lambda body: "Score: 5"
+    made, odd = judge(chat.url, "m", "r"), link_row([row("a")[0]], prompt=[Unsendable()])
+    lost, sound = ask(made, [odd[0], row("a")[0]])
+    assert sound == 0.5 and isinstance(lost, Loss) and lost.cause is Cause.RAISED
+    assert "raised AttributeError: 'Unsendable'" in lost.message
+
+
+class Unsendable:
+    pass
 
 
 def ask(reward, views):

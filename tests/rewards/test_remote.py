@@ -2,7 +2,10 @@
 
 import asyncio
 import base64
+import datetime
+import gzip
 import http.server
+import io
 import json
 import pickle
 import socket
@@ -12,6 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +167,7 @@ def test_requests_share_batches_and_the_size_is_bounded(server):
 
 def test_limits_and_bad_requests(server):
     assert post(server + "/score", b"x" * 200_000)[0] == 413
-    assert post(server + "/score", b"{")[1]["detail"] == "the body is no JSON"
+    assert post(server + "/score", b"{")[1]["detail"].startswith("the body is no JSON: Expecting property name")
     assert post(server + "/score", b"[]")[1]["detail"] == "the body has no list of requests"
     items = [
         7,
@@ -192,7 +196,8 @@ def test_small_files_that_hold_large_pictures(program, monkeypatch):
         pictures = [base64.b64encode(encoded(Image.new("RGB", size))).decode() for size in sizes]
         return {"history": [{"image_b64": one} for one in pictures], "required_rewards": ["sizes"]}
 
-    asked, errors = module.enlist(served, [item((5, 5)), item((8, 8)), item((5, 5), (5, 5)), item((2, 2))])
+    allowance = module.Allowance(module.Memory(1 << 20))
+    asked, errors = module.enlist(served, [item((5, 5)), item((8, 8)), item((5, 5), (5, 5)), item((2, 2))], allowance)
     assert [i for i, _, _ in asked] == [0, 3] and errors[0] is errors[3] is None
     assert errors[1] == "a picture has more than 30 pixels"
     assert errors[2] == "the request's pictures have more than 60 pixels: send fewer items"
@@ -252,6 +257,39 @@ class Failing(http.server.BaseHTTPRequestHandler):
         time.sleep(1.5)
         self.good(body)
 
+    def bomb(self, body, status=200, encoding="gzip"):
+        self.send_response(status)
+        self.send_header("content-encoding", encoding)
+        self.end_headers()
+        self.wfile.write(gzip.compress(bytes(1 << 24), 1))
+
+    def refusing_bomb(self, body):
+        self.bomb(body, 400, "br")
+
+    def flood(self, body, status=200):
+        self.send_response(status)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"x" * (1 << 16))
+
+    def error_flood(self, body):
+        self.flood(body, 400)
+
+    def drip(self, body):
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b" ")
+                time.sleep(0.05)
+
+    def deep(self, body):
+        self.send(200, b"[" * 100_000 + b"]" * 100_000)
+
+    def digits(self, body):
+        self.send(200, b"1" * 10_000)
+
     def hangs_up(self, body):
         self.connection.shutdown(socket.SHUT_RDWR)
 
@@ -310,10 +348,17 @@ def failing():
         ("strings", Cause.WRONG_TYPE, "'high' for 'words', which is no number"),
         ("slow", Cause.TIMEOUT, "gave no answer in 0.3 s"),
         ("hangs_up", Cause.RAISED, "Error"),
+        ("bomb", Cause.WRONG_TYPE, "answered 200 encoded as 'gzip', which was not asked for"),
+        ("refusing_bomb", Cause.WRONG_TYPE, "answered 400 encoded as 'br', which was not asked for"),
+        ("flood", Cause.WRONG_TYPE, "answered with more than 4194304 bytes"),
+        ("error_flood", Cause.RAISED, "answered 400: xxxx"),
+        ("drip", Cause.TIMEOUT, "gave no answer in 0.3 s"),
+        ("deep", Cause.WRONG_TYPE, "answered no JSON but application/json: '[[[["),
+        ("digits", Cause.WRONG_TYPE, "answered no JSON but application/json: '1111"),
     ],
 )
 def test_a_fault_is_named_and_loses_its_values(failing, mode, cause, words):
-    lost = ask(quick(failing(mode), seconds=0.3 if mode == "slow" else 5), row(text("a"), text("b")))
+    lost = ask(quick(failing(mode), seconds=0.3 if mode in ("slow", "drip") else 5), row(text("a"), text("b")))
     assert len(lost) == 2 and all(isinstance(one, Loss) and one.cause is cause and words in one.message for one in lost)
 
 
@@ -358,9 +403,59 @@ def test_bad_options_are_named(options, message):
         remote(**{"url": "http://host", "scorer": "x", **options})
 
 
-def test_a_column_that_is_no_json_is_said(failing):
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        ask(quick(failing("good"), columns=("board",)), row(text("a"), board=object()))
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        (np.float32(0.5), 0.5),
+        (np.arange(4).reshape(2, 2), [[0, 1], [2, 3]]),
+        ({"deep": [np.bool_(True), torch.tensor([1.5])]}, {"deep": [True, [1.5]]}),
+        (datetime.date(2024, 2, 29), "2024-02-29"),
+        (np.datetime64("2024-02-29T12:30"), "2024-02-29T12:30"),
+        (np.array(["2024-02-29"], "datetime64[ns]"), ["2024-02-29T00:00:00.000000000"]),
+        (object(), "JSON cannot hold a object"),
+        (float("nan"), "not JSON compliant"),
+        (np.array([1.0, np.inf]), "not JSON compliant"),
+        (np.datetime64("NaT"), "JSON cannot hold a datetime64"),
+        (np.timedelta64(1, "ns"), "JSON cannot hold a timedelta64"),
+        ({1, 2}, "JSON cannot hold a set"),
+        (1j, "JSON cannot hold a complex"),
+    ],
+)
+def test_a_column_is_sent_as_plain_data_or_its_row_alone_is_lost(failing, value, sent):
+    reward = quick(failing("good"), columns=("board",))
+    values = ask(reward, [row(text("a"), board=b)[0] for b in (1, value, "x")] + [*row(text("a"))])
+    (body,) = failing.bodies
+    boards = [item["metadata"]["board"] for item in json.loads(body)["requests"]]
+    assert values[0] == values[2] == 0.5 and "this row has no column 'board'; it has: " in values[3].message
+    if isinstance(sent, str) and "JSON" in sent:
+        assert values[1].cause is Cause.WRONG_TYPE and values[1].message.startswith("column 'board' cannot be sent")
+        assert sent in values[1].message and boards == [1, "x"]
+    else:
+        assert values[1] == 0.5 and boards == [1, sent, "x"]
+
+
+def test_pictures_are_sent_as_a_viewer_shows_them_or_their_row_alone_is_lost(failing):
+    turned = Image.new("RGB", (6, 4), "white")
+    turned.getexif()[0x0112] = 6
+    prompts = {
+        "16 bits": Image.fromarray(np.full((4, 6), 0x8080, np.uint16)),
+        "shares": Image.fromarray(np.full((4, 6), 0.5, np.float32)),
+        "heights": Image.fromarray(np.full((4, 6), -7.5, np.float32)),
+        "turned": turned,
+        "clear": Image.new("RGBA", (6, 4), (9, 9, 9, 0)),
+    }
+    views = [link_row([text("a")], prompt=[image], columns={})[0] for image in prompts.values()]
+    values = ask(quick(failing("good")), views)
+    assert values[:2] + values[3:] == [0.5] * 4
+    assert values[2].cause is Cause.WRONG_TYPE and "a picture of the prompt cannot be sent: " in values[2].message
+    sent = [item["history"][0]["image_b64"] for item in json.loads(failing.bodies[0])["requests"]]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(one))) for one in sent]
+    assert [(p.mode, p.size, p.getpixel((0, 0))[0]) for p in pictures] == [
+        ("RGB", (6, 4), 128),
+        ("RGB", (6, 4), 128),
+        ("RGB", (4, 6), 255),
+        ("RGB", (6, 4), 255),
+    ]
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------
@@ -388,4 +483,6 @@ def test_a_pickle_that_runs_code_is_not_run_even_when_told(failing):
         assert isinstance(lost, Loss) and lost.cause is Cause.WRONG_TYPE
     assert "it holds a" in lost.message and not RAN
     missing = ask(pickled(failing("old"), key="rewards", trust_pickle=True), [row(picture(0))[0]])
-    assert "without 'rewards'" in missing[0].message
+    assert "without a list 'rewards'" in missing[0].message
+    one, lost = ask(pickled(failing("old_json"), column="meta"), [*row(picture(0), meta=1), *row(picture(0))])
+    assert one == 0.25 and "this row has no column 'meta'" in lost.message

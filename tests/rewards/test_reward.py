@@ -108,7 +108,10 @@ def test_marks_functions_objects_and_calls():
     ("options", "message"),
     [
         ({"on": "picture"}, "on='picture'; choose one of text, image, sequence"),
-        ({"weight": float("nan")}, "weight=nan"),
+        ({"weight": float("nan")}, "reward 'f': weight is nan; it must be a finite number"),
+        ({"weight": "2"}, "reward 'f': weight is '2'; it must be a number"),
+        ({"retries": 1.5}, "retries is 1.5; it must be a whole number"),
+        ({"required": "no"}, "required is 'no'; it must be true or false"),
         ({"timeout": 0}, "timeout=0"),
         ({"scale": "std"}, "scale='std'; choose one of group, batch, none, rank, or None"),
         ({"retries": -1}, "retries=-1"),

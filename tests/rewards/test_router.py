@@ -304,7 +304,7 @@ def test_bad_settings_are_named():
     given = random_table(0)
     with pytest.raises(ValueError, match="assignment='factorised'; choose one of joint"):
         RewardRouter("factorised")
-    with pytest.raises(ValueError, match="scale='std'"):
+    with pytest.raises(ValueError, match="scale is 'std'; choose one of group, batch, none"):
         RewardRouter(scale="std")  # pyright: ignore
     with pytest.raises(ValueError, match="group 5 has a single rollout"):
         RewardRouter().route(given, torch.tensor([0] * 11 + [5]))

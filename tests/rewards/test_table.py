@@ -1,5 +1,6 @@
 """The reward table: where values stand, how it reads, and joining tables of several processes."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from unidiff.rewards.reward import Cause, reward
+from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import ASSIGNMENTS, RewardRouter
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import WHOLE, RewardTable, evaluate
@@ -95,14 +97,14 @@ def test_explains_in_words():
 def test_explains_how_the_router_came_to_an_advantage():
     table = evaluate([legal, follows, solved], rows(4))
     assert "advantage" not in table.explain(2, 1)
-    RewardRouter("factorized").route(table, torch.tensor([0, 0, 0, 0]))
-    assert table.explain(2, 1).splitlines()[-3:] == [
+    routed = RewardRouter("factorized").route(table, torch.tensor([0, 0, 0, 0]))
+    assert table.explain(2, 1, routed).splitlines()[-3:] == [
         "  factorized (sum of the row's means, of its modality alone): 2 × 2 (follows) + -0.5 × 3 (solved) = 2.5",
         "  compared in group 0 with 4 values: mean 2, std 1.871",  # of -0.5, 2, 2.5 and 4
         "  advantage of each of its sampled tokens: (2.5 - 2) / 1.871 = 0.2672",
     ]
-    RewardRouter("segment", scale="none", leave_one_out=True).route(table, torch.tensor([5, 5, 5, 5]))
-    lines = table.explain(0, 2).splitlines()
+    routed = RewardRouter("segment", scale="none", leave_one_out=True).route(table, torch.tensor([5, 5, 5, 5]))
+    lines = table.explain(0, 2, routed).splitlines()
     assert lines[1] == "  legal = 2, times weight 1 = 2"
     assert lines[-3].endswith("own values): 1 × 2 (legal) + -0.5 × 1 (solved) = 1.5")
     assert lines[-2:] == [
@@ -110,14 +112,15 @@ def test_explains_how_the_router_came_to_an_advantage():
         "  advantage of each of its sampled tokens: 3/2 × (1.5 - 0.6667) = 1.25",
     ]
     same = evaluate([reward(lambda segments: [1.0] * len(segments), on="image", name="same")], rows())
-    RewardRouter("joint").route(same, torch.tensor([0, 0, 0]))
-    assert same.explain(1, 1).endswith("sampled tokens: all are equal = 0")
-    RewardRouter("segment").route(table, torch.tensor([0, 0, 1, 1]))
-    assert table.explain(1, 0).splitlines()[-1] == (
+    routed = RewardRouter("joint").route(same, torch.tensor([0, 0, 0]))
+    assert same.explain(1, 1, routed).endswith("sampled tokens: all are equal = 0")
+    routed = RewardRouter("segment").route(table, torch.tensor([0, 0, 1, 1]))
+    assert table.explain(1, 0, routed).splitlines()[-1] == (
         "  no advantage: nothing to compare it with; its tokens are not trained"
     )
-    RewardRouter(lambda values, segments: torch.full((4, 3), 0.25)).route(table, torch.tensor([0, 0, 1, 1]))
-    assert table.explain(1, 0).endswith("tokens: a function of yours gave it 0.25 = 0.25")
+    mine = RewardRouter(lambda values, segments: torch.full((4, 3), 0.25))
+    routed = mine.route(table, torch.tensor([0, 0, 1, 1]))
+    assert table.explain(1, 0, routed).endswith("tokens: a function of yours gave it 0.25 = 0.25")
 
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
@@ -127,7 +130,7 @@ def test_the_account_of_an_advantage_is_right(assignment, scale, leave_one_out):
     table = evaluate([legal, replace(follows, scale="rank"), solved], rows(6))
     routed = RewardRouter(assignment, scale, leave_one_out).route(table, torch.tensor([0, 0, 0, 1, 1, 1]))
     account, weights = routed.account, torch.tensor(table.weights).double()
-    assert account is not None and table.routed is routed and routed.valid_BS.sum() > 9
+    assert account is not None and routed.valid_BS.sum() > 9
     present = ~account.terms_BSF.isnan()
     total = torch.where(present, account.terms_BSF * weights, 0.0).sum(-1)
     torch.testing.assert_close(account.total_BS, total.masked_fill(~present.any(-1), float("nan")), equal_nan=True)
@@ -138,18 +141,15 @@ def test_the_account_of_an_advantage_is_right(assignment, scale, leave_one_out):
     torch.testing.assert_close(routed.advantage_BS, expected.float())
     for row in range(6):
         for segment in range(3):
-            last = table.explain(row, segment).splitlines()[-1]
+            last = table.explain(row, segment, routed).splitlines()[-1]
             valid, value = routed.valid_BS[row, segment], routed.advantage_BS[row, segment]
             assert last.endswith(f" = {value:.4g}") if valid else "not trained" in last
 
 
-@pytest.mark.parametrize("router", [None, RewardRouter("segment"), RewardRouter(lambda v, s: torch.ones(v.shape[:2]))])
-def test_a_table_can_be_kept(tmp_path, router):
+def test_a_table_can_be_kept(tmp_path):
     table = evaluate([legal, replace(follows, scale="rank"), solved], rows(4))
     table.extra = {"note": {(0, 1): "a", (3, WHOLE): 2.5, (1, 0): [1, 2]}}
     table.logged = {"accuracy": [0.5, 1.0]}
-    if router is not None:
-        router.route(table, torch.tensor([0, 0, 1, 1]))
     table.save(tmp_path / "table.safetensors")
     kept = RewardTable.load(tmp_path / "table.safetensors")
     for name in ("names", "weights", "on", "credit", "scale", "losses", "lost", "logged", "metrics"):
@@ -158,12 +158,38 @@ def test_a_table_can_be_kept(tmp_path, router):
     assert str(kept) == str(table)
     for row in range(4):
         assert [kept.explain(row, s) for s in range(3)] == [table.explain(row, s) for s in range(3)]
-    assert (kept.routed is None) is (router is None)
     tensors, header = table.to_tensors()
     others = {f"rewards/{name}": value for name, value in tensors.items()} | {"tokens": torch.ones(3)}
     own = {k.removeprefix("rewards/"): v for k, v in others.items()}  # beside those of a file of rollouts
     assert RewardTable.from_tensors(own, json.loads(json.dumps(header))).explain(0, 0) == table.explain(0, 0)
     assert [p.name for p in tmp_path.iterdir()] == ["table.safetensors"]
+
+
+def test_looking_at_a_table_under_every_assignment_changes_nothing_that_it_explains():
+    table = evaluate([legal, replace(follows, scale="rank"), solved], rows(6))
+    groups_B = torch.tensor([4, 4, 4, -1, -1, -1])
+    before, fields = copy.deepcopy(table), set(vars(table))
+    routed = {name: RewardRouter(name).route(table, groups_B) for name in ASSIGNMENTS}
+    told = {name: [table.explain(row, s, routed[name]) for row in range(6) for s in range(3)] for name in routed}
+    assert all(f"  {name} (" in line for name, lines in told.items() for line in lines)
+    for name in reversed(ASSIGNMENTS):  # whatever was looked at in between
+        again = RewardRouter(name).route(table, groups_B)
+        assert [table.explain(row, s, again) for row in range(6) for s in range(3)] == told[name]
+        assert torch.equal(again.advantage_BS, routed[name].advantage_BS)
+        assert routed[name].group_B.tolist() == [1, 1, 1, 0, 0, 0]
+    assert set(vars(table)) == fields and table.losses == before.losses and "advantage" not in table.explain(0, 0)
+    for name in ("values_BSF", "sequence_BF", "modality_BS"):
+        torch.testing.assert_close(getattr(table, name), getattr(before, name), equal_nan=True)
+
+
+@pytest.mark.parametrize("router", [RewardRouter("segment"), RewardRouter(lambda v, s: torch.ones(v.shape[:2]))])
+def test_what_a_router_made_can_be_kept(router):
+    table = evaluate([legal, follows, solved], rows(4))
+    routed = router.route(table, torch.tensor([0, 0, 1, 1]))
+    tensors, header = routed.to_tensors()
+    kept = Routed.from_tensors(tensors | table.to_tensors()[0], json.loads(json.dumps(header)))
+    for row in range(4):
+        assert [table.explain(row, s, kept) for s in range(3)] == [table.explain(row, s, routed) for s in range(3)]
 
 
 def test_a_file_without_a_table(tmp_path):
@@ -175,12 +201,13 @@ def test_a_file_without_a_table(tmp_path):
 def test_rows_of_a_table_are_the_table_of_the_rows():
     everything = rows(4)
     table = evaluate([legal, follows, solved], everything)
-    RewardRouter("factorized").route(table, torch.tensor([0, 0, 1, 1]))
-    part, whole = table.rows(slice(1, 3)), [table.explain(row, 1) for row in range(4)]
+    routed = RewardRouter("factorized").route(table, torch.tensor([0, 0, 1, 1]))
+    part, some = table.rows(slice(1, 3)), routed.rows(slice(1, 3))
+    whole = [table.explain(row, 1, routed) for row in range(4)]
     alone = evaluate([legal, follows], everything[1:3])
     torch.testing.assert_close(part.values_BSF[..., :2], alone.values_BSF, equal_nan=True)
     assert {k: v for k, v in part.losses.items() if k[0] < 2} == alone.losses
-    assert [part.explain(row, 1).splitlines()[1:] for row in range(2)] == [w.splitlines()[1:] for w in whole[1:3]]
+    assert [part.explain(row, 1, some).splitlines()[1:] for row in range(2)] == [w.splitlines()[1:] for w in whole[1:3]]
 
 
 def test_concatenate_is_the_table_of_all_rows():

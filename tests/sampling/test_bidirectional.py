@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import unidiff
 from tests.families.checkpoints import formula, make_checkpoint, write_weights
 from unidiff import noise
 from unidiff.families import load_backbone
@@ -18,8 +19,10 @@ from unidiff.grpo.experience import guidance_of
 from unidiff.model import UnifiedModel
 from unidiff.report.regeneration import full_regeneration
 from unidiff.sampling.completion import complete
+from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.edit import box
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
+from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Modality
 
 PICTURED = ("mmada", "mmada_parallel", "mmada_parallel_a", "dimoo")
@@ -195,10 +198,10 @@ def test_prompts_that_leave_something_out(any_model: UnifiedModel) -> None:
 def test_the_sampler_of_a_family_is_data(pictured: UnifiedModel) -> None:
     """`rollout` takes the family's published settings, and what is given wins."""
     locate = box(0, 0, 2, 2)
-    rollout = pictured.rollout(parts(pictured), locate=locate, max_rounds=1, image_steps=3, text_block=None)
-    assert rollout.settings.image_steps == 3 and rollout.settings.text_temperature == 0
+    response = unidiff.rollout(pictured, parts(pictured), locate=locate, max_rounds=1, image_steps=3, text_block=None)
+    assert response.settings.image_steps == 3 and response.settings.text_temperature == 0
     published = {k: v for k, v in pictured.spec.sampler.items() if k not in ("image_steps", "text_block")}
-    assert all(getattr(rollout.settings, name) == value for name, value in published.items())
+    assert all(getattr(response.settings, name) == value for name, value in published.items())
 
 
 def test_approximate_caches_cost_less(any_model: UnifiedModel) -> None:
@@ -247,6 +250,24 @@ def test_golden_texts(name: str, tmp_path: Path) -> None:
             assert int(done.forwards) <= case["reference_forwards"]
 
 
+WRONG_ARGUMENTS = [
+    ({"length": 0}, "length is 0; it must be at least 1"),
+    ({"block": 0}, "block is 0; it must be at least 1"),
+    ({"steps": -8}, "steps is -8; it must be at least 1"),
+    ({"length": 8.5}, r"length is 8\.5; it must be a whole number"),
+    ({"block": True}, "block is True; it must be a whole number"),
+    ({"threshold": float("nan")}, "threshold is nan; it must be a finite number"),
+    ({"guidance": "2"}, "guidance is '2'; it must be a number"),
+    ({"guidance": -1.0}, r"guidance is -1\.0; it must be a number that is not negative"),
+    ({"cache": "prefixx"}, "cache is 'prefixx'; choose one of none, prefix, dual; did you mean 'prefix'"),
+    ({"text_end": 3}, "text_end is 3; it must be a list"),
+    ({"text_end": [-1]}, "text_end"),
+    ({"prompts": "find"}, "prompts is 'find'; it must be a list"),
+    ({"prompts": ["find"]}, "prompts is 'find'; it must be a list"),
+    ({"prompts": [[1.5]]}, r"prompts is 1\.5; it must be a whole number"),
+]
+
+
 def test_completions_in_a_batch(tmp_path: Path) -> None:
     body = load_backbone(make_checkpoint("llada", tmp_path))
     rows = [[20, 21, 22], [23], [20, 25, 26, 21, 22]]
@@ -258,6 +279,9 @@ def test_completions_in_a_batch(tmp_path: Path) -> None:
     assert int(stopped.ids[0].eq(end).sum()) == 1 or end not in stopped.ids[0]
     with pytest.raises(ValueError, match="7 steps and blocks of 4 do not divide 8 tokens evenly"):
         complete(body, rows, 8, 7, 4)
+    for arguments, message in WRONG_ARGUMENTS:
+        with pytest.raises(ValueError, match=message):
+            complete(body, **{"prompts": rows, "length": 8, "steps": 8, "block": 4, **arguments})
 
 
 def test_the_random_state_is_untouched(rng_untouched: None, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unidiff.model import UnifiedModel
-from unidiff.sampling.compute import Compute, ComputeMeter, Cost, ModelFlops
+from unidiff.sampling.compute import PICTURE_PHASES, Compute, ComputeMeter, Cost, ModelFlops
 from unidiff.sampling.rollout import Rollout
 from unidiff.sequence import Interleaved, Modality
 
@@ -27,6 +27,12 @@ def test_costs_add_and_scale() -> None:
     one, other = Compute(text=a, image=b), Compute(text=a, select=a)
     assert {k: v.forwards for k, v in (one + other).items()} == {"text": 2, "image": 10, "select": 1}
     assert one.total == a + b and Compute().total == Cost() and one.scaled(2)["image"] == b + b
+
+
+def test_pictures_cost_choosing_denoising_and_writing_them() -> None:
+    each = Compute({p: Cost(1, 10**i) for i, p in enumerate(("prompt", "text", "write_text", *PICTURE_PHASES))})
+    assert each.pictures == Cost(3, 111_000) and each.total.token_forwards == 111_111
+    assert Compute(text=Cost(1, 2, 3, 4)).pictures == Cost()
 
 
 def test_flops_are_the_formula() -> None:
@@ -98,7 +104,7 @@ def by_hand(model: UnifiedModel, row: Interleaved, cache: bool, image_steps: int
                 add("image", int(segment.sampled.sum()), codes)
             whole = len(segment) + 2
         if cache and at < len(row.response) - 1:
-            add("write", whole)
+            add(f"write_{segment.modality.name.lower()}", whole)
         context += whole
     return cost
 

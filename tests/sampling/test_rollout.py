@@ -13,10 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+import unidiff
 from unidiff import noise
 from unidiff.model import UnifiedModel
+from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.edit import EDITS, Locate, box
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
+from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.tasks import FrozenLake
 
@@ -343,10 +346,10 @@ def test_a_task_from_end_to_end(model: UnifiedModel, lean: Lean, task: FrozenLak
 
 def test_one_prompt_in_one_call(model: UnifiedModel, task: FrozenLake) -> None:
     question, picture = task.example("test", 0).prompt
-    rollout = model.rollout([question, picture], edit="confidence", seed=3, max_rounds=1)
+    response = unidiff.rollout(model, [question, picture], edit="confidence", seed=3, max_rounds=1)
     sampler = InterleavedSampler(model, SamplerConfig(edit="confidence", max_rounds=1))
-    assert same(rollout, sampler.sample([model.encode([question, picture])], [noise.key(3)])[0])
-    region = model.rollout([question, picture], locate=task.region, seed=3, max_rounds=1)
+    assert same(response, sampler.sample([model.encode([question, picture])], [noise.key(3)])[0])
+    region = unidiff.rollout(model, [question, picture], locate=task.region, seed=3, max_rounds=1)
     assert region.settings.edit == "region"
 
 
@@ -368,7 +371,18 @@ def test_one_prompt_in_one_call(model: UnifiedModel, task: FrozenLake) -> None:
         ("image_guidance", -1.0, r"image_guidance is -1\.0; it must be a number that is not negative"),
         ("image_temperature", 0.0, r"image_temperature is 0\.0; it must be above 0 \(use greedy"),
         ("image_temperature", -1.0, r"image_temperature is -1\.0"),
-        ("image_noise", -0.1, r"image_noise is -0\.1; it must not be negative"),
+        ("image_noise", -0.1, r"image_noise is -0\.1; it must be a number that is not negative"),
+        ("image_temperature", float("nan"), "image_temperature is nan; it must be a finite number"),
+        ("image_noise", float("nan"), "image_noise is nan; it must be a finite number"),
+        ("image_noise", float("inf"), "image_noise is inf; it must be a finite number"),
+        ("text_threshold", float("nan"), "text_threshold is nan; it must be a finite number"),
+        ("greedy", "no", "greedy is 'no'; it must be true or false"),
+        ("cache", 1, "cache is 1; it must be true or false"),
+        ("text_steps", 2.5, r"text_steps is 2\.5; it must be a whole number"),
+        ("text_steps", True, "text_steps is True; it must be a whole number"),
+        ("text_block", "32", "text_block is '32'; it must be a whole number"),
+        ("max_rounds", None, "max_rounds is None; it must be a whole number"),
+        ("edit", "Region", "edit is 'Region'; choose one of region, .*; did you mean 'region'"),
         ("edit_share", 0.0, r"edit_share is 0\.0; it must lie in \(0, 1\]"),
         ("edit_share", 1.1, r"edit_share is 1\.1"),
         ("text_threshold", 1.5, r"text_threshold is 1\.5; a probability lies in \[0, 1\]"),

@@ -10,7 +10,9 @@ import torch
 
 from unidiff import noise
 from unidiff.model import UnifiedModel
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Interleaved, Modality, Segment
 
 SETTINGS: list[dict[str, Any]] = [

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -36,12 +38,12 @@ time.sleep(60)
 """
 
 
-def marked(mark: str) -> list[str]:
+def marked(mark: str, where: Sequence[str] = ("cmdline", "environ")) -> list[str]:
     """Processes whose command line or environment holds the mark."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            text = b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+            text = b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in where)
         except OSError:
             continue
         if mark.encode() in text:
@@ -93,18 +95,20 @@ def test_a_sandbox_that_nobody_stops_has_a_clock_of_its_own(walls, tmp_path):
     """The trainer is stopped, not dead: nothing tells the sandbox, and no CPU limit counts a program that sleeps."""
     mark = str(tmp_path)
     shutil.copytree(FOLDER, tmp_path / "sandbox")
-    off = "S.process.namespaces_refused = lambda: 'off'" if "network" in walls else "S.namespaces_refused()"
-    script = f"import os, sys\nsys.path.insert(0, {mark!r})\nimport sandbox as S\n{off}\n"
-    script += f"print(flush=True)\nS.Sandbox(seconds=1, **{walls!r}).run({STAYS!r})"
-    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", script], stdout=subprocess.PIPE) as trainer:
-        assert trainer.stdout.read(1)
+    name = f"stays-{os.getpid()}"
+    code = STAYS.replace("time.sleep", f"ctypes.CDLL(None).prctl(15, {name.encode()!r})\ntime.sleep")
+    off = "S.process.namespaces_refused = lambda: 'off'" if "network" in walls else ""
+    script = f"import sys\nsys.path.insert(0, {mark!r})\nimport sandbox as S\n{off}\n"
+    script += f"S.Sandbox(seconds=1, **{walls!r}).run({code!r})"
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", script]) as trainer:
         deadline = time.monotonic() + 20
-        while len(marked(mark)) < 4 and time.monotonic() < deadline:  # it, its idle server, and the sandbox's
+        while not marked(name, ["comm"]) and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.kill(trainer.pid, 19)
-        while len(marked(mark)) > 2 and time.monotonic() < deadline:
+        os.kill(trainer.pid, signal.SIGSTOP)
+        assert marked(name, ["comm"])
+        while marked(name, ["comm"]) and time.monotonic() < deadline:
             time.sleep(0.1)
-        left = marked(mark)
+        left = marked(name, ["comm"])
         trainer.kill()
-    assert len(left) == 2
+    assert left == []
     assert left_soon(mark) == []

@@ -11,7 +11,8 @@ from unidiff.grpo.experience import segment_views
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import evaluate
 from unidiff.sampling.compute import Compute
-from unidiff.sampling.rollout import Rollout, SamplerConfig, Stop
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sequence import Modality
 from unidiff.tasks import FrozenLake
 from unidiff.tasks.frozen_lake import render

@@ -120,6 +120,10 @@ def test_a_board_in_letters():
     rows = [line.split()[1:] for line in text.splitlines()[2:6]]
     assert tuple("".join(row) for row in rows) == example.board.rows
     assert text.splitlines()[1].split() == ["1", "2", "3", "4"] and "answer right down" in text
-    for wrong in ({"board": "text"}, {"board": "words", "pictures": False}):
-        with pytest.raises(ValueError, match="board: expected 'picture', or 'text' with pictures False"):
+    with_pictures = ({"board": "text"}, "board: expected 'picture', or 'text' with pictures False")
+    for wrong, message in (
+        with_pictures,
+        ({"board": "words", "pictures": False}, "board is 'words'; choose one of picture, text"),
+    ):
+        with pytest.raises(ValueError, match=message):
             FrozenLake(**wrong)

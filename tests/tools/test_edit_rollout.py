@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
-from PIL import Image
 
 from unidiff import SamplerConfig
 from unidiff.files import write_json
-from unidiff.grpo.rollout_file import save_rollouts
+from unidiff.grpo.rollout_file import RolloutBatch, save_rollouts
 from unidiff.model import UnifiedModel
+from unidiff.report.gallery import mixed_first, mixed_groups, records, successes
+from unidiff.rewards.image import pixels_of, psnr
 from unidiff.tasks import FrozenLake
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +89,9 @@ def test_your_own_picture_text_and_box(run, run_folder, tmp_path, capsys) -> Non
     FrozenLake().example("test", 5).prompt[1].resize((200, 200)).save(tmp_path / "board.png")
     words = ["--checkpoint", str(run_folder), "--image", str(tmp_path / "board.png"), "--prompt", "find the goal"]
     data = run(*words, "--edit", "region", "--box", "2,1,3,3", "--num_generations", "8")
-    assert "200 × 200 pixels; the model is shown it at 64 × 64" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "200 × 200 pixels, shown to the model at 64 × 64; its tokens read back at " in said
+    assert data["facts"]["read back at"] in said and " dB (PSNR" in said
     assert list(data["galleries"]) == ["your prompt"]
     drawn = [p for r in rollouts(data) for p in pictures(r)]
     assert drawn, "no rollout drew a picture: choose another seed"
@@ -97,8 +102,8 @@ def test_your_own_picture_text_and_box(run, run_folder, tmp_path, capsys) -> Non
 
 
 def test_saved_rollouts(run, run_folder, model, task, tool, tmp_path) -> None:
-    config = tool.Config(index=(0, 1, 2, 3, 4))
-    prompts = tool.task_prompts(config, task)
+    config = tool.Config()
+    prompts = tool.task_prompts(config, task, range(5))
     settings = SamplerConfig(edit="random", max_rounds=1, image_steps=2)
     batch, _ = tool.sample(model, task, prompts, settings, task.region, 4, config, {})
     batch.titles[3] = EVIL
@@ -232,7 +237,8 @@ def test_a_run_of_texts_gets_its_task_and_its_rewards_by_name(tool) -> None:
         (["--box", "2,1,2,3"], "needs 0 <= top < bottom"),
         (["--box", "2,1,3,9", "--sampler", "max_rounds=4"], "does not fit a grid"),
         (["--box", "2,1,3,3", "--edit", "full"], "box says what to edit, and so does edit=full"),
-        (["--image", "nothing.png"], "image: nothing.png does not exist"),
+        (["--image", "nothing.png"], r"image: nothing\.png does not exist"),
+        (["--image", "."], r"image: \. is not a file"),
         (["--sample", "99"], "sample 99 does not exist"),
         (["--sampler", "image_step=3"], "did you mean 'image_steps'"),
         (["--rollouts", "nothing.safetensors"], "nothing.safetensors does not exist"),
@@ -254,7 +260,7 @@ def test_mistakes_are_named(tool, run_folder, tmp_path, words, message) -> None:
 
 def test_a_file_that_is_no_picture_and_a_run_without_a_model(tool, run_folder, tmp_path) -> None:
     (tmp_path / "board.png").write_text("no picture")
-    with pytest.raises(SystemExit, match="is no picture that can be read"):
+    with pytest.raises(SystemExit, match="is not a picture that can be read"):
         tool.main(["--checkpoint", str(run_folder), "--image", str(tmp_path / "board.png"), "--no_open"])
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(SystemExit, match="has no model/ yet"):
@@ -264,7 +270,7 @@ def test_a_file_that_is_no_picture_and_a_run_without_a_model(tool, run_folder, t
 def test_a_file_of_another_model_does_not_fit(tool, run_folder, model, task, tmp_path) -> None:
     config = tool.Config(index=(0,))
     batch, _ = tool.sample(
-        model, task, tool.task_prompts(config, task), SamplerConfig(edit="full"), task.region, 2, config, {}
+        model, task, tool.task_prompts(config, task, (0,)), SamplerConfig(edit="full"), task.region, 2, config, {}
     )
     batch.fits["text"] = "0" * 64
     save_rollouts(tmp_path / "a.safetensors", batch)
@@ -276,7 +282,7 @@ def test_a_file_of_another_model_does_not_fit(tool, run_folder, model, task, tmp
 def saved(tool, model, task, tmp_path):
     """saved(began) -> a file in a run of no model, which began with the given one."""
     config = tool.Config(index=(0,))
-    prompts, settings = tool.task_prompts(config, task), SamplerConfig(edit="full", max_rounds=1)
+    prompts, settings = tool.task_prompts(config, task, (0,)), SamplerConfig(edit="full", max_rounds=1)
     batch, _ = tool.sample(model, task, prompts, settings, task.region, 2, config, {})
 
     def make(began: str) -> Path:
@@ -333,8 +339,87 @@ def test_a_page_that_cannot_be_written(tool, run_folder, tmp_path) -> None:
         tool.main([*words, "--output", str(tmp_path / "taken")])
 
 
-def test_a_picture_of_the_models_size_is_not_resized(tool, model, tmp_path, capsys) -> None:
-    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
-    prompt = tool.own_prompt(tool.Config(image=str(tmp_path / "a.png")), model)[0].prompt
-    assert prompt[1].size == (64, 64) and capsys.readouterr().out == ""
-    assert torch.equal(model.encode(prompt)[1].tokens, model.encode_images([prompt[1]])[0][0])
+def test_a_picture_of_the_models_size_is_not_resized(tool, model, task, tmp_path) -> None:
+    board = task.example("test", 0).prompt[1]
+    board.save(tmp_path / "a.png")
+    config, facts = tool.Config(image=str(tmp_path / "a.png")), {}
+    shown = tool.own_prompt(config, model, tool.own_picture(config), facts)[0].prompt[1]
+    assert shown.tobytes() == board.tobytes()
+    (back,) = model.decode(model.encode([board]))
+    assert facts["read back at"].startswith(f"{psnr(pixels_of(board), pixels_of(back)):.1f} dB")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--image", "nothing.png"], ["--sampler", "image_step=3"], ["--task", "no.such:Task"], ["--rewards", "sucess"],
+        ["--output", "{tmp}/taken"], ["--output", "{tmp}/taken/below"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_mistakes_are_found_before_the_model_is_loaded(tool, run_folder, tmp_path, monkeypatch, words) -> None:
+    def load(path: str) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(tool.UnifiedModel, "from_pretrained", load)
+    (tmp_path / "taken").write_text("")
+    words = [word.format(tmp=tmp_path) for word in words]
+    with pytest.raises(SystemExit, match="error: "):
+        tool.main(["--checkpoint", str(run_folder), *words, "--no_open"])
+
+
+def test_a_page_opens_on_a_group_with_both_outcomes(run, tool, tmp_path, model, task) -> None:
+    settings = SamplerConfig(edit="full", max_rounds=1)
+    prompts = tool.task_prompts(tool.Config(), task, range(3))
+    batch, views = tool.sample(model, task, prompts, settings, task.region, 2, tool.Config(), {})
+    none, all_, both, unknown = [0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [math.nan, math.nan]
+    asked: list[list[int]] = []
+
+    def with_outcomes(groups: list[list[float]]) -> RolloutBatch:
+        return replace(batch, figures={"success": [value for group in groups for value in group]}, table=None)
+
+    def chosen(*calls: list[list[float]]) -> RolloutBatch:
+        """What is shown where the rollouts of each call come out so; later calls as the last."""
+        asked.clear()
+
+        def drawn(index: range) -> tuple:
+            asked.append(list(index))
+            return with_outcomes(calls[min(len(asked), len(calls)) - 1]), views
+
+        return tool.both_outcomes(drawn)[0]
+
+    assert mixed_first(chosen([none, all_, both])) == [4, 5, 0, 1, 2, 3] and asked == [[0, 1, 2]]
+    assert mixed_groups(chosen([none] * 3, [none, both, all_])) == [1] and asked == [[0, 1, 2], [3, 4, 5]]
+    assert mixed_groups(chosen([none, all_, all_])) == [] and len(asked) == 8
+    assert successes(chosen([unknown] * 3)) == [None] * 6 and len(asked) == 1
+
+    path = tmp_path / "run" / "rollouts" / "step-000001.safetensors"
+    save_rollouts(path, with_outcomes([none, all_, both]))
+    model.save_pretrained(tmp_path / "run" / "model")
+    assert list(run("--rollouts", str(path))["galleries"]) == ["test prompt 2", "test prompt 0", "test prompt 1"]
+
+
+def test_outcomes_are_those_that_records_show(tool, model, task) -> None:
+    prompts = tool.task_prompts(tool.Config(), task, range(2))
+    batch, views = tool.sample(model, task, prompts, SamplerConfig(edit="full"), task.region, 4, tool.Config(), {})
+    for one in (batch, replace(batch, figures={}), replace(batch, figures={}, table=None)):
+        assert successes(one) == [made.success for made in records(model, one, views=views)]
+
+
+def test_rewards_that_a_run_names_are_imported_only_if_it_is_trusted(tool, run, run_folder, colours, tmp_path) -> None:
+    folder = tmp_path / "downloaded"
+    shutil.copytree(run_folder, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**settings, "rewards": ["success=0.5", "legal_move", "evil:f"]})
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    words = ["--checkpoint", str(folder), "--index", "0", "--num_generations", "1"]
+    with pytest.raises(
+        SystemExit, match=r"which runs their code: evil:f\. Give --trust_run .* or name others by --rewards"
+    ):
+        tool.main([*words, "--no_open"])
+    with pytest.raises(SystemExit, match="imported"):
+        tool.main([*words, "--no_open", "--trust_run"])
+    names = {r["name"] for s in rollouts(run(*words, "--rewards", "legal_move"))[0]["segments"] for r in s["rewards"]}
+    assert names <= {"legal_move"}
+    write_json(folder / "config.json", {**settings, "rewards": ["success=0.5", "legal_move"]})  # the task's own
+    assert run(*words)["galleries"]

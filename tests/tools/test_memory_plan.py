@@ -11,10 +11,12 @@ from types import ModuleType
 
 import pytest
 import torch
+import yaml
 
-from unidiff import UnifiedModel, config, noise
+from unidiff import UnifiedModel, noise
 from unidiff.grpo import lora
-from unidiff.sampling.rollout import InterleavedSampler, SamplerConfig
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Modality
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,8 +107,35 @@ def test_lines_add_up(tool):
 
 @pytest.mark.parametrize("words", re.findall(r"^python tools/memory_plan\.py.*$", PAGE.read_text(), re.M))
 def test_the_page_says_what_the_tool_says(tool, words):
-    said = tool.plan(config.parse(tool.Config, shlex.split(words)[2:]))
+    said = tool.plan(tool.parsed(shlex.split(words)[2:]))
     assert said in PAGE.read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_s_settings_are_a_plan(tool, path):
+    settings = yaml.safe_load(path.read_text())
+    planned = tool.parsed(["--config", str(path)])
+    assert (planned.micro_batch_size, planned.pictures) == (
+        settings["micro_batch_size"],
+        settings.get("pictures", True),
+    )
+    assert ("no pictures" in tool.plan(planned)) == (not planned.pictures)
+
+
+def test_a_model_of_text_alone_has_no_pictures(tool, published):
+    """With its own settings, without them, and by a folder: one text of 256 tokens behind the prompt."""
+    for given in ({"pictures": False}, {"model": str(published("llada"))}):
+        said = tool.plan(tool.Config(text_length=256, **given))
+        assert "no pictures" in said and "T = 3 rows of 556 tokens" in said
+    assert "N = 8,015,581,184" in tool.plan(tool.Config(pictures=False))  # LLaDA-8B's
+
+
+def test_what_is_not_a_setting_of_the_recipe_is_refused(tool, tmp_path):
+    (tmp_path / "a.yaml").write_text("lora_rnk: 8")
+    with pytest.raises(SystemExit, match="unknown setting 'lora_rnk'; did you mean 'lora_rank'"):
+        tool.parsed(["--config", str(tmp_path / "a.yaml")])
+    with pytest.raises(SystemExit, match="unknown setting 'num_generations'"):
+        tool.parsed(["--num_generations", "8"])
 
 
 def test_the_native_model(tool):

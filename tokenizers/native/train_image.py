@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unidiff.images import to_pil
 from unidiff.images.patch_vq import CodebookEMA, PatchVQ, PatchVQConfig
+from unidiff.program import run_program
 from unidiff.tasks import FrozenLake
 from unidiff.tasks.frozen_lake_board import Board, board_classes
 from unidiff.tasks.frozen_lake_render import draw
@@ -130,4 +131,4 @@ def leak(model: PatchVQ, classes: np.ndarray, seed: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -14,6 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from unidiff.program import run_program
 from unidiff.tasks.frozen_lake import QUESTION
 from unidiff.tasks.frozen_lake_board import DIRECTIONS, MAX_SIZE, cell_name
 
@@ -54,4 +55,4 @@ def words() -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

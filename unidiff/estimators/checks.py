@@ -1,4 +1,4 @@
-"""What an estimator must give, told as soon as it gives something else."""
+"""Validates what an estimator returns."""
 
 from __future__ import annotations
 
@@ -8,41 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unidiff.estimators.view import Place, View
-from unidiff.sequence import Canvas, Modality
+from unidiff.estimators.estimator import Ask, Estimator
+from unidiff.estimators.view import View
+from unidiff.sequence import Canvas
 
 
-def checked_views(
-    estimator: object, views: Any, hide: Any, canvas: Canvas, place: Place, modality: Modality
-) -> list[View]:
-    """An estimator's views, all of them ready to use: factors are 0 where nothing is masked, and prompt tokens that the
-    method hides (`hide`, bool [B, L] or None) are hidden in each view that does not say so itself.
+def checked_views(estimator: Estimator, ask: Ask) -> list[View]:
+    """An estimator's views, with factors that are 0 where nothing is masked.
 
-    Raises TypeError for what are no views, ValueError for tensors of another kind or shape, tokens that are not the
-    method's to mask or to hide, factors that are not finite, and segments of which nothing is scored: they would leave
-    the loss without a word.
+    Raises TypeError if it does not return a list of views. Raises ValueError for a tensor of another dtype or shape,
+    for masked tokens that are not sampled tokens of the modality, for hidden tokens that are not of the prompt, for a
+    factor that is not finite, and for a segment that no view scores, which would silently leave the loss.
     """
-    who = _named(estimator)
+    who, canvas, views = _named(estimator), ask.canvas, estimator.views(ask)
     if not isinstance(views, (list, tuple)) or not views or not all(isinstance(view, View) for view in views):
-        raise TypeError(f"{who}: views must give a list of View, at least one, not {_kind(views)}")
-    own = [view if view.hide is not None else replace(view, hide=hide) for view in views]
-    for view in own:
+        raise TypeError(f"{who}: views must return a list of View, at least one, not {_kind(views)}")
+    for view in views:
         _check_tensor(view.mask, "a mask", canvas, who, torch.bool)
         if view.hide is not None:
             _check_tensor(view.hide, "hide", canvas, who, torch.bool)
         if view.factor is not None:
             _check_tensor(view.factor, "a factor", canvas, who)
-    own = [v if v.factor is None else replace(v, factor=v.factor.masked_fill(~v.mask, 0)) for v in own]
-    among = canvas.sampled & (canvas.modality == modality)
+    own = [v if v.factor is None else replace(v, factor=v.factor.masked_fill(~v.mask, 0)) for v in views]
     given = canvas.clean.valid & ~canvas.sampled
     scored = torch.stack([view.scored for view in own])
+    name = ask.modality.name.lower()
     wrong = {
-        f"a mask holds tokens that are no sampled {modality.name.lower()} tokens": [v.mask & ~among for v in own],
-        "hide holds tokens that are no prompt tokens": [v.hide & ~given for v in own if v.hide is not None],
+        f"a mask holds tokens that are not sampled {name} tokens": [v.mask & ~ask.among for v in own],
+        "hide holds tokens that are not prompt tokens": [v.hide & ~given for v in own if v.hide is not None],
         "a factor is not finite": [~v.factor.isfinite() for v in own if v.factor is not None],
-        "a segment with sampled tokens is not scored": [among & (place.total(scored.any(0).long()) == 0)],
+        "a segment with sampled tokens is not scored": [ask.among & (ask.place.total(scored.any(0).long()) == 0)],
     }
-    found = torch.stack([torch.stack(where).any() if where else among.new_zeros(()) for where in wrong.values()])
+    found = torch.stack([torch.stack(where).any() if where else ask.among.new_zeros(()) for where in wrong.values()])
     for what, is_so in zip(wrong, found.tolist()):  # one wait for the device
         if is_so:
             raise ValueError(f"{who}: {what}")
@@ -50,16 +47,16 @@ def checked_views(
 
 
 def check_values(estimator: object, what: str, values: Any, shape: tuple[int, ...]) -> None:
-    """Of `combine`. Raises ValueError for another shape."""
+    """Raises ValueError unless values are a tensor of this shape. what: the method that returned them."""
     if not isinstance(values, Tensor) or values.shape != shape:
-        raise ValueError(f"{_named(estimator)}: {what} must give a tensor {list(shape)}, not {_kind(values)}")
+        raise ValueError(f"{_named(estimator)}: {what} must return a tensor {list(shape)}, not {_kind(values)}")
 
 
 def check_credit(estimator: object, credit_N: Any, advantage_N: Tensor) -> None:
-    """Raises ValueError if there is not a finite number for each of the advantages [N]."""
+    """Raises ValueError unless there is a finite number for each advantage [N]."""
     check_values(estimator, "credit", credit_N, advantage_N.shape)
     if not bool(credit_N.isfinite().all()):
-        raise ValueError(f"{_named(estimator)}: credit gave what is not finite")
+        raise ValueError(f"{_named(estimator)}: credit returned a value that is not finite")
 
 
 def _named(estimator: object) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from unidiff.estimators import Estimator, Place, View, register, segment_uniform, token_uniform
-from unidiff.sequence import Canvas, Modality
+from unidiff.estimators.estimator import Ask, Estimator
+from unidiff.estimators.registry import register
+from unidiff.estimators.view import View
 
 _LOW, _HIGH = 0.2, 0.8  # range of t, as published
 
@@ -26,22 +26,13 @@ class Coupled(Estimator):
     Source: DiffuCoder (arXiv 2506.20639), by its code.
     """
 
-    def views(
-        self,
-        canvas: Canvas,
-        place: Place,
-        modality: Modality,
-        iteration: int,
-        iterations: int,
-        keys_B: Tensor,
-    ) -> list[View]:
+    def views(self, ask: Ask) -> list[View]:
         """Three: all masked, M masked, M̄ masked."""
-        among = canvas.sampled & (canvas.modality == modality)
-        t = _LOW + (_HIGH - _LOW) * segment_uniform(canvas, keys_B, iteration, modality)
-        chosen = among & (token_uniform(canvas, keys_B, iteration, modality) < t)
-        rest = among & ~chosen
+        t = _LOW + (_HIGH - _LOW) * ask.segment_uniform()
+        chosen = ask.among & (ask.uniform() < t)
+        rest = ask.among & ~chosen
         return [
-            View(among, factor=among * 0.5),
+            View(ask.among, factor=ask.among * 0.5),
             View(chosen, factor=torch.where(chosen, 0.5 / t, 0.0).float()),
             View(rest, factor=torch.where(rest, 0.5 / (1 - t), 0.0).float()),
         ]

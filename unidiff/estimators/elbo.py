@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from unidiff.estimators import Estimator, Place, View, register, segment_uniform, token_uniform
-from unidiff.sequence import Canvas, Modality
+from unidiff.estimators.estimator import Ask, Estimator
+from unidiff.estimators.registry import register
+from unidiff.estimators.view import Place, View
 
 
 @register("elbo")
@@ -34,32 +35,24 @@ class Elbo(Estimator):
     unit: ClassVar[Literal["token", "segment"]] = "segment"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples < 1:
             raise ValueError(f"samples is {self.samples}; at least 1 view is needed")
         if self.antithetic and self.samples % 2:
             raise ValueError(f"samples is {self.samples}; antithetic views come in pairs, so it must be even")
 
-    def views(
-        self,
-        canvas: Canvas,
-        place: Place,
-        modality: Modality,
-        iteration: int,
-        iterations: int,
-        keys_B: Tensor,
-    ) -> list[View]:
+    def views(self, ask: Ask) -> list[View]:
         """`samples` of them."""
-        among = canvas.sampled & (canvas.modality == modality)
-        level = segment_uniform(canvas, keys_B, iteration, modality)
+        level = ask.segment_uniform()
         draws = self.samples // 2 if self.antithetic else self.samples
         masks = []
         for k in range(draws):
-            order = place.order(token_uniform(canvas, keys_B, iteration, modality, k), among)
-            count = ((k + level) / draws * place.length).long() + 1
-            masks.append(among & (order < count))
+            order = ask.place.order(ask.uniform(k), ask.among)
+            count = ((k + level) / draws * ask.length).long() + 1
+            masks.append(ask.among & (order < count))
             if self.antithetic:
-                masks.append(among & (order >= count - 1))
-        return [View(mask, factor=mean_of_masked(mask, place) / self.samples) for mask in masks]
+                masks.append(ask.among & (order >= count - 1))
+        return [View(mask, factor=mean_of_masked(mask, ask.place) / self.samples) for mask in masks]
 
 
 def mean_of_masked(mask: Tensor, place: Place) -> Tensor:

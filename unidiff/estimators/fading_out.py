@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unidiff.estimators import register
 from unidiff.estimators.independent import Independent
+from unidiff.estimators.registry import register
 
 
 @register("fading_out")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unidiff.estimators import register
 from unidiff.estimators.random_mask import RandomMask
+from unidiff.estimators.registry import register
 
 
 @register("image_random")

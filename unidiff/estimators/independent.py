@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unidiff.estimators import Estimator, Place, ladder, token_uniform
-from unidiff.sequence import Canvas, Modality
+from unidiff.estimators import ladder
+from unidiff.estimators.estimator import Ask, Estimator
+from unidiff.estimators.view import View
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Independent(Estimator):
     min_ratio: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.min_ratio <= 1:
             raise ValueError(f"min_ratio is {self.min_ratio}; a mask ratio lies in [0, 1]")
 
@@ -25,21 +27,10 @@ class Independent(Estimator):
         """float64, shaped as rank: probability that the rank-th of `length` sampled tokens is masked."""
         raise NotImplementedError
 
-    def mask(
-        self,
-        canvas: Canvas,
-        place: Place,
-        modality: Modality,
-        iteration: int,
-        iterations: int,
-        keys_B: Tensor,
-    ) -> Tensor:
-        """[B, L] bool, see `Estimator.mask`."""
-        among = canvas.sampled & (canvas.modality == modality)
-        ratio = ladder.ratio(self.min_ratio, iteration, iterations)
-        probability = self.probability(place.rank, place.length, ratio)
-        uniform = token_uniform(canvas, keys_B, iteration, modality)
-        return threshold(uniform, probability, among, place.run)
+    def views(self, ask: Ask) -> list[View]:
+        ratio = ladder.ratio(self.min_ratio, ask.iteration, ask.iterations)
+        probability = self.probability(ask.rank, ask.length, ratio)
+        return [View(threshold(ask.uniform(), probability, ask.among, ask.place.run))]
 
 
 def threshold(uniform: Tensor, probability: Tensor, among: Tensor, run: Tensor) -> Tensor:

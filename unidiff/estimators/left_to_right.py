@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from unidiff.estimators import Estimator, Place, View, register
-from unidiff.sequence import Canvas, Modality
+from unidiff.estimators.estimator import Ask, Estimator
+from unidiff.estimators.registry import register
+from unidiff.estimators.view import View
 
 
 @register("left_to_right")
@@ -20,16 +19,7 @@ class LeftToRight(Estimator):
     (arXiv 2601.15165).
     """
 
-    def views(
-        self,
-        canvas: Canvas,
-        place: Place,
-        modality: Modality,
-        iteration: int,
-        iterations: int,
-        keys_B: Tensor,
-    ) -> list[View]:
+    def views(self, ask: Ask) -> list[View]:
         """One for each token, in order."""
-        among = canvas.sampled & (canvas.modality == modality)
-        count = int((place.length * among).max().clamp(min=1))
-        return [View(among & (place.rank >= k), factor=among & (place.rank == k)) for k in range(count)]
+        count = int((ask.length * ask.among).max().clamp(min=1))
+        return [View(ask.among & (ask.rank >= k), factor=ask.among & (ask.rank == k)) for k in range(count)]

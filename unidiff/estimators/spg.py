@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unidiff.estimators import Estimator, Place, View, register, segment_uniform, token_uniform
 from unidiff.estimators.elbo import mean_of_masked
-from unidiff.sequence import Canvas, Modality
+from unidiff.estimators.estimator import Ask, Estimator
+from unidiff.estimators.registry import register
+from unidiff.estimators.view import Place, View
 
 
 @register("spg")
@@ -41,6 +42,7 @@ class Spg(Estimator):
     ratio: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("samples", "block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -49,27 +51,18 @@ class Spg(Estimator):
         if not 0 <= self.mix <= 1:
             raise ValueError(f"mix is {self.mix}; a weight lies in [0, 1]")
 
-    def views(
-        self,
-        canvas: Canvas,
-        place: Place,
-        modality: Modality,
-        iteration: int,
-        iterations: int,
-        keys_B: Tensor,
-    ) -> list[View]:
+    def views(self, ask: Ask) -> list[View]:
         """`samples` of them."""
-        among = canvas.sampled & (canvas.modality == modality)
         views = []
         for k in range(self.samples):
-            where = (k + segment_uniform(canvas, keys_B, iteration, modality)) / self.samples
-            chosen = (where * place.length).long() // self.block
-            inside = among & (place.rank // self.block == chosen)
-            order = place.order(token_uniform(canvas, keys_B, iteration, modality, k), inside)
-            size = place.total(inside.long())
-            count = (segment_uniform(canvas, keys_B, iteration, modality, k) * size).long() + 1
+            where = (k + ask.segment_uniform()) / self.samples
+            chosen = (where * ask.length).long() // self.block
+            inside = ask.among & (ask.rank // self.block == chosen)
+            order = ask.place.order(ask.uniform(k), inside)
+            size = ask.place.total(inside.long())
+            count = (ask.segment_uniform(k) * size).long() + 1
             scored = inside & (order < count)
-            views.append(View(scored | (among & (place.rank // self.block > chosen)), factor=scored))
+            views.append(View(scored | (ask.among & (ask.rank // self.block > chosen)), factor=scored))
         return views
 
     def combine(self, logp_KBL: Tensor, factor_KBL: Tensor, place: Place, advantage_BL: Tensor) -> Tensor:

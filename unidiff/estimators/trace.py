@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unidiff.estimators import Estimator, Place, View, register
-from unidiff.sequence import Canvas, Modality
+from unidiff.estimators.estimator import Ask, Estimator
+from unidiff.estimators.registry import register
+from unidiff.estimators.view import Place, View
 
 
 @register("trace")
@@ -29,25 +30,19 @@ class Trace(Estimator):
     merge: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.merge < 1:
             raise ValueError(f"merge is {self.merge}; a slice has at least 1 step")
 
-    def views(
-        self,
-        canvas: Canvas,
-        place: Place,
-        modality: Modality,
-        iteration: int,
-        iterations: int,
-        keys_B: Tensor,
-    ) -> list[View]:
+    def views(self, ask: Ask) -> list[View]:
         """Those of the replay, in order. Raises ValueError if a sampled segment has no step map."""
-        among = canvas.sampled & (canvas.modality == modality)
-        if bool((among & (canvas.step < 0)).any()):
-            raise ValueError(f"trace: a sampled {modality.name.lower()} segment has no steps (Segment.step) to replay")
-        which = slices(canvas.step, among, place, self.merge)
-        count = int(which.masked_fill(~among, 0).max()) + 1
-        return [View(among & (which >= k), factor=among & (which == k)) for k in range(count)]
+        if bool((ask.among & (ask.canvas.step < 0)).any()):
+            raise ValueError(
+                f"trace: a sampled {ask.modality.name.lower()} segment has no steps (Segment.step) to replay"
+            )
+        which = slices(ask.canvas.step, ask.among, ask.place, self.merge)
+        count = int(which.masked_fill(~ask.among, 0).max()) + 1
+        return [View(ask.among & (which >= k), factor=ask.among & (which == k)) for k in range(count)]
 
 
 def slices(step: Tensor, among: Tensor, place: Place, merge: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What estimators deal in: views (what is masked at a time), places of tokens in their segments, and noise.
+"""What estimators work with: views (what is masked at a time), and the places of tokens in their segments.
 
 Dimensions: B rows, L columns of `Canvas.clean`, K views.
 """
@@ -10,21 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unidiff import noise
 from unidiff.sequence import Canvas
-
-# First number of every noise stream drawn here, so that no sampler shares one ("view" in ASCII).
-_STREAM = 0x76696577
-_SEGMENT_STRIDE = 1 << 32  # noise counter of a token = segment · stride + offset: larger than any segment
 
 
 @dataclass
 class View:
-    """One way to ask: what is masked, and what of it is scored. All fields [B, L].
+    """One pass of the model: which tokens are masked, and which of those are scored. All fields [B, L].
 
-    mask: bool, sampled tokens that are masked. hide: bool, prompt tokens that are masked too, and never scored; None =
-    the prompt stands as it is. factor: bool or float, what the log-probability of a masked token counts for, 0 = it
-    is not scored; None = every masked token counts 1. (Where nothing is masked it has no say.)
+    mask: bool, the sampled tokens to mask. hide: bool, prompt tokens to mask too; they are never scored. None = the
+    prompt is visible. factor: bool or float, the weight of a masked token's log-probability; 0 = not scored; None = 1
+    for every masked token. It is ignored where nothing is masked.
     """
 
     mask: Tensor
@@ -33,12 +28,12 @@ class View:
 
     @property
     def factors(self) -> Tensor:
-        """`factor`, also where it is not given."""
+        """`factor`, or `mask` where none is given."""
         return self.mask if self.factor is None else self.factor
 
     @property
     def scored(self) -> Tensor:
-        """bool: the masked tokens that count."""
+        """bool: the masked tokens whose factor is not 0."""
         return self.mask & (self.factors != 0)
 
     def rows(self, index: Tensor) -> View:
@@ -47,10 +42,10 @@ class View:
 
 @dataclass
 class Draw:
-    """All that one inner iteration scores: its views, and the weight of each token in the loss, float32 [B, L].
+    """What one inner iteration scores: its views, and each token's weight in the loss, float32 [B, L].
 
-    A token has weight only if a view scores it. counts: how many views the text estimator asked for, and the image
-    estimator: the first so many are its own.
+    A token has weight only if a view scores it. counts: the number of views of the text and of the image estimator. An
+    estimator's own views are the first ones.
     """
 
     views: list[View]
@@ -69,11 +64,10 @@ class Draw:
 
 @dataclass
 class Place:
-    """Where a sampled token stands among the sampled tokens of its segment; all fields [B, L] int64.
+    """The place of each sampled token among the sampled tokens of its segment. All fields [B, L] int64.
 
-    rank: 0 … length-1 (of no meaning where not sampled). length: number of sampled tokens in the segment of
-    this column. run: index of this column's segment among the runs of columns in its row, to group columns by
-    segment.
+    rank: 0 … length-1; meaningless where a column is not sampled. length: number of sampled tokens in the column's
+    segment. run: index of the column's segment in its row, which groups columns by segment.
     """
 
     rank: Tensor
@@ -82,7 +76,7 @@ class Place:
 
     @classmethod
     def of(cls, canvas: Canvas) -> Place:
-        """Reads the places off a canvas, in which a segment is one run of columns."""
+        """The places in a canvas. A segment is one run of columns."""
         segment, sampled = canvas.segment, canvas.sampled.long()
         starts = torch.zeros_like(sampled)
         starts[:, 1:] = (segment[:, 1:] != segment[:, :-1]).long()
@@ -107,19 +101,3 @@ class Place:
         # Sorted or not, a segment's columns begin where they began.
         first = torch.full_like(self.run, values.shape[1]).scatter_reduce_(1, self.run, column, "amin")
         return place - first.gather(1, self.run)
-
-
-def token_uniform(canvas: Canvas, keys_B: Tensor, *stream: int) -> Tensor:
-    """[B, L] float64 in (0, 1): a number for each content token.
-
-    A function of the row's key, the stream, the token's segment and its offset in it: so not of its column,
-    the padding or the batch.
-    """
-    counter = canvas.segment * _SEGMENT_STRIDE + canvas.clean.offset
-    return noise.uniform(keys_B.to(counter.device), (_STREAM, *stream), counter)
-
-
-def segment_uniform(canvas: Canvas, keys_B: Tensor, *stream: int) -> Tensor:
-    """[B, L] float64 in (0, 1): a number for each segment, the same at all of its columns. See `token_uniform`."""
-    counter = canvas.segment * _SEGMENT_STRIDE + (_SEGMENT_STRIDE - 1)  # no token's
-    return noise.uniform(keys_B.to(counter.device), (_STREAM, *stream), counter)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from unidiff.estimators import Place, View, register
 from unidiff.estimators.elbo import mean_of_masked
+from unidiff.estimators.estimator import Ask
 from unidiff.estimators.one_step import OneStep
-from unidiff.sequence import Canvas, Modality
+from unidiff.estimators.registry import register
+from unidiff.estimators.view import View
 
 
 @register("wd1")
@@ -29,18 +30,9 @@ class Wd1(OneStep):
     unit: ClassVar[Literal["token", "segment"]] = "segment"
     ratio: ClassVar[bool] = False
 
-    def views(
-        self,
-        canvas: Canvas,
-        place: Place,
-        modality: Modality,
-        iteration: int,
-        iterations: int,
-        keys_B: Tensor,
-    ) -> list[View]:
+    def views(self, ask: Ask) -> list[View]:
         """One, `one_step`'s."""
-        mask = self.mask(canvas, place, modality, iteration, iterations, keys_B)
-        return [View(mask, factor=mean_of_masked(mask, place))]
+        return [replace(view, factor=mean_of_masked(view.mask, ask.place)) for view in super().views(ask)]
 
     def credit(self, advantage_N: Tensor, group_N: Tensor) -> Tensor:
         """(softmax_i(A) − softmax_i(−A)) · n in a group of n, as the loss averages over rollouts."""

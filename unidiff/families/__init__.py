@@ -5,11 +5,13 @@ A family is registered by name with a decorator; nothing else in the package kno
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from unidiff.images import weights
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +27,7 @@ class Family(Protocol):
 
     def detect(self, config: dict[str, Any]) -> bool: ...
 
-    def load(self, folder: Path, config: dict[str, Any], dtype: torch.dtype) -> UnifiedModel: ...
+    def load(self, folder: Path, config: dict[str, Any], dtype: torch.dtype, **fields: Any) -> UnifiedModel: ...
 
     def save(self, model: UnifiedModel, folder: Path) -> None: ...
 
@@ -49,9 +51,7 @@ def find(config: dict[str, Any], name: str | None = None) -> Family:
     Raises ValueError naming the known ones, and the nearest.
     """
     known = ", ".join(sorted(FAMILIES))
-    own = config.get("unidiff", {})
-    if not isinstance(own, dict):
-        raise ValueError(f"config.json: unidiff is {own!r}; it must be an object with family, spec or image_tokenizer")
+    own = own_settings(config)
     if (name := name or own.get("family")) is not None:
         if name not in FAMILIES:
             nearest = get_close_matches(name, FAMILIES, 1, 0.0)
@@ -65,18 +65,49 @@ def find(config: dict[str, Any], name: str | None = None) -> Family:
     )
 
 
+def own_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says under "unidiff": family, image_tokenizer (a kind) and spec (fields of `ModelSpec`).
+
+    Raises ValueError if one has another type; what is not known is named in a warning, and not read.
+    """
+    own = config.get("unidiff", {})
+    kinds = {"family": str, "image_tokenizer": str, "spec": dict}
+    if not isinstance(own, dict):
+        raise ValueError(f"config.json: unidiff is {own!r}; it must be an object with {', '.join(kinds)}")
+    for name, value in own.items():
+        if name not in kinds:
+            near = get_close_matches(name, kinds, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            warnings.warn(f"config.json: unidiff.{name} is not known, and not read{hint}", stacklevel=3)
+        elif not isinstance(value, kinds[name]):
+            wanted = "an object with fields of ModelSpec" if name == "spec" else "a name"
+            raise ValueError(f"config.json: unidiff.{name} is {value!r}; it must be {wanted}")
+    return own
+
+
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder. Raises FileNotFoundError or ValueError with the path if it is not one."""
+    """config.json of a checkpoint folder. Raises FileNotFoundError or ValueError with the path if it is not one, and
+    for the folder of a run or an adapter names the one that was meant."""
     path = folder / "config.json"
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} holds an adapter, not a model{_meant(folder.parent, folder.parent / 'model')}")
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a checkpoint: it has no config.json")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold an object, it holds {type(config).__name__}")
+        meant = _meant(*(place / "model" for place in (folder, *folder.parents[:2])))  # of a run, of its checkpoint
+        raise FileNotFoundError(f"{folder} is not a checkpoint: it has no config.json{meant}")
+    config = weights.read_config(path)
+    if "model_type" not in config and config.keys() >= {"output_dir", "max_steps"}:
+        meant = _meant(folder / "model") or "; its model is written at the end of the run"
+        raise ValueError(f"{folder} is the folder of a run, not a model{meant}")
     return config
+
+
+def _meant(*folders: Path) -> str:
+    """Points to the first of these that holds a model."""
+    for folder in folders:
+        path = folder / "config.json"
+        if path.is_file() and "model_type" in weights.read_config(path):
+            return f"; the model is in {folder}"
+    return ""
 
 
 def folder_of(path: str | Path) -> Path:

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from unidiff.images.weights import QUANTIZED
+
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -16,11 +18,11 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor in a file: where it is, its shape, and its dtype (None = none that weights have)."""
+    """A tensor in a file: where it is, its shape, and its dtype."""
 
     file: Path
     shape: tuple[int, ...]
-    dtype: torch.dtype | None
+    dtype: torch.dtype
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -32,8 +34,13 @@ def files_in(folder: Path) -> list[Path]:
 def read_headers(folder: Path) -> dict[str, Weight]:
     """Every tensor of a checkpoint by its published name.
 
-    Raises FileNotFoundError if a file is missing, ValueError if one is damaged or does not hold what the index says.
+    Raises FileNotFoundError if a file is missing, ValueError if one is damaged, quantized or does not hold what the
+    index says, and if there is a whole model beside the shards of one: which of the two is meant cannot be told.
     """
+    if (folder / INDEX).is_file() and (folder / WEIGHTS).is_file():
+        raise ValueError(
+            f"{folder} holds two models, {WEIGHTS} and the shards of {INDEX}; delete the one that is not meant"
+        )
     if (folder / INDEX).is_file():
         return _sharded(folder)
     if (folder / WEIGHTS).is_file():
@@ -47,7 +54,7 @@ def _sharded(folder: Path) -> dict[str, Weight]:
     try:
         table = json.loads((folder / INDEX).read_text())["weight_map"]
         names = sorted(set(table.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / INDEX} is no index of weights: {error!r}") from error
     if wrong := [n for n in names if not isinstance(n, str) or Path(n).name != n]:
         raise ValueError(f"{folder / INDEX}: {wrong[0]!r} is no file of this folder")
@@ -71,6 +78,10 @@ def _header(path: Path) -> dict[str, Weight]:
     try:
         with safe_open(path, "pt") as file:  # checks that the data are as long as the header says
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (safe_open is not a dict)
-            return {k: Weight(path, tuple(s.get_shape()), _DTYPES.get(s.get_dtype())) for k, s in slices.items()}
+            found = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
     except Exception as error:  # safetensors has one error type for every kind of damage
         raise ValueError(f"{path} cannot be read, it is damaged or cut off: {error}") from error
+    for key, (_, kind) in found.items():
+        if kind not in _DTYPES:
+            raise ValueError(f"{path}: {key} holds {kind} numbers; {QUANTIZED}")
+    return {key: Weight(path, shape, _DTYPES[kind]) for key, (shape, kind) in found.items()}

@@ -16,12 +16,15 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from unidiff import images
+from unidiff.config import checked, convert
 from unidiff.families import FAMILIES, checkpoint, register
 from unidiff.families.backbone import Backbone
 from unidiff.families.templates import PREPROCESSING, TEMPLATED, templates, variant
 from unidiff.images import ImageTokenizer
+from unidiff.images.weights import check_finite
 from unidiff.model import UnifiedModel
-from unidiff.spec import PAD_POLICIES, ModelSpec
+from unidiff.plain_text import PlainText
+from unidiff.spec import ModelSpec, PadPolicy
 
 # ---------------------------------------------------------------- names of the weights
 
@@ -87,7 +90,7 @@ def _field(config: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> 
         raise ValueError(f"config.json: field {name} is missing; every field of the architecture must be stated")
     value = config[name]
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    positive = not isinstance(value, (int, float)) or isinstance(value, bool) or value > 0
+    positive = not isinstance(value, (int, float)) or isinstance(value, bool) or 0 < value < 1 << 62
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds) or not positive:
         raise ValueError(f"config.json: {name} is {value!r}, which is no value for it")
     return value
@@ -157,7 +160,10 @@ def unread_fields(config: dict[str, Any]) -> list[str]:
 
 def check_weights(folder: Path, llama: LlamaConfig) -> dict[str, checkpoint.Weight]:
     """The headers of a folder's weights, which must be the config's. Raises FileNotFoundError or ValueError."""
-    found, wanted = checkpoint.read_headers(folder), published_shapes(llama)
+    found = checkpoint.read_headers(folder)
+    if llama.num_hidden_layers > len(found):  # before so many are built
+        raise ValueError(f"config.json: n_layers is {llama.num_hidden_layers}, but the files hold {len(found)} weights")
+    wanted = published_shapes(llama)
     table, rows = "model.transformer.wte.weight", llama.vocab_size
     if table in found and found[table].shape[:1] != (rows,):
         raise ValueError(
@@ -256,9 +262,7 @@ class Llada:
         device_map: Any = None,
     ) -> Backbone:
         """The body alone; dtype None: as stored. See `unidiff.families.load_backbone`."""
-        policy = pad_policy or "hard"
-        if policy not in PAD_POLICIES:
-            raise ValueError(f"pad_policy is {policy!r}; choose one of {', '.join(PAD_POLICIES)}")
+        policy = convert(pad_policy or "hard", PadPolicy, "pad_policy", words=False)
         llama = read_architecture(config)
         weights = check_weights(folder, llama)
         if unread := unread_fields(config):
@@ -267,10 +271,11 @@ class Llada:
             folder,
             config=llama,
             key_mapping=KEYS,
-            dtype=dtype or weights["model.transformer.wte.weight"].dtype or torch.float32,
+            dtype=dtype or weights["model.transformer.wte.weight"].dtype,
             device_map=device_map,
             use_safetensors=True,
         )
+        check_finite(body, folder)
         body.published = self._published(config)
         body.ids, body.pad_policy, body.additive_to = self._stated(config), policy, self.additive_to
         return body
@@ -289,7 +294,7 @@ class Llada:
         ids = {name: t.id for name, t in self.tokens.items() if name in _STATED and t.id is not None}
         for name, field in _STATED.items():
             if (value := config.get(field)) is not None:
-                if not isinstance(value, int) or not 0 <= value < config["vocab_size"]:
+                if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < config["vocab_size"]:
                     raise ValueError(
                         f"config.json: {field} is {value!r}, no id below vocab_size {config['vocab_size']}"
                     )
@@ -305,6 +310,7 @@ class Llada:
         for the published vocabulary, the published ones; else the tokenizer's. Raises ValueError naming the field.
         """
         own = config.get("unidiff", {}).get("spec", {})
+        own = {**own, **checked(own, ModelSpec, "ModelSpec.")}
         word = tokenizer.get_vocab()
         numbers = set(word.values())
         size = max(numbers) + 1
@@ -373,13 +379,14 @@ class Llada:
         **fields: Any,
     ) -> UnifiedModel:
         """The body, the tokenizers and the spec. image_tokenizer: the folder of the image tokenizer, if it is not in
-        the checkpoint's. fields: of `ModelSpec`, to be had otherwise: text_length, image_grid, …. Raises
-        FileNotFoundError or ValueError."""
+        the checkpoint's. fields: of `ModelSpec`, as config.json may state them under unidiff.spec, and checked as if it
+        did: text_length, image_grid, …. Raises FileNotFoundError or ValueError."""
         rows = read_architecture(config).vocab_size
         check_weights(folder, read_architecture(config))  # first: what the tokenizer lacks may be another's vocabulary
         tokenizer = self._tokenizer(folder)
-        changes = {k: v for k, v in {**fields, "pad_policy": pad_policy}.items() if v is not None}
-        spec = ModelSpec.from_dict({**self.build_spec(config, tokenizer, rows).to_dict(), **changes})
+        own = config.get("unidiff", {})
+        stated = {**own.get("spec", {}), **fields, **({} if pad_policy is None else {"pad_policy": pad_policy})}
+        spec = self.build_spec({**config, "unidiff": {**own, "spec": stated}}, tokenizer, rows)
         pictures = self._images(folder, config, spec, image_tokenizer)
         body = self.load_backbone(folder, config, dtype, spec.pad_policy, device_map)
         model = UnifiedModel(body, spec, tokenizer, pictures, template=self.templates(spec, tokenizer))
@@ -389,11 +396,7 @@ class Llada:
 
     def templates(self, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Any:
         """The family's templates; None for one that has none of its own (texts and pictures stand as they are)."""
-
-        def tokenize(text: str) -> list[int]:
-            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        return templates(spec, spec.special, tokenize) if spec.family in TEMPLATED else None
+        return templates(spec, spec.special, PlainText(tokenizer, spec)) if spec.family in TEMPLATED else None
 
     def _tokenizer(self, folder: Path) -> PreTrainedTokenizerBase:
         if not (folder / "tokenizer.json").is_file():
@@ -478,4 +481,5 @@ class Llada:
 
 def is_dimoo(config: dict[str, Any]) -> bool:
     """Lumina-DiMOO and MMaDA-Parallel-A say model_type llada too: told by their class, or their vocabulary."""
-    return "LLaDAForMultiModalGeneration" in (config.get("architectures") or ()) or config.get("vocab_size") == 134548
+    named = "LLaDAForMultiModalGeneration" in str(config.get("architectures"))
+    return named or config.get("vocab_size") == 134548

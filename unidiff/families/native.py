@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from unidiff.families import register
+from unidiff.families import checkpoint, register
 from unidiff.files import write_json, write_whole
 from unidiff.images.patch_vq import PatchVQ
+from unidiff.images.weights import check_finite
 from unidiff.model import UnifiedModel
 from unidiff.sequence import Modality, Tokens
 from unidiff.spec import ModelSpec
@@ -141,26 +141,33 @@ class Native:
     def detect(self, config: dict[str, Any]) -> bool:
         return config.get("model_type") == "unidiff_native"
 
-    def load(self, folder: Path, config: dict[str, Any], dtype: torch.dtype) -> UnifiedModel:
-        """Raises FileNotFoundError for a missing file and ValueError where config, weights and tokenizers disagree."""
-        weights = folder / "model.safetensors"
-        for path in (weights, folder / "tokenizer.json", folder / "image" / "model.safetensors"):
+    def load(self, folder: Path, config: dict[str, Any], dtype: torch.dtype, **fields: Any) -> UnifiedModel:
+        """fields: of `ModelSpec`, in place of those of config.json. Raises FileNotFoundError for a missing file and
+        ValueError where config, weights and tokenizers disagree."""
+        if other := fields.keys() & {"image_tokenizer", "device_map"}:
+            raise ValueError(f"family native takes no {' and no '.join(sorted(other))}: {folder} has all of its parts")
+        for path in (folder / checkpoint.WEIGHTS, folder / "tokenizer.json", folder / "image" / "model.safetensors"):
             if not path.is_file():
                 raise FileNotFoundError(f"native checkpoint {folder} lacks {path.relative_to(folder)}")
-        if missing := {"spec", "backbone", "embedding"} - config.keys():
-            raise ValueError(f"{folder / 'config.json'} lacks {', '.join(sorted(missing))}")
-        spec = ModelSpec.from_dict(config["spec"])
+        if wrong := [n for n in ("spec", "backbone", "embedding") if not isinstance(config.get(n), dict)]:
+            raise ValueError(f"{folder / 'config.json'} lacks {', '.join(wrong)}, or it is not an object")
+        spec = ModelSpec.from_dict({**config["spec"], **fields})
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         images = PatchVQ.from_pretrained(folder / "image")
         _check(spec, tokenizer, images, folder)
-        try:
-            with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
-                backbone = LlamaForCausalLM(LlamaConfig(**config["backbone"]))
-                embedding = NativeEmbedding(**config["embedding"])
-        except TypeError as error:
-            raise ValueError(f"{folder / 'config.json'}: {error}") from error
-        model = UnifiedModel(backbone, spec, tokenizer, images, embedding)
-        _read_weights(model, weights)
+        found = checkpoint.read_headers(folder)
+        with torch.device("meta"):  # nothing is allocated before the sizes are known to be those of the weights
+            body, embedding = _parts(config, len(found), folder / "config.json")
+        _check_shapes(_weights(body, embedding), found, folder)
+        if embedding.grid != spec.image_grid:
+            raise ValueError(f"ModelSpec.image_grid is {spec.image_grid}, but the weights embed {embedding.grid}")
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
+            body, embedding = _parts(config, len(found), folder / "config.json")
+        weights = load_file(folder / checkpoint.WEIGHTS)
+        for name, value in _weights(body, embedding).items():
+            value.data.copy_(weights[name])
+        model = UnifiedModel(body, spec, tokenizer, images, embedding)
+        check_finite(model, folder / checkpoint.WEIGHTS)
         return model.to(dtype)
 
     def save(self, model: UnifiedModel, folder: Path) -> None:
@@ -179,7 +186,7 @@ class Native:
                 "max_segments": embedding.segment.num_embeddings,
             },
         }
-        weights = {k: v.detach().cpu().contiguous() for k, v in _weights(model).items()}
+        weights = {k: v.detach().cpu().contiguous() for k, v in _weights(model.backbone, embedding).items()}
         write_whole(folder / "model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))
         write_json(folder / "config.json", config)
         model.tokenizer.save_pretrained(folder)
@@ -191,27 +198,38 @@ class Native:
 _NOT_SAVED = {"transformers_version", "architectures", "model_type", "dtype", "_name_or_path"}
 
 
-def _weights(model: UnifiedModel) -> dict[str, Tensor]:
+def _weights(body: nn.Module, embedding: nn.Module) -> dict[str, Tensor]:
     """Names in the file: transformers' own for the body, `embedding.…` for the rest."""
-    assert model.embedding is not None
-    body = model.backbone.state_dict()
-    return {**body, **{f"embedding.{k}": v for k, v in model.embedding.state_dict().items()}}
+    return {**body.state_dict(), **{f"embedding.{k}": v for k, v in embedding.state_dict().items()}}
 
 
-def _read_weights(model: UnifiedModel, path: Path) -> None:
+def _parts(config: dict[str, Any], weights: int, path: Path) -> tuple[LlamaForCausalLM, NativeEmbedding]:
+    """The modules that config.json describes; weights: how many there are, a bound on the layers. Only sizes are read:
+    what else transformers takes, such as the name of an attention kernel to fetch, is refused. Raises ValueError."""
+    given = config["backbone"]
+    if other := sorted(given.keys() - LlamaConfig.__annotations__.keys()):
+        raise ValueError(f"{path}: backbone.{other[0]} is not a field of the body's architecture; remove it")
+    layers = given.get("num_hidden_layers")
+    if not isinstance(layers, int) or not 0 < layers <= weights:
+        raise ValueError(f"{path}: backbone.num_hidden_layers is {layers!r}, but the file holds {weights} weights")
     try:
-        with safe_open(path, "pt") as file:
-            found = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (safe_open is not a dict)
-    except Exception as error:  # safetensors has one error type for every kind of damage
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    wanted = _weights(model)
+        return LlamaForCausalLM(LlamaConfig(**given)), NativeEmbedding(**config["embedding"])
+    except Exception as error:  # torch and transformers have an error type for every kind of wrong size
+        raise ValueError(f"{path}: {error!r}") from error
+
+
+def _check_shapes(wanted: dict[str, Tensor], found: dict[str, checkpoint.Weight], folder: Path) -> None:
+    path = folder / checkpoint.WEIGHTS
     if set(found) != set(wanted):
         missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
         raise ValueError(f"{path}: missing weights {missing[:3]}, unexpected weights {extra[:3]}")
     for name, value in wanted.items():
         if value.shape != found[name].shape:
-            raise ValueError(f"{path}: {name} is {tuple(found[name].shape)}, the config says {tuple(value.shape)}")
-        value.data.copy_(found[name])
+            raise ValueError(f"{path}: {name} is {found[name].shape}, the config says {tuple(value.shape)}")
+
+
+# Fields of a spec that do not follow from the tokenizers.
+_CHOSEN = {"attention", "pad_policy", "additive_to", "text_begin", "special", "sampler"}
 
 
 def _check(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, images: PatchVQ, folder: Path) -> None:
@@ -224,7 +242,7 @@ def _check(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, images: PatchVQ,
     )
     saved = spec.to_dict()
     for name, value in fresh.to_dict().items():
-        if name != "sampler" and value != saved[name]:
+        if name not in _CHOSEN and value != saved[name]:
             raise ValueError(
                 f"{folder}: spec.{name} is {saved[name]}, but the tokenizers say {value}; "
                 "the tokenizer files do not belong to this checkpoint"

@@ -59,19 +59,24 @@ def variant(spec: ModelSpec, special: Mapping[str, int]) -> str:
 def templates(spec: ModelSpec, special: Mapping[str, int], tokenize: Tokenize, prefix: int = _PREFIX) -> Any:
     """The templates of a published family: `ChatTemplates`, `TaskTokenTemplates` or `AnswerTagTemplates`.
 
-    special: ids of the family's other tokens, by name. tokenize: text to ids, adding none. prefix: see
-    `TaskTokenTemplates`. Raises ValueError if a token is missing, or the tokenizer is not the family's.
+    special: ids of the family's other tokens, by name. tokenize: words to ids, no special token among them. prefix: see
+    `TaskTokenTemplates`. Raises ValueError if a token is missing.
     """
     kind = variant(spec, special)
     assert spec.bos is not None
     common = {"mask": spec.mask, "bos": spec.bos, "eos": _id(special, kind, "eos")}
     if kind == "llada":
-        return ChatTemplates(Ids(**common), tokenize, ChatMarkup() if "start_header" in special else None)
+        return ChatTemplates(Ids(**common), tokenize, _markup(spec, special) if "start_header" in special else None)
+    for name in ("image_next", "image_begin", "image_end"):
+        if getattr(spec, name) in (None, ()):
+            raise ValueError(f"ModelSpec.{name} is {getattr(spec, name)}; the templates of {kind} need it")
     assert spec.image_next is not None
     common |= {"image_begin": spec.image_begin[0], "image_end": spec.image_end[0], "image_next": spec.image_next}
     common |= {"image_offset": spec.image_offset, "codebook_size": spec.codebook_size}
     if kind in ("dimoo", "parallel_a"):
         names = {"answer_begin": "answer_start", "answer_end": "answer_end", "uncondition": "uncondition"}
+        names |= {"system_begin": "system_start", "system_end": "system_end"}
+        names |= {"user_begin": "user_start", "user_end": "user_end"}
         ids = {field: _id(special, kind, name) for field, name in names.items()}
         ids["filler"] = special.get("filler", common["eos"])  # of training only; not every tokenizer has it
         systems = SYSTEMS | ({"parallel": _EDIT} if kind == "parallel_a" else {})
@@ -82,7 +87,14 @@ def templates(spec: ModelSpec, special: Mapping[str, int], tokenize: Tokenize, p
     parallel = _id(special, kind, "interleave") if kind == "parallel_m" else None
     ids["interleaved"] = ids["reason"] if parallel is None else parallel
     # one line break behind a chat header, where LLaDA has two
-    return TaskTokenTemplates(TaskTokenIds(**common, **ids, parallel=parallel), tokenize, ChatMarkup(gap="\n"), prefix)
+    markup = _markup(spec, special, gap="\n")
+    return TaskTokenTemplates(TaskTokenIds(**common, **ids, parallel=parallel), tokenize, markup, prefix)
+
+
+def _markup(spec: ModelSpec, special: Mapping[str, int], gap: str = "\n\n") -> ChatMarkup:
+    assert spec.bos is not None
+    header_begin, header_end, turn_end = (_id(special, "chat", name) for name in ("start_header", "end_header", "eot"))
+    return ChatMarkup(spec.bos, header_begin, header_end, turn_end, gap)
 
 
 def _id(special: Mapping[str, int], kind: str, name: str) -> int:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal
 
-from unidiff.estimators import ESTIMATORS, Estimator
+from unidiff.config import FilePath, Unbounded
+from unidiff.estimators import Estimator
 from unidiff.estimators import parse as parse_estimator
-from unidiff.sampling.rollout import SamplerConfig
+from unidiff.sampling.config import SamplerConfig
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,13 @@ class GRPOConfig(SamplerConfig):
       text_estimator, image_estimator: names in unidiff.estimators, with options as in "trace:merge=4". text_min_ratio,
       image_min_ratio: γ, smallest share of masked tokens, for estimators with a ladder of ratios.
     Run
-      output_dir, resume (go on from the last checkpoint in output_dir), save_steps (0 = only at the end and when
-      stopped), log_rollouts_every (steps between files in output_dir/rollouts, beside that of the first step: what the
-      report and tools/edit_rollout.py show; 0 = none), eval_size, eval_split: held-out
-      prompts of an evaluation, eval_steps: steps between greedy evaluations on the way (0 = only before and after).
-      check_ratio_every: steps between measurements of the first-iteration ratio when num_iterations is 1 (0 = none).
+      output_dir, resume (go on from the last checkpoint in output_dir; on the command line, with the settings of the
+      run there, of which those that change speed or display alone may be given anew, and a larger max_steps),
+      save_steps (0 = only at the end and when stopped), log_rollouts_every (steps between files in
+      output_dir/rollouts, beside that of the first step: what the report and tools/edit_rollout.py show; 0 = none),
+      eval_size, eval_split: held-out prompts of an evaluation, eval_steps: steps between greedy evaluations on the
+      way (0 = only before and after).
+      check_ratio_every: steps between checks that a row scores alone as in its micro-batch (0 = none).
       tracker: tensorboard, wandb, …. quiet: no live display.
     """
 
@@ -54,6 +54,7 @@ class GRPOConfig(SamplerConfig):
         {"output_dir", "resume", "save_steps", "log_rollouts_every", "eval_steps", "check_ratio_every", "tracker"}
         | {"quiet", "micro_batch_size", "cache", "gradient_checkpointing", "rollout_parts"}
     )
+    GROWS: ClassVar[str] = "max_steps"  # with lr_schedule linear, the rate then falls from where the longer run has it
 
     num_prompts: int = 8
     num_generations: int = 8
@@ -68,7 +69,7 @@ class GRPOConfig(SamplerConfig):
     lr_schedule: Literal["linear", "constant"] = "linear"
     adam_beta2: float = 0.99
     weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    max_grad_norm: Unbounded = 1.0
     lora_rank: int = 0
     lora_alpha: float = 64.0
     gradient_checkpointing: bool = False
@@ -91,7 +92,7 @@ class GRPOConfig(SamplerConfig):
     text_min_ratio: float = 0.6
     image_min_ratio: float = 0.8
 
-    output_dir: str = "outputs/run"
+    output_dir: FilePath = "outputs/run"
     resume: bool = False
     save_steps: int = 10
     log_rollouts_every: int = 20
@@ -104,7 +105,6 @@ class GRPOConfig(SamplerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choices()
         if self.num_generations < 2:
             raise ValueError(
                 f"num_generations is {self.num_generations}; a group needs at least 2 rollouts to compare, 8 is usual"
@@ -128,38 +128,19 @@ class GRPOConfig(SamplerConfig):
             "lora_rank",
         )
         for name in (*at_least_0, "beta", "epsilon", "weight_decay", "text_weight", "image_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a number that is not negative")
         for name in ("learning_rate", "max_grad_norm", "lora_alpha"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         for name in ("text_min_ratio", "image_min_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1]")
-        if self.epsilon_high is not None and not 0 <= self.epsilon_high < math.inf:
+        if self.epsilon_high is not None and self.epsilon_high < 0:
             raise ValueError(f"epsilon_high is {self.epsilon_high}; it must not be negative, or none for epsilon")
-        if self.delta is not None and not self.delta > 1 + self.clip_range[1]:
+        if self.delta is not None and self.delta <= 1 + self.clip_range[1]:
             raise ValueError(f"delta is {self.delta}; it must be above 1 + epsilon_high, or none")
         self.estimators()
-
-    def _check_choices(self) -> None:
-        """Settings of a few values, estimators among them. Raises ValueError with the nearest value."""
-        choices: dict[str, Collection[Any]] = {}
-        for name in ("text_estimator", "image_estimator"):
-            if "." not in getattr(self, name).partition(":")[0]:  # package.module.name is imported to be known
-                choices[name] = ESTIMATORS
-        for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is Literal:
-                choices[name] = get_args(kind)
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if allowed is ESTIMATORS:
-                value = value.partition(":")[0]
-            if value not in allowed:
-                nearest = difflib.get_close_matches(str(value), [str(a) for a in allowed], 1, 0.0)[0]
-                raise ValueError(
-                    f"{name} is {value!r}; did you mean {nearest!r}? Known: {', '.join(map(str, allowed))}"
-                )
 
     @property
     def clip_range(self) -> tuple[float, float]:
@@ -184,10 +165,6 @@ class GRPOConfig(SamplerConfig):
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    def trained_as(self) -> dict[str, Any]:
-        """The settings that change a run's numbers: two runs may be joined by `resume` only if these agree."""
-        return {k: v for k, v in self.to_dict().items() if k not in self.FREE}
 
 
 def _estimator(field: str, text: str, min_ratio: float) -> Estimator:

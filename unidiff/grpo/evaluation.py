@@ -15,7 +15,9 @@ from unidiff.grpo.experience import Experience, segment_views
 from unidiff.model import UnifiedModel
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.sampling.compute import Compute
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, SamplerConfig, Stop
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.rollout import Rollout, Stop
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.tasks import Task
 
 _EVAL = 1 << 20  # keeps evaluation noise apart from training steps
@@ -74,9 +76,11 @@ def everybody(value: Any, accelerator: Accelerator | None) -> list[Any]:
 
 
 def means(per_row: dict[str, np.ndarray], accelerator: Accelerator | None = None) -> dict[str, float]:
-    """Mean of each measure over the rows of all processes; NaN is left out, and 0 where nothing else is."""
+    """Mean of each measure over the rows of all processes; NaN is left out, and 0 where nothing else is. A measure that
+    a process does not have counts as NaN there."""
     parts = everybody(per_row, accelerator)
-    columns = {name: np.concatenate([p[name] for p in parts]) for name in per_row}
+    names = dict.fromkeys(name for part in parts for name in part)
+    columns = {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
     return {name: float(np.nanmean(v)) if np.isfinite(v).any() else 0.0 for name, v in columns.items()}
 
 

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from unidiff import noise
-from unidiff.estimators import Draw, Estimator, View, combine
+from unidiff.estimators import Draw, Estimator, View, values_of
 from unidiff.estimators.checks import check_credit
 from unidiff.grpo.batches import MicroBatch, micro_batches
 from unidiff.grpo.process import Clock
 from unidiff.guidance import Guidance
 from unidiff.model import UnifiedModel
 from unidiff.rewards.reward import Reward
-from unidiff.rewards.router import Routed
+from unidiff.rewards.routed import Routed
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import Pending, RewardTable
-from unidiff.sampling.rollout import InterleavedSampler, Rollout, Stop
+from unidiff.sampling.rollout import Rollout, Stop
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Canvas, Modality
 
 _PROMPT = 1 << 21  # noise stream of the choice of training prompts
@@ -53,13 +54,19 @@ class Experience:
         """float32 [B, L]: of tokens scored in this iteration whose segment has an advantage; 0 elsewhere."""
         return self.draws[iteration].weight * self.trained_BL
 
-    def micro_batches(self, size: int, attention: str, iteration: int = 0, everything: bool = True) -> list[MicroBatch]:
-        """What an inner iteration runs at a time (see `batches`); at least one micro-batch.
+    @property
+    def useful_B(self) -> Tensor:
+        """bool [B]: rows with some advantage. The policy gradient of the others is zero, whatever their probability."""
+        return (self.advantage_BL != 0).any(1)
 
-        everything: also the rows without any advantage, whose policy gradient is zero whatever their probability.
+    def micro_batches(self, size: int, attention: str, iteration: int = 0, everything: bool = True) -> list[MicroBatch]:
+        """What an inner iteration runs at a time (see `batches`).
+
+        everything: also rows that are not useful. Without it, where none is, the first row runs all the same: processes
+        synchronise in a backward pass.
         """
         rows = torch.arange(self.canvas.shape[0], device=self.canvas.ids.device)
-        useful = (self.advantage_BL != 0).any(1)
+        useful = self.useful_B
         if not everything:
             rows = rows[useful] if useful.any() else rows[:1]
         return micro_batches(self.canvas, self.draws[iteration], rows, size, attention)
@@ -79,7 +86,7 @@ class Experience:
     def values(self, logp_KBL: Tensor, iteration: int, batch: MicroBatch, text: Estimator, image: Estimator) -> Tensor:
         """Values [B, L] of a micro-batch from the log-probabilities of its views."""
         canvas, draw = self.canvas.rows(batch.rows), self.draws[iteration].rows(batch.rows)
-        return combine(canvas, draw, logp_KBL, text, image, self.advantage_BL[batch.rows])
+        return values_of(canvas, draw, logp_KBL, text, image, self.advantage_BL[batch.rows])
 
 
 def guidance_of(
@@ -176,21 +183,16 @@ def spread(values_BS: Tensor, canvas: Canvas, rollouts: Sequence[Rollout]) -> Te
     return values_BS.to(canvas.ids.device).gather(1, ordinal) * inside
 
 
-def credited(
-    advantage_BS: Tensor, valid_BS: Tensor, modality_BS: Tensor, group: int, text: Estimator, image: Estimator
-) -> Tensor:
-    """Advantages [B, S] as each modality's estimator credits them (see `Estimator.credit`).
-
-    group: rollouts of a prompt, which are consecutive rows.
-    """
-    credited_BS = advantage_BS.clone()
-    rows, segments = advantage_BS.shape
+def credited(routed: Routed, modality_BS: Tensor, text: Estimator, image: Estimator) -> Tensor:
+    """Advantages [B, S] as each modality's estimator credits them (see `Estimator.credit`)."""
+    credited_BS = routed.advantage_BS.clone()
+    segments = modality_BS.shape[1]
     for modality, estimator in ((Modality.TEXT, text), (Modality.IMAGE, image)):
         own_BS = modality_BS == modality
-        which_BS = (torch.arange(rows) // group)[:, None] * segments + own_BS.long().cumsum(1)
-        chosen = own_BS & valid_BS
-        credit_N = estimator.credit(advantage_BS[chosen], which_BS[chosen])
-        check_credit(estimator, credit_N, advantage_BS[chosen])
+        which_BS = routed.group_B[:, None] * (segments + 1) + own_BS.long().cumsum(1)
+        chosen = own_BS & routed.valid_BS
+        credit_N = estimator.credit(routed.advantage_BS[chosen], which_BS[chosen])
+        check_credit(estimator, credit_N, routed.advantage_BS[chosen])
         credited_BS[chosen] = credit_N
     return credited_BS
 

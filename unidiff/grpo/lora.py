@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unidiff.config import checked
 from unidiff.model import UnifiedModel
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of Llama's layers
@@ -23,7 +24,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 def add_adapters(model: UnifiedModel, rank: int, alpha: float, seed: int = 0) -> None:
     """Freezes the model and adds trainable adapters, which change nothing yet. Raises ImportError without peft,
-    ValueError if the model has adapters already.
+    ValueError if the model has adapters already, or for a rank or alpha that is not a finite number above 0.
 
     No dropout: an unchanged policy must have a ratio of 1. The global RNG is left as it was.
     """
@@ -31,6 +32,10 @@ def add_adapters(model: UnifiedModel, rank: int, alpha: float, seed: int = 0) ->
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError('lora_rank needs peft: pip install "unidiff[lora]"') from error
+    given = checked({"rank": rank, "alpha": alpha}, add_adapters, "lora_")
+    for name, value in given.items():
+        if value <= 0:
+            raise ValueError(f"lora_{name} is {value}; it must be above 0")
     if adapters(model):
         raise ValueError("the model has adapters already; merge them, or leave lora_rank at 0 to train them")
     model.requires_grad_(False)
@@ -40,7 +45,7 @@ def add_adapters(model: UnifiedModel, rank: int, alpha: float, seed: int = 0) ->
         inject_adapter_in_model(config, model.backbone)
     for weight in model.parameters():
         if weight.requires_grad:
-            weight.data = weight.data.float()
+            weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
     model.eval()
 
 
@@ -77,7 +82,7 @@ def trained(model: UnifiedModel) -> list[nn.Parameter]:
     weights = [p for p in model.parameters() if p.requires_grad]
     if not weights:
         raise ValueError("every weight of the model is frozen: there is nothing to train")
-    if wrong := {str(p.dtype).removeprefix("torch.") for p in weights} - {"float32"}:
+    if wrong := {str(p.dtype).removeprefix("torch.") for p in weights if p.dtype.itemsize < 4}:
         raise ValueError(
             f"the weights to train are {', '.join(sorted(wrong))}, which rounds small updates away: train adapters "
             "(lora_rank 128, say), load the model in float32, or shard it (recipes/accelerate/8_gpu_fsdp2.yaml)"

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from accelerate import Accelerator
+
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
@@ -16,8 +18,10 @@ def stop_signals() -> Iterator[list[int]]:
     asked: list[int] = []
 
     def ask(number: int, _: FrameType | None) -> None:
+        if number in asked:
+            signal.signal(number, previous[number])
+            signal.raise_signal(number)
         asked.append(number)
-        signal.signal(number, previous[number])
 
     try:
         previous: dict[int, Any] = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -29,6 +33,13 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def check_tracker(tracker: str | None, accelerator: Accelerator) -> None:
+    """Raises ImportError if the package of a tracker is missing, of which accelerate only warns."""
+    if tracker and not accelerator.log_with:
+        package = "unidiff[tracking]" if tracker in ("tensorboard", "wandb", "all") else tracker.replace("_", "-")
+        raise ImportError(f'tracker {tracker} is not installed: pip install "{package}"')
 
 
 class Clock:

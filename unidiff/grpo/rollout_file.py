@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.table import RewardTable
 from unidiff.sampling.compute import Compute, Cost
-from unidiff.sampling.rollout import Rollout, SamplerConfig, Stop
+from unidiff.sampling.config import SamplerConfig
+from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sequence import Interleaved, Modality, Segment
 
 FORMAT, VERSION = "unidiff.rollouts", 1
@@ -41,8 +42,8 @@ class RolloutBatch:
     """B rollouts with what they earned.
 
     titles: one each. groups_B: int64, which group (prompt) each belongs to. figures: measures by name, one number a
-    rollout, NaN where it does not apply. table, routed: rewards and advantages, with the account that `table.explain`
-    tells, or None. router: how they were routed.
+    rollout, NaN where it does not apply. table, routed: rewards and advantages, for `table.explain(row, segment,
+    routed)`, or None. router: how they were routed.
     fits: what a checkpoint must agree with to decode them (see `fingerprint`). config: settings of the run. step:
     steps done when the run wrote them, None outside of a run.
     """
@@ -102,9 +103,12 @@ def save_rollouts(path: Path, batch: RolloutBatch) -> None:
     tensors = {"groups": batch.groups_B.cpu().long(), **_columns([s for r in batch.rollouts for s in r.sequence])}
     header = _header(batch)
     if batch.table is not None:
-        parts, header["table"] = replace(batch.table, routed=batch.routed).to_tensors()
+        parts, header["table"] = batch.table.to_tensors()
+        if batch.routed is not None:
+            routed, header["table"]["routed"] = batch.routed.to_tensors()
+            parts |= routed
         tensors |= {_TABLE + name: value for name, value in parts.items()}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}  # none share memory
     metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
     path.parent.mkdir(parents=True, exist_ok=True)
     content = save(tensors, metadata)  # `save_file` would make a file that others cannot read
@@ -185,7 +189,7 @@ def _batch(header: dict[str, Any], tensors: dict[str, Tensor]) -> RolloutBatch:
     reader = _Reader(tensors)
     rollouts = [_read_rollout(one, reader) for one in header["rollouts"]]
     reader.check_end()
-    table = _read_table(header["table"], tensors) if "table" in header else None
+    table, routed = _read_table(header["table"], tensors) if "table" in header else (None, None)
     batch = RolloutBatch(
         rollouts=rollouts,
         titles=[str(one["title"]) for one in header["rollouts"]],
@@ -193,7 +197,7 @@ def _batch(header: dict[str, Any], tensors: dict[str, Tensor]) -> RolloutBatch:
         fits=header["fits"],
         figures={k: [float("nan") if x is None else float(x) for x in v] for k, v in header["figures"].items()},
         table=table,
-        routed=None if table is None else table.routed,
+        routed=routed,
         router=header["router"],
         config=header["config"],
         step=header["step"],
@@ -240,6 +244,7 @@ def _read_rollout(header: dict[str, Any], reader: _Reader) -> Rollout:
     return Rollout(Interleaved(segments), Stop[header["stop"]], compute, int(header["key"]), settings)
 
 
-def _read_table(header: dict[str, Any], tensors: dict[str, Tensor]) -> RewardTable:
+def _read_table(header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[RewardTable, Routed | None]:
     parts = {name.removeprefix(_TABLE): value for name, value in tensors.items() if name.startswith(_TABLE)}
-    return RewardTable.from_tensors(parts, header)
+    routed = Routed.from_tensors(parts, header["routed"]) if "routed" in header else None
+    return RewardTable.from_tensors(parts, header), routed

@@ -55,7 +55,7 @@ def check(accelerator: Accelerator) -> None:
 class Shards:
     """The prepared model's shards under FSDP2; without it, nothing, and every method does nothing.
 
-    Weights are whole outside of `apart`. Made before the optimizer: `ready` raises trained weights to float32.
+    Weights are whole outside of `apart`. Made before the optimizer: `ready` raises trained weights to float32 at least.
     """
 
     def __init__(self, model: UnifiedModel, accelerator: Accelerator) -> None:
@@ -75,12 +75,13 @@ class Shards:
                 "must be false (for the last there is the setting gradient_checkpointing)"
             )
         # Inputs are not cast: rotary embedding takes float32 cosines whatever the weights' dtype is.
+        wide = torch.promote_types(model.dtype, torch.float32)
         plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+            param_dtype=model.dtype, reduce_dtype=wide, cast_forward_inputs=False
         )
         for weight in model.parameters():
             if weight.requires_grad:
-                weight.data = weight.data.float()
+                weight.data = weight.data.to(wide)
 
     def begin(self, policy: Any) -> None:
         """After `Accelerator.prepare`, which made the policy: puts the weights together for the first time."""

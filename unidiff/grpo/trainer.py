@@ -16,7 +16,6 @@ Deviations from the papers, and simplifications:
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,14 +23,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import TrainerState
 
 from unidiff import estimators, noise
-from unidiff.grpo import activations, lora, sharding
+from unidiff.files import whole_folder
+from unidiff.grpo import activations, checkpoint, lora, ratio, sharding
 from unidiff.grpo.batches import MicroBatch
-from unidiff.grpo.checkpoint import RunFolder
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, step_figures
 from unidiff.grpo.experience import Experience, credited, guidance_of, prompt_index, sample_and_judge, spread
@@ -44,7 +42,9 @@ from unidiff.rewards.reward import Reward, RewardError, as_rewards
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.table import RewardTable, check_required
-from unidiff.sampling.rollout import InterleavedSampler, Rollout
+from unidiff.run_folder import RunFolder, step_of
+from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Canvas, Modality
 from unidiff.tasks import Task
 
@@ -104,9 +104,9 @@ class GRPOTrainer:
         self.policy, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.shards.begin(self.policy)
         self.folder = RunFolder(config.output_dir)
-        self.start = 0  # steps done before this run began
         self.stopped = False
         self._claimed = False
+        self._last: Path | None = None  # the checkpoint to go on from
 
     def learning_rate(self, step: int) -> float:
         """Of a step: a linear rise over warmup_steps, then constant or falling to 0 at max_steps."""
@@ -117,24 +117,17 @@ class GRPOTrainer:
 
     # ---------------------------------------------------------------- the loop
 
+    @property
+    def start(self) -> int:
+        """Steps that were done before this run began; known when the directory has been claimed."""
+        return step_of(self._last)
+
     def claim(self) -> None:
-        """Takes the output directory for this run and, with `resume`, restores its last checkpoint. `train` does it
-        unless it has been done. Raises ValueError if the directory holds another run."""
-        if self._claimed:
-            return
-        error: list[str | None] = [None]
-        if self.accelerator.is_main_process:
-            try:
-                self.folder.open(self.config)
-            except ValueError as problem:
-                error = [str(problem)]
-        broadcast_object_list(error)  # or the other processes would wait for this one for ever
-        if error[0] is not None:
-            raise ValueError(error[0])
-        if self.config.resume:
-            with self.shards.apart():
-                self.start = self.folder.load(self.accelerator)
-        self._claimed = True
+        """Takes the output directory for this run, and finds the checkpoint that `train` will go on from. `train` does
+        it unless it has been done. Raises ValueError if the directory cannot be taken."""
+        if not self._claimed:
+            self._last = checkpoint.claim(self.folder, self.accelerator, self.config)
+            self._claimed = True
 
     def train(self) -> list[dict[str, float]]:
         """Runs up to max_steps steps and returns the metrics of all steps so far (on the main process).
@@ -143,6 +136,9 @@ class GRPOTrainer:
         """
         config = self.config
         self.claim()
+        if self._last is not None:
+            with self.shards.apart():
+                checkpoint.load(self.accelerator, self._last)
         history = self.folder.rewind(self.start) if self.accelerator.is_main_process else []
         if config.tracker:
             self.accelerator.init_trackers("unidiff", config=flat(config.to_dict()))
@@ -176,15 +172,14 @@ class GRPOTrainer:
         """One step: experience, then the update. Returns its metrics (equal on every process) and experience."""
         clock = Clock()
         rollouts, rows, examples, own = self._rollouts(step, clock)
-        everything = self._route(own)
+        everything, routed = self._route(own)
         first = self.accelerator.process_index * len(rows)
-        table = everything.rows(slice(first, first + len(rows)))
-        assert table.routed is not None
-        experience = self._experience(step, rollouts, rows, examples, table, table.routed)
+        mine = slice(first, first + len(rows))
+        experience = self._experience(step, rollouts, rows, examples, everything.rows(mine), routed.rows(mine))
         clock.lap("route")
         metrics = {"step": step, **self._update(step, experience)}
         clock.lap("update")
-        metrics |= table.routed.metrics | step_figures(self.task, experience, self.accelerator)
+        metrics |= routed.metrics | step_figures(self.task, experience, self.accelerator)
         clock.lap("measure")
         metrics |= {f"seconds/{name}": value for name, value in clock.seconds.items()}
         metrics["seconds"] = sum(clock.seconds.values())
@@ -193,28 +188,27 @@ class GRPOTrainer:
 
     def _checkpoint(self, step: int) -> None:
         with self.shards.apart():
-            self.folder.save(self.accelerator, step)
+            checkpoint.save(self.folder, self.accelerator, step)
 
     def save_model(self, folder: str | Path) -> None:
         """Writes the trained model in its family's layout; adapters are merged into it, and also stand alone in the
-        folder's `adapter`. Called by every process."""
+        folder's `adapter`. Called by every process. Raises WriteError."""
         model = self.shards.whole(self.accelerator)
         if self.accelerator.is_main_process:
-            with lora.merged(model):
-                model.save_pretrained(folder)
-            if self.config.lora_rank:
-                lora.save_adapter(model, Path(folder) / "adapter")
+            with whole_folder(Path(folder)) as draft:
+                with lora.merged(model):
+                    model.save_pretrained(draft)
+                if self.config.lora_rank:
+                    lora.save_adapter(model, draft / "adapter")
         self.accelerator.wait_for_everyone()
 
     def batch(self, step: int, experience: Experience) -> RolloutBatch:
         """This process's rollouts of a step with what they earned, to be saved or looked at."""
-        each, first = self.config.num_generations, self.accelerator.process_index * self.config.num_prompts
-        first //= self.accelerator.num_processes
-        groups = torch.arange(len(experience.rollouts)) // each
+        groups = experience.routed.group_B
         figures = self.task.measure(experience.rows, experience.examples)
         return RolloutBatch(
             rollouts=experience.rollouts,
-            titles=[f"train prompt {prompt_index(self.config.seed, step, first + int(g))}" for g in groups],
+            titles=[f"train prompt {prompt_index(self.config.seed, step, int(g))}" for g in groups],
             groups_B=groups,
             fits=fingerprint(self.model),
             figures={name: values.tolist() for name, values in figures.items()},
@@ -262,13 +256,12 @@ class GRPOTrainer:
         examples = [e for e in prompts for _ in range(config.num_generations)]
         return rollouts, rows, examples, table
 
-    def _route(self, own: RewardTable) -> RewardTable:
+    def _route(self, own: RewardTable) -> tuple[RewardTable, Routed]:
         """All processes' rewards, routed together: a batch may share statistics. Raises RewardError, on each of them,
         if a required reward lost a value on one."""
         table = RewardTable.concatenate(everybody(own, self.accelerator))
         check_required(self.rewards, table)
-        self.router.route(table, torch.arange(len(table.values_BSF)) // self.config.num_generations)
-        return table
+        return table, self.router.route(table, torch.arange(len(table.values_BSF)) // self.config.num_generations)
 
     def _experience(
         self,
@@ -282,9 +275,7 @@ class GRPOTrainer:
         canvas = self.model.render([r.sequence for r in rollouts])
         keys = torch.tensor([noise.key(r.key, step) for r in rollouts], device=canvas.ids.device)
         draws = estimators.draw_views(canvas, *self.estimators, self.config.num_iterations, keys)
-        advantage_BS = credited(
-            routed.advantage_BS, routed.valid_BS, table.modality_BS, self.config.num_generations, *self.estimators
-        )
+        advantage_BS = credited(routed, table.modality_BS, *self.estimators)
         advantage = spread(advantage_BS, canvas, rollouts)
         trained = spread(routed.valid_BS.float(), canvas, rollouts) > 0
         guidance = guidance_of(self.model, rollouts, self.config.scales if self.config.score_guidance else {})
@@ -350,11 +341,14 @@ class GRPOTrainer:
         """A micro-batch's part of the step's loss. old: None = the new policy's values."""
         config, rows = self.config, batch.rows
         loss_type, level = LOSSES[config.loss_type]
+        weight = experience.weight_BL(iteration)[rows]
+        if reference is None:  # a row that runs only to synchronise processes is not counted
+            weight = weight * experience.useful_B[rows, None]
         loss, stats = modality_loss(
             new,
             new.detach() if old is None else old,
             experience.advantage_BL[rows],
-            experience.weight_BL(iteration)[rows],
+            weight,
             experience.canvas.modality[rows],
             loss_type=loss_type,
             denominators=denominators,
@@ -449,28 +443,20 @@ class GRPOTrainer:
         self, step: int, experience: Experience, batches: list[MicroBatch], stats: dict[Modality, LossStats] | None
     ) -> dict[str, float]:
         """Largest |ρ − 1| at the first inner iteration, where the policy has not changed: what is not float noise is a
-        bug. Without an old policy (stats None) ρ is 1 by construction, so now and then some rows are scored again in
-        other company."""
-        every = self.config.check_ratio_every
-        if stats is not None:
-            peak = max((float(s.peak) for s in stats.values()), default=0.0)
-        elif every and step % every == 0:
-            some = dataclasses.replace(batches[0], rows=batches[0].rows[:4])
-            alone = self._score(self.model, experience, 0, some)
-            among = self._score(self.model, experience, 0, batches[0])[: len(some.rows)]
-            peak = float((alone - among).exp().sub(1).abs().max())
-        else:
+        bug. Of the new policy to the old one, unless there is none (stats None); and now and then of rows alone to the
+        same rows in company."""
+        config, score = self.config, functools.partial(self._score, self.model)
+        gaps = [] if stats is None else [0.0, *(float(s.peak) for s in stats.values())]
+        if config.check_ratio_every and step % config.check_ratio_every == 0:
+            gaps.append(ratio.company_gap(score, experience, batches))
+        if not gaps:
             return {}
-        return {"ratio_first_iteration_max_dev": self._largest(peak)} | self._guidance_ratio(experience, batches[0])
-
-    def _guidance_ratio(self, experience: Experience, batch: MicroBatch) -> dict[str, float]:
-        """Largest |ρ − 1| between the guided policy that was sampled and the trained one, where these differ."""
-        if self.config.score_guidance or not self.config.scales:
-            return {}
-        guidance = guidance_of(self.model, experience.rollouts, self.config.scales)
-        sampled = self._score(self.model, dataclasses.replace(experience, guidance=guidance), 0, batch)
-        trained = self._score(self.model, experience, 0, batch)
-        return {"guidance_ratio_max_dev": self._largest(float((trained - sampled).exp().sub(1).abs().max()))}
+        found = {"ratio_first_iteration_max_dev": self._largest(*gaps)}
+        if config.scales and not config.score_guidance:
+            guidance = guidance_of(self.model, experience.rollouts, config.scales)
+            sizes = (config.num_generations, config.micro_batch_size, self.model.spec.attention)
+            found["guidance_ratio_max_dev"] = self._largest(ratio.guidance_gap(score, experience, guidance, *sizes))
+        return found
 
     def _denominators(self, weight: Tensor, experience: Experience) -> dict[Modality, Denominators]:
         """Of the whole step, over all processes."""
@@ -492,6 +478,6 @@ class GRPOTrainer:
         sums: Any = self.accelerator.reduce(stats.sums_K, "sum")
         return LossStats(sums, torch.tensor(self._largest(float(stats.peak))))
 
-    def _largest(self, value: float) -> float:
-        """Of a number that every process has."""
-        return max(everybody(value, self.accelerator))
+    def _largest(self, *values: float) -> float:
+        """Of the numbers that each process has; NaN if one is."""
+        return float(torch.tensor(everybody(values, self.accelerator), dtype=torch.float64).max())

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unidiff.images.picture import rgb
+
 
 @runtime_checkable
 class ImageTokenizer(Protocol):
@@ -76,17 +78,15 @@ def load(kind: str, folder: str | Path, codebook_size: int | None = None) -> Ima
 
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
-    """RGB images of one size -> [B, 3, H, W] float32 in [0, 1].
+    """Images of one size, of any mode (see `picture.rgb`) -> [B, 3, H, W] float32 in [0, 1].
 
-    Raises ValueError for no image, another mode than RGB, or images of different sizes.
+    Raises ValueError for no image, or images of different sizes.
     """
     if not images:
         raise ValueError("images: expected at least one image, got none")
-    for image in images:
-        if image.mode != "RGB":
-            raise ValueError(f"images: expected mode RGB, got {image.mode}; use image.convert('RGB')")
-        if image.size != images[0].size:
-            raise ValueError(f"images: expected one size, got {images[0].size} and {image.size}")
+    images = [rgb(image) for image in images]
+    if other := next((image.size for image in images if image.size != images[0].size), None):
+        raise ValueError(f"images: expected one size, got {images[0].size} and {other}")
     stacked = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous().float() / 255
 

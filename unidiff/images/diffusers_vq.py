@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unidiff.config import convert
 from unidiff.files import write_json, write_whole
 from unidiff.images import check_ids, check_pixels, in_chunks, register
 from unidiff.images.weights import fill, find_file, read_config, read_weights
@@ -85,14 +86,18 @@ class DiffusersVQ(nn.Module):
         """
         folder = Path(folder)
         path = find_file(folder, [CONFIG])
-        model = cls(_build(read_config(path), path))
-        weights = find_file(folder, WEIGHTS)
-        fill(model.vq, read_weights(weights), weights)
+        fields = _fields(read_config(path), path)
+        place = find_file(folder, WEIGHTS)
+        weights = read_weights(place)
+        if fields["layers_per_block"] > len(weights):  # before so many are built
+            raise ValueError(f"{path}: layers_per_block is {fields['layers_per_block']}, of {len(weights)} weights")
+        model = cls(_build(fields))
+        fill(model.vq, weights, place)
         return model.requires_grad_(False).eval()
 
 
-def _build(config: dict[str, Any], path: Path) -> Any:
-    """A VQModel without weights, on the meta device."""
+def _fields(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The fields of a VQModel in its config. Raises ValueError if it is not whole, ImportError without diffusers."""
     try:
         from diffusers.models.autoencoders.vq_model import VQModel
     except ImportError as error:
@@ -105,6 +110,14 @@ def _build(config: dict[str, Any], path: Path) -> Any:
         raise ValueError(f"{path} lacks {', '.join(missing)}: it is not the config of a VQModel")
     if unknown := fields.keys() - inspect.signature(VQModel.__init__).parameters.keys():
         raise ValueError(f"{path}: VQModel of this diffusers knows no {', '.join(sorted(unknown))}; upgrade diffusers")
+    convert(fields["layers_per_block"], int, f"{path}: layers_per_block", words=False)
+    return fields
+
+
+def _build(fields: dict[str, Any]) -> Any:
+    """A VQModel without weights, on the meta device."""
+    from diffusers.models.autoencoders.vq_model import VQModel
+
     with torch.device("meta"):
         # ids are what is decoded, so they are looked up, whatever the config was written for
         return VQModel(**{**fields, "lookup_from_codebook": True})

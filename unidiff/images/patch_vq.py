@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from unidiff.config import check_fields
 from unidiff.images import check_ids, check_pixels, register
+from unidiff.images.weights import fill, read_config, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -31,6 +32,11 @@ class PatchVQConfig:
     codebook_size: int = 128
     dim: int = 32
     widths: tuple[int, ...] = (40, 64, 112)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "PatchVQConfig.")
+        if min(self.codebook_size, self.dim, *self.widths) < 1:
+            raise ValueError(f"{self}: every size must be at least 1")
 
 
 @register("patch_vq")
@@ -119,10 +125,7 @@ class PatchVQ(nn.Module):
         # weights on the meta device are not initialised, so loading draws no random numbers
         with torch.device("meta"):
             model = cls(_read_config(folder / CONFIG))
-        try:
-            model.load_state_dict(load_file(folder / WEIGHTS), assign=True)
-        except (RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from error
+        fill(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
         return model.requires_grad_(False).eval()
 
 
@@ -171,14 +174,11 @@ def _decoder(config: PatchVQConfig) -> nn.Sequential:
 
 
 def _read_config(path: Path) -> PatchVQConfig:
-    try:
-        settings = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    settings = read_config(path)
     kind = settings.pop("tokenizer", None)
     names = {field.name for field in fields(PatchVQConfig)}
     if kind != "patch_vq" or set(settings) != names:
         raise ValueError(
             f"{path}: expected tokenizer 'patch_vq' with {sorted(names)}, got {kind!r} with {sorted(settings)}"
         )
-    return PatchVQConfig(**{**settings, "widths": tuple(settings["widths"])})
+    return PatchVQConfig(**settings)

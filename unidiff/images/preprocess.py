@@ -7,9 +7,13 @@ same way as the picture.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from PIL import Image
+
+from unidiff.config import check_fields
+from unidiff.images.picture import rgb
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 
@@ -41,10 +45,7 @@ class Preprocess:
     resample: Literal["bicubic", "lanczos"] = "bicubic"
 
     def __post_init__(self) -> None:
-        if self.rule not in ("crop", "squash", "multiple", "buckets"):
-            raise ValueError(f"Preprocess.rule is {self.rule!r}; rules are crop, squash, multiple, buckets")
-        if self.resample not in _FILTERS:
-            raise ValueError(f"Preprocess.resample is {self.resample!r}; filters are {', '.join(_FILTERS)}")
+        check_fields(self, "Preprocess.")
         if self.multiple < 1 or (self.rule != "multiple" and (self.size < 1 or self.size % self.multiple)):
             raise ValueError(f"Preprocess.size {self.size} must be a positive multiple of {self.multiple} (multiple)")
 
@@ -84,10 +85,9 @@ class Preprocess:
 
         return max(self.buckets(), key=likeness)
 
-    def image(self, image: Image.Image) -> Image.Image:
-        """The prepared picture. Raises ValueError for another mode than RGB, or too few pixels."""
-        if image.mode != "RGB":
-            raise ValueError(f"image: expected mode RGB, got {image.mode}; use image.convert('RGB')")
+    def image(self, given: str | Path | bytes | Image.Image) -> Image.Image:
+        """The prepared picture, in RGB. given: see `picture.rgb`. Raises ValueError if it has too few pixels."""
+        image = rgb(given)
         placement = self.place(*image.size)
         if self.rule == "buckets":  # very large pictures are averaged first
             for _ in range(self._halvings(*image.size, placement.size)):

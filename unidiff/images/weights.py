@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+QUANTIZED = "quantized weights are not read, nor their scales: save the model in bfloat16 or float32"
 
 
 def find_file(folder: Path, names: Sequence[str]) -> Path:
@@ -23,14 +27,20 @@ def find_file(folder: Path, names: Sequence[str]) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError if it is none."""
+    """The object in a JSON file. Raises ValueError if it is none, or holds a number that is not finite."""
     try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
+        config = json.loads(path.read_text(), parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold an object, it holds {type(config).__name__}")
     return config
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -54,7 +64,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """Puts weights into a module (built on the meta device), in the module's dtypes whatever the file's are.
 
-    Raises ValueError naming the first weights that are missing, unexpected or of another shape.
+    Raises ValueError naming the first weights that are missing, unexpected, of another shape, quantized or not finite.
     """
     wanted = module.state_dict()
     missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
@@ -69,4 +79,18 @@ def fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
                 f"{path} does not fit {type(module).__name__}: {name} is {list(weights[name].shape)}, "
                 f"expected {list(value.shape)}"
             )
+        floating = weights[name].dtype in FLOATING
+        if floating != value.is_floating_point() or weights[name].is_complex():
+            raise ValueError(f"{path}: {name} holds {weights[name].dtype} numbers; {QUANTIZED}")
     module.load_state_dict({name: weights[name].to(value.dtype) for name, value in wanted.items()}, assign=True)
+    check_finite(module, path)
+
+
+@torch.no_grad()
+def check_finite(module: nn.Module, path: Path) -> None:
+    """Raises ValueError naming the first weight with a NaN or an infinity, but for those on the meta device."""
+    for name, value in module.state_dict().items():
+        if not value.is_floating_point() or value.is_meta or value.sum(dtype=torch.float32).isfinite():
+            continue  # a sum is one pass without a copy; where it overflows the numbers themselves are asked
+        if bad := int((~value.isfinite()).sum()):
+            raise ValueError(f"{path}: {name} holds {bad} of {value.numel()} numbers that are NaN or infinite")

@@ -51,7 +51,11 @@ PANELS = (
     Panel("groups without spread", (r"zero_std/.*",), "share", leading=True),
     Panel("first-iteration ratio: max |ρ − 1|", ("ratio_first_iteration_max_dev",), "log", leading=True),
     Panel("KL", (r"kl(/.*)?",), leading=True),
-    Panel("token-forwards of a rollout", (r"compute/(text|image|select|write|prompt)/token_forwards",), leading=True),
+    Panel(
+        "token-forwards of a rollout",
+        (r"compute/(prompt|text|write_text|select|image|write_image)/token_forwards",),
+        leading=True,
+    ),
     Panel("seconds by phase", (r"seconds/.*",), leading=True),
     Panel("text and image advantage: correlation", ("advantage_correlation",)),
     Panel("clipped tokens", (r"clip.*",), "percent"),
@@ -209,6 +213,6 @@ def _label(name: str) -> str:
     """A metric's name without the group that the panel's title already says."""
     head, *rest = name.split("/")
     if head == "compute":
-        return rest[0]
+        return rest[0].replace("_", " ")
     shown = rest if rest and not head.startswith("clip") else [head, *rest]
     return " ".join(shown).replace("_", " ")

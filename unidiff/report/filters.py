@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from unidiff.report.record import RewardRecord, RolloutRecord, SegmentRecord
-from unidiff.report.results import number
+from unidiff.report.results import number, percent
 
 _LONG_TEXT = 120  # characters that need a wider column
 _SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]")
@@ -65,12 +65,19 @@ def _saving(record: RolloutRecord) -> str:
     """What the rollout cost, and what its edits saved, in one line."""
     parts = []
     if record.image_tokens:
-        parts.append(f"{100 * record.kept_tokens / record.image_tokens:.0f} % of picture tokens kept")
+        parts.append(f"{percent(record.kept_tokens / record.image_tokens)} of picture tokens kept")
     if record.saved is not None:
-        parts.append(f"{100 * record.saved:.0f} % of picture token-forwards saved")
+        parts.append(f"{_difference(-record.saved)} picture token-forwards than regenerated")
     total = record.total
     parts += [f"{number(total['token_forwards'])} token-forwards", _flops(total["flops"])]
     return " · ".join(parts)
+
+
+def _difference(share: float) -> str:
+    """A change as "12 % fewer", "no fewer" or "12 % more"."""
+    if abs(share) < 1e-9:
+        return "no fewer"
+    return f"{percent(abs(share))} {'fewer' if share < 0 else 'more'}"
 
 
 def _flops(count: float) -> str:
@@ -243,17 +250,24 @@ def _findings(segment: SegmentRecord) -> list[tuple[str, str]]:
     n, steps = len(segment.tokens), f"{segment.steps} step{'s' * (segment.steps != 1)}"
     if segment.edited is None:
         return [("none", f"all {n} tokens sampled in {steps}, none kept")]
-    said = [("none", f"{segment.denoised} of {n} tokens denoised again in {steps}")]
-    if segment.changed is not None:
-        changed = sum(segment.changed)
-        same = segment.denoised - changed
-        said.append(
-            ("none", f"{changed} of them changed, {same} came out as they were" if same else "all of them changed")
-        )
-    if segment.strays is not None:
-        kept = f"the other {segment.kept} tokens" if segment.kept != n else f"all {n} tokens"
-        same = ("good", f"{kept} are bit-identical") if segment.kept else ("none", "no token was kept")
-        said.append(("bad", f"{segment.strays} tokens outside the mask changed: a bug") if segment.strays else same)
+    if not segment.denoised:
+        said = [("none", "no token was masked: the picture is the one before")]
+    else:
+        said = [("none", f"{segment.denoised} of {n} tokens denoised again in {steps}")]
+    if segment.changed is None or segment.strays is None:
+        return said  # there is nothing to compare with
+    changed = sum(segment.changed) - segment.strays
+    if segment.denoised:
+        part = {0: "none", segment.denoised: "all"}.get(changed, str(changed))
+        rest = f", {segment.denoised - changed} came out as before" if part == str(changed) else ""
+        said.append(("none", f"{part} of them changed{rest}"))
+    if segment.strays:
+        said.append(("bad", f"{segment.strays} of {segment.kept} tokens outside the mask changed: a bug"))
+    elif segment.kept:
+        which = "all" if segment.kept == n else "the other"
+        said.append(("good", f"{which} {segment.kept} tokens are bit-identical"))
+    else:
+        said.append(("none", "no token was kept"))
     return said
 
 
@@ -285,14 +299,25 @@ def _credits(record: RolloutRecord) -> list[Credit]:
 
 
 def _interference(rows: list[Credit]) -> str:
-    """How often `joint` pushes a segment the other way than its own modality's rewards would."""
-    opposed = [row.label for row in rows if "joint" in row.opposed]
+    """What `joint` does to the segments, beside what their own modality's rewards (`factorized`) would do."""
     if not any(_sign(v) for row in rows for v in row.advantages.values()):
-        return "No assignment pushes anything here: the group's rewards are alike."
-    if not opposed:
-        return "Here joint pushes every segment the way factorized does."
-    count = f"{len(opposed)} of {len(rows)} segments"
-    return f"joint pushes {count} the other way than their own modality's rewards: {', '.join(opposed)}."
+        return "No assignment pushes anything here: every advantage is 0 or missing."
+    if not all({"joint", "factorized"} <= row.advantages.keys() for row in rows):
+        return ""
+    kinds: dict[str, list[str]] = {"the same way": [], "opposite ways": [], "joint alone": [], "factorized alone": []}
+    for row in rows:
+        joint, own = _sign(row.advantages["joint"]), _sign(row.advantages["factorized"])
+        if joint or own:
+            both = "the same way" if joint == own else "opposite ways"
+            kinds[both if joint and own else "joint alone" if joint else "factorized alone"].append(row.label)
+    said = [
+        f"{len(labels)} {kind}" + (f" ({', '.join(labels)})" if kind != "the same way" else "")
+        for kind, labels in kinds.items()
+        if labels
+    ]
+    neither = len(rows) - sum(map(len, kinds.values()))
+    said += [f"{neither} by neither"] if neither else []
+    return f"Segments pushed by joint and factorized: {', '.join(said)}."
 
 
 def _sign(value: float | None) -> int:
@@ -332,8 +357,8 @@ def _bars(record: RolloutRecord) -> list[Bar]:
 def _less(record: RolloutRecord) -> str:
     """How much less the rollout cost, in FLOPs, than regenerating every picture."""
     full = record.full_total["flops"]
-    share = 1 - record.total["flops"] / full if full else 0.0
-    return "the same" if abs(share) < 0.005 else f"{100 * abs(share):.0f} % {'less' if share > 0 else 'more'}"
+    share = record.total["flops"] / full - 1 if full else 0.0
+    return "the same" if abs(share) < 1e-9 else f"{percent(abs(share))} {'less' if share < 0 else 'more'}"
 
 
 FILTERS = {"cards": cards, "edits": edits_of} | {

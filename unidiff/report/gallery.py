@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,8 @@ from unidiff.grpo.rollout_file import RolloutBatch
 from unidiff.model import UnifiedModel
 from unidiff.report.record import RolloutRecord, record
 from unidiff.report.regeneration import full_regeneration
-from unidiff.rewards.router import ASSIGNMENTS, RewardRouter, Routed
+from unidiff.rewards.routed import Routed
+from unidiff.rewards.router import ASSIGNMENTS, RewardRouter
 from unidiff.rewards.segment_view import SegmentView
 
 
@@ -80,6 +82,36 @@ def side_by_side(batch: RolloutBatch) -> dict[str, Routed]:
     options = {k: v for k, v in batch.router.items() if k != "assignment"}
     router = RewardRouter(**options)
     return {name: replace(router, assignment=name).route(batch.table, batch.groups_B) for name in ASSIGNMENTS}
+
+
+def successes(batch: RolloutBatch) -> list[bool | None]:
+    """Of each rollout whether it succeeded, as its record will say; None where nobody knows."""
+    figures = batch.figures.get("success", [math.nan] * len(batch))
+    table = batch.table
+    at = table.names.index("success") if table is not None and "success" in table.names else None
+
+    def outcome(row: int) -> bool | None:
+        said = [figures[row]] if math.isfinite(figures[row]) else []
+        if not said and table is not None and at is not None:
+            values = [*table.values_BSF[row, :, at].tolist(), float(table.sequence_BF[row, at])]
+            said = [value for value in values if math.isfinite(value)]
+        return said[-1] >= 1 if said else None
+
+    return [outcome(row) for row in range(len(batch))]
+
+
+def mixed_groups(batch: RolloutBatch) -> list[int]:
+    """Groups with both successes and failures, in order: those that a run learns from, and that show most."""
+    outcomes: dict[int, set[bool | None]] = {}
+    for group, outcome in zip(batch.groups_B.tolist(), successes(batch)):
+        outcomes.setdefault(group, set()).add(outcome)
+    return [group for group, seen in outcomes.items() if {True, False} <= seen]
+
+
+def mixed_first(batch: RolloutBatch) -> list[int]:
+    """All rows, those of mixed groups first."""
+    groups, mixed = batch.groups_B.tolist(), set(mixed_groups(batch))
+    return sorted(range(len(batch)), key=lambda row: groups[row] not in mixed)
 
 
 def best_and_worst(batch: RolloutBatch, groups: int) -> dict[int, str]:

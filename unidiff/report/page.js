@@ -111,6 +111,7 @@ class Scrubber {
     const done = Math.max(this.at - 1, 0), many = this.stages.length > 1;
     const sampled = this.stages.map(s => tokensOf(s).filter(Boolean)).flat();
     const masked = sampled.filter(t => t[0] >= done).length, now = sampled.filter(t => t[0] === done - 1).length;
+    if (!sampled.length) return "no token was masked";
     if (done === 0) return `masked: ${masked} tokens${many ? " in all" : ""}`;
     return `after step ${done} of ${this.end - 1}: ${now} set, ${masked} still masked`;
   }
@@ -140,6 +141,15 @@ function pick(button) {
   panel.scrollIntoView({block: "nearest"});
 }
 document.querySelectorAll(".pick").forEach(button => button.addEventListener("click", () => pick(button)));
+
+// To the first failure below the one that was shown last, or the first of all; without a script the link does that.
+let failure;
+document.getElementById("next-failure")?.addEventListener("click", event => {
+  const all = [...document.querySelectorAll("[data-failure]")];
+  failure = all[(all.indexOf(failure) + 1) % all.length];
+  failure.scrollIntoView();
+  event.preventDefault();
+});
 
 // ---------------------------------------------------------------- tips
 

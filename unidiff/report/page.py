@@ -1,10 +1,12 @@
 """One self-contained HTML page of a run: what it was, what came out, and rollouts that a person can look at.
 
-Everything that a model or a user wrote is escaped; the page's own policy forbids it to load anything from anywhere.
+Everything that a model or a user wrote is escaped. The page's own policy forbids it to load anything from anywhere, and
+to run any script but its own, which the policy names by its hash.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import math
@@ -21,7 +23,7 @@ from unidiff.files import write_text
 from unidiff.report.curves import draw_panels
 from unidiff.report.filters import FILTERS, Card, Edit, cards, edits_of
 from unidiff.report.record import RolloutRecord, SegmentRecord, data_uri
-from unidiff.report.results import columns, duration, held_out
+from unidiff.report.results import columns, duration, held_out, percent
 
 _LARGEST_SIDE, _LARGEST_PNG = 256, 32_000  # pixels, bytes; pictures beyond are embedded as JPEG of at most this side
 
@@ -50,6 +52,7 @@ def write_page(
     shown = held_out(summary)
     settings = _flat((summary or {}).get("config") or {})
     leading = [f for f in shown if f.leading] or shown
+    compared = bool((summary or {}).get("base")) and bool((summary or {}).get("final"))
     html = (
         environment()
         .get_template("page.html")
@@ -60,9 +63,9 @@ def write_page(
             results=leading,
             more_results=[f for f in shown if f not in leading],
             result_columns=columns(shown),
-            compared=bool((summary or {}).get("base")) and bool((summary or {}).get("final")),
+            compared=compared,
             eval_size=_eval_size(summary or {}),
-            uncertainty=_uncertainty(_eval_size(summary or {})),
+            uncertainty=_uncertainty(_eval_size(summary or {}), compared),
             panels=[(panel, data_uri(picture)) for panel, picture in draw_panels(metrics or (), kinds)],
             curves=None if curves_png is None else data_uri(curves_png),
             training=_training(metrics or ()),
@@ -83,8 +86,13 @@ def environment() -> Environment:
     env = Environment(
         loader=PackageLoader("unidiff.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=False
     )
-    env.filters |= FILTERS
+    env.filters |= FILTERS | {"sha256": _sha256}
     return env
+
+
+def _sha256(text: str) -> str:
+    """How a Content-Security-Policy names a script that may run."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @dataclass
@@ -136,6 +144,10 @@ class Gallery:
     def ids(self, number: int) -> list[str]:
         """Each rollout's name in links, for the gallery of this number."""
         return [f"rollout-{number}-{i}" for i in range(len(self.records))]
+
+    def failures(self, number: int) -> list[str]:
+        """The names of those without success."""
+        return [name for name, record in zip(self.ids(number), self.records) if record.success is False]
 
     @property
     def remark(self) -> str:
@@ -232,15 +244,15 @@ def _eval_size(summary: Mapping[str, Any]) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
-def _uncertainty(prompts: int | None) -> str:
-    """How far held-out shares can be off by the choice of prompts."""
+def _uncertainty(prompts: int | None, compared: bool) -> str:
+    """How far held-out shares can be off by the choice of prompts. compared: changes are shown."""
     if prompts is None:
         return ""
     points = 100 * math.sqrt(0.25 / prompts)
     return (
-        f"{prompts} held-out prompts, one response each: the standard error of a share is at most {points:.1f} points. "
-        "Coloured changes are larger than two standard errors of the difference."
-    )
+        f"{prompts} held-out prompt{'s' * (prompts != 1)}, one response each: the standard error of a share is at most "
+        f"{points:.1f} points."
+    ) + " Coloured changes are larger than two standard errors of the difference." * compared
 
 
 def _training(metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -252,10 +264,11 @@ def _training(metrics: Sequence[Mapping[str, Any]]) -> str:
         for name, value in row.items():
             if name.startswith("seconds/") and isinstance(value, (int, float)):
                 phases[name.removeprefix("seconds/")] = phases.get(name.removeprefix("seconds/"), 0.0) + value
-    total = sum(row["seconds"] for row in metrics if isinstance(row.get("seconds"), (int, float)))
+    times = [row["seconds"] for row in metrics if isinstance(row.get("seconds"), (int, float))]
+    total = sum(times)
     parts = [f"{len(metrics)} step{'s' * (len(metrics) != 1)}"]
     if total:
-        parts.append(f"{duration(total)}, {duration(total / len(metrics))} a step")
+        parts.append(f"{duration(total)}, {duration(total / len(times))} a step")
         large = sorted(((v / total, k) for k, v in phases.items() if v / total >= 0.01), reverse=True)
-        parts.append(", ".join(f"{name} {100 * share:.0f} %" for share, name in large))
+        parts.append(", ".join(f"{name} {percent(share)}" for share, name in large))
     return " · ".join(p for p in parts if p)

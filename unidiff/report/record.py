@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unidiff.images.picture import rgb
 from unidiff.rewards.reward import Cause
 from unidiff.rewards.router import Routed
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.table import WHOLE, RewardTable
-from unidiff.sampling.compute import Compute
+from unidiff.sampling.compute import PICTURE_PHASES, Compute
 from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sequence import Modality, Segment
 
@@ -96,7 +97,8 @@ class RolloutRecord:
     """One rollout: prompt and response segments in order, why it stopped, what it earned and what it cost.
 
     stop: name of the `Stop`, in lower case; stop_reason: the same in words. compute: forwards, token_forwards, flops
-    and seconds by phase. full: the same with every picture regenerated (see `regeneration`), empty if not asked.
+    and seconds by phase. full: the same with every picture regenerated (see `regeneration`), empty if not asked
+    or without pictures.
     rewards: those of the response as a whole. figures: the row's own held-out measures. settings: the sampler's. key:
     of its noise. assignment: the one that the segments' `advantage` comes from.
     """
@@ -147,14 +149,13 @@ class RolloutRecord:
 
     @property
     def saved(self) -> float | None:
-        """Share of the pictures' token-forwards that editing saved, against denoising all of every picture in
-        `settings["image_steps"]` steps. Choosing what to edit counts as a cost. None where that cannot be told: no
-        picture, or a rollout without a cache, whose forwards run the context too."""
-        full = self.image_tokens * self.settings.get("image_steps", 0)
-        if not full or not self.settings.get("cache", True):
-            return None
-        spent = sum(self.compute.get(phase, {}).get("token_forwards", 0.0) for phase in ("image", "select"))
-        return 1 - spent / full
+        """Share of the pictures' token-forwards (see `Compute.pictures`) that editing saved against regenerating them;
+        negative if it cost more. None without pictures, or where `full` is not known."""
+        spent, full = (
+            sum(phases.get(name, {}).get("token_forwards", 0.0) for name in PICTURE_PHASES)
+            for phases in (self.compute, self.full)
+        )
+        return 1 - spent / full if full else None
 
     @property
     def total(self) -> dict[str, float]:
@@ -233,7 +234,7 @@ def data_uri(picture: bytes, kind: str = "png") -> str:
 
 def png(picture: Image.Image | np.ndarray) -> bytes:
     """PNG bytes of a PIL image or of uint8 [H, W, 3]."""
-    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture.convert("RGB")
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else rgb(picture)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

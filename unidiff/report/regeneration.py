@@ -11,7 +11,8 @@ from unidiff.sequence import Interleaved, Modality
 
 
 def full_regeneration(model: UnifiedModel, rollout: Rollout) -> Compute:
-    """The rollout's cost with all tokens of each picture denoised in `image_steps` steps, and nothing to select.
+    """The rollout's cost with all tokens of each picture denoised in `image_steps` steps, and nothing to select; empty
+    for a rollout without pictures.
 
     Analytic, counted as the sampler's meter counts: a second rollout would be measured, but it would write other texts
     after its first picture. Phases that do not change are the rollout's own; nobody waited for the pictures, so their
@@ -33,7 +34,7 @@ def full_regeneration(model: UnifiedModel, rollout: Rollout) -> Compute:
             one = flops.forward(tokens, seen, positions, model.spec.codebook_size)
             image += Cost(steps, run * steps, float(one) * steps)
     same = {phase: cost for phase, cost in rollout.compute.items() if phase not in ("image", "select")}
-    return Compute({**same, "image": image} if image.forwards else same)
+    return Compute({**same, "image": image}) if image.forwards else Compute()
 
 
 def _compared(model: UnifiedModel, rollout: Rollout) -> list[Interleaved]:

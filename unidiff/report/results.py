@@ -8,14 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-# Ways of decoding that a summary may tell apart -> how a reader sees them.
-COLUMNS = {
-    "greedy": "greedy",
-    "sampled": "sampled, T = 1",
-    "t1": "sampled, T = 1",
-    "t=1": "sampled, T = 1",
-    "": "result",
-}
+WAYS, RESULT = ("greedy", "sampled"), "result"  # of decoding, which a summary may tell apart; where it does not
 LEADING = ("success", "image_exact", "format", "agreement", "progress", "legal", "image_cells")
 _NO_SHARE = ("seconds", "flops", "forward", "compute", "length", "tokens", "loss", "kl", "count", "size")
 
@@ -42,7 +35,7 @@ class Figure:
         """A value as a reader sees it."""
         if value is None:
             return "–"
-        return f"{100 * value:.1f} %" if self.share else number(value)
+        return percent(value, 1) if self.share else number(value)
 
     def change(self, column: str) -> str | None:
         """after - before of a column with its sign, shares in points; None unless both were measured."""
@@ -51,7 +44,7 @@ class Figure:
             return None
         difference = after - before
         text = f"{100 * abs(difference):.1f}" if self.share else number(abs(difference))
-        return ("+" if difference >= 0 else "−") + text
+        return text if not float(text.split()[0]) else ("+" if difference > 0 else "−") + text
 
     def tone(self, column: str, prompts: int | None) -> str:
         """Whether a leading share rose or fell: "good", "bad", or "none" within two standard errors of the difference.
@@ -73,9 +66,11 @@ def held_out(summary: Mapping[str, Any] | None) -> list[Figure]:
 
     Each of the two may be flat {"success": 0.4}, by decoding {"greedy": {"success": 0.4}, "sampled": {...}} or with
     slashes {"greedy/success": 0.4}. Deeper dictionaries become names with slashes. What is no finite number is left
-    out.
+    out. The column of sampled figures says the temperatures in `summary["config"]`.
     """
-    sides = [_by_column((summary or {}).get(name)) for name in ("base", "final")]
+    summary = summary or {}
+    labels = {"sampled": f"sampled{_temperatures(summary.get('config'))}"}
+    sides = [_by_column(summary.get(name), labels) for name in ("base", "final")]
     names = list(dict.fromkeys(key for side in sides for key in side))
     figures: dict[str, Figure] = {}
     for column, name in names:
@@ -86,9 +81,17 @@ def held_out(summary: Mapping[str, Any] | None) -> list[Figure]:
 
 
 def columns(figures: list[Figure]) -> list[str]:
-    """The columns that any figure has, in order."""
-    present = {column for figure in figures for column in figure.cells}
-    return [c for c in dict.fromkeys(COLUMNS.values()) if c in present]
+    """The columns that any figure has: greedy first, what is not told apart last."""
+    present = dict.fromkeys(column for figure in figures for column in figure.cells)
+    return sorted(present, key=lambda column: (column != WAYS[0], column == RESULT))
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share in percent; what is not quite all, or not quite nothing, is not rounded to it."""
+    text, least = f"{100 * share:.{digits}f}", 10.0**-digits
+    if share < 1 and float(text) == 100:
+        return f"over {100 - least:.{digits}f} %"
+    return f"under {least:.{digits}f} %" if share > 0 and not float(text) else f"{text} %"
 
 
 def number(value: float) -> str:
@@ -112,12 +115,21 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _by_column(side: Any) -> dict[tuple[str, str], float]:
-    """{(column, name): value}."""
+def _temperatures(config: Any) -> str:
+    """ ", T = 1", or of texts and pictures apart; empty where they are not known."""
+    given = [(config or {}).get(f"{kind}_temperature") for kind in ("text", "image")]
+    if not all(isinstance(value, int | float) for value in given):
+        return ""
+    text, image = (f"{value:g}" for value in given)
+    return f", T = {text}" if text == image else f", T = {text} (texts), {image} (pictures)"
+
+
+def _by_column(side: Any, labels: Mapping[str, str]) -> dict[tuple[str, str], float]:
+    """{(column, name): value}. labels: how a reader sees a way of decoding, if not by its name."""
     out = {}
     for path, value in _leaves(side):
         head, rest = path[0].lower(), path[1:]
-        column, name = (COLUMNS[head], rest) if head in COLUMNS and rest else (COLUMNS[""], path)
+        column, name = (labels.get(head, head), rest) if head in WAYS and rest else (RESULT, path)
         out[column, "/".join(name)] = value
     return out
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from unidiff.rewards.guard import in_words, raised
 from unidiff.rewards.reward import Cause, Loss, Reward, parameters
 from unidiff.rewards.segment_view import SegmentView, SequenceView
 
@@ -36,14 +37,22 @@ class Log:
         self.metrics.setdefault(str(name), []).append(float(value))
 
     def log_extra(self, column: str, values: Sequence[Any]) -> None:
-        """One value a segment, kept in the table beside the rewards. ValueError for another number of values."""
+        """One value a segment, kept in the table beside the rewards: a number or a text, of anything else its text.
+        ValueError for another number of values."""
         if len(values) != self.count:
             raise ValueError(f"log_extra({column!r}): got {len(values)} values for {self.count} segments")
-        self.columns[str(column)] = list(values)
+        self.columns[str(column)] = [_plain(value) for value in values]
 
     @property
     def arguments(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in ("trainer_state", "log_extra", "log_metric")}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has a word for."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        value = value.item()
+    return value if value is None or type(value) in (bool, int, float, str) else in_words(value, 2000, str)
 
 
 def accepted(
@@ -116,14 +125,17 @@ def checked_value(value: Any) -> float | Loss:
         return Loss(Cause.NONE, "returned None: not applicable")
     if isinstance(value, Loss):
         return value
-    if isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0:
-        value = value.item()
-    if not isinstance(value, Real | np.bool_):
-        return Loss(Cause.WRONG_TYPE, f"returned a {type(value).__name__} ({str(value)[:40]!r}), not a float")
     try:
+        if isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0:
+            value = value.item()
+        if not isinstance(value, Real | np.bool_):
+            kind = type(value).__name__
+            return Loss(Cause.WRONG_TYPE, f"returned a {kind} ({in_words(value, 40, str)!r}), not a float")
         number = float(value)
     except OverflowError:
         number = math.inf
+    except BaseException as error:  # of an object of the reward's own
+        return raised(error)
     if not abs(number) <= FLOAT32_MAX:
         return Loss(Cause.NOT_FINITE, f"returned {number}, which is not finite in float32")
     return number

@@ -1,15 +1,21 @@
-"""A place on the network that answers POST requests: retries with back-off, and one clear error for what goes wrong."""
+"""A place on the network that answers POST requests: retries with back-off, and one clear error for what goes wrong.
+
+An answer is read as it comes, up to a size, and is never decompressed: a small one can hold gigabytes.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+from dataclasses import dataclass
 from typing import Any
 
 from unidiff.rewards.reward import Cause
 
 RETRIED = (408, 425, 429, 500, 502, 503, 504)  # what may be over soon
 PAUSE_SECONDS = 0.5  # before the first retry; each is twice as long as the one before, and up to half shorter by chance
+MOST_BYTES = 4 << 20  # of an answer: a hundred thousand figures
 _CHANCE = random.Random()  # not the global one, which belongs to the run
 
 
@@ -19,6 +25,15 @@ class EndpointError(RuntimeError):
     def __init__(self, message: str, cause: Cause = Cause.RAISED) -> None:
         super().__init__(message)
         self.cause = cause
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server answered with status 200. kind: its content type."""
+
+    url: str
+    kind: str
+    content: bytes
 
 
 class Endpoint:
@@ -44,11 +59,12 @@ class Endpoint:
             raise ImportError('remote scorers need httpx2: pip install "unidiff[server]"') from error
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._client, self._loop = httpx2.AsyncClient(timeout=self.seconds, headers=self.headers), loop
+            headers = {**(self.headers or {}), "accept-encoding": "identity"}
+            self._client, self._loop = httpx2.AsyncClient(timeout=self.seconds, headers=headers), loop
         return self._client
 
-    async def post(self, path: str, **body: Any) -> Any:
-        """The response (status 200) to a POST of `json=` or `content=`. Raises EndpointError."""
+    async def post(self, path: str, **body: Any) -> Answer:
+        """The answer (status 200) to a POST of `json=` or `content=`. Raises EndpointError."""
         for attempt in range(self.retries + 1):
             try:
                 return await self._post(path, body)
@@ -59,32 +75,53 @@ class Endpoint:
             await asyncio.sleep(PAUSE_SECONDS * 2**attempt * _CHANCE.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
 
-    async def _post(self, path: str, body: dict[str, Any]) -> Any:
+    async def _post(self, path: str, body: dict[str, Any]) -> Answer:
         client = self._connected()
         import httpx2
 
         try:
-            async with asyncio.timeout(self.seconds):  # of the whole; the client's own is for each read
-                response = await client.post(self.url + path, **body)
+            async with (
+                asyncio.timeout(self.seconds),  # of the whole; the client's own is for each read
+                client.stream("POST", self.url + path, **body) as response,
+            ):
+                content = await self._content(response)
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise _PassingError(f"{self.url} gave no answer in {self.seconds:g} s", Cause.TIMEOUT) from error
         except httpx2.HTTPError as error:
             raise _PassingError(f"{self.url}: {type(error).__name__}: {error}") from error
         if response.status_code == 200:
-            return response
-        message = f"{self.url} answered {response.status_code}: {response.text[:200].strip()}"
+            return Answer(str(response.url), response.headers.get("content-type", "no content type"), content)
+        message = f"{self.url} answered {response.status_code}: {beginning(content, 200)}"
         raise (_PassingError if response.status_code in RETRIED else EndpointError)(message)
+
+    async def _content(self, response: Any) -> bytes:
+        """The body; of an error that is too long, its beginning."""
+        if (encoding := response.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+            message = f"{self.url} answered {response.status_code} encoded as {encoding!r}, which was not asked for"
+            raise EndpointError(message, Cause.WRONG_TYPE)
+        content = bytearray()
+        async for chunk in response.aiter_raw():
+            content += chunk
+            if len(content) > MOST_BYTES:
+                if response.status_code != 200:
+                    break
+                raise EndpointError(f"{self.url} answered with more than {MOST_BYTES} bytes", Cause.WRONG_TYPE)
+        return bytes(content)
 
 
 class _PassingError(EndpointError):
     """What may be over at the next attempt."""
 
 
-def json_of(response: Any) -> Any:
-    """A response's JSON. Raises EndpointError with its beginning if it is none, such as a proxy's HTML page."""
+def beginning(content: bytes, most: int) -> str:
+    """The beginning of a body, for a message."""
+    return content[:most].decode(errors="replace").strip()
+
+
+def json_of(answer: Answer) -> Any:
+    """An answer's JSON. Raises EndpointError with its beginning if it is something else, such as a proxy's page."""
     try:
-        return response.json()
-    except ValueError as error:
-        kind = response.headers.get("content-type", "no content type")
-        message = f"{response.url} answered no JSON but {kind}: {response.text[:100].strip()!r}"
+        return json.loads(answer.content)
+    except (ValueError, RecursionError) as error:
+        message = f"{answer.url} answered no JSON but {answer.kind}: {beginning(answer.content, 100)!r}"
         raise EndpointError(message, Cause.WRONG_TYPE) from error

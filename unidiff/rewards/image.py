@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from unidiff.images.picture import rgb
+from unidiff.rewards.guard import Value, column_of, each
 from unidiff.rewards.reward import Reward, register, reward
 from unidiff.rewards.segment_view import SegmentView
 
@@ -23,9 +25,11 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # of Wang et al. 2004
 
 
 def pixels_of(picture: Image.Image | np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]. Raises ValueError for an array of another shape or dtype."""
+    """uint8 [H, W, 3]. Raises ValueError for an array of another shape or dtype, TypeError for anything else."""
     if isinstance(picture, Image.Image):
-        return np.asarray(picture.convert("RGB"))
+        return np.asarray(rgb(picture))
+    if not isinstance(picture, np.ndarray):
+        raise TypeError(f"a picture is a PIL image or uint8 [H, W, 3], not a {type(picture).__name__}")
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(f"a picture is uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}")
     return picture
@@ -69,7 +73,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 def _target(view: SegmentView, column: str) -> Any:
     """The target of one picture; None if it has none."""
-    target = view.columns[column]
+    target = column_of(view, column)
     if isinstance(target, list | tuple):
         return target[view.round] if view.round < len(target) else None
     return target
@@ -78,23 +82,28 @@ def _target(view: SegmentView, column: str) -> Any:
 def _agreement(
     compare: Callable[[np.ndarray, np.ndarray], float], column: str, name: str, options: dict[str, Any]
 ) -> Reward:
-    """A reward from the comparison of two uint8 [H, W, 3]. Raises ValueError where their sizes differ."""
+    """A reward from the comparison of two uint8 [H, W, 3]. A picture has no value where their sizes differ."""
 
-    def compare_all(segments: Sequence[SegmentView]) -> list[float | None]:
-        values: list[float | None] = []
-        for view in segments:
-            target = _target(view, column)
-            if target is None:
-                values.append(None)
-                continue
-            a, b = pixels_of(view.pixels), pixels_of(target)  # type: ignore[arg-type]
-            if a.shape != b.shape:
-                sizes = " and ".join(f"{p.shape[1]} × {p.shape[0]}" for p in (a, b))
-                raise ValueError(f"picture and target differ in size: {sizes}")
-            values.append(compare(a, b))
-        return values
+    def judge(view: SegmentView) -> float | None:
+        target = _target(view, column)
+        if target is None:
+            return None
+        a, b = pixels_of(view.pixels), pixels_of(target)  # type: ignore[arg-type]
+        if a.shape != b.shape:
+            sizes = " and ".join(f"{p.shape[1]} × {p.shape[0]}" for p in (a, b))
+            raise ValueError(f"picture and target differ in size: {sizes}")
+        return compare(a, b)
 
-    return reward(compare_all, on="image", **{"name": name, **options})
+    return _image_reward(judge, column, {"name": name, **options})
+
+
+def _image_reward(judge: Callable[[SegmentView], Value], column: str | None, options: dict[str, Any]) -> Reward:
+    """A reward from what it says of one picture. column: the one that it reads, if any."""
+
+    def judge_pictures(segments: Sequence[SegmentView]) -> list[Value]:
+        return each(segments, judge, column)
+
+    return reward(judge_pictures, on="image", **options)
 
 
 def pixel_agreement(column: str = "target", *, tolerance: int = 0, **options: Any) -> Reward:
@@ -105,7 +114,7 @@ def pixel_agreement(column: str = "target", *, tolerance: int = 0, **options: An
 def cell_agreement(rows: int, columns: int, column: str = "target", *, tolerance: int = 16, **options: Any) -> Reward:
     """Share of the cells of a board of rows × columns whose mean colour is the target's, up to `tolerance` of 255.
 
-    Raises ValueError where the board does not divide the picture's pixels.
+    A picture whose pixels the board does not divide has no value.
     """
 
     def compare(a: np.ndarray, b: np.ndarray) -> float:
@@ -131,11 +140,11 @@ def ssim_agreement(column: str = "target", **options: Any) -> Reward:
 
 def token_agreement(column: str = "target_tokens", **options: Any) -> Reward:
     """Share of tokens that are the target's: ids in the model's vocabulary, [n] for every picture of the row, or a list
-    of such for each round. Raises ValueError where their number differs."""
+    of such for each round. A picture has no value where their number differs."""
 
     def compare(view: SegmentView) -> float | None:
-        target = view.columns[column]
-        if isinstance(target, list | tuple) and (not target or not isinstance(target[0], int)):
+        target = column_of(view, column)
+        if isinstance(target, list | tuple) and (not target or not isinstance(target[0], int | np.integer)):
             target = _target(view, column)
         if target is None:
             return None
@@ -144,17 +153,17 @@ def token_agreement(column: str = "target_tokens", **options: Any) -> Reward:
             raise ValueError(f"a picture of {len(view.tokens)} tokens has a target of shape {list(wanted.shape)}")
         return (wanted == view.tokens).double().mean().item()
 
-    def token_agreement(segments: Sequence[SegmentView]) -> list[float | None]:
-        return [compare(view) for view in segments]
-
-    return reward(token_agreement, on="image", **options)
+    return _image_reward(compare, column, {"name": "token_agreement", **options})
 
 
 # --- edits ------------------------------------------------------------------------------------------------------------
 
 
 def enlarged(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """bool [h, w] as bool [height, width]: each pixel has the value of the place that it lies in."""
+    """bool [h, w] as bool [height, width]: each pixel has the value of the place that it lies in. ValueError for a mask
+    of another shape, or of what is neither bool nor an integer."""
+    if mask.ndim != 2 or not mask.size or mask.dtype.kind not in "bui":
+        raise ValueError(f"a mask is bool [h, w], not {mask.dtype} {list(mask.shape)}")
     rows = np.arange(height) * mask.shape[0] // height
     columns = np.arange(width) * mask.shape[1] // width
     return np.asarray(mask, bool)[rows][:, columns]
@@ -166,7 +175,7 @@ def edit_locality(column: str | None = None, *, tolerance: int = 8, **options: A
     column: bool [h, w], where an edit is wanted, in any resolution; or a list of such for each round. Without it, the
     tokens that were denoised again: then the reward says how far the image tokenizer keeps an edit local.
     tolerance: of 255; a change that is not larger is none. None for pictures with nothing before them or without a
-    mask. Raises ValueError for a picture of another size than that before it.
+    mask; a picture of another size than that before it has no value.
     """
 
     def judge(view: SegmentView) -> float | None:
@@ -182,10 +191,7 @@ def edit_locality(column: str | None = None, *, tolerance: int = 8, **options: A
             return 0.0
         return 1.0 if inside.all() else float(same[~inside].mean())
 
-    def edit_locality(segments: Sequence[SegmentView]) -> list[float | None]:
-        return [judge(view) for view in segments]
-
-    return reward(edit_locality, on="image", **options)
+    return _image_reward(judge, column, {"name": "edit_locality", **options})
 
 
 for _name, _reward in {

@@ -7,16 +7,18 @@ a picture encoder and a text encoder that attends to it, and a head of linear la
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from transformers import AutoTokenizer, BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from unidiff.rewards.guard import Value
 from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.vision import VisionModel, head_of, text_of, weights_of
@@ -132,16 +134,14 @@ class _Scorer(VisionModel):
         self._prepare = v2.Compose(steps)
         return model
 
-    def pixels(self, images: list[Any]) -> Tensor:
-        return torch.stack([self._prepare(image) for image in images])
+    def pixels(self, image: Image.Image) -> Tensor:
+        return self._prepare(image)
 
-    def scores(self, views: Sequence[SegmentView], text: Callable[[SegmentView], str]) -> list[float]:
-        def run(model: Any, part: Sequence[SegmentView], pixels: Tensor) -> Tensor:
-            texts = [text(view) for view in part]
-            words = self._words(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
-            return model(pixels, words["input_ids"].to(self.device), words["attention_mask"].to(self.device))
-
-        return self.slices(views, run).tolist()
+    def scores(self, model: Any, pixels: Tensor, texts: list[str]) -> Tensor:
+        """float32 [n]."""
+        options = {"padding": True, "truncation": True, "max_length": LONGEST, "return_tensors": "pt"}
+        words = self._words(texts, split_special_tokens=True, **options)
+        return model(pixels, words["input_ids"].to(self.device), words["attention_mask"].to(self.device))
 
 
 def image_reward(
@@ -161,7 +161,7 @@ def image_reward(
         raise FileNotFoundError(f"checkpoint={checkpoint!r} is no file; download ImageReward.pt of THUDM/ImageReward")
     scorer = _Scorer(checkpoint, tokenizer, **(loading or {}))
 
-    def image_reward(segments: Sequence[SegmentView]) -> list[float]:
-        return scorer.scores(segments, text_of(column))
+    def image_reward(segments: Sequence[SegmentView]) -> list[Value]:
+        return scorer.values(segments, scorer.scores, text_of(column), column)
 
     return reward(image_reward, on="image", **options)

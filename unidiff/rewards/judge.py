@@ -8,24 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import math
 import os
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from unidiff.rewards.answers import plain
 from unidiff.rewards.endpoint import Endpoint, EndpointError, json_of
+from unidiff.rewards.guard import raised
 from unidiff.rewards.remote import Values, View, encoded, parts_of
 from unidiff.rewards.reward import Cause, Loss, Reward, reward
 
-SCORE = re.compile(r"\bscore\b[\s*_`\"':=]*(?:is\b\s*)?([-+]?\d+(?:\.\d+)?)", re.IGNORECASE)
+SCORE = re.compile(
+    r"\bscore\b[\s*_`\"':=]*(?:is\b\s*)?(?P<score>[-+]?\d+(?:\.\d+)?)"
+    r"(?:\s*(?:/|(?:out\s+)?of\b)\s*(?P<most>\d+(?:\.\d+)?))?(?P<odd>[.,]?\d|\s?-\s?\d|\s?%)?",
+    re.IGNORECASE,
+)
 HEADS = {"prompt": "What was asked:", "response": "The response, of which the last part is to be judged:"}
 
 
 def read_score(text: str, low: float, high: float) -> float | None:
-    """The last "Score: <number>" of a text if it lies on the scale; None otherwise."""
-    found = SCORE.findall(text)
-    score = float(found[-1]) if found else math.nan
+    """The last "Score: <number>" of a text if it is on the scale; None otherwise, and for a range ("3-5"), a share
+    ("80 %"), a decimal comma, or a score of another scale ("4/5" where `high` is 10)."""
+    found = list(SCORE.finditer(plain(text)))
+    if not found or found[-1]["odd"] or float(found[-1]["most"] or high) != high:
+        return None
+    score = float(found[-1]["score"])
     return score if low <= score <= high else None
 
 
@@ -81,7 +89,10 @@ def judge(
     endpoint = Endpoint(url, seconds, retries, headers)
 
     async def score(view: View) -> float | Loss:
-        body = {"model": model, "messages": messages_of(view, rubric, low, high), "max_tokens": max_tokens}
+        try:
+            body = {"model": model, "messages": messages_of(view, rubric, low, high), "max_tokens": max_tokens}
+        except ValueError as error:
+            return Loss(Cause.WRONG_TYPE, f"a picture cannot be sent: {error}")
         try:
             answer = json_of(await endpoint.post("/chat/completions", json={**body, "temperature": 0, **(extra or {})}))
         except EndpointError as error:
@@ -100,7 +111,10 @@ def judge(
 
         async def one(view: View) -> float | Loss:
             async with gate:
-                return await score(view)
+                try:
+                    return await score(view)
+                except Exception as error:  # a picture or a text that cannot be written into a request
+                    return raised(error)
 
         return list(await asyncio.gather(*map(one, segments)))
 

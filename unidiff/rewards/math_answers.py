@@ -20,9 +20,11 @@ from contextlib import suppress
 from typing import Any
 
 from unidiff.rewards import math_worker
+from unidiff.rewards.answers import final_answer, right_answer, same_text
+from unidiff.rewards.guard import Value, column_of, each
 from unidiff.rewards.reward import Cause, Loss, Reward, register, reward
 from unidiff.rewards.segment_view import SegmentView
-from unidiff.rewards.text import Value, check_which, looked_at
+from unidiff.rewards.text import check_which, looked_at, right_text
 from unidiff.sandbox import lifeline
 
 
@@ -45,11 +47,11 @@ class _Worker:
                 f'mathematical answers need math-verify ({ready["missing"]}): pip install "unidiff[math]"'
             )
 
-    def ask(self, pair: tuple[str, str], seconds: float) -> dict[str, Any]:
+    def ask(self, request: Sequence[Any], seconds: float) -> dict[str, Any]:
         """Raises TimeoutError, or EOFError if the process is no more; it is of no use after either."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps([seconds, *pair]).encode() + b"\n")
+            self.process.stdin.write(json.dumps([seconds, *request]).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError as error:
             raise EOFError from error
@@ -104,11 +106,17 @@ class MathVerifier:
         return await asyncio.gather(*(loop.run_in_executor(self._pool, self._one, pair) for pair in pairs))
 
     def _one(self, pair: tuple[str, str]) -> float | Loss:
+        right, given = right_answer(pair[0]), final_answer(pair[1])
+        same = same_text(right.text, given.text)
+        request = [right.readings, given.readings, given.last_resort, same]
         with self._lock:
             worker = self._idle.pop() if self._idle else None
-        worker = worker or _Worker()
         try:
-            reply = worker.ask(pair, self.seconds)
+            worker = worker or _Worker()
+        except (OSError, EOFError) as error:
+            return Loss(Cause.RAISED, f"no worker for it could be started: {type(error).__name__}: {error}")
+        try:
+            reply = worker.ask(request, self.seconds)
         except TimeoutError:
             worker.kill()
             return Loss(Cause.TIMEOUT, f"took longer than {self.seconds:g} s to verify")
@@ -129,21 +137,24 @@ class MathVerifier:
 def math_answer(
     column: str = "answer", *, which: str = "last", workers: int = 2, seconds: float = 5.0, **options: Any
 ) -> Reward:
-    r"""1 for a text whose final answer (in \boxed{}, in $…$, or the last expression) is mathematically the column's.
+    r"""1 for a text whose final answer (see `final_answer`: in <answer>, in the last \boxed{}, behind "Answer:", or the
+    last expression) is mathematically the column's.
 
-    column: the right answer, LaTeX or plain; None = there is none. which: as in unidiff.rewards.text.
+    column: the right answer, a number or LaTeX or plain text; None = there is none. A row that holds anything else has
+    no value. which: as in unidiff.rewards.text.
     workers, seconds: see `MathVerifier`. A verdict that takes longer is missing, not 0.
     """
     check_which(which)
     verifier = MathVerifier(workers, seconds)
 
+    def pair(view: SegmentView) -> tuple[str, str] | None:
+        right = column_of(view, column) if looked_at(view, which) else None
+        return None if right is None else (right_text(right), view.text or "")
+
     async def math_answer(segments: Sequence[SegmentView]) -> list[Value]:
-        asked = [i for i, s in enumerate(segments) if looked_at(s, which) and s.columns[column] is not None]
-        pairs = [(str(segments[i].columns[column]), segments[i].text or "") for i in asked]
-        values: list[Value] = [None] * len(segments)
-        for i, value in zip(asked, await verifier.verify_async(pairs)):
-            values[i] = value
-        return values
+        pairs = each(segments, pair, column)
+        verdicts = iter(await verifier.verify_async([one for one in pairs if isinstance(one, tuple)]))
+        return [next(verdicts) if isinstance(one, tuple) else one for one in pairs]
 
     return reward(math_answer, on="text", **options)
 

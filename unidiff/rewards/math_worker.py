@@ -40,20 +40,24 @@ def main() -> None:
 
     parse = functools.partial(math_verify.parse, **{"parsing_timeout": None})
 
-    def same(gold: str, answer: str) -> dict:
-        marked = "$" in gold or "\\boxed" in gold
-        known = parse(gold if marked else f"${gold}$") or parse(gold)  # of a bare text it would take the last number
+    def judge(golds: list[str], answers: list[str], last_resort: str, same: bool) -> dict:
+        """Whether a reading of the answer is the first reading of the right one that is understood. same: their texts
+        are the same, so there is nothing to understand."""
+        if same:
+            return {"value": 1.0}
+        known = next(filter(None, map(parse, golds)), None)
         if not known:
-            return {"error": f"the right answer {gold[:100]!r} is not understood"}
-        return {"value": float(math_verify.verify(known, parse(answer), timeout_seconds=None))}
+            return {"error": f"the right answer {golds[-1][:100]!r} is not understood"}
+        given = list(filter(None, map(parse, answers))) or [parse(last_resort)]
+        return {"value": float(any(math_verify.verify(known, one, timeout_seconds=None) for one in given))}
 
     print(json.dumps({"ready": True}), file=replies, flush=True)
     clock(0)
     for line in sys.stdin:
-        seconds, *pair = json.loads(line)
+        seconds, *request = json.loads(line)
         clock(seconds)
         try:
-            reply = same(*pair)
+            reply = judge(*request)
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {error}"[:300]}
         clock(0)

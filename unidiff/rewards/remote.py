@@ -12,33 +12,39 @@ of which the last part of a history is what is judged (for a reward on sequences
 with one entry a request. A result may also be a dictionary of figures, of which `metric` is taken; null means "not
 applicable". `pickled` speaks the older protocol of pickles over HTTP (servers of flow_grpo and its relatives).
 
-What is lost is lost for its own items: a failed batch for those in it, an error of one item for that one.
+What is lost is lost for its own items: a failed batch for those in it, an error of one item for that one, and an item
+with a column that cannot be sent is not sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import datetime
 import io
 import json
 import pickle
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
+import numpy as np
+import torch
 from PIL import Image
 
-from unidiff.rewards.endpoint import Endpoint, EndpointError, json_of
+from unidiff.images.picture import rgb
+from unidiff.rewards.endpoint import Answer, Endpoint, EndpointError, json_of
 from unidiff.rewards.reward import Cause, Loss, Reward, reward
 from unidiff.rewards.segment_view import SegmentView, SequenceView
 
 View = SegmentView | SequenceView
 Values = list[float | Loss | None]
+Item = TypeVar("Item")
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """A picture as a file."""
+    """A picture as a file. Raises ValueError if RGB cannot hold its values (see `rgb`)."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, kind, **options)
+    rgb(image).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -57,19 +63,53 @@ def prompt_text(view: View) -> str:
     return "\n".join(part for part in view.prompt if isinstance(part, str))
 
 
-async def in_batches(views: Sequence[View], ask: Callable[[Sequence[View]], Any], batch: int, parallel: int) -> Values:
-    """What `ask` says of each batch, so many at a time; the items of a batch that fails are lost, the others not."""
+async def in_batches(
+    items: Sequence[Item | Loss], ask: Callable[[list[Item]], Awaitable[Values]], batch: int, parallel: int
+) -> Values:
+    """What `ask` says of each batch, so many at a time; the items of a batch that fails are lost, the others not.
+    Items that are lost already stay so, and are not asked about."""
     gate = asyncio.Semaphore(parallel)
+    values: Values = [item if isinstance(item, Loss) else None for item in items]
+    asked = [i for i, item in enumerate(items) if not isinstance(item, Loss)]
 
-    async def one(part: Sequence[View]) -> Values:
+    async def one(places: list[int]) -> None:
         async with gate:
             try:
-                return await ask(part)
+                answer = await ask([items[i] for i in places])  # type: ignore[misc]
             except EndpointError as error:
-                return [Loss(error.cause, str(error))] * len(part)
+                answer = [Loss(error.cause, str(error))] * len(places)
+        for i, value in zip(places, answer):
+            values[i] = value
 
-    answers = await asyncio.gather(*(one(views[i : i + batch]) for i in range(0, len(views), batch)))
-    return [value for answer in answers for value in answer]
+    await asyncio.gather(*(one(asked[i : i + batch]) for i in range(0, len(asked), batch)))
+    return values
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold for a value that it cannot: numbers and lists for NumPy's and torch's, ISO texts for dates.
+    Raises TypeError for other values."""
+    kind = value.dtype.kind if isinstance(value, np.ndarray | np.generic) else ""
+    if kind == "M" and np.all(value == value):  # NaT, as pandas' below, does not equal itself
+        return np.asarray(value).astype(str).tolist()
+    if (kind and kind not in "mMV") or isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, datetime.date | datetime.time) and value == value:
+        return value.isoformat()
+    raise TypeError(f"JSON cannot hold a {type(value).__name__}")
+
+
+def no_column(view: View, name: str) -> Loss:
+    return Loss(Cause.RAISED, f"this row has no column {name!r}; it has: {', '.join(view.columns)}")
+
+
+def column_of(view: View, name: str) -> Any:
+    """A column as plain data, or why it cannot be sent."""
+    if name not in view.columns:
+        return no_column(view, name)
+    try:
+        return json.loads(json.dumps(view.columns[name], default=plain, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        return Loss(Cause.WRONG_TYPE, f"column {name!r} cannot be sent as JSON: {error}"[:300])
 
 
 def _checked(batch: int, parallel: int) -> None:
@@ -80,17 +120,23 @@ def _checked(batch: int, parallel: int) -> None:
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def request_of(view: View, scorer: str, columns: Sequence[str], pictures: dict[int, str]) -> dict[str, Any]:
+def request_of(view: View, scorer: str, columns: Sequence[str], pictures: dict[int, str]) -> dict[str, Any] | Loss:
     """One item of the protocol. pictures: encoded ones by the id of the picture, which rows of a group share."""
+    metadata = {name: column_of(view, name) for name in columns}
+    for value in metadata.values():
+        if isinstance(value, Loss):
+            return value
     history: list[dict[str, str]] = []
     for role, part in parts_of(view):
         if isinstance(part, str):
             history.append({"role": role, "text": part})
             continue
         if id(part) not in pictures:
-            pictures[id(part)] = base64.b64encode(encoded(part)).decode()
+            try:
+                pictures[id(part)] = base64.b64encode(encoded(part)).decode()
+            except ValueError as error:
+                return Loss(Cause.WRONG_TYPE, f"a picture of the {role} cannot be sent: {error}")
         history.append({"role": role, "image_b64": pictures[id(part)]})
-    metadata = {name: view.columns[name] for name in columns}
     return {"history": history, "required_rewards": [scorer], "metadata": metadata}
 
 
@@ -109,7 +155,8 @@ def remote(
     """A reward that a server of the JSON protocol gives (see above).
 
     url: of the server, such as "http://host:8000". scorer: the reward's name there.
-    columns: the task's columns that it gets as metadata; they must be plain JSON.
+    columns: the task's columns that it gets as metadata: plain data, NumPy's and torch's values (as numbers and lists),
+        dates (as ISO text). A row with anything else, such as NaN, has no value; the loss names the column.
     metric: the figure to take of a result that has several (of one that has a single figure, that).
     batch, parallel: items in a request, and requests at a time. seconds, retries: see `Endpoint`.
     Further options (`on`, `weight`, `timeout` for all of it, …) are those of `reward`; the name is the scorer's.
@@ -117,16 +164,14 @@ def remote(
     _checked(batch, parallel)
     endpoint = Endpoint(url, seconds, retries)
 
+    async def ask(part: list[dict[str, Any]]) -> Values:
+        headers = {"content-type": "application/json"}
+        answer = await endpoint.post("/score", content=json.dumps({"requests": part}).encode(), headers=headers)
+        return read_answer(json_of(answer), scorer, metric, len(part))
+
     async def remote_scorer(segments: Sequence[View]) -> Values:
         pictures: dict[int, str] = {}
-
-        async def ask(part: Sequence[View]) -> Values:
-            body = json.dumps({"requests": [request_of(view, scorer, columns, pictures) for view in part]})
-            headers = {"content-type": "application/json"}
-            answer = json_of(await endpoint.post("/score", content=body.encode(), headers=headers))
-            return read_answer(answer, scorer, metric, len(part))
-
-        return await in_batches(segments, ask, batch, parallel)
+        return await in_batches([request_of(v, scorer, columns, pictures) for v in segments], ask, batch, parallel)
 
     return reward(remote_scorer, **{"name": scorer, **options})
 
@@ -195,7 +240,7 @@ def pickled(
     _checked(batch, parallel)
     endpoint = Endpoint(url, seconds, retries)
 
-    def read(response: Any) -> Any:
+    def read(response: Answer) -> Any:
         if not trust_pickle:
             return json_of(response)
         try:
@@ -203,24 +248,28 @@ def pickled(
         except Exception as error:  # anything may come out of broken bytes
             raise EndpointError(f"{url} answered no pickle of plain data: {error}", Cause.WRONG_TYPE) from error
 
-    async def ask(part: Sequence[View]) -> Values:
-        assert all(isinstance(view, SegmentView) and view.image is not None for view in part)
-        body: dict[str, Any] = {"images": [encoded(view.image, "JPEG", quality=95) for view in part]}  # type: ignore
-        body |= {"prompts": [prompt_text(v) for v in part]} if column is None else {}
-        body |= {} if column is None else {"meta_datas": [view.columns[column] for view in part]}
+    def item_of(view: View) -> tuple[bytes, Any] | Loss:
+        assert isinstance(view, SegmentView) and view.image is not None
+        if column is not None and column not in view.columns:
+            return no_column(view, column)
+        return encoded(view.image, "JPEG", quality=95), prompt_text(view) if column is None else view.columns[column]
+
+    async def ask(part: list[tuple[bytes, Any]]) -> Values:
+        images, said = map(list, zip(*part))
+        body = {"images": images, "prompts" if column is None else "meta_datas": said}
         response = await endpoint.post("/", content=pickle.dumps({**body, **(extra or {})}))
         if not trust_pickle and response.content[:1] == b"\x80":
             message = f"{url} answered with a pickle, which can run code when it is loaded; trust_pickle=True allows it"
             raise EndpointError(message, Cause.WRONG_TYPE)
         answer = read(response)
         scores = answer.get(key) if isinstance(answer, dict) else None
-        if scores is None:
-            raise EndpointError(f"{url} answered without {key!r}: {str(answer)[:100]}", Cause.WRONG_TYPE)
+        if not isinstance(scores, list | tuple | np.ndarray) or np.shape(scores) == ():
+            raise EndpointError(f"{url} answered without a list {key!r}: {str(answer)[:100]}", Cause.WRONG_TYPE)
         if len(scores) != len(part):
             raise EndpointError(f"{url} answered {len(scores)} scores for {len(part)} images", Cause.WRONG_LENGTH)
         return list(scores)
 
     async def pickled_scorer(segments: Sequence[View]) -> Values:
-        return await in_batches(segments, ask, batch, parallel)
+        return await in_batches([item_of(view) for view in segments], ask, batch, parallel)
 
     return reward(pickled_scorer, on="image", name=name, **options)

@@ -13,13 +13,14 @@ import difflib
 import functools
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar
 
 from torch import nn
+
+from unidiff.config import check_fields
 
 TARGETS = ("text", "image", "sequence")
 CREDITS = ("text", "image", "last")
@@ -113,8 +114,8 @@ class Reward:
             raise TypeError(f"reward {self.name!r}: expected a function, got {type(self.function).__name__}")
         if self.on not in TARGETS:
             raise ValueError(f"reward {self.name!r}: on={self.on!r}; choose one of {', '.join(TARGETS)}")
-        if not math.isfinite(self.weight):
-            raise ValueError(f"reward {self.name!r}: weight={self.weight!r} is not a finite number")
+        self.credit = _credit(self.name, self.on, self.credit)
+        check_fields(self, f"reward {self.name!r}: ")
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"reward {self.name!r}: timeout={self.timeout!r}; give seconds above 0, or None")
         if self.scale is not None and self.scale not in REWARD_SCALES:
@@ -124,7 +125,6 @@ class Reward:
             raise ValueError(f"reward {self.name!r}: retries={self.retries!r}; give 0 or more")
         if self.breaker is not None and self.breaker < 1:
             raise ValueError(f"reward {self.name!r}: breaker={self.breaker!r}; give batches from 1 up, or None")
-        self.credit = _credit(self.name, self.on, self.credit)
         if isinstance(self.function, nn.Module):
             self.function.eval()
         functools.update_wrapper(self, self.function, updated=())
@@ -193,7 +193,7 @@ def reward(
             target,
             title,
             on,
-            float(weight),
+            weight,
             _credit(title, on, credit),
             required,
             timeout,

@@ -14,7 +14,6 @@ class Account:
     """How the advantages of an assignment came about.
 
     assignment, scale, leave_one_out: the router's.
-    group_B:   int64, the group of each row, numbered from 0.
     terms_BSF: float64, what entered the sum for a segment from each reward, before its weight: a value, or a mean over
                the row's segments, on the reward's own scale. NaN = nothing.
     total_BS:  float64, the weighted sum of the terms: what was compared.
@@ -25,7 +24,6 @@ class Account:
     assignment: str
     scale: str
     leave_one_out: bool
-    group_B: Tensor
     terms_BSF: Tensor
     total_BS: Tensor
     mean_BS: Tensor
@@ -38,6 +36,7 @@ class Account:
 class Routed:
     """Advantages of B rollouts with S sampled segments at most.
 
+    group_B:      int64, the group (prompt) of each row, numbered from 0.
     advantage_BS: float32, 0 wherever `valid_BS` is False.
     valid_BS:     bool: the segment exists, was scored, and has a scored sibling in its group to be compared
                   with. A constant group is valid with advantage 0; a group that lost its values is not.
@@ -49,6 +48,7 @@ class Routed:
     account:      how the advantages came about; None for a function's.
     """
 
+    group_B: Tensor
     advantage_BS: Tensor
     valid_BS: Tensor
     metrics: dict[str, float]
@@ -58,9 +58,8 @@ class Routed:
         """Those of some rows; metrics stay those of all."""
         account = self.account
         if account is not None:
-            cut = {f.name: getattr(account, f.name)[chosen] for f in fields(Account) if _is_tensor(f.name)}
-            account = replace(account, **cut)
-        return Routed(self.advantage_BS[chosen], self.valid_BS[chosen], self.metrics, account)
+            account = replace(account, **{name: value[chosen] for name, value in _tensors(account).items()})
+        return Routed(self.group_B[chosen], self.advantage_BS[chosen], self.valid_BS[chosen], self.metrics, account)
 
     def explain(self, sample: int, segment: int, names: tuple[str, ...], weights: tuple[float, ...]) -> list[str]:
         """In words, how a segment came to its advantage, one line a step. names, weights: those of the rewards."""
@@ -81,7 +80,7 @@ class Routed:
         ]
         if math.isnan(total):
             return [lines[0].removesuffix(" = nan"), self._closing(sample, segment, "")]
-        among = "batch" if a.assignment == "normalize_then_sum" else f"group {int(a.group_B[sample])}"
+        among = "batch" if a.assignment == "normalize_then_sum" else f"group {int(self.group_B[sample])}"
         spread = "" if math.isnan(std) else f", std {std:.4g}"
         lines.append(f"  compared in {among} with {int(count)} values: mean {mean:.4g}{spread}")
         sum_of = f"({total:.4g} - {mean:.4g})" + (f" / {divisor:.4g}" if divisor != 1 else "")
@@ -97,21 +96,26 @@ class Routed:
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """As tensors by name, and the rest as JSON-able data."""
-        tensors = {"advantage_BS": self.advantage_BS, "valid_BS": self.valid_BS}
-        header: dict[str, Any] = {"metrics": self.metrics}
+        tensors, header = _tensors(self), dict[str, Any](metrics=self.metrics)
         if self.account is not None:
-            account = {f.name: getattr(self.account, f.name) for f in fields(Account)}
-            tensors |= {name: value for name, value in account.items() if _is_tensor(name)}
-            header["account"] = {name: value for name, value in account.items() if not _is_tensor(name)}
+            parts = _tensors(self.account)
+            tensors |= parts
+            header["account"] = {k: v for k, v in vars(self.account).items() if k not in parts}
         return {name: value.contiguous() for name, value in tensors.items()}, header
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], header: dict[str, Any]) -> Routed:
+        """What `to_tensors` took apart; other tensors are left alone."""
         account = None
-        if "account" in header:
-            parts: dict[str, Any] = {f.name: tensors[f.name] for f in fields(Account) if _is_tensor(f.name)}
-            account = Account(**header["account"], **parts)
-        return Routed(tensors["advantage_BS"], tensors["valid_BS"], header["metrics"], account)
+        if (plain := header.get("account")) is not None:
+            parts: dict[str, Any] = {f.name: tensors[f.name] for f in fields(Account) if f.name not in plain}
+            account = Account(**plain, **parts)
+        return Routed(tensors["group_B"], tensors["advantage_BS"], tensors["valid_BS"], header["metrics"], account)
+
+
+def _tensors(of: Any) -> dict[str, Tensor]:
+    """The fields of a dataclass that are tensors."""
+    return {name: value for name, value in vars(of).items() if isinstance(value, Tensor)}
 
 
 _MEANING = {
@@ -120,7 +124,3 @@ _MEANING = {
     "factorized": "sum of the row's means, of its modality alone",
     "segment": "sum of this segment's own values",
 }
-
-
-def _is_tensor(name: str) -> bool:
-    return "_B" in name

@@ -20,14 +20,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from unidiff.config import check_fields
 from unidiff.rewards.normalize import (
-    SCALES,
     Comparison,
     Scale,
     compare_groups,
@@ -40,8 +41,6 @@ from unidiff.rewards.reward import Cause
 from unidiff.rewards.routed import Account, Routed
 from unidiff.rewards.table import RewardTable
 from unidiff.sequence import Modality
-
-ASSIGNMENTS = ("joint", "normalize_then_sum", "factorized", "segment")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +72,61 @@ class _Sums:
     found: Comparison
 
 
+Compare = Callable[..., Comparison]  # (values_N, groups_N, pools_N=None), with the router's settings
+
+
+def joint(table: RewardTable, group_B: Tensor, compare: Compare) -> _Sums:
+    terms_BF = _scaled_means(table, group_B)
+    total_B = weighted_sum(terms_BF, torch.tensor(table.weights))
+    return _to_segments(table, terms_BF, total_B, compare(total_B, group_B))
+
+
+def normalize_then_sum(table: RewardTable, group_B: Tensor, compare: Compare) -> _Sums:
+    terms_BF = _scaled_means(table, group_B, default="group")
+    total_B = weighted_sum(terms_BF, torch.tensor(table.weights))
+    found = compare_groups(total_B, torch.zeros_like(group_B))
+    comparable = [group_statistics(column_B, group_B).comparable_N for column_B in table.row_means_BF.unbind(1)]
+    valid_B = torch.stack(comparable).any(0) if comparable else torch.zeros_like(found.comparable_N)
+    return _to_segments(table, terms_BF, total_B, replace(found, comparable_N=valid_B))
+
+
+def factorized(table: RewardTable, group_B: Tensor, compare: Compare) -> _Sums:
+    parts = [
+        _to_segments(table, own_BF, total_B, compare(total_B, group_B))
+        for _, own_BF, total_B in _totals_by_modality(table, group_B)
+    ]
+    return _by_modality(table, parts)
+
+
+def segment(table: RewardTable, group_B: Tensor, compare: Compare) -> _Sums:
+    values_BSF, parts = credited_values(table).double(), []
+    segments = table.modality_BS.shape[1]
+    for modality in Modality:
+        own_BS = table.modality_BS == modality
+        # Segments of the other modality get a round of their own, so that they share no pool with these.
+        round_BS = torch.where(own_BS, own_BS.long().cumsum(1) - 1, segments)
+        key_N = (group_B[:, None] * (segments + 1) + round_BS).flatten()
+        own_BSF = values_BSF.masked_fill(~own_BS[..., None], math.nan)
+        columns = [
+            rescale(values_BS.flatten(), key_N, scale, round_BS.flatten()).reshape(own_BS.shape)
+            for values_BS, scale in zip(own_BSF.unbind(2), table.scale)
+        ]
+        terms_BSF = torch.stack(columns, 2) if columns else own_BSF
+        total_BS = weighted_sum(terms_BSF, torch.tensor(table.weights))
+        found = compare(total_BS.flatten(), key_N, pools_N=round_BS.flatten())
+        shaped = {f.name: getattr(found, f.name).reshape(own_BS.shape) for f in fields(Comparison)}
+        parts.append(_Sums(terms_BSF, total_BS, Comparison(**shaped)))
+    return _by_modality(table, parts)
+
+
+ASSIGNMENTS: dict[str, Callable[[RewardTable, Tensor, Compare], _Sums]] = {
+    "joint": joint,
+    "normalize_then_sum": normalize_then_sum,
+    "factorized": factorized,
+    "segment": segment,
+}
+
+
 @dataclass(frozen=True)
 class RewardRouter:
     """Routes rewards to segments.
@@ -89,79 +143,33 @@ class RewardRouter:
     leave_one_out: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if isinstance(self.assignment, str) and self.assignment not in ASSIGNMENTS:
             raise ValueError(
                 f"assignment={self.assignment!r}; choose one of {', '.join(ASSIGNMENTS)}, "
                 "or give a function (values, segments) -> [B, S]"
             )
-        if self.scale not in SCALES:
-            raise ValueError(f"scale={self.scale!r}; choose one of {', '.join(SCALES)}")
 
     def route(self, table: RewardTable, groups_B: Tensor) -> Routed:
-        """Advantages of every sampled segment; the table keeps them too, for `table.explain`.
+        """Advantages of every sampled segment. The table is not changed.
 
         groups_B: int64, which group (prompt) each row belongs to.
         Errors: ValueError for a group of one row, for groups_B of another length, or a custom assignment's
         bad result.
         """
         group_B = _checked_groups(table, groups_B)
+        compare = partial(compare_groups, scale=self.scale, leave_one_out=self.leave_one_out)
         account = None
         if callable(self.assignment):
             advantage_BS, valid_BS = self._custom(table, group_B)
         else:
-            sums: _Sums = getattr(self, f"_{self.assignment}")(table, group_B)
+            sums = ASSIGNMENTS[self.assignment](table, group_B, compare)
             advantage_BS, valid_BS = sums.found.advantage_N, sums.found.comparable_N
-            account = self._account(sums, group_B)
+            account = self._account(sums)
         valid_BS = valid_BS & (table.modality_BS >= 0)
         advantage_BS = torch.where(valid_BS, advantage_BS, 0.0).float()
-        metrics = _reward_metrics(table) | self._group_metrics(table, group_B)
-        table.routed = Routed(advantage_BS, valid_BS, metrics, account)
-        return table.routed
-
-    def _compare(self, values_N: Tensor, groups_N: Tensor, pools_N: Tensor | None = None) -> Comparison:
-        return compare_groups(values_N, groups_N, scale=self.scale, leave_one_out=self.leave_one_out, pools_N=pools_N)
-
-    def _joint(self, table: RewardTable, group_B: Tensor) -> _Sums:
-        terms_BF = _scaled_means(table, group_B)
-        total_B = weighted_sum(terms_BF, torch.tensor(table.weights))
-        return _to_segments(table, terms_BF, total_B, self._compare(total_B, group_B))
-
-    def _normalize_then_sum(self, table: RewardTable, group_B: Tensor) -> _Sums:
-        terms_BF = _scaled_means(table, group_B, default="group")
-        total_B = weighted_sum(terms_BF, torch.tensor(table.weights))
-        found = compare_groups(total_B, torch.zeros_like(group_B))
-        comparable = [group_statistics(column_B, group_B).comparable_N for column_B in table.row_means_BF.unbind(1)]
-        valid_B = torch.stack(comparable).any(0) if comparable else torch.zeros_like(found.comparable_N)
-        return _to_segments(table, terms_BF, total_B, replace(found, comparable_N=valid_B))
-
-    def _factorized(self, table: RewardTable, group_B: Tensor) -> _Sums:
-        terms_BF = _scaled_means(table, group_B)
-        parts = []
-        for modality in Modality:
-            own_BF = terms_BF.masked_fill(~_credits(table, modality), math.nan)
-            total_B = weighted_sum(own_BF, torch.tensor(table.weights))
-            parts.append(_to_segments(table, own_BF, total_B, self._compare(total_B, group_B)))
-        return _by_modality(table, parts)
-
-    def _segment(self, table: RewardTable, group_B: Tensor) -> _Sums:
-        values_BSF, parts = credited_values(table).double(), []
-        segments = table.modality_BS.shape[1]
-        for modality in Modality:
-            own_BS = table.modality_BS == modality
-            # Segments of the other modality get a round of their own, so that they share no pool with these.
-            round_BS = torch.where(own_BS, own_BS.long().cumsum(1) - 1, segments)
-            key_N = (group_B[:, None] * (segments + 1) + round_BS).flatten()
-            own_BSF = values_BSF.masked_fill(~own_BS[..., None], math.nan)
-            columns = [
-                rescale(values_BS.flatten(), key_N, scale, round_BS.flatten()).reshape(own_BS.shape)
-                for values_BS, scale in zip(own_BSF.unbind(2), table.scale)
-            ]
-            terms_BSF = torch.stack(columns, 2) if columns else own_BSF
-            total_BS = weighted_sum(terms_BSF, torch.tensor(table.weights))
-            found = self._compare(total_BS.flatten(), key_N, round_BS.flatten())
-            shaped = {f.name: getattr(found, f.name).reshape(own_BS.shape) for f in fields(Comparison)}
-            parts.append(_Sums(terms_BSF, total_BS, Comparison(**shaped)))
-        return _by_modality(table, parts)
+        metrics = _reward_metrics(table) | _group_metrics(table, group_B, compare)
+        return Routed(group_B, advantage_BS, valid_BS, metrics, account)
 
     def _custom(self, table: RewardTable, group_B: Tensor) -> tuple[Tensor, Tensor]:
         assert callable(self.assignment)
@@ -179,13 +187,12 @@ class RewardRouter:
             raise ValueError(f"assignment {name!r} returned an infinite advantage; use NaN for 'left out'")
         return given.double().nan_to_num(nan=0.0), ~given.isnan()
 
-    def _account(self, sums: _Sums, group_B: Tensor) -> Account:
+    def _account(self, sums: _Sums) -> Account:
         found = sums.found
         return Account(
             assignment=str(self.assignment),
             scale=self.scale,
             leave_one_out=self.leave_one_out,
-            group_B=group_B,
             terms_BSF=sums.terms_BSF,
             total_BS=sums.total_BS,
             mean_BS=found.mean_N,
@@ -193,23 +200,6 @@ class RewardRouter:
             count_BS=found.count_N,
             divisor_BS=found.divisor_N,
         )
-
-    def _group_metrics(self, table: RewardTable, group_B: Tensor) -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        compared = []
-        terms_BF = _scaled_means(table, group_B)
-        for modality in Modality:
-            own_BF = terms_BF.masked_fill(~_credits(table, modality), math.nan)
-            total_B = weighted_sum(own_BF, torch.tensor(table.weights))
-            std_G = group_statistics(total_B, group_B).std_G
-            std_G = std_G[~std_G.isnan()]
-            if len(std_G):
-                metrics[f"group_std/{modality.name.lower()}"] = std_G.mean().item()
-                metrics[f"zero_std/{modality.name.lower()}"] = (std_G == 0).double().mean().item()
-            compared.append(self._compare(total_B, group_B))
-        both_B = compared[0].comparable_N & compared[1].comparable_N
-        found = correlation(compared[0].advantage_N[both_B], compared[1].advantage_N[both_B])
-        return metrics if found is None else metrics | {"advantage_correlation": found}
 
 
 def credited_values(table: RewardTable) -> Tensor:
@@ -243,6 +233,14 @@ def _scaled_means(table: RewardTable, group_B: Tensor, default: str | None = Non
     means_BF = table.row_means_BF
     columns = [rescale(m_B, group_B, scale or default) for m_B, scale in zip(means_BF.unbind(1), table.scale)]
     return torch.stack(columns, 1) if columns else means_BF
+
+
+def _totals_by_modality(table: RewardTable, group_B: Tensor) -> Iterator[tuple[Modality, Tensor, Tensor]]:
+    """Of each modality the terms [B, F] of the rewards that are credited to it, and their weighted sum [B]."""
+    terms_BF = _scaled_means(table, group_B)
+    for modality in Modality:
+        own_BF = terms_BF.masked_fill(~_credits(table, modality), math.nan)
+        yield modality, own_BF, weighted_sum(own_BF, torch.tensor(table.weights))
 
 
 def _to_segments(table: RewardTable, terms_BF: Tensor, total_B: Tensor, found: Comparison) -> _Sums:
@@ -297,3 +295,19 @@ def _reward_metrics(table: RewardTable) -> dict[str, float]:
         metrics |= {f"lost/{name}/{cause}": count / asked for cause, count in sorted(lost[name].items())}
         metrics[f"not_applicable/{name}"] = none / asked
     return metrics
+
+
+def _group_metrics(table: RewardTable, group_B: Tensor, compare: Compare) -> dict[str, float]:
+    """Of the factorized totals: the spread in the groups, and how far the modalities' advantages agree."""
+    metrics: dict[str, float] = {}
+    compared = []
+    for modality, _, total_B in _totals_by_modality(table, group_B):
+        std_G = group_statistics(total_B, group_B).std_G
+        std_G = std_G[~std_G.isnan()]
+        if len(std_G):
+            metrics[f"group_std/{modality.name.lower()}"] = std_G.mean().item()
+            metrics[f"zero_std/{modality.name.lower()}"] = (std_G == 0).double().mean().item()
+        compared.append(compare(total_B, group_B))
+    both_B = compared[0].comparable_N & compared[1].comparable_N
+    found = correlation(compared[0].advantage_N[both_B], compared[1].advantage_N[both_B])
+    return metrics if found is None else metrics | {"advantage_correlation": found}

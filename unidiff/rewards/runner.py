@@ -15,13 +15,13 @@ killed, or behind an async client. A fault stays inside its reward.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import itertools
 import logging
 import random
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from unidiff.rewards.call import Log, Views, call, calls, checked, checked_value
+from unidiff.rewards.guard import in_words, raised
 from unidiff.rewards.reward import Cause, Loss, Reward
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,6 @@ GRACE_SECONDS = 1.0  # an async reward is cancelled at its timeout; one that blo
 PAUSE_SECONDS = 0.5  # before the first retry; it doubles
 SIDE_BY_SIDE = 32  # segments that an async reward with batched=False works on at once
 PATIENCE_SECONDS = 60.0  # after which one without a timeout is said to be waited for
-
-FAULTS = (Exception, SystemExit)
 
 _LOOPS: weakref.WeakKeyDictionary[Reward, tuple[threading.Thread, asyncio.AbstractEventLoop]] = (
     weakref.WeakKeyDictionary()
@@ -130,16 +129,16 @@ class Job:
                     self._values[i] = self._one(one)
         except RewardTimeoutError:
             pass  # what is not there by now stays lost
-        except FAULTS as error:
-            self._values[:] = [_raised(error)] * len(self.views)
+        except BaseException as error:  # a SystemExit, say: what a reward raises is its own affair
+            self._values[:] = [raised(error)] * len(self.views)
 
     def _one(self, function: Callable[[], Any]) -> float | Loss:
         try:
             return checked_value(self._attempt(function))
         except RewardTimeoutError:
             raise
-        except FAULTS as error:
-            return _raised(error)
+        except BaseException as error:
+            return raised(error)
 
     def _attempt(self, function: Callable[[], Any]) -> Any:
         for attempt in itertools.count():
@@ -148,7 +147,7 @@ class Job:
                 return self._awaited(returned) if inspect.isawaitable(returned) else returned
             except RewardTimeoutError:
                 raise
-            except FAULTS as error:
+            except Exception as error:
                 time.sleep(self._pause(attempt, error))
         raise AssertionError("unreachable")
 
@@ -158,8 +157,10 @@ class Job:
         async def outcome() -> Any:
             try:
                 return await awaitable
-            except SystemExit as error:  # which would end the loop
-                raise RuntimeError(repr(error)) from error
+            except BaseException as error:  # a SystemExit would end the loop, a CancelledError lose its place
+                if isinstance(error, Exception) or _cancelled():
+                    raise
+                raise RuntimeError(f"{type(error).__name__}: {in_words(error, form=str)}") from error
 
         future = asyncio.run_coroutine_threadsafe(outcome(), _loop(self.reward))
         left = None if self._end is None else max(self._end - time.monotonic(), 0)
@@ -178,6 +179,7 @@ class Job:
     # ---------------------------------------------------------------- async
 
     async def _work_async(self) -> None:
+        torch.set_grad_enabled(False)  # an earlier call may have changed it, in this thread
         scope = asyncio.timeout(self.reward.timeout)
         try:
             async with scope:
@@ -186,9 +188,9 @@ class Job:
                     self._values[:] = checked(returned, len(self.views))
                 else:
                     await self._each_async()
-        except (*FAULTS, asyncio.CancelledError) as error:
+        except BaseException as error:
             if not scope.expired():
-                self._values[:] = [_raised(error)] * len(self.views)
+                self._values[:] = [raised(error)] * len(self.views)
 
     async def _each_async(self) -> None:
         gate = asyncio.Semaphore(SIDE_BY_SIDE)
@@ -197,8 +199,10 @@ class Job:
             async with gate:
                 try:
                     self._values[i] = checked_value(await self._attempt_async(function))
-                except FAULTS as error:
-                    self._values[i] = _raised(error)
+                except BaseException as error:
+                    if _cancelled():
+                        raise
+                    self._values[i] = raised(error)
 
         await asyncio.gather(*(one(i, function) for i, function in enumerate(calls(self.reward, self.views))))
 
@@ -207,7 +211,7 @@ class Job:
             try:
                 returned = function()
                 return await returned if inspect.isawaitable(returned) else returned
-            except FAULTS as error:
+            except Exception as error:
                 await asyncio.sleep(self._pause(attempt, error))
         raise AssertionError("unreachable")
 
@@ -238,10 +242,14 @@ def run_rewards(rewards: Sequence[Reward], batches: Sequence[Views]) -> list[lis
     return [job.finish() for job in jobs]
 
 
-def _raised(error: BaseException) -> Loss:
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return Loss(Cause.RAISED, f"raised {type(error).__name__}: {error}{place}")
+def _cancelled() -> bool:
+    """The task in progress is being cancelled, by its deadline, or closed with its loop; a reward may also raise
+    CancelledError itself."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return True
+    return task is None or task.cancelling() > 0
 
 
 def _in_thread(work: Callable[[], None]) -> Future:
@@ -264,15 +272,20 @@ def _loop(reward: Reward) -> asyncio.AbstractEventLoop:
     thread, loop = _LOOPS.get(reward, (None, None))
     if thread is not None and loop is not None and thread.is_alive():
         return loop
-    loop = asyncio.new_event_loop()
+    loop, retired = asyncio.new_event_loop(), threading.Event()
 
     def target() -> None:
-        torch.set_grad_enabled(False)
-        loop.run_forever()
+        while not retired.is_set():  # the reward, or a task that it began, may stop the loop
+            with contextlib.suppress(BaseException):
+                loop.run_forever()
         loop.close()
+
+    def retire() -> None:
+        retired.set()
+        loop.call_soon_threadsafe(loop.stop)
 
     thread = threading.Thread(target=target, daemon=True, name=f"unidiff-reward-{reward.name}")
     thread.start()
     _LOOPS[reward] = (thread, loop)
-    weakref.finalize(reward, loop.call_soon_threadsafe, loop.stop).atexit = False
+    weakref.finalize(reward, retire).atexit = False
     return loop

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unidiff.files import write_whole
+from unidiff.rewards.guard import Surroundings
 from unidiff.rewards.reward import Cause, Loss, Reward, RewardError, as_rewards
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.runner import Job
@@ -39,7 +40,6 @@ class RewardTable:
     scale:       one entry a reward, as in `Reward`; all None unless given.
     logged:      numbers that rewards logged, by name (`log_metric`).
     extra:       {column: {(row, segment or WHOLE): value}}, what they logged beside their values (`log_extra`).
-    routed:      what the router made of it; `RewardRouter.route` sets it.
     """
 
     names: tuple[str, ...]
@@ -53,7 +53,6 @@ class RewardTable:
     scale: tuple[str | None, ...] = ()
     logged: dict[str, list[float]] = field(default_factory=dict)
     extra: dict[str, dict[tuple[int, int], Any]] = field(default_factory=dict)
-    routed: Routed | None = None
 
     def __post_init__(self) -> None:
         self.scale = self.scale or (None,) * len(self.names)
@@ -102,11 +101,11 @@ class RewardTable:
         finite = {name: [v for v in values if math.isfinite(v)] for name, values in self.logged.items()}
         return {name: sum(values) / len(values) for name, values in finite.items() if values}
 
-    def explain(self, sample: int, segment: int) -> str:
-        """In words: what each reward said of one segment of one row, or why a value is missing, and, once the table
-        is routed, how that became the advantage of the segment's tokens.
+    def explain(self, sample: int, segment: int, routed: Routed | None = None) -> str:
+        """In words: what each reward said of one segment of one row, or why a value is missing.
 
-        segment: the ordinal among the row's sampled segments, as `SegmentView.index`.
+        segment: the ordinal among the row's sampled segments, as `SegmentView.index`. routed: what a router made of
+        this table; then also how the values became the advantage of the segment's tokens.
         Errors: IndexError if the row has no such sampled segment.
         """
         kinds = self.modality_BS[sample, segment].item() if segment < self.modality_BS.shape[1] else WHOLE
@@ -124,8 +123,8 @@ class RewardTable:
         lines = lines or [f"  no reward looks at {target} segments"]
         for column, values in self.extra.items():
             lines += [f"  {column}: {values[sample, at]}" for at in (segment, WHOLE) if (sample, at) in values]
-        if self.routed is not None:
-            lines += self.routed.explain(sample, segment, self.names, self.weights)
+        if routed is not None:
+            lines += routed.explain(sample, segment, self.names, self.weights)
         return "\n".join([f"Sample {sample}, segment {segment} ({target}):", *lines])
 
     def _sentence(self, f: int, row: int, segment: int, value: float) -> str:
@@ -171,13 +170,11 @@ class RewardTable:
                 column: {(row - first, s): value for (row, s), value in values.items() if row in inside}
                 for column, values in self.extra.items()
             },
-            routed=self.routed and self.routed.rows(slice(first, last)),
         )
 
     @staticmethod
     def concatenate(tables: Sequence[RewardTable]) -> RewardTable:
-        """One table of all rows in order, for processes that gather theirs; not routed. ValueError if rewards
-        differ."""
+        """One table of all rows in order, for processes that gather theirs. ValueError if rewards differ."""
         first = tables[0]
         kinds = {(t.names, t.weights, t.on, t.credit, t.scale) for t in tables}
         if len(kinds) != 1:
@@ -214,9 +211,6 @@ class RewardTable:
             for column, values in self.extra.items()
         }
         header["logged"] = self.logged
-        if self.routed is not None:
-            routed, header["routed"] = self.routed.to_tensors()
-            tensors |= routed
         return tensors, json.loads(json.dumps(header))
 
     @staticmethod
@@ -234,7 +228,6 @@ class RewardTable:
             scale=tuple(header["scale"]),
             logged=header["logged"],
             extra={column: {(row, s): value for row, s, value in values} for column, values in header["extra"].items()},
-            routed=Routed.from_tensors(tensors, header["routed"]) if "routed" in header else None,
         )
 
     def save(self, path: str | Path) -> None:
@@ -265,6 +258,7 @@ class Pending:
     ) -> None:
         self.rewards, self.rows = as_rewards(rewards), rows
         self._places = [_places(reward, rows) for reward in self.rewards]
+        self._surroundings = Surroundings()
         self._jobs = []
         for reward, where in zip(self.rewards, self._places):
             own = own_rows(rows)  # what one reward does to its views is its own affair
@@ -274,7 +268,10 @@ class Pending:
     def table(self) -> RewardTable:
         """All values. See `check_required` for those that may not be missing."""
         table = _empty_table(self.rewards, self.rows)
-        results = [job.finish() for job in self._jobs]
+        results = []
+        for job in self._jobs:
+            results.append(job.finish())
+            self._surroundings.restore(job.reward.name)
         for f, (reward, where, values) in enumerate(zip(self.rewards, self._places, results)):
             for (row, segment), result in zip(where, values):
                 if isinstance(result, Loss):
@@ -338,7 +335,7 @@ def _empty_table(rewards: Sequence[Reward], rows: Sequence[tuple[SegmentView, ..
         on=tuple(r.on for r in rewards),
         credit=tuple(r.credit for r in rewards),
         scale=tuple(r.scale for r in rewards),
-        values_BSF=torch.full((batch, segments, count), math.nan),
-        sequence_BF=torch.full((batch, count), math.nan),
+        values_BSF=torch.full((batch, segments, count), math.nan, dtype=torch.float32),
+        sequence_BF=torch.full((batch, count), math.nan, dtype=torch.float32),
         modality_BS=torch.tensor(padded, dtype=torch.int64).reshape(batch, segments),
     )

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
-from unidiff.rewards.reward import Cause, Loss, Reward, register, reward
+from unidiff.rewards.answers import Number, last_number
+from unidiff.rewards.guard import Value, column_of, each
+from unidiff.rewards.reward import Reward, register, reward
 from unidiff.rewards.segment_view import SegmentView
 
 WHICH = ("last", "all", "steps")
 UNITS = ("tokens", "words", "characters")
-NUMBER = re.compile(r"[-+−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
-
-Value = float | Loss | None
 
 
 def looked_at(view: SegmentView, which: str) -> bool:
@@ -32,12 +34,14 @@ def check_which(which: str) -> None:
         raise ValueError(f"which={which!r}; choose one of {', '.join(WHICH)}")
 
 
-def text_reward(judge: Callable[[SegmentView], Value], name: str, which: str, options: dict[str, Any]) -> Reward:
-    """A reward from what it says of one text."""
+def text_reward(
+    judge: Callable[[SegmentView], Value], name: str, which: str, options: dict[str, Any], column: str | None = None
+) -> Reward:
+    """A reward from what it says of one text. column: the one that it reads, if any."""
     check_which(which)
 
     def judge_texts(segments: Sequence[SegmentView]) -> list[Value]:
-        return [judge(s) if looked_at(s, which) else None for s in segments]
+        return each(segments, lambda view: judge(view) if looked_at(view, which) else None, column)
 
     return reward(judge_texts, on="text", **{"name": name, **options})
 
@@ -64,31 +68,39 @@ def extract(text: str, pattern: str | None) -> str | None:
 
 
 def exact_answer(column: str = "answer", *, pattern: str | None = None, which: str = "last", **options: Any) -> Reward:
-    """1 for an answer that equals the column's value as text, but for case and white space.
+    """1 for an answer that equals the column's value as text, but for case, white space and Unicode's composition.
 
-    column: the right answer, or a list of right answers; None = there is none, and the text gets None.
+    column: the right answer, a text or a number, or a list of right answers; None = there is none, and the text gets
+    None. A row that holds anything else, or an empty list, has no value.
     pattern: where the answer stands (see `extract`), such as r"<answer>(.*?)</answer>"; a text without it gets 0.
     """
 
     def judge(view: SegmentView) -> Value:
-        right = view.columns[column]
+        right = column_of(view, column)
         if right is None:
             return None
+        rights = {_plain(right_text(one)) for one in (right if isinstance(right, list | tuple | set) else [right])}
+        if not rights:
+            raise ValueError("there is no right answer in the list")
         answer = extract(view.text or "", pattern)
-        rights = right if isinstance(right, list | tuple) else [right]
-        return float(answer is not None and _plain(answer) in {_plain(str(one)) for one in rights})
+        return float(answer is not None and _plain(answer) in rights)
 
-    return text_reward(judge, "exact_answer", which, options)
+    return text_reward(judge, "exact_answer", which, options, column)
+
+
+def right_text(right: Any) -> str:
+    """A right answer as text. Raises TypeError for what is neither a text nor a number, ValueError for NaN and inf."""
+    if isinstance(right, str):
+        return right
+    if isinstance(right, bool) or not isinstance(right, Real | Decimal):
+        raise TypeError(f"a right answer is a text or a number, not a {type(right).__name__}")
+    if not math.isfinite(right):
+        raise ValueError(f"a right answer is finite, not {right}")
+    return str(right)
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
-
-
-def last_number(text: str) -> float | None:
-    """The last number of a text: "1,234.5", "-3", "2e-3". None without one."""
-    found = NUMBER.findall(text)
-    return float(found[-1].replace(",", "").replace("−", "-")) if found else None
+    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
 
 
 def numeric_answer(
@@ -101,20 +113,22 @@ def numeric_answer(
 ) -> Reward:
     """1 for an answer whose last number is the column's, up to a relative (and near 0 absolute) tolerance.
 
-    column: a number, or a text whose last number counts. pattern: as in `exact_answer`.
+    column: a number, or a text whose last number counts (see `last_number`: "1,234", "3/4", "50 %", "-$5"); a row that
+    holds anything else has no value. pattern: as in `exact_answer`.
     """
 
     def judge(view: SegmentView) -> Value:
-        right = view.columns[column]
+        right = column_of(view, column)
         if right is None:
             return None
-        wanted = last_number(right) if isinstance(right, str) else float(right)
-        if wanted is None:
-            return Loss(Cause.RAISED, f"the column {column!r} holds {right!r}, which has no number")
+        text = right_text(right)
+        wanted = last_number(right) if isinstance(right, str) else Number(float(right))
+        if wanted is None or not math.isfinite(wanted.value):
+            raise ValueError(f"the right answer {text[:80]!r} has no number")
         given = last_number(extract(view.text or "", pattern) or "")
-        return float(given is not None and math.isclose(given, wanted, rel_tol=tolerance, abs_tol=tolerance))
+        return float(given is not None and given.equals(wanted, tolerance))
 
-    return text_reward(judge, "numeric_answer", which, options)
+    return text_reward(judge, "numeric_answer", which, options, column)
 
 
 def length(most: int, *, least: int = 0, unit: str = "tokens", which: str = "all", **options: Any) -> Reward:

@@ -11,14 +11,16 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
+from unidiff.rewards.guard import Value, column_of, each, fill
 from unidiff.rewards.remote import prompt_text
 from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
@@ -48,8 +50,8 @@ class VisionModel:
         """The model, anywhere and in any mode."""
         raise NotImplementedError
 
-    def pixels(self, images: list[Any]) -> Tensor:
-        """[n, 3, H, W], PIL pictures as the model takes them. Called once it is built."""
+    def pixels(self, image: Image.Image) -> Tensor:
+        """[3, H, W], a picture as the model takes it. Called once it is built."""
         raise NotImplementedError
 
     def _load(self) -> Any:
@@ -61,16 +63,30 @@ class VisionModel:
         return self._model
 
     @torch.no_grad()
-    def slices(
-        self, views: Sequence[SegmentView], run: Callable[[Any, Sequence[SegmentView], Tensor], Tensor]
-    ) -> Tensor:
-        """float32 [n, …]: what run(model, views of a slice, their pixels) gives, on the CPU."""
-        model, parts = self._load(), []
-        for i in range(0, len(views), self.batch):
-            part = views[i : i + self.batch]
-            pixels = self.pixels([view.image for view in part])
-            parts.append(run(model, part, pixels.to(self.device, self.dtype)).float().cpu())
-        return torch.cat(parts)
+    def values(
+        self,
+        views: Sequence[SegmentView],
+        run: Callable[[Any, Tensor, list[str]], Tensor],
+        text_of: Callable[[SegmentView], str | None] = lambda view: "",
+        column: str | None = None,
+    ) -> list[Value]:
+        """What run(model, pixels, texts) gives for each view, [n] for a slice of n.
+
+        text_of: a view's text; None = there is none, and no value. column: where it reads that. A view whose picture or
+        text cannot be read loses its own value.
+        """
+        model = self._load()
+
+        def prepared(view: SegmentView) -> tuple[Tensor, str] | None:
+            text = text_of(view)
+            return None if text is None else (self.pixels(cast(Image.Image, view.image)), text)
+
+        def score(ready: list[tuple[Tensor, str]]) -> list[float]:
+            pixels = torch.stack([pixels for pixels, _ in ready]).to(self.device, self.dtype)
+            return run(model, pixels, [text for _, text in ready]).float().tolist()
+
+        slices = [views[i : i + self.batch] for i in range(0, len(views), self.batch)]
+        return [value for part in slices for value in fill(each(part, prepared, column), score)]
 
 
 class Clip(VisionModel):
@@ -101,8 +117,8 @@ class Clip(VisionModel):
         self._tokenizer = AutoTokenizer.from_pretrained(self.processor)
         return self._with_text()
 
-    def pixels(self, images: list[Any]) -> Tensor:
-        return self._images(images=images, return_tensors="pt")["pixel_values"]
+    def pixels(self, image: Image.Image) -> Tensor:
+        return self._images(images=[image], return_tensors="pt")["pixel_values"][0]
 
     def _with_text(self) -> CLIPModel:
         if self.checkpoint is None:
@@ -111,37 +127,44 @@ class Clip(VisionModel):
         model.load_state_dict(from_open_clip(weights_of(self.checkpoint)))
         return model
 
-    def images(self, views: Sequence[SegmentView]) -> Tensor:
+    def embedded(self, model: Any, pixels: Tensor) -> Tensor:
         """float32 [n, d], the pictures' embeddings, of length 1."""
-        return self.slices(views, lambda model, _, pixels: normalize(model(pixel_values=pixels).image_embeds, dim=-1))
+        return normalize(model(pixel_values=pixels).image_embeds, dim=-1).float()
 
-    def agreement(self, views: Sequence[SegmentView], text_of: Callable[[SegmentView], str], logits: bool) -> Tensor:
+    def agreement(self, model: Any, pixels: Tensor, texts: list[str], logits: bool) -> Tensor:
         """float32 [n], the cosine of each picture and its text; as a logit, times the model's own scale."""
-
-        def run(model: Any, part: Sequence[SegmentView], pixels: Tensor) -> Tensor:
-            longest = model.config.text_config.max_position_embeddings
-            texts = self._tokenizer(
-                [text_of(view) for view in part],
-                padding=True,
-                truncation=True,  # CLIP reads 77 tokens
-                max_length=longest,
-                return_tensors="pt",
-            ).to(self.device)
-            out = model(input_ids=texts["input_ids"], attention_mask=texts["attention_mask"], pixel_values=pixels)
-            cosine = (out.image_embeds.float() * out.text_embeds.float()).sum(-1)
-            return cosine * model.logit_scale.exp() if logits else cosine
-
-        return self.slices(views, run)
+        words = self._tokenizer(
+            texts,
+            padding=True,
+            split_special_tokens=True,  # what a policy or a user writes holds none
+            truncation=True,  # CLIP reads 77 tokens
+            max_length=model.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(self.device)
+        out = model(input_ids=words["input_ids"], attention_mask=words["attention_mask"], pixel_values=pixels)
+        cosine = (out.image_embeds.float() * out.text_embeds.float()).sum(-1)
+        return cosine * model.logit_scale.exp() if logits else cosine
 
 
-def text_of(column: str | None) -> Callable[[SegmentView], str]:
-    """The text that a picture is held against: a column's, or the prompt's."""
-    return prompt_text if column is None else lambda view: str(view.columns[column])
+def text_of(column: str | None) -> Callable[[SegmentView], str | None]:
+    """The text that a picture is held against: a column's, or the prompt's. It raises TypeError for what is not text,
+    ValueError for a text that UTF-8 cannot write."""
+
+    def text(view: SegmentView) -> str | None:
+        found = prompt_text(view) if column is None else column_of(view, column)
+        if found is not None and not isinstance(found, str):
+            raise TypeError(f"a picture is scored with a text, not with {type(found).__name__}")
+        return found and found.encode().decode()
+
+    return text
 
 
 def _agreement(clip: Clip, column: str | None, logits: bool, name: str, options: dict[str, Any]) -> Reward:
-    def agreement(segments: Sequence[SegmentView]) -> list[float]:
-        return clip.agreement(segments, text_of(column), logits).tolist()
+    def agreement(segments: Sequence[SegmentView]) -> list[Value]:
+        def run(model: Any, pixels: Tensor, texts: list[str]) -> Tensor:
+            return clip.agreement(model, pixels, texts, logits)
+
+        return clip.values(segments, run, text_of(column), column)
 
     return reward(agreement, on="image", **{"name": name, **options})
 
@@ -260,9 +283,11 @@ def aesthetic_score(head: str, model: str = CLIP, *, loading: dict[str, Any] | N
     clip = Clip(model, vision_only=True, **(loading or {}))
     layers = head_of(weights_of(head))
 
-    def aesthetic_score(segments: Sequence[SegmentView]) -> list[float]:
-        with torch.no_grad():
-            return layers(clip.images(segments)).squeeze(-1).tolist()
+    def aesthetic_score(segments: Sequence[SegmentView]) -> list[Value]:
+        def run(model: Any, pixels: Tensor, texts: list[str]) -> Tensor:
+            return layers(clip.embedded(model, pixels).cpu()).squeeze(-1)
+
+        return clip.values(segments, run)
 
     return reward(aesthetic_score, on="image", **options)
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from unidiff import noise
+from unidiff.config import checked, convert
 from unidiff.guidance import Prompt
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
-from unidiff.sampling.rollout import InterleavedSampler
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Interleaved, Modality, Segment, hidden
 from unidiff.spec import ModelSpec
 
@@ -53,8 +54,13 @@ def complete(
     out evenly among its blocks of `block` tokens; each commits its share, the most confident first. guidance: s of
     (1 + s) c − s u, u with the prompt masked. threshold: instead of a number of steps, commit all of at least this
     probability, and the most confident one. text_end: ids behind which a text does not go on (what is left stays
-    masked). Raises ValueError where length, steps and blocks do not divide, or a prompt leaves too few positions.
+    masked). Raises ValueError for a value out of its range, where length, steps and blocks do not divide, or a prompt
+    leaves too few positions.
     """
+    given = checked(locals(), complete)
+    for name in ("length", "steps", "block"):
+        if given[name] < 1:
+            raise ValueError(f"{name} is {given[name]}; it must be at least 1")
     if length % block or steps % (length // block):
         raise ValueError(f"{steps} steps and blocks of {block} do not divide {length} tokens evenly")
     spec = _spec(body, length, tuple(text_end))
@@ -67,6 +73,7 @@ def complete(
         approximate_cache=cache,
     )
     rows = prompts.tolist() if isinstance(prompts, Tensor) else prompts
+    rows = convert(rows, list[tuple[int, ...]], "prompts", words=False)
     whole = [Interleaved([Segment(Modality.TEXT, torch.tensor(row), prompt=True)]) for row in rows]  # type: ignore[arg-type]
     given = [Prompt(p, {"text": hidden(p, Modality.TEXT, spec.mask)}) for p in whole]
     sampler = InterleavedSampler(UnifiedModel(body, spec, None, None), config)

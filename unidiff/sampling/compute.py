@@ -36,13 +36,21 @@ class Cost:
         return dict(zip(("forwards", "token_forwards", "flops", "seconds"), self.values()))
 
 
+PICTURE_PHASES = ("select", "image", "write_image")
+
+
 class Compute(dict[str, Cost]):
-    """The cost of each phase, by name: prompt (read once for all samples of a prompt, each has its share), text,
-    image, select (finding what to edit), write (storing finished segments in the cache)."""
+    """The cost of each phase, by name: prompt (read once for all samples of a prompt, each has its share), text, select
+    (finding what to edit), image, write_text and write_image (finished segments, read into the cache as a whole)."""
 
     @property
     def total(self) -> Cost:
         return sum(self.values(), Cost())
+
+    @property
+    def pictures(self) -> Cost:
+        """What the pictures cost: choosing tokens, denoising them, and writing each finished picture into the cache."""
+        return sum((self[phase] for phase in PICTURE_PHASES if phase in self), Cost())
 
     def __add__(self, other: Compute) -> Compute:
         return Compute({k: self.get(k, Cost()) + other.get(k, Cost()) for k in {**self, **other}})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
+
+from unidiff.config import check_fields
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,7 @@ class SamplerConfig:
     approximate_cache: Literal["none", "prefix", "dual"] = "none"
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(SamplerConfig).items():
-            allowed = get_args(kind)
-            if get_origin(kind) is Literal and getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        check_fields(self)
         for name in ("text_steps", "image_steps", "max_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -59,13 +57,11 @@ class SamplerConfig:
             raise ValueError(
                 f"image_temperature is {self.image_temperature}; it must be above 0 (use greedy for no noise)"
             )
-        for name in ("text_temperature", "text_guidance", "image_guidance", "picture_guidance"):
-            if not 0 <= getattr(self, name) < math.inf:
+        for name in ("text_temperature", "image_noise", "text_guidance", "image_guidance", "picture_guidance"):
+            if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a number that is not negative")
         if self.text_block is not None and self.text_block < 1:
             raise ValueError(f"text_block is {self.text_block}; it must be at least 1, or None for the whole canvas")
-        if self.image_noise < 0:
-            raise ValueError(f"image_noise is {self.image_noise}; it must not be negative")
         if not 0 < self.edit_share <= 1:
             raise ValueError(f"edit_share is {self.edit_share}; it must lie in (0, 1]")
         for name in ("text_threshold", "edit_threshold"):

@@ -23,7 +23,7 @@ from unidiff.sampling.draw import draw
 from unidiff.sampling.schedules import ANNEALING, SCHEDULES
 
 if TYPE_CHECKING:
-    from unidiff.sampling.rollout import SamplerConfig
+    from unidiff.sampling.config import SamplerConfig
     from unidiff.spec import ModelSpec
 
 _TEXT, _ORDER, _IMAGE, _REVEAL, EDIT = range(5)  # what noise is for: the last number of a stream

@@ -22,7 +22,7 @@ from unidiff.images import to_pil
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.denoise import Drawn, denoise_image, denoise_text
-from unidiff.sequence import Modality, Tokens
+from unidiff.sequence import Modality, Tokens, check_parts
 from unidiff.templates import Guided, Layout, Role
 
 if TYPE_CHECKING:
@@ -74,8 +74,10 @@ def fill(
     layouts: of one task, with targets of the same kinds and numbers. keys: one noise key each. config: scales of
     guidance count where a layout has something to compare with ("prompt", the whole of it left out, counts as "text").
     side_by_side: a text and a picture take turns, as in MMaDA-Parallel: pictures join after a quarter of the text's
-    steps. Raises ValueError for a block-causal model, or layouts that do not fit together.
+    steps. Raises ValueError for a block-causal model, or layouts that do not fit together; TypeError for what are no
+    layouts.
     """
+    check_parts(layouts, "layouts", Guided)
     if model.spec.attention != "bidirectional":
         raise ValueError(f"family {model.spec.family!r} is block_causal: it writes interleaved rollouts only")
     if len(keys) != len(layouts) or not layouts:

@@ -46,6 +46,7 @@ WITHOUT_EFFECT = {
 PRLIMIT, CLONE, CLONE3 = (302, 261), (56, 220), (435, 435)
 SOCKET, SOCKETPAIR, FCNTL, IOCTL = (41, 198), (53, 199), (72, 25), (16, 29)
 UNIX, INTERNET = (1,), (2, 10)
+PROTOCOLS = (0, 6, 17)  # TCP and UDP; others load modules into the kernel (SCTP, DCCP)
 STREAMS = tuple(kind | flags for kind in (1, 5) for flags in (0, 0x800, 0x80000, 0x80800))  # stream, seqpacket
 NEW_NAMESPACES = 0x7E020000  # flags of clone
 # Descriptors and their flags, locks. Not: who gets which signal for a descriptor, leases, the size of a pipe.
@@ -117,6 +118,7 @@ def program(machine, others, network):
     lines += fails_with_bits(CLONE[column], 0, NEW_NAMESPACES, errno.EPERM)
     shared = others or network  # a Unix socket can have a name in the machine's network namespace, or in its files
     lines += fails_unless(SOCKET[column], 0, INTERNET if shared else UNIX + INTERNET, errno.EAFNOSUPPORT)
+    lines += fails_unless(SOCKET[column], 2, PROTOCOLS, errno.EPROTONOSUPPORT)
     lines += fails_unless(SOCKETPAIR[column], 0, UNIX, errno.EAFNOSUPPORT)
     if shared:  # a pair of datagram sockets can be connected anew
         lines += fails_unless(SOCKETPAIR[column], 1, STREAMS, errno.EPERM)

@@ -18,6 +18,7 @@ import numpy as np
 from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 from PIL import Image
 
+from unidiff.config import check_fields
 from unidiff.rewards.reward import Reward
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.tasks.frozen_lake_board import (
@@ -88,6 +89,7 @@ class FrozenLake:
     board: Literal["picture", "text"] = "picture"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not MIN_SIZE <= self.size <= MAX_SIZE:
             raise ValueError(f"size: expected {MIN_SIZE} to {MAX_SIZE} cells, got {self.size}")
         if not 0.5 <= self.frozen_probability <= 0.95:
@@ -101,7 +103,7 @@ class FrozenLake:
             raise ValueError(f"max_rounds: expected 1 or more, or None, got {self.max_rounds}")
         if not 0 <= self.goal_directed <= 1:
             raise ValueError(f"goal_directed: expected a probability from 0 to 1, got {self.goal_directed}")
-        if self.board not in ("picture", "text") or (self.board == "text" and self.pictures):
+        if self.board == "text" and self.pictures:
             raise ValueError(f"board: expected 'picture', or 'text' with pictures False, got {self.board!r}")
         check_tile(self.tile)
 

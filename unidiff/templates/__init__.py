@@ -7,7 +7,7 @@ A template is made of ids (a small dataclass that the family fills in) and a `to
 
 from unidiff.templates.answer_tag import AnswerTagTemplates
 from unidiff.templates.chat import ChatTemplates
-from unidiff.templates.layout import Guided, Layout, Part, Picture, Role, Text
+from unidiff.templates.layout import Guided, Layout, Part, Picture, PromptTemplate, Role, Text
 from unidiff.templates.task_token import TaskTokenTemplates
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Layout",
     "Part",
     "Picture",
+    "PromptTemplate",
     "Role",
     "TaskTokenTemplates",
     "Text",

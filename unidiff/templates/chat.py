@@ -6,26 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unidiff.sequence import Interleaved, Modality, hidden
-from unidiff.templates.layout import Guided, Ids, Layout, Picture, Text, Tokenize, without
+from unidiff.templates.layout import Guided, Ids, Layout, Picture, Text, Tokenize, tokenized, without
 
 
 @dataclass(frozen=True)
 class ChatMarkup:
-    """The strings around the turns of a chat. gap: what stands between a header and its text."""
+    """The special tokens around the turns of a chat. gap: what stands between a header and its text."""
 
-    bos: str = "<|startoftext|>"
-    header_begin: str = "<|start_header_id|>"
-    header_end: str = "<|end_header_id|>"
-    turn_end: str = "<|eot_id|>"
+    bos: int
+    header_begin: int
+    header_end: int
+    turn_end: int
     gap: str = "\n\n"
 
-    def opening(self, role: str) -> str:
-        return f"{self.header_begin}{role}{self.header_end}{self.gap}"
+    def opening(self, role: str) -> list[Text]:
+        return [(self.header_begin,), role, (self.header_end,), self.gap]
 
-    def prompt(self, *turns: tuple[str, str]) -> str:
+    def turn(self, role: str, text: str) -> list[Text]:
+        return [*self.opening(role), text, (self.turn_end,)]
+
+    def prompt(self, *turns: tuple[str, str]) -> list[Text]:
         """Turns (role, text) up to the assistant's header, behind which the answer begins."""
-        said = "".join(f"{self.opening(role)}{text}{self.turn_end}" for role, text in turns)
-        return f"{self.bos}{said}{self.opening('assistant')}"
+        said = [part for turn in turns for part in self.turn(*turn)]
+        return [(self.bos,), *said, *self.opening("assistant")]
 
 
 @dataclass(frozen=True)
@@ -53,19 +56,26 @@ class ChatTemplates:
         turns = [("user", user)] if isinstance(user, str) else user
         if self.markup is None:
             raise ValueError("a base model knows no chat: its tokenizer has no headers; use text")
-        return self.text(self.markup.prompt(*turns), length)
+        return self.text(self._written(self.markup.prompt(*turns)), length)
 
     def prompt(self, parts: Sequence[Text | Picture], left_out: str | None = None) -> Interleaved:
         """What stands before a response: the parts as one turn of a chat, or as they are for a base model. left_out:
         "text" masks all of it (LLaDA's way), "image" leaves nothing out: there is none. ValueError for pictures."""
+        kept = without(parts, left_out)
         if any(isinstance(part, Picture) for part in parts):
             raise ValueError("a model of text alone takes no pictures")
-        before, behind = ("", "")
-        if self.markup is not None:
-            before = self.markup.bos + self.markup.opening("user")
-            behind = self.markup.turn_end + self.markup.opening("assistant")
-        whole = self.ids.prompt([before, *parts, behind], self.tokenize)
-        return hidden(whole, Modality.TEXT, self.ids.mask) if without(parts, left_out) != list(parts) else whole
+        whole = self.ids.prompt(self._one_turn(parts), self.tokenize)
+        return whole if kept == list(parts) else hidden(whole, Modality.TEXT, self.ids.mask)
+
+    def _one_turn(self, parts: Sequence[Text | Picture]) -> list[Text | Picture]:
+        """The parts as what the user says, up to the assistant's header."""
+        if self.markup is None:
+            return list(parts)
+        before, behind = ((self.markup.bos,), *self.markup.opening("user")), self.markup.opening("assistant")
+        return [*before, *parts, (self.markup.turn_end,), *behind]
+
+    def _written(self, parts: Sequence[Text]) -> tuple[int, ...]:
+        return tuple(i for part in tokenized(parts, self.tokenize) for i in part)  # type: ignore[union-attr]
 
     def _answered(self, prompt: Layout, length: int) -> Guided:
         layout = prompt + self.ids.hole(length)

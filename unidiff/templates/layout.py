@@ -6,14 +6,15 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from unidiff.sequence import Interleaved, Modality, Segment
+from unidiff.sequence import Interleaved, Modality, Segment, check_parts
 
-Tokenize = Callable[[str], Sequence[int]]  # no bos or eos added
-Text = str | Sequence[int]  # words to tokenize, or ids
+Tokenize = Callable[[str], Sequence[int]]  # words as ids, never a special token (`unidiff.plain_text`)
+Text = str | Sequence[int]  # words to tokenize, or ids, special tokens among them
 
 
 class Role(IntEnum):
@@ -119,6 +120,14 @@ class Picture:
 Part = Text | Picture | int  # of an interleaved response; a number = so many text tokens to be sampled
 
 
+class PromptTemplate(Protocol):
+    """A family's way to write the prompt of an interleaved response."""
+
+    def prompt(self, parts: Sequence[str | Picture], left_out: str | None = None) -> Interleaved:
+        """The prompt's segments, with all marks; without its words ("text") or its pictures ("image") for guidance."""
+        ...
+
+
 @dataclass(frozen=True)
 class Ids:
     """Ids that every family has, and the parts of layouts that are made of them.
@@ -188,7 +197,7 @@ class Ids:
         return replace(layout, ids=ids)
 
     def mixed(self, parts: Sequence[Text | Picture], tokenize: Tokenize) -> Layout:
-        """Texts and pictures as they follow one another. Neighbouring strings are tokenized as one."""
+        """Texts and pictures as they follow one another. Neighbouring texts are one."""
         layout = Layout()
         for part in tokenized(parts, tokenize):
             layout += self.image(part) if isinstance(part, Picture) else self.text(part)
@@ -197,15 +206,10 @@ class Ids:
     def prompt(self, parts: Sequence[Text | Picture], tokenize: Tokenize) -> Interleaved:
         """The same as segments of a prompt, neighbouring texts being one. Pictures must be known as a whole."""
         segments: list[Segment] = []
-        words: list[int] = []
-        for part in (*tokenized(parts, tokenize), None):
+        for part in tokenized(parts, tokenize):
             if isinstance(part, tuple):
-                words += part
-                continue
-            if words:
-                segments.append(Segment(Modality.TEXT, torch.tensor(words), prompt=True))  # type: ignore[arg-type]
-                words = []
-            if isinstance(part, Picture):
+                segments.append(Segment(Modality.TEXT, torch.tensor(part), prompt=True))  # type: ignore[arg-type]
+            else:
                 assert self.image_offset is not None
                 if None in part.cells:
                     raise ValueError("Picture: a picture of a prompt has no cells to be sampled")
@@ -220,6 +224,7 @@ class Ids:
         Where a text's own last id has opened the picture (`image_next` is `image_begin`), it is not opened twice.
         Raises ValueError if there is nothing to respond.
         """
+        check_parts(parts, "response", str, list, tuple, Picture, int)
         if not parts:
             raise ValueError("response: expected at least one text, picture or number of tokens to be sampled")
         layout = Layout()
@@ -239,19 +244,27 @@ class Ids:
 
 
 def tokenized(parts: Sequence[Text | Picture], tokenize: Tokenize) -> Iterator[tuple[int, ...] | Picture]:
-    """Ids and pictures; neighbouring strings are tokenized as one."""
-    for strings, group in itertools.groupby(parts, lambda part: isinstance(part, str)):
-        if strings:
-            if words := "".join(map(str, group)):
-                yield tuple(tokenize(words))
-        else:
-            yield from (part if isinstance(part, Picture) else tuple(part) for part in group)  # type: ignore[arg-type]
+    """Ids and pictures; neighbouring texts are one, and of these neighbouring strings are tokenized as one."""
+    for kind, group in itertools.groupby(parts, lambda part: Picture if isinstance(part, Picture) else str):
+        if kind is Picture:
+            yield from group  # type: ignore[misc]
+            continue
+        ids: list[int] = []
+        for strings, run in itertools.groupby(group, lambda part: isinstance(part, str)):
+            if not strings:
+                ids += itertools.chain(*run)  # type: ignore[arg-type]
+            elif words := "".join(map(str, run)):
+                ids += tokenize(words)
+        if ids:
+            yield tuple(ids)
 
 
 def without(parts: Sequence[Text | Picture], left_out: str | None) -> list[Text | Picture]:
-    """A prompt's parts without its words ("text") or its pictures ("image"). Raises ValueError for anything else."""
+    """A prompt's parts without its words ("text") or its pictures ("image"). Raises ValueError for anything else,
+    TypeError for what are no parts."""
     if left_out not in (None, "text", "image"):
         raise ValueError(f"left_out is {left_out!r}; a prompt can leave out 'text' or 'image'")
+    check_parts(parts, "prompt", str, list, tuple, Picture)
     dropped = {"text": (str, list, tuple), "image": Picture}.get(left_out or "", ())
     return [part for part in parts if not isinstance(part, dropped)]
 

@@ -122,20 +122,23 @@ class TaskTokenTemplates(ChatTemplates):
         return self.ids.prompt([(self.ids.interleaved,), *self._rounds(without(parts, left_out))], self.tokenize)
 
     def _rounds(self, parts: Sequence[Text | Picture]) -> list[Text | Picture]:
-        assert self.markup is not None
         leading = next((i for i, part in enumerate(parts) if not isinstance(part, Picture)), len(parts))
-        opening = self.markup.bos + self.markup.opening("user")
-        closing = self.markup.turn_end + self.markup.opening("assistant")
-        return [*parts[:leading], opening, *parts[leading:], closing]
+        return [*parts[:leading], *self._one_turn(parts[leading:])]
 
     # ---------------------------------------------------------------- training
+
+    def turns(self, *turns: tuple[str, str]) -> tuple[int, ...]:
+        """The ids of a whole chat, turns (role, text), to train on."""
+        assert self.markup is not None
+        return self._written([part for turn in turns for part in self.markup.turn(*turn)])
 
     def train_text(self, text: Text, length: int) -> Layout:
         """bos text eos eos.., every id a target; what is too long is cut without an eos."""
         return self.ids.text(filled(self._closed(text), length, self.ids.eos), learn_from=0)
 
     def train_chat(self, text: Text, length: int) -> Layout:
-        """As `train_text`, the targets beginning behind the last header (no header: everything is prompt)."""
+        """As `train_text`, the targets beginning behind the last header (no header: everything is prompt). text: the
+        ids of a chat, as `turns` writes it: words hold no header."""
         ids = filled(self._closed(text), length, self.ids.eos)
         return self.ids.text(ids, self._behind_header(ids))
 
@@ -160,7 +163,7 @@ class TaskTokenTemplates(ChatTemplates):
 
     def _chat(self, user: Text) -> tuple[int, ...]:
         assert self.markup is not None
-        return tuple(self.tokenize(self.markup.prompt(("user", user))) if isinstance(user, str) else user)
+        return self._written(self.markup.prompt(("user", user))) if isinstance(user, str) else tuple(user)
 
     def _behind_header(self, ids: Sequence[int]) -> int:
         last = max((i for i, token in enumerate(ids) if token == self.ids.header_end), default=len(ids) - 1)

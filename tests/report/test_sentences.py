@@ -1,0 +1,123 @@
+"""Sentences about figures are computed from them: nothing, all, equal and missing are said as such."""
+
+from __future__ import annotations
+
+import pytest
+
+from unidiff.report.filters import FILTERS, Credit
+from unidiff.report.record import RolloutRecord, SegmentRecord
+from unidiff.report.results import Figure, columns, held_out, percent
+
+
+def edit(edited: list[int] | None, changed: list[int] | None) -> list[tuple[str, str]]:
+    """What is said of an edit of four tokens."""
+    masks = [None if m is None else [bool(x) for x in m] for m in (edited, changed)]
+    step = [0 if x else -1 for x in edited or [1] * 4]
+    segment = SegmentRecord(modality="image", tokens=[0] * 4, grid=(2, 2), edited=masks[0], changed=masks[1], step=step)
+    return FILTERS["findings"](segment)
+
+
+@pytest.mark.parametrize(
+    ("edited", "changed", "said"),
+    [
+        ([0, 0, 0, 0], [0, 0, 0, 0], [
+            ("none", "no token was masked: the picture is the one before"), ("good", "all 4 tokens are bit-identical"),
+        ]),
+        ([0, 0, 0, 0], [0, 1, 0, 0], [
+            ("none", "no token was masked: the picture is the one before"),
+            ("bad", "1 of 4 tokens outside the mask changed: a bug"),
+        ]),
+        ([1, 1, 0, 0], [0, 0, 0, 0], [
+            ("none", "2 of 4 tokens denoised again in 1 step"), ("none", "none of them changed"),
+            ("good", "the other 2 tokens are bit-identical"),
+        ]),
+        ([1, 1, 0, 0], [1, 0, 0, 0], [
+            ("none", "2 of 4 tokens denoised again in 1 step"), ("none", "1 of them changed, 1 came out as before"),
+            ("good", "the other 2 tokens are bit-identical"),
+        ]),
+        ([1, 1, 0, 0], [1, 0, 1, 1], [
+            ("none", "2 of 4 tokens denoised again in 1 step"), ("none", "1 of them changed, 1 came out as before"),
+            ("bad", "2 of 2 tokens outside the mask changed: a bug"),
+        ]),
+        ([1, 1, 1, 1], [1, 1, 1, 1], [
+            ("none", "4 of 4 tokens denoised again in 1 step"), ("none", "all of them changed"),
+            ("none", "no token was kept"),
+        ]),
+        ([1, 0, 0, 0], None, [("none", "1 of 4 tokens denoised again in 1 step")]),
+        (None, [1, 1, 0, 0], [("none", "all 4 tokens sampled in 1 step, none kept")]),
+    ],
+    ids=["empty", "empty with a bug", "none changed", "some", "bug", "all", "nothing to compare with", "whole picture"],
+)  # fmt: skip
+def test_what_an_edit_did(edited, changed, said) -> None:
+    assert edit(edited, changed) == said
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        ([(0.4, 0.3), (-0.2, -0.1)], "2 the same way."),
+        ([(-0.4, 0.3), (0.4, 0.3)], "1 the same way, 1 opposite ways (round 1)."),
+        ([(0.4, 0.0), (0.4, None)], "2 joint alone (round 1, round 2)."),
+        ([(0.0, 0.3), (None, 0.3)], "2 factorized alone (round 1, round 2)."),
+        ([(0.4, 0.3), (0.0, None)], "1 the same way, 1 by neither."),
+    ],
+)
+def test_joint_beside_factorized(pairs, said) -> None:
+    rows = [Credit(f"round {i}", {"joint": j, "factorized": f}, set()) for i, (j, f) in enumerate(pairs, 1)]
+    assert FILTERS["interference"](rows) == f"Segments pushed by joint and factorized: {said}"
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-9, -0.004, None])
+def test_nothing_is_pushed(value) -> None:
+    rows = [Credit("answer", {"joint": value, "factorized": value}, set())]
+    assert FILTERS["interference"](rows) == "No assignment pushes anything here: every advantage is 0 or missing."
+    other = [Credit("answer", {"segment": 1.0}, set())]
+    assert FILTERS["interference"](other) == ""
+
+
+@pytest.mark.parametrize(
+    ("share", "digits", "said"),
+    [(0.0, 0, "0 %"), (1e-6, 0, "under 1 %"), (0.5, 0, "50 %"), (0.9999, 0, "over 99 %"), (1.0, 0, "100 %"),
+     (0.0, 1, "0.0 %"), (0.0002, 1, "under 0.1 %"), (0.9996, 1, "over 99.9 %"), (1.0, 1, "100.0 %")],
+)  # fmt: skip
+def test_almost_all_is_not_all_and_almost_nothing_not_nothing(share, digits, said) -> None:
+    assert percent(share, digits) == said
+
+
+def cost(spent: float, regenerated: float | None, kept: int = 62) -> tuple[str, str]:
+    """What a rollout with one picture of 64 tokens says of its cost, and of the difference in FLOPs."""
+    sides = [{"image": {"token_forwards": x, "flops": x}} if x is not None else {} for x in (spent, regenerated)]
+    masks = [i >= kept for i in range(64)]
+    picture = SegmentRecord(modality="image", tokens=[0] * 64, grid=(8, 8), edited=masks)
+    record = RolloutRecord(
+        title="", segments=(picture,), stop="answered", stop_reason="", compute=sides[0], full=sides[1]
+    )
+    return FILTERS["saving"](record), FILTERS["less"](record)
+
+
+def test_what_edits_saved() -> None:
+    assert cost(68, 578) == (
+        "97 % of picture tokens kept · 88 % fewer picture token-forwards than regenerated · "
+        "68 token-forwards · 68 FLOPs",
+        "88 % less",
+    )
+    assert "over 99 % fewer" in cost(2, 5000)[0] and cost(2, 5000)[1] == "over 99 % less"
+    assert "100 % fewer" in cost(0, 512, 64)[0] and "100 % of picture tokens kept" in cost(0, 512, 64)[0]
+    assert "no fewer picture token-forwards" in cost(578, 578)[0] and cost(578, 578)[1] == "the same"
+    assert "10 % more picture token-forwards" in cost(110, 100)[0] and cost(110, 100)[1] == "10 % more"
+    assert "regenerated" not in cost(68, None)[0]
+
+
+def test_columns_say_the_temperatures_that_were_used() -> None:
+    def named(**config: float) -> list[str]:
+        side = {"sampled": {"success": 0.5}, "greedy": {"success": 0.6}, "other": 1.0}
+        return columns(held_out({"base": side, "config": config}))
+
+    assert named(text_temperature=0.7, image_temperature=0.7) == ["greedy", "sampled, T = 0.7", "result"]
+    assert named(text_temperature=1.0, image_temperature=0.5)[1] == "sampled, T = 1 (texts), 0.5 (pictures)"
+    assert named() == named(text_temperature=1.0) == ["greedy", "sampled", "result"]
+
+
+def test_no_change_has_no_sign() -> None:
+    figure = Figure("success", {"a": (0.5, 0.5), "b": (0.5, 0.50001), "c": (0.5, 0.4), "d": (None, 0.4)})
+    assert [figure.change(c) for c in "abcd"] == ["0.0", "0.0", "−10.0", None]

@@ -1,0 +1,136 @@
+"""The interface of log-probability estimators.
+
+A masked diffusion model has no cheap exact probability of a whole text or image. An estimator asks for the
+log-probabilities of some tokens while they are masked and the others are visible, in one view or several. It combines
+the answers to a value for each token, or for each segment. Masks are data: they are drawn once for a batch of rollouts,
+and the old, the reference and the new policy are scored on the same masks.
+
+A method is a frozen dataclass in a file of its own, registered by name:
+
+    @register("mine")
+    @dataclass(frozen=True)
+    class Mine(Estimator):
+        rate: float = 0.5
+
+        def views(self, ask):
+            return [View(ask.among & (ask.uniform() < self.rate))]
+
+Dimensions: B rows, L columns of `Canvas.clean`, K views.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unidiff import noise
+from unidiff.config import check_fields
+from unidiff.estimators.view import Place, View
+from unidiff.sequence import Canvas, Modality
+
+# First number of every noise stream drawn here, so that no sampler shares one ("view" in ASCII).
+_STREAM = 0x76696577
+_PROMPT = 2  # stands where streams of sampled tokens have their modality
+_SEGMENT_STRIDE = 1 << 32  # noise counter of a token = segment · stride + offset: larger than any segment
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one inner iteration asks an estimator: views of the sampled tokens of one modality.
+
+    canvas: the rollouts [B, L]. place: where their tokens are (`Place.of(canvas)`). modality: of the tokens to mask.
+    iteration: 0 … iterations-1. keys_B: int64 [B], the rows' noise keys.
+    """
+
+    canvas: Canvas
+    place: Place
+    modality: Modality
+    iteration: int
+    iterations: int
+    keys_B: Tensor
+
+    @cached_property
+    def among(self) -> Tensor:
+        """bool [B, L]: the sampled tokens of the modality. Masks are subsets of it."""
+        return self.canvas.sampled & (self.canvas.modality == self.modality)
+
+    @cached_property
+    def prompt(self) -> Tensor:
+        """bool [B, L]: content tokens of the segments before the first one that has sampled tokens."""
+        segment, clean = self.canvas.segment, self.canvas.clean
+        last = torch.iinfo(segment.dtype).max
+        first = torch.where(self.canvas.sampled, segment, last).amin(1, keepdim=True)
+        return clean.valid & (clean.offset >= 0) & (segment < first)
+
+    @property
+    def rank(self) -> Tensor:
+        """int64 [B, L]: which of its segment's sampled tokens a token is, from 0."""
+        return self.place.rank
+
+    @property
+    def length(self) -> Tensor:
+        """int64 [B, L]: the number of sampled tokens in a column's segment."""
+        return self.place.length
+
+    def uniform(self, *stream: int) -> Tensor:
+        """float64 [B, L] in (0, 1): a number for each content token.
+
+        It is a function of the row's key, iteration, modality, stream, and the token's segment and offset in it. It
+        does not depend on the column, the padding or the batch. stream: tells several draws of a method apart.
+        """
+        return self._uniform(self.canvas.clean.offset, int(self.modality), *stream)
+
+    def segment_uniform(self, *stream: int) -> Tensor:
+        """float64 [B, L] in (0, 1): a number for each segment, the same at all of its columns. See `uniform`."""
+        return self._uniform(_SEGMENT_STRIDE - 1, int(self.modality), *stream)  # an offset that no token has
+
+    def prompt_uniform(self, *stream: int) -> Tensor:
+        """As `uniform`, but the same for both modalities. Where the estimators of texts and of images both hide
+        prompt tokens with probability p, a token is then hidden with probability p, not 1 − (1−p)²."""
+        return self._uniform(self.canvas.clean.offset, _PROMPT, *stream)
+
+    def _uniform(self, offset: Tensor | int, *stream: int) -> Tensor:
+        counter = self.canvas.segment * _SEGMENT_STRIDE + offset
+        return noise.uniform(self.keys_B.to(counter.device), (_STREAM, self.iteration, *stream), counter)
+
+
+class Estimator:
+    """Base of all methods. A method defines `views`.
+
+    unit: "token": each token has its own value. "segment": a segment has one value, which all of its scored tokens
+    share. They share its ratio too, and the segment counts in the loss as if all of its sampled tokens were scored.
+    ratio: True: the loss is GRPO's, with the importance ratio of new to old policy. False: the loss is
+    −advantage · value of the current policy; there is no old policy and no clipping.
+
+    Fields are checked against their types; a `__post_init__` of its own calls `super().__post_init__()` first.
+    """
+
+    unit: ClassVar[Literal["token", "segment"]] = "token"
+    ratio: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"{type(self).__name__}.")
+
+    def views(self, ask: Ask) -> list[View]:
+        """The views of one inner iteration, as many for each row. Together they score at least one token of each
+        segment that has sampled tokens of the modality."""
+        raise NotImplementedError(f"{type(self).__name__} must define views")
+
+    def combine(self, logp_KBL: Tensor, factor_KBL: Tensor, place: Place, advantage_BL: Tensor) -> Tensor:
+        """Values float32 [B, L] from the log-probabilities of this method's views: Σ_k factor · ℓ, summed over the
+        segment if that is the unit. Gradients flow through it, and it must not mix segments.
+
+        factor_KBL: float, the views' factors, 0 where a token is not scored. advantage_BL: float, each token's
+        advantage as `credit` returns it.
+        """
+        value_BL = (logp_KBL * factor_KBL).sum(0)
+        return place.total(value_BL) if self.unit == "segment" else value_BL
+
+    def credit(self, advantage_N: Tensor, group_N: Tensor) -> Tensor:
+        """float32 [N]: what the loss uses instead of the advantages of N segments. group_N: int64, equal for segments
+        that are compared: the k-th ones of a modality in the rollouts of one prompt."""
+        return advantage_N

@@ -1,0 +1,75 @@
+"""How a program was started, and how it ends: under `accelerate launch` and `torchrun` too, its last line is the last.
+
+A launcher prints a traceback of its own when a program ends with an error, below the one line that says what to do. So
+that line is printed once more when the launcher has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+_WAITED = 60  # seconds for a launcher to end
+_AFTER = (
+    "import select, sys\n"
+    f"if select.select([int(sys.argv[1])], [], [], {_WAITED})[0]: print(sys.argv[2], file=sys.stderr)"
+)
+
+
+def command() -> str:
+    """What was written on the command line to start this program, up to and with the script; ask before the launcher
+    may have ended."""
+    for process in (psutil.Process().parent(), psutil.Process()):
+        words = _words(process)
+        if sys.argv[0] in words:
+            words = words[: words.index(sys.argv[0]) + 1]
+            if len(words) > 2 and Path(words[1]).name in ("accelerate", "torchrun"):  # a script, which Python runs
+                words = [Path(words[1]).name, *words[2:]]
+            return shlex.join(words)
+    return shlex.join([sys.executable, sys.argv[0]])
+
+
+@contextlib.contextmanager
+def program() -> Iterator[None]:
+    """Around a program's main: warnings are lines, and the message of a SystemExit is the last line."""
+    shown = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            repeat(end.code)
+        raise
+    finally:
+        warnings.formatwarning = shown
+
+
+def repeat(message: str) -> None:
+    """Prints a message on standard error once the launcher has ended, if there is one: for what is printed now, too,
+    just before this process ends."""
+    parent = psutil.Process().parent()
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+    if not launched or parent is None or sys.argv[0] not in _words(parent):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another process of the launcher does it; no Linux
+        first = socket.socket(socket.AF_UNIX)
+        first.bind(f"\0unidiff.launcher.{parent.pid}")
+        kept = [os.pidfd_open(parent.pid), first.fileno()]
+        code = [sys.executable, "-I", "-S", "-c", _AFTER, str(kept[0]), message]
+        subprocess.Popen(code, pass_fds=kept, start_new_session=True)
+
+
+def _words(process: psutil.Process | None) -> list[str]:
+    try:
+        return process.cmdline() if process else []
+    except psutil.Error:
+        return []

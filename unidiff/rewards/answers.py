@@ -1,0 +1,213 @@
+r"""Where a text's final answer is, and how people and models write numbers. Nothing here is evaluated."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+
+# ---------------------------------------------------------------------------------------------- one way of writing
+
+_ONE_FOR = dict.fromkeys("−–‐‑﹣－", "-")  # minus signs, hyphens, the en dash
+_ONE_FOR |= {"×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/", "∕": "/", "。": ". ", "、": ", ", "٫": ".", "٬": ","}
+_ONE_FOR |= {"\u2009": " ", "\u202f": " ", "\u00a0": " "}
+_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+"))
+_EXPONENT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
+_BESIDE_WORDS = re.compile(r"(?<=[^\W\d_a-zA-Z])(?=[-+.]?\d)|(?<=\d)(?=[^\W\d_a-zA-Z])")
+_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\[,;:!]|['’_\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
+_MIXED = re.compile(r"(?<![\d./,])(\d{1,9})(?:\s+(\d{1,9})/(\d{1,9})(?![\d/])|\\[dt]?frac\{(\d{1,9})\}\{(\d{1,9})\})")
+_LATIN_BESIDE = re.compile(r"(?<=[A-Za-z])(?=[^\x00-\x7f])(?=[\d−－])")
+_EUROPEAN = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d{1,2}(?!\d|[.,]\d)")
+_SCIENTIFIC = re.compile(
+    r"(?<![\w.])(\d+(?:\.\d+)?)"
+    r"(?:\s*(?:\*|\\times|\\cdot|x)\s*10\s*(?:\^|\*\*)\s*(?:\{\s*([-+]?\d{1,2})\s*\}|([-+]?\d{1,2})(?!\d))"
+    r"|[eE]([-+]?\d{1,2})(?![\w.]))"
+)
+
+
+def plain(text: str) -> str:
+    """The text with one way of writing numbers: ASCII digits and signs, "3/4" for "¾", "m^{2}" for "m²", "1234" for
+    "1'234" and "1{,}234", "2000" for "2×10³", "7/4" for "1 3/4", a space between a number and a word of another
+    script."""
+    text = _THOUSANDS.sub("", text)
+    if not text.isascii():
+        text = _LATIN_BESIDE.sub(" ", text)
+        text = _EXPONENT.sub(lambda m: "^{" + "".join(_RAISED[c] for c in m[0]) + "}", text)
+        text = "".join(c if c.isascii() else _ascii(c) for c in text)
+        text = _BESIDE_WORDS.sub(" ", text)
+    text = _EUROPEAN.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
+    text = _MIXED.sub(_improper, text)
+    return _SCIENTIFIC.sub(lambda m: format(Decimal(f"{m[1]}e{m[2] or m[3] or m[4]}"), "f"), text)
+
+
+def _improper(match: re.Match[str]) -> str:
+    whole, above, below = (int(group) for group in match.groups() if group is not None)
+    return f"{whole * below + above}/{below}" if above < below else match[0]
+
+
+def _ascii(character: str) -> str:
+    if character in _ONE_FOR:
+        return _ONE_FOR[character]
+    if (digit := unicodedata.decimal(character, None)) is not None:
+        return str(digit)
+    if 0xFF01 <= ord(character) <= 0xFF5E:  # full-width forms
+        return chr(ord(character) - 0xFEE0)
+    if unicodedata.decomposition(character).startswith("<fraction>"):
+        value = Fraction(unicodedata.numeric(character)).limit_denominator(10)
+        return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+    return character
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,12}(?!\d|,\d)|\d+)"
+_NUMBER = re.compile(
+    rf"(?P<sign>[-+](?=[\d.$€£¥₹\\]))?(?:\\?[$€£¥₹]\s?)?(?P<size>{_DIGITS}(?:\.\d+)?|(?<![\w.])\.\d+)"
+    rf"(?:(?:\^|\*\*)\{{?(?P<power>-?\d{{1,3}})\}}?|\s?/\s?(?P<below>{_DIGITS}(?!\.?\d)))?\s?(?P<percent>\\?%)?"
+)
+_LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_DATE = re.compile(r"(?<![\d/])\d+(?:/\d+)+/(?=\d)")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of a text. percent: the text says so; the value is what stands before the sign."""
+
+    value: float
+    percent: bool = False
+
+    def equals(self, other: Number, tolerance: float) -> bool:
+        """Up to a relative, and near 0 absolute, tolerance. Beside 50 % both 50 and 0.5 are equal to it."""
+        pairs = [(self.value, other.value)]
+        if self.percent != other.percent:
+            one, share = (other, self) if self.percent else (self, other)
+            pairs.append((one.value, share.value / 100))
+        return any(math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance) for a, b in pairs)
+
+
+def last_number(text: str) -> Number | None:
+    """The last number of a text: "1,234.5", "-3", "2e-3", "3/4", "50 %", "-$5"; None without one.
+
+    A hyphen behind a digit, a word or a bracket is not a sign ("3-5", "2023-12"). Exponents of units ("m^2") and
+    digits inside words ("H2O") are not numbers of their own where there is another one.
+    """
+    text = _LATEX_FRACTION.sub(lambda m: f"{m[1] or m[2]}/{m[3] or m[4]}", plain(text))
+    text = _DATE.sub("", text)
+    found, inside = None, None
+    for match in _NUMBER.finditer(text):
+        before = text[max(match.start() - 3, 0) : match.start()]
+        if re.search(r"\^\{?[-+]?$", before):
+            continue
+        if match["sign"] is None and re.search(r"[A-Za-z]$|_\{?$", before):
+            inside = _number(match, before)
+        else:
+            found = _number(match, before)
+    return found or inside
+
+
+def _number(match: re.Match[str], before: str) -> Number:
+    value = float(match["size"].replace(",", ""))
+    try:
+        if match["power"]:
+            value **= int(match["power"])
+        elif match["below"]:
+            value /= float(match["below"].replace(",", ""))
+    except (ZeroDivisionError, OverflowError):
+        value = math.inf
+    negative = match["sign"] == "-" and not re.search(r"[\w)\]}%°-]\$?$", before)
+    return Number(-value if negative else value, match["percent"] is not None)
+
+
+# ---------------------------------------------------------------------------------------------- final answers
+
+_TAG = re.compile(r"<answer>((?:[^<]|<(?!/?answer>))*)", re.IGNORECASE)
+_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BETWEEN = re.compile(r"[\s,;$]*(?:and|or)?[\s,;$]*", re.IGNORECASE)
+_SAID = re.compile(r"\banswer\W{0,3}\s*(?:is\b|[:=])[\s:*]*|####\s*", re.IGNORECASE)
+_WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|(?:as|be|if|in|is|it|of|or|so|to|we)\b)")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A final answer: its text, how a parser of mathematics may read it, and what it reads where it understands none
+    of these."""
+
+    text: str
+    readings: list[str]
+    last_resort: str = ""
+
+
+def final_answer(text: str) -> Answer:
+    r"""The last <answer>, in it or without one the last \boxed{} (or those of one list, "\boxed{2}, \boxed{3}"), else
+    what follows "answer is", "Answer:" or "####", else the whole text, in which a parser takes the last expression."""
+    text = _mathematical(text)
+    tagged = [inside for inside in _TAG.findall(text) if inside.strip()]
+    text = (tagged[-1] if tagged else text).rstrip()
+    if boxes := last_boxes(text):
+        return Answer(", ".join(boxes), [",".join(f"\\boxed{{{box}}}" for box in boxes)])
+    if not tagged and (said := [m.end() for m in _SAID.finditer(text) if m.end() < len(text)]):
+        text = text[said[-1] :].strip().split("\n")[0]
+    text = text.strip().removesuffix(".")
+    number = last_number(text)
+    bare = len(text) <= 200 and "$" not in text and not _WORD.search(text)
+    return Answer(text, [f"${text}$", text] if bare else [text], repr(number.value) if number else "")
+
+
+def right_answer(text: str) -> Answer:
+    """A right answer is nothing but the answer: a bare text is read as a whole."""
+    text = _mathematical(text)
+    marked = "$" in text or "\\boxed" in text
+    return Answer(text, [text] if marked else [f"${text}$", text])
+
+
+def last_boxes(text: str) -> list[str]:
+    r"""What is in the last \boxed{} of a text, and in those before it that only "," or "and" separates from it. An
+    inner box stands for the outer one; one that is not closed goes to the end."""
+    open_braces: list[tuple[bool, int, int]] = []  # whether it is that of a box, where that begins and its content
+    boxes: list[tuple[int, int, str]] = []
+
+    def close(end: int) -> None:
+        is_box, begin, inside = open_braces.pop()
+        if is_box and boxes and boxes[-1][0] >= inside:
+            boxes[-1] = (begin, end + 1, boxes[-1][2])
+        elif is_box and text[inside:end].strip():
+            boxes.append((begin, end + 1, text[inside:end]))
+
+    for token in _BRACE.finditer(text):
+        if token[0] == "}" and open_braces:
+            close(token.start())
+        elif token[0].endswith("{") and token[0] != r"\{":
+            open_braces.append((token[0] != "{", token.start(), token.end()))
+    while open_braces:
+        close(len(text))
+    chosen = boxes[-1:]
+    for before in reversed(boxes[:-1]):
+        if not _BETWEEN.fullmatch(text[before[1] : chosen[0][0]]):
+            break
+        chosen.insert(0, before)
+    return [inside for _, _, inside in chosen]
+
+
+def _mathematical(text: str) -> str:
+    """`plain`, with the symbols of mathematics as LaTeX, and without what marks a text up."""
+    text = plain(text)
+    text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])|`", " ", text)
+    text = re.sub(r"(?<=[^\W\d_]):(?=\S)", ": ", text)
+    text = re.sub(r"\\?\$(?=\d[\d,]*(?:\.\d+)?(?:[\s,;!?)}]*$|[\s,;!?.)]+[A-Za-z]))", "", text, flags=re.MULTILINE)
+    text = re.sub(r"√\s*(\d+)|(?:√|(?<![\\A-Za-z])sqrt)\s*\(([^()]*)\)", lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
+    text = re.sub(r"π|(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi ", text)
+    return text.replace("∞", r"\infty ")
+
+
+def same_text(first: str, second: str) -> bool:
+    """Two answers are the same but for case, white space, $, \\text{}, a closing point and brackets around a letter."""
+    return bool(_bare(first)) and _bare(first) == _bare(second)
+
+
+def _bare(text: str) -> str:
+    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", plain(text))
+    text = re.sub(r"[\s$]|\\[()\[\]]", "", text).casefold().removesuffix(".")
+    return text[1:-1] if re.fullmatch(r"\([a-z]\)", text) else text

@@ -1,0 +1,162 @@
+"""A reward's trouble stays its own: an odd row loses its own value, and the process is left as it was."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from unidiff.rewards.reward import Cause, Loss
+from unidiff.rewards.segment_view import SegmentView, SequenceView
+
+logger = logging.getLogger(__name__)
+
+Value = float | Loss | None
+T = TypeVar("T")
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+def in_words(value: Any, most: int = 80, form: Callable[[Any], str] = repr) -> str:
+    """A value as printable text of at most `most` characters, also if its own `__repr__` or `__str__` raises."""
+    try:
+        text = form(value).encode("utf-8", "backslashreplace").decode()
+    except BaseException as error:
+        return f"<a {type(value).__name__} whose {form.__name__}() raises {type(error).__name__}>"
+    return text if len(text) <= most else text[:most] + "…"
+
+
+def raised(error: BaseException) -> Loss:
+    """The missing value that an error of a reward leaves. The user's own Ctrl-C is raised again: it ends the run.
+
+    A KeyboardInterrupt is the user's in the main thread, where Python's own handler is in charge of SIGINT. Elsewhere,
+    and while a trainer collects the signals, only the reward can have raised it.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if isinstance(error, KeyboardInterrupt) and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        raise error
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return Loss(Cause.RAISED, f"raised {type(error).__name__}: {in_words(error, 500, str)}{place}")
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+def each(
+    views: Sequence[SegmentView | SequenceView], judge: Callable[[Any], T], column: str | None = None
+) -> list[T | Loss]:
+    """What `judge` says of each view. One that it raises for is a `Loss` with the cause, and with what the row's
+    `column` holds, if the judge reads one."""
+
+    def one(view: Any) -> T | Loss:
+        try:
+            return judge(view)
+        except Exception as error:
+            loss = raised(error)
+            held = "" if column is None else f"; the column {column!r} holds {in_words(view.columns.get(column))}"
+            return Loss(loss.cause, loss.message + held)
+
+    return [one(view) for view in views]
+
+
+def fill(ready: Sequence[T | Loss | None], score: Callable[[list[T]], Sequence[Value]]) -> list[Value]:
+    """`score` of everything that is ready, called once and not for nothing; a `Loss` and a None stay what they are."""
+    good: list[Any] = [one for one in ready if not isinstance(one, Loss | None)]
+    values = iter(score(good) if good else ())
+    return [one if isinstance(one, Loss | None) else next(values) for one in ready]
+
+
+def column_of(view: SegmentView | SequenceView, column: str) -> Any:
+    """A row's value of a column: numbers of numpy and torch as Python's, arrays of one axis as lists.
+
+    Raises ValueError, with the columns that there are, if the row lacks it.
+    """
+    if column not in view.columns:
+        known = ", ".join(map(str, view.columns)) or "none"
+        raise ValueError(f"the row has no column {column!r}; it has: {known}")
+    value = view.columns[column]
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim < 2:
+        return value.tolist()
+    return value
+
+
+# ---------------------------------------------------------------------------------------------- process
+
+# What a reward may change for the whole process, and how it is read and set.
+_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "the working directory": (os.getcwd, os.chdir),
+    "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "torch's default device": (torch.get_default_device, torch.set_default_device),
+    "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "torch's determinism": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    "torch's precision of matmuls": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "numpy's handling of errors": (np.geterr, lambda modes: np.seterr(**modes)),
+    "sys.stdout and sys.stderr": (
+        lambda: (sys.stdout, sys.stderr),
+        lambda both: (setattr(sys, "stdout", both[0]), setattr(sys, "stderr", both[1])),
+    ),
+}
+
+
+class Surroundings:
+    """The state of the process before rewards ran, to be restored after each of them.
+
+    Working directory, torch's and numpy's settings, signal handlers and timers, and the state of the global random
+    generators. What a reward changes while others run, or while a model samples, holds until the reward is waited for.
+    """
+
+    def __init__(self) -> None:
+        self._settings = {name: read() for name, (read, _) in _SETTINGS.items()}
+        self._handlers = {n: signal.getsignal(n) for n in signal.valid_signals()}
+        self._timer = signal.getitimer(signal.ITIMER_REAL)
+        self._random = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+
+    def restore(self, name: str) -> None:
+        """Sets everything back; warns of what has changed. name: of the reward that has just ended."""
+        changed = []
+        for what, (read, set_back) in _SETTINGS.items():
+            if _differs(read, self._settings[what]):
+                set_back(self._settings[what])
+                changed.append(what)
+        if threading.current_thread() is threading.main_thread():
+            changed += self._restore_signals()
+        random.setstate(self._random[0])
+        np.random.set_state(self._random[1])  # noqa: NPY002
+        torch.set_rng_state(self._random[2])
+        if self._cuda is not None:
+            torch.cuda.set_rng_state_all(self._cuda)
+        if changed:
+            _warn("reward %r, or one beside it, changed %s: set back", name, " and ".join(changed))
+
+    def _restore_signals(self) -> list[str]:
+        changed = []
+        for number, handler in self._handlers.items():
+            if handler is not None and signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+                changed.append(f"the handler of {signal.Signals(number).name}")
+        if self._timer == (0.0, 0.0) != signal.getitimer(signal.ITIMER_REAL):
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            changed.append("the timer of SIGALRM")
+        return changed
+
+
+_warn = functools.cache(logger.warning)  # once in a process: the reward will do it again
+
+
+def _differs(read: Callable[[], Any], before: Any) -> bool:
+    try:
+        return read() != before
+    except OSError:  # the working directory is gone
+        return True
