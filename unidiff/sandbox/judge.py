@@ -114,7 +114,7 @@ class Judge:
     # --- apart ---
 
     def exactly(self, piece, first=False) -> dict[str, Any]:
-        """Runs a piece apart from the code. first: it is the set-up, whose names are kept; {} says that it went well."""
+        """Runs a piece apart from the code. first: it is the set-up, whose names are kept; {} if it went well."""
         link = self.link
         link.begin()
         why = translate.shares_interpreter(piece, self.named) if first else None
@@ -298,14 +298,15 @@ def same(value: Any, wanted: Any, tolerance: float) -> bool:
     if isinstance(wanted, list | tuple):
         fits = isinstance(value, list | tuple) and len(value) == len(wanted)
         return fits and all(same(one, other, tolerance) for one, other in zip(value, wanted))
-    if isinstance(wanted, dict) and isinstance(value, dict):
+    if isinstance(wanted, dict):
+        if not isinstance(value, dict):
+            return False
         ours, theirs = ({str(key): item for key, item in one.items()} for one in (value, wanted))
         return ours.keys() == theirs.keys() and all(same(ours[key], theirs[key], tolerance) for key in theirs)
-    numbers = [type(one) in (int, float) for one in (value, wanted)]
-    if not all(numbers) or value == wanted:
-        return bool(value == wanted)
-    near = tolerance > 0 and math.isclose(value, wanted, rel_tol=tolerance, abs_tol=tolerance)
-    return near or (value != value and wanted != wanted)
+    numbers = all(type(one) in (int, float) for one in (value, wanted))
+    if value == wanted or not numbers or tolerance <= 0:
+        return bool(value == wanted) or (numbers and value != value and wanted != wanted)
+    return math.isclose(value, wanted, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def described(error):

@@ -67,7 +67,8 @@ class approx:
 
 def own_number(value: Any) -> Any:
     """A number as its builtin kind computes, whatever its class makes of operators."""
-    return next((kind(value) for kind in (int, float, complex) if isinstance(value, kind)), value)
+    kinds: tuple[Any, ...] = (int, float, complex)
+    return next((kind(value) for kind in kinds if isinstance(value, kind)), value)
 
 
 def parametrize(names, values, **_):
