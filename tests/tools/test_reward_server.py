@@ -1,5 +1,6 @@
 """The reference reward server under odd input, full memory and scorers that hang."""
 
+import ast
 import asyncio
 import base64
 import io
@@ -250,3 +251,11 @@ def test_a_scorer_that_is_not_there_is_one_line(program, tmp_path, monkeypatch, 
     with pytest.raises(SystemExit) as told:
         program("tools/reward_server.py").find(name)
     assert message in str(told.value) and "\n" not in str(told.value)
+
+
+def test_it_stands_alone():
+    """It is copied into environments that have no unidiff."""
+    nodes = ast.walk(ast.parse(Path(TOOL).read_text()))
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {name.split(".")[0] for one in imports for name in [getattr(one, "module", None) or one.names[0].name]}
+    assert names - sys.stdlib_module_names == {"fastapi", "PIL", "uvicorn"}
