@@ -133,7 +133,7 @@ def check_command(words: list[str], program: Program) -> None:
             words = words[2:]
     script, given = ROOT / words[0], words[1:]
     assert script.is_file(), f"{words[0]} does not exist"
-    if "unidiff.config" in script.read_text():
+    if re.search(r"unidiff\.config|run_command", script.read_text()):
         check_settings(program(words[0]), given, program)
     else:
         assert all(f'"{w.partition("=")[0]}"' in script.read_text() for w in given if w.startswith("--"))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from unidiff import GRPOConfig, GRPOTrainer, InterleavedSampler, SamplerConfig, UnifiedModel, noise
 from unidiff.config import FilePath
-from unidiff.estimators import ESTIMATORS, View, draw_views
+from unidiff.estimators import ESTIMATORS, draw_views
 from unidiff.families import native
 from unidiff.grpo.batches import MicroBatch, view_tokens
 from unidiff.grpo.experience import Experience, segment_views
@@ -286,7 +286,7 @@ class OneByOne(Experience):
         for rows in torch.arange(self.canvas.shape[0]).split(size):
             views = self.draws[iteration].rows(rows).views
             cuts = [0, *(k for k, view in enumerate(views) if k and bool(view.scored.any())), len(views)]
-            found.append(MicroBatch(rows, [slice(a, b) for a, b in itertools.pairwise(cuts)]))
+            found.append(self.micro_batch(iteration, rows, [slice(a, b) for a, b in itertools.pairwise(cuts)]))
         return found
 
 
@@ -301,7 +301,9 @@ def updater(
         )  # fmt: skip
         trainer = GRPOTrainer(model, FrozenLake(), settings)
     rows = len(canvas.ids)
-    draws = draw_views(canvas, *trainer.estimators, iterations, torch.tensor([noise.key(i) for i in range(rows)]))
+    draws = draw_views(
+        canvas, *trainer.update.estimators, iterations, torch.tensor([noise.key(i) for i in range(rows)])
+    )
     advantage = torch.tensor([1.0, -1.0]).repeat(rows)[:rows, None] * canvas.sampled
     none: list = []
     experience = kind(none, none, none, None, None, canvas, draws, advantage, canvas.sampled)  # type: ignore[arg-type]
@@ -315,16 +317,18 @@ def counted(
     trainer, experience = updater(model, canvas, name, iterations, kind)
     cost = Update(views=max(len(draw.views) for draw in experience.draws))
 
-    def count(policy, canvas: Canvas, views: list[View], *given: object) -> Tensor:
-        shared, own = view_tokens(canvas, views, model.spec.attention)
-        hidden = sum(view.hide is not None for view in views)  # each has a pass of its own (`run_views`)
-        passes = hidden + (hidden < len(views))
-        cost.forwards += passes
-        cost.tokens += int(shared.sum() * passes + own.sum())
-        return torch.zeros(len(views), *canvas.shape, requires_grad=torch.is_grad_enabled())
+    def count(policy: object, batch: MicroBatch, passes: Sequence[slice]) -> Tensor:
+        for views in (batch.draw.views[part] for part in passes):
+            shared, own = view_tokens(batch.canvas, views, model.spec.attention)
+            hidden = sum(view.hide is not None for view in views)  # each has a pass of its own (`run_views`)
+            forwards = hidden + (hidden < len(views))
+            cost.forwards += forwards
+            cost.tokens += int(shared.sum() * forwards + own.sum())
+        count = sum(len(batch.draw.views[part]) for part in passes)
+        return torch.zeros(count, *batch.canvas.shape, requires_grad=torch.is_grad_enabled())
 
-    trainer._run = count  # type: ignore[method-assign]
-    trainer._update(0, experience)
+    trainer.update.log_probs = count  # type: ignore[method-assign]
+    trainer.update.run(0, experience)
     return cost
 
 
@@ -333,11 +337,11 @@ def measured(model: UnifiedModel, canvas: Canvas, name: str, repeats: int, kind:
     cost = counted(model, canvas, name, 1, kind)
     trainer, experience = updater(model, canvas, name, 1, kind)
     with PeakMemory() as memory:
-        trainer._update(0, experience)
+        trainer.update.run(0, experience)
     cost.peak, times = memory.peak, []
     for _ in range(repeats):
         start = time.process_time()
-        trainer._update(0, experience)
+        trainer.update.run(0, experience)
         times.append(time.process_time() - start)
     cost.seconds = min(times)
     return cost

@@ -12,7 +12,6 @@ docs/inspect.md says how to read the page.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
@@ -25,7 +24,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from unidiff import InterleavedSampler, SamplerConfig, UnifiedModel, noise
+from unidiff import InterleavedSampler, SamplerConfig, UnifiedModel, noise, plugins
 from unidiff.config import FilePath, build, parse
 from unidiff.files import write_json
 from unidiff.grpo.experience import segment_views
@@ -333,10 +332,9 @@ def task_of(config: Config, run: dict[str, Any]) -> Task:
     """The task that is named, or FrozenLake as the run had it. Raises ValueError if there is none of that name."""
     if config.task is None:
         return FrozenLake(size=int(run.get("board_size", 4)), pictures=bool(run.get("pictures", True)))
-    module, _, name = config.task.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = plugins.imported(config.task)
+    except ValueError as error:
         raise ValueError(f"task: {config.task!r} cannot be found ({error}); name it as package.module:Class") from error
     try:
         task: Any = found() if callable(found) else found

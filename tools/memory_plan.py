@@ -203,7 +203,7 @@ def plan(config: Config) -> str:
 def parsed(argv: Sequence[str] | None = None) -> Config:
     """The settings of the command line, and of a file that may hold all of the recipe's."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "recipes"))
-    from interleaved_reasoning import Config as Recipe
+    from interleaved_reasoning import Config as Recipe  # type: ignore[import-not-found]
 
     own = {f.name for f in fields(Config)}
     return parse(Config, argv, __doc__ or "", others={f.name for f in fields(Recipe)} - own)

@@ -40,8 +40,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from PIL import Image, ImageOps
 
-from unidiff.program import run_program
-
 FORMATS = ("PNG", "JPEG", "WEBP")
 PIXELS = 4096 * 4096  # of one picture: a small file may hold a very large one
 PIXELS_OF_REQUEST = 1 << 28  # 256 pictures of 1024 x 1024, 0.8 GB
@@ -448,4 +446,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    main()

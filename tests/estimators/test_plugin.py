@@ -102,17 +102,20 @@ def test_values_depend_on_no_other_method_and_no_company(
         torch.testing.assert_close(other, found[0], atol=1e-4, rtol=1e-4)
 
 
-def test_a_setting_can_name_the_module(plugin: None) -> None:
+@pytest.mark.parametrize("sign", [":", "."])
+def test_a_setting_can_name_the_module(plugin: None, sign: str) -> None:
     """And it is imported, so that the command line knows methods of one's own."""
     for known in ("halves", "one_block"):
         del ESTIMATORS[known]
     del sys.modules["my_estimators"]
-    config = GRPOConfig(text_estimator="my_estimators.halves", image_estimator="my_estimators.one_block:share=0.25")
+    share = f"my_estimators{sign}one_block:share=0.25"
+    config = GRPOConfig(text_estimator=f"my_estimators{sign}Halves", image_estimator=share)
     text, image = config.estimators()
     assert type(text) is ESTIMATORS["halves"] and image == make("one_block", share=0.25)
     for wrong, message in (
-        ("my_estimators.third", "text_estimator: estimator 'third' is not known.* nearest: "),
-        ("no_estimators.halves", "text_estimator: estimator no_estimators.halves: No module named 'no_estimators'"),
+        (f"my_estimators{sign}third", "text_estimator: estimator 'third' is not known.* nearest: "),
+        (f"my_estimator{sign}halves", "estimator .* No module named 'my_estimator'; did you mean 'my_estimators'"),
+        (f"my_estimators{sign}halves:share=1", "estimator 'halves' has no option 'share'"),
     ):
         with pytest.raises(ValueError, match=message):
             GRPOConfig(text_estimator=wrong)

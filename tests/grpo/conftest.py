@@ -72,12 +72,12 @@ def make_trainer(model: UnifiedModel, task: FrozenLake, tmp_path) -> Callable[..
         *,
         policy: UnifiedModel | None = None,
         options: Any = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         **settings: Any,
     ):
         config = GRPOConfig(**{"output_dir": str(tmp_path / "run"), **TINY, **settings})
-        policy = (policy or copy.deepcopy(model)).to(dtype)
-        return GRPOTrainer(policy, task, config, rewards, **(options or {}))
+        policy = policy or copy.deepcopy(model)
+        return GRPOTrainer(policy if dtype is None else policy.to(dtype), task, config, rewards, **(options or {}))
 
     return make
 

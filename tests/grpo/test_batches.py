@@ -10,7 +10,7 @@ import torch
 
 from unidiff import noise
 from unidiff.estimators import ESTIMATORS, Draw, View, draw_views, make, parse, run_views
-from unidiff.grpo.batches import MicroBatch, micro_batches, view_tokens
+from unidiff.grpo.batches import cut, view_tokens
 from unidiff.model import UnifiedModel
 from unidiff.sequence import Canvas, Tokens
 from unidiff.tasks import FrozenLake
@@ -89,39 +89,33 @@ def test_a_pass_has_no_more_tokens_than_so_many_rows_of_one_view(
     policy: UnifiedModel, canvas: Canvas, name: str, size: int
 ) -> None:
     draw, attention = draw_of(canvas, name, "image_random"), policy.spec.attention
-    batches = micro_batches(canvas, draw, torch.arange(ROWS), size, attention)
-    assert sorted(torch.cat([b.rows for b in batches]).tolist()) == list(range(ROWS))
+    batches = cut(canvas, draw, torch.arange(ROWS), size, attention)
+    assert sorted(torch.cat([rows for rows, _ in batches]).tolist()) == list(range(ROWS))
     once, own = view_tokens(canvas, draw_of(canvas, "one_step", "one_step").views, attention)
     limit = size * int((once + own[0]).max())
-    for batch in batches:
-        own_canvas, views = canvas.rows(batch.rows), draw.rows(batch.rows).views
-        assert len(batch.rows) <= size
-        assert [k for part in batch.passes for k in range(len(views))[part]] == list(range(len(views)))
-        for part in batch.passes:
+    for rows, passes in batches:
+        own_canvas, views = canvas.rows(rows), draw.rows(rows).views
+        assert len(rows) <= size
+        assert [k for part in passes for k in range(len(views))[part]] == list(range(len(views)))
+        for part in passes:
             shared, own = view_tokens(own_canvas, views[part], attention)
-            assert len(batch.rows) * int((shared + own.sum(0)).max()) <= limit or part.stop - part.start == 1
+            assert len(rows) * int((shared + own.sum(0)).max()) <= limit or part.stop - part.start == 1
     if name == "fading_out":
-        assert [len(b.rows) for b in batches] == [len(part) for part in torch.arange(ROWS).split(size)]
+        assert [len(rows) for rows, _ in batches] == [len(part) for part in torch.arange(ROWS).split(size)]
     if size == 100:
-        assert len(batches) == 1 and len(batches[0].passes) == 1
+        assert len(batches) == 1 and len(batches[0][1]) == 1
 
 
 def test_views_that_score_nothing_have_no_pass_of_their_own(policy: UnifiedModel, canvas: Canvas) -> None:
     draw, nothing = draw_of(canvas, "left_to_right", "left_to_right"), View(torch.zeros_like(canvas.sampled))
     views = [nothing, *draw.views[:2], nothing, *draw.views[2:], nothing]
     padded = Draw(views, draw.weight, (len(views), len(views)))
-    batches = micro_batches(canvas, padded, torch.arange(ROWS), 1, policy.spec.attention)
-    assert any(len(batch.passes) > 1 for batch in batches)
-    for batch in batches:
-        own = padded.rows(batch.rows).views
-        assert [k for part in batch.passes for k in range(len(own))[part]] == list(range(len(own)))
-        assert all(any(bool(view.scored.any()) for view in own[part]) for part in batch.passes)
-
-
-def test_the_whole_is_every_row_and_view(canvas: Canvas) -> None:
-    draw = draw_of(canvas, "elbo:samples=4", "one_step")
-    whole = MicroBatch.whole(draw)
-    assert whole.rows.tolist() == list(range(ROWS)) and len(draw.views[whole.passes[0]]) == 4
+    batches = cut(canvas, padded, torch.arange(ROWS), 1, policy.spec.attention)
+    assert any(len(passes) > 1 for _, passes in batches)
+    for rows, passes in batches:
+        own = padded.rows(rows).views
+        assert [k for part in passes for k in range(len(own))[part]] == list(range(len(own)))
+        assert all(any(bool(view.scored.any()) for view in own[part]) for part in passes)
 
 
 def test_the_clean_sequence_is_run_once_for_all_views(model: UnifiedModel) -> None:

@@ -3,13 +3,12 @@
 import copy
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from unidiff.estimators import ESTIMATORS, Estimator, View, draw_views, make
-from unidiff.grpo.batches import MicroBatch
 from unidiff.memory import PeakMemory
 from unidiff.sequence import Modality
 
@@ -69,20 +68,21 @@ def test_only_sampled_tokens_of_the_modality_are_masked_and_only_masked_ones_cou
 
 def watched(trainer):
     """Runs a step. [(iteration, micro-batch, [(views, log-probs with their gradient) of each backward pass])]."""
-    found, back, run = [], trainer._backward, trainer._run
+    found, update = [], trainer.update
+    back, log_probs = update.backward, update.log_probs
 
-    def watch_backward(experience, iteration, batch, loss_of, last):
-        found.append((iteration, batch, []))
-        return back(experience, iteration, batch, loss_of, last)
+    def watch_backward(batch, denominators, last):
+        found.append((batch.iteration, batch, []))
+        return back(batch, denominators, last)
 
-    def watch_run(model, canvas, views, guidance):
-        out = run(model, canvas, views, guidance)
+    def watch_log_probs(model, batch, passes):
+        out = log_probs(model, batch, passes)
         if out.requires_grad:
             out.retain_grad()
-            found[-1][2].append((views, out))
+            found[-1][2].append(([view for part in passes for view in batch.draw.views[part]], out))
         return out
 
-    trainer._backward, trainer._run = watch_backward, watch_run
+    update.backward, update.log_probs = watch_backward, watch_log_probs
     metrics, experience = trainer.step(0)
     return metrics, experience, found
 
@@ -164,10 +164,9 @@ class Halves(Estimator):
 
     unit = "segment"
 
-    def views(self, canvas, place, modality, iteration, iterations, keys_B):
-        among = canvas.sampled & (canvas.modality == modality)
-        halves = [among & (place.rank % 2 == side) for side in (0, 1)]
-        return [View(half, factor=half / place.length.clamp(min=1)) for half in halves]
+    def views(self, ask):
+        halves = [ask.among & (ask.rank % 2 == side) for side in (0, 1)]
+        return [View(half, factor=half / ask.length.clamp(min=1)) for half in halves]
 
 
 @dataclass(frozen=True)
@@ -200,30 +199,27 @@ def test_passes_one_by_one_give_the_gradient_of_one_for_all(make_trainer, exact,
         settings |= {"text_estimator": text, "image_estimator": image}
     trainer = make_trainer(dtype=exact, **settings)
     if not isinstance(text, str):
-        trainer.estimators = (text, image)
+        trainer.update.estimators = (text, image)
     _, experience = trainer.step(0)
-    whole = MicroBatch.whole(experience.draws[0])
+    update, whole = trainer.update, experience.micro_batch()
     count = len(experience.draws[0].views)
     cuts = sorted({0, 1, min(3, count), count})
-    parts = MicroBatch(whole.rows, [slice(a, b) for a, b in itertools.pairwise(cuts)])
-    denominators = trainer._denominators(experience.weight_BL(0), experience)
-    reference = trainer._reference_log_probs(experience, 0, whole)
+    denominators = update.denominators(experience, 0)
     with torch.no_grad():
-        new = trainer._score(trainer.policy, experience, 0, whole)
+        new = update.values(trainer.policy, whole)
     old = new + 0.3 * torch.randn(new.shape, generator=torch.Generator().manual_seed(1))  # some ratios are clipped
-
-    def loss_of(new):
-        return trainer._loss(experience, 0, whole, denominators, old, reference, new)
+    whole = replace(whole, old_RL=old, reference_RL=update.reference_values(whole))
+    parts = replace(whole, passes=[slice(a, b) for a, b in itertools.pairwise(cuts)])
 
     trainer.policy.zero_grad()
-    loss, expected_stats = loss_of(trainer._score(trainer.policy, experience, 0, whole))
+    loss, expected_stats = update.loss(whole, update.values(trainer.policy, whole), denominators)
     loss.backward()
     expected = [p.grad.clone() for p in trainer.policy.parameters()]
     trainer.policy.zero_grad()
-    run, views = trainer._run, []
-    trainer._run = lambda model, canvas, given, guidance: views.extend(given) or run(model, canvas, given, guidance)
-    stats = trainer._backward(experience, 0, parts, loss_of, last=True)
-    assert len(views) == times * count
+    log_probs, runs = update.log_probs, []
+    update.log_probs = lambda model, batch, passes: runs.extend(passes) or log_probs(model, batch, passes)
+    stats = update.backward(parts, denominators, last=True)
+    assert sum(part.stop - part.start for part in runs) == times * count
     norm = torch.stack([g.norm() for g in expected]).norm()
     for p, gradient in zip(trainer.policy.parameters(), expected):
         assert (p.grad - gradient).abs().max() < 1e-7 * norm  # RMSNorm, as above
@@ -267,7 +263,7 @@ def test_wd1_trains_by_weights_of_the_group(make_trainer):
     """softmax(A) − softmax(−A) over the k-th segments of a modality, times their number; no old policy is scored."""
     trainer = make_trainer(num_iterations=2, assignment="segment", **both("wd1"))
     seen = []
-    trainer._old_log_probs = lambda *args, make=trainer._old_log_probs: seen.append(make(*args))
+    trainer.update.old_values = lambda *args, make=trainer.update.old_values: seen.append(make(*args))
     metrics, experience = trainer.step(0)
     assert seen == [None] and metrics["ratio_first_iteration_max_dev"] < 1e-4
     routed, modality_BS = experience.routed, experience.table.modality_BS
@@ -288,13 +284,13 @@ def test_wd1_trains_by_weights_of_the_group(make_trainer):
 
 def peak_of_update(make_trainer, model, **settings):
     trainer = make_trainer(policy=copy.deepcopy(model), check_ratio_every=0, **settings)
-    meter, update = PeakMemory(), trainer._update
+    meter, run = PeakMemory(), trainer.update.run
 
-    def watched_update(*args):
+    def watched_run(*args):
         with meter:
-            return update(*args)
+            return run(*args)
 
-    trainer._update = watched_update
+    trainer.update.run = watched_run
     trainer.step(0)
     return meter.peak
 
@@ -312,22 +308,24 @@ def test_memory_does_not_grow_with_iterations_or_views(make_trainer, model):
 
 def test_calls_of_the_old_policy_are_chunks(make_trainer):
     trainer = make_trainer(num_iterations=12, micro_batch_size=2)
-    sizes, run = [], trainer._run
-    trainer._run = lambda model, canvas, *rest: sizes.append(len(canvas.ids)) or run(model, canvas, *rest)
+    sizes, log_probs = [], trainer.update.log_probs
+    trainer.update.log_probs = lambda model, batch, passes: (
+        sizes.extend([len(batch.rows)] * len(passes)) or log_probs(model, batch, passes)
+    )
     trainer.step(0)
     assert max(sizes) <= 2 and len(sizes) >= 12
 
 
 def test_settings_with_options_reach_the_trainer(make_trainer):
     trainer = make_trainer(text_estimator="trace:merge=3", image_estimator="random:min_ratio=0.9", image_min_ratio=0.1)
-    assert trainer.estimators == (make("trace", merge=3), make("random", min_ratio=0.9))
+    assert trainer.update.estimators == (make("trace", merge=3), make("random", min_ratio=0.9))
     for wrong, message in (
         ("trace:merg=3", "text_estimator: estimator 'trace' has no option 'merg'; known: merge; nearest: merge"),
         ("trace:merge=x", "text_estimator: trace.merge is 'x'; it must be a whole number"),
         ("trace:merge", "text_estimator: estimator 'trace:merge': 'merge' is no option; write name:option=value"),
         ("trace:merge=2:merge=3", "text_estimator: estimator 'trace:merge=2:merge=3': merge is given twice"),
         ("elbo:samples=3", "text_estimator: samples is 3; antithetic views come in pairs"),
-        ("tracer:merge=3", "did you mean 'trace'"),
+        ("tracer:merge=3", "text_estimator: estimator 'tracer' is not known; .* nearest: trace"),
     ):
         with pytest.raises(ValueError, match=message):
             make_trainer(text_estimator=wrong)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import unidiff.grpo.trainer as trainer_module
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, noise
-from unidiff.estimators import ESTIMATORS, Draw, View, draw_views, make
+from unidiff.estimators import ESTIMATORS, Draw, draw_views, make
 from unidiff.grpo.batches import MicroBatch
 from unidiff.grpo.experience import Experience
 from unidiff.grpo.losses import LOSSES
@@ -131,7 +131,7 @@ def update(
         )
         trainer = GRPOTrainer(copy.deepcopy(policy).to(dtype), FrozenLake(), config)
         keys = torch.tensor([noise.key(3, i) for i in range(ROWS)])
-        draws = draw_views(canvas, *trainer.estimators, config.num_iterations, keys)
+        draws = draw_views(canvas, *trainer.update.estimators, config.num_iterations, keys)
         own = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(1))  # an advantage for every segment
         advantage = own.gather(1, canvas.segment.clamp(min=0)) * canvas.sampled
         nothing: list[Any] = []
@@ -152,15 +152,14 @@ def update(
 def test_the_first_ratio_is_1(update: Update, text: str, image: str, sampling: str) -> None:
     """Exactly, where old and new are scored in the same company; to float noise in any other."""
     trainer, experience = update(text, image, beta=0.1, check_ratio_every=0, **SAMPLING[sampling])
-    attention = trainer.model.spec.attention
-    batches = [experience.micro_batches(3, attention, i) for i in range(len(experience.draws))]
-    old = trainer._old_log_probs(experience, batches)
+    updater, batches = trainer.update, trainer.update.batches(experience, 0)
+    old = updater.old_values(experience)
     with torch.no_grad():
-        whole = trainer._score(trainer.model, experience, 0, MicroBatch.whole(experience.draws[0]))
+        whole = updater.values(trainer.model, experience.micro_batch())
         if old is not None:
-            for values, batch in zip(old[0], batches[0], strict=True):
+            for values, batch in zip(old[0], batches, strict=True):
                 assert ((values - whole[batch.rows]).exp() - 1).abs().max() < 1e-4
-    metrics = trainer._update(0, experience)
+    metrics = updater.run(0, experience)
     assert metrics.get("ratio_first_iteration_max_dev") == (None if old is None else 0)
     assert all(math.isfinite(v) for v in metrics.values())
     assert metrics["tokens/text"] > 0 and metrics["grad_norm"] > 0
@@ -171,7 +170,7 @@ def test_scoring_is_as_warm_and_guided_as_the_rollouts(update: Update, sampling:
     trainer, experience = update("one_step", "one_step", **SAMPLING[sampling])
     (view,), config, score = experience.draws[0].views, trainer.config, trainer.model.score
     with torch.no_grad():
-        found = trainer._score(trainer.model, experience, 0, MicroBatch.whole(experience.draws[0]))
+        found = trainer.update.values(trainer.model, experience.micro_batch())
         given = (experience.canvas, view.mask, view.hide)
         warm = score(*given, (config.text_temperature, config.image_temperature))
         expected = score(*given, (config.text_temperature, config.image_temperature), experience.guidance)
@@ -188,23 +187,24 @@ def test_only_tokens_masked_in_this_iteration_count(update: Update, text: str, i
     """By weight, and by the gradient of the loss: nothing else has one, and each sampled segment has some."""
     trainer, experience = update(text, image)
     canvas, seen = experience.canvas, []
-    run = trainer._run
+    log_probs = trainer.update.log_probs
 
-    def watched(model: Any, canvas: Canvas, views: list[View], *given: Any) -> Tensor:
-        out = run(model, canvas, views, *given)
+    def watched(model: Any, batch: MicroBatch, passes: list[slice]) -> Tensor:
+        out = log_probs(model, batch, passes)
         if out.requires_grad:
             out.retain_grad()
-            seen.append((views, out))
+            seen.append(([view for part in passes for view in batch.draw.views[part]], out))
         return out
 
-    trainer._run = watched  # type: ignore[method-assign]
+    trainer.update.log_probs = watched  # type: ignore[method-assign]
     for iteration, draw in enumerate(experience.draws):
         weight = experience.weight_BL(iteration)
         assert torch.equal(weight != 0, draw.mask) and not bool((draw.mask & ~canvas.sampled).any())
         assert all(not bool(((view.factors != 0) & ~view.mask).any()) for view in draw.views)
         for b in range(ROWS):
             assert set(canvas.segment[b][draw.mask[b]].tolist()) == set(canvas.segment[b][canvas.sampled[b]].tolist())
-        trainer._pass(experience, iteration, [MicroBatch.whole(experience.draws[iteration])], None)
+        denominators = trainer.update.denominators(experience, iteration)
+        trainer.update.accumulate([experience.micro_batch(iteration)], denominators)
         reached = torch.zeros_like(canvas.sampled)
         ((views, out),) = seen
         assert out.grad is not None
@@ -222,7 +222,8 @@ def test_only_tokens_masked_in_this_iteration_count(update: Update, text: str, i
 
 def gradient(trainer: GRPOTrainer, experience: Experience, size: int) -> list[Tensor]:
     trainer.policy.zero_grad()
-    trainer._pass(experience, 1, experience.micro_batches(size, trainer.model.spec.attention, 1), None)
+    batches = experience.micro_batches(size, trainer.model.spec.attention, 1)
+    trainer.update.accumulate(batches, trainer.update.denominators(experience, 1))
     return [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
 
 
@@ -248,24 +249,26 @@ def test_each_of_the_masks_is_used_exactly_once(update: Update, text: str, image
     there is one iteration, or nothing that was sampled has a ratio). Nothing is run: what would be is counted."""
     trainer, experience = update(text, image, num_iterations=iterations, check_ratio_every=0)
     new, old = torch.zeros(2, iterations, ROWS, dtype=torch.int64)
-    score, back = trainer._score, trainer._backward
+    updater = trainer.update
+    values, back = updater.values, updater.backward
 
-    def scored(model: Any, experience: Experience, iteration: int, batch: MicroBatch) -> Tensor:
-        old[iteration, batch.rows] += not torch.is_grad_enabled()
-        return score(model, experience, iteration, batch)
+    def scored(model: Any, batch: MicroBatch) -> Tensor:
+        old[batch.iteration, batch.rows] += not torch.is_grad_enabled()
+        return values(model, batch)
 
-    def passed(experience: Experience, iteration: int, batch: MicroBatch, *given: Any, **named: Any) -> Any:
-        new[iteration, batch.rows] += 1
-        assert bool((new[:iteration] == 1).all()) and not new[iteration + 1 :].any()  # in order
-        return back(experience, iteration, batch, *given, **named)
+    def passed(batch: MicroBatch, *given: Any, **named: Any) -> Any:
+        new[batch.iteration, batch.rows] += 1
+        assert bool((new[: batch.iteration] == 1).all()) and not new[batch.iteration + 1 :].any()  # in order
+        return back(batch, *given, **named)
 
-    def run(model: Any, canvas: Canvas, views: list[View], *given: Any) -> Tensor:
-        return torch.zeros(len(views), *canvas.shape, requires_grad=torch.is_grad_enabled())
+    def nothing(model: Any, batch: MicroBatch, passes: list[slice]) -> Tensor:
+        count = sum(len(batch.draw.views[part]) for part in passes)
+        return torch.zeros(count, *batch.canvas.shape, requires_grad=torch.is_grad_enabled())
 
-    trainer._score, trainer._backward, trainer._run = scored, passed, run  # type: ignore[method-assign]
-    trainer._update(0, experience)
+    updater.values, updater.backward, updater.log_probs = scored, passed, nothing  # type: ignore[method-assign]
+    updater.run(0, experience)
     sampled = set(experience.canvas.modality[experience.canvas.sampled].tolist())  # LLaDA has no pictures
-    has_old = iterations > 1 and any(e.ratio for m, e in zip(Modality, trainer.estimators) if m in sampled)
+    has_old = iterations > 1 and any(e.ratio for m, e in zip(Modality, updater.estimators) if m in sampled)
     assert bool((new == 1).all()) and bool((old == has_old).all())
     still = ("one_step", "wd1", "trace", "left_to_right")  # they mask the same in every iteration
     if iterations > 1 and text not in still:

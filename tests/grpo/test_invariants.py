@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import unidiff.grpo.trainer as trainer_module
+import unidiff.grpo.update as update_module
 from unidiff.estimators import ESTIMATORS
 from unidiff.grpo.losses import LOSSES
 from unidiff.rewards.reward import reward
@@ -40,13 +40,13 @@ def test_first_ratio_is_1_with_a_reference_and_any_loss(make_trainer, loss_type)
 def test_the_metric_sees_two_policies_that_disagree(make_trainer, num_iterations):
     """Old and new scored in different modes, as with dropout left on."""
     trainer = make_trainer(num_iterations=num_iterations)
-    score, calls = trainer._score, []
+    values, calls = trainer.update.values, []
 
     def noisy(*args):
         calls.append(args)
-        return score(*args) + (0.01 if len(calls) % 3 == 0 else 0.0)
+        return values(*args) + (0.01 if len(calls) % 3 == 0 else 0.0)
 
-    trainer._score = noisy
+    trainer.update.values = noisy
     assert trainer.step(0)[0]["ratio_first_iteration_max_dev"] > 0.005
 
 
@@ -82,21 +82,21 @@ def test_the_metric_sees_a_score_that_depends_on_company(make_trainer, model, fa
 def recorded(trainer, monkeypatch):
     """Runs a step; [(iteration, rows, new log-probs with their gradient, weights)] of every backward pass."""
     found, scored = [], {}
-    score, loss = trainer._score, trainer_module.modality_loss
+    values, loss = trainer.update.values, update_module.modality_loss
 
-    def watched_score(model, experience, iteration, batch):
-        out = score(model, experience, iteration, batch)
+    def watched_values(model, batch):
+        out = values(model, batch)
         if out.requires_grad:
             out.retain_grad()
-            scored[id(out)] = (iteration, batch.rows)
+            scored[id(out)] = (batch.iteration, batch.rows)
         return out
 
     def watched_loss(new, old, advantage, weight, modality, **options):
         found.append((*scored[id(new)], new, weight))
         return loss(new, old, advantage, weight, modality, **options)
 
-    trainer._score = watched_score
-    monkeypatch.setattr(trainer_module, "modality_loss", watched_loss)
+    trainer.update.values = watched_values
+    monkeypatch.setattr(update_module, "modality_loss", watched_loss)
     _, experience = trainer.step(0)
     return experience, found
 

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from unidiff import UnifiedModel
 from unidiff.grpo import lora
-from unidiff.grpo.batches import MicroBatch
 
 LORA = {"lora_rank": 4, "lora_alpha": 8.0, "learning_rate": 1e-2}
 
@@ -142,11 +141,11 @@ def test_the_model_without_adapters_is_the_reference(make_trainer, model):
     first, _ = trainer.step(0)
     assert first["kl/text"] == 0 and first["kl/image"] == 0
     _, experience = trainer.step(1)
-    rows = MicroBatch.whole(experience.draws[0])
+    rows = experience.micro_batch()
     with torch.no_grad():
-        expected = trainer._score(model, experience, 0, rows)
-        new = trainer._score(trainer.model, experience, 0, rows)
-    assert torch.equal(trainer._reference_log_probs(experience, 0, rows), expected)
+        expected = trainer.update.values(model, rows)
+        new = trainer.update.values(trainer.model, rows)
+    assert torch.equal(trainer.update.reference_values(rows), expected)
     assert (new - expected).abs().max() > 1e-3
     second, _ = trainer.step(2)
     assert second["kl/text"] > 1e-5
@@ -156,10 +155,10 @@ def test_adapters_of_the_user_are_part_of_the_reference(make_trainer, adapted):
     """Without lora_rank, adapters that a model came with are trained, and the reference is the model as it came."""
     trainer = make_trainer(beta=0.5, policy=copy.deepcopy(adapted))
     _, experience = trainer.step(0)
-    rows = MicroBatch.whole(experience.draws[0])
+    rows = experience.micro_batch()
     with torch.no_grad():
-        expected = trainer._score(adapted, experience, 0, rows)
-    assert torch.equal(trainer._reference_log_probs(experience, 0, rows), expected)
+        expected = trainer.update.values(adapted, rows)
+    assert torch.equal(trainer.update.reference_values(rows), expected)
 
 
 def test_the_penalty_is_as_with_a_copy(make_trainer, model, weights, difference, tmp_path):

@@ -1,6 +1,7 @@
 """Rewards that fail in a run: it goes on with what is left, the table shows the fault and the metrics count it."""
 
 import asyncio
+import copy
 import json
 import os
 import random
@@ -16,7 +17,9 @@ import torch
 from torch import nn
 
 import unidiff.grpo.trainer as trainer_module
+from unidiff.report.page import write_page
 from unidiff.rewards import math_answers, runner
+from unidiff.rewards.idle import silent_rewards
 from unidiff.rewards.reward import Cause, Loss, RewardError, reward
 from unidiff.rewards.table import RewardTable
 from unidiff.sequence import Modality
@@ -243,6 +246,43 @@ def test_logged_numbers_reach_the_metrics(make_trainer, tmp_path, rewards):
     assert [m["accuracy"] for m in written] == [0.5, 1.5] and [m["log/lr"] for m in written] == [3.0, 3.0]
     assert all(m["lr"] == 1e-3 and m["log/seconds"] == 4 != m["seconds"] for m in written)
     assert "  length: " in tables[0].explain(0, 0) and len(tables[0].extra["length"]) == 6
+
+
+def test_rewards_without_a_segment_to_look_at_are_said_once(make_trainer, model, rewards, caplog, tmp_path):
+    policy = copy.deepcopy(model)
+    policy.spec = replace(policy.spec, image_next=None)  # so it writes texts alone
+    drawn = reward(lambda responses, **columns: [1.0] * len(responses), on="sequence", credit="image", name="drawn")
+    history = make_trainer([*rewards, drawn], policy=policy).train()
+    said = [r.getMessage() for r in caplog.records if "NONE OF THE" in r.getMessage()]
+    assert len(history) == 2 and len(said) == 1
+    assert said[0].startswith("STEP 1: NONE OF THE 6 RESPONSES CONTAINS A PICTURE, so nothing is learnt from rewards ")
+    assert "'bright', 'drawn'. Check max_rounds" in said[0]
+    for metrics in history:
+        assert metrics["not_applicable/bright"] == 1 and "reward/bright" not in metrics and "lost/bright" not in metrics
+        assert metrics["reward/drawn"] == 1 and metrics["not_applicable/short_words"] == 0
+    kinds = {one.name: one.on for one in (*rewards, drawn)}
+    (warning,) = silent_rewards(history, kinds)
+    assert warning.startswith("Reward 'bright' gave no value in the run's 2 steps: no response contains a picture. ")
+    write_page(tmp_path / "report.html", title="t", metrics=history, kinds=kinds)
+    assert warning.replace("'", "&#39;") in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([], None),
+        ([{"reward/a": 0.0}, {}], None),
+        ([{"step": 0}], "Reward 'a' gave no value in the run's 1 step: no response contains a text. Check whether"),
+        ([{"lost/a": 0.0}] * 3, "Reward 'a' gave no value in the run's 3 steps: it always said that it does not apply"),
+        (
+            [{"lost/a": 1.0}, {"lost/a": 0.5}],
+            "Reward 'a' gave no value in the run's 2 steps: 75% of its",
+        ),
+    ],
+)
+def test_the_report_says_which_reward_never_had_a_value(rows, sentence):
+    said = silent_rewards(rows, {"a": "text"})
+    assert said == [] if sentence is None else said[0].startswith(sentence)
 
 
 def test_a_module_moves_to_the_runs_device(make_trainer, rewards):

@@ -12,9 +12,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-import unidiff.grpo.trainer as trainer_module
+import unidiff.grpo.update as update_module
 from unidiff.estimators import ESTIMATORS
-from unidiff.grpo.batches import MicroBatch
 from unidiff.grpo.losses import LOSSES
 from unidiff.grpo.trainer import prompt_index
 from unidiff.rewards.reward import RewardError, reward
@@ -117,9 +116,9 @@ def test_tracker_gets_the_metrics(make_trainer, tmp_path):
 
 def test_learning_rate_schedule(make_trainer):
     linear = make_trainer(learning_rate=8.0, warmup_steps=4, lr_schedule="linear", max_steps=8)
-    assert [linear.learning_rate(s) for s in range(9)] == [2.0, 3.5, 4.5, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+    assert [linear.update.learning_rate(s) for s in range(9)] == [2.0, 3.5, 4.5, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
     constant = make_trainer(learning_rate=8.0, warmup_steps=2, lr_schedule="constant", max_steps=8)
-    assert [constant.learning_rate(s) for s in range(4)] == [4.0, 8.0, 8.0, 8.0]
+    assert [constant.update.learning_rate(s) for s in range(4)] == [4.0, 8.0, 8.0, 8.0]
     trainer = make_trainer(learning_rate=1e-3, warmup_steps=4)
     assert trainer.step(1)[0]["lr"] == 5e-4 and trainer.optimizer.param_groups[0]["lr"] == 5e-4
 
@@ -130,7 +129,7 @@ def test_learning_rate_schedule(make_trainer):
 def scores(trainer, experience, iteration=0):
     """Log-probabilities [B, L] under the policy as it is now, on the view of an iteration."""
     with torch.no_grad():
-        return trainer._score(trainer.model, experience, iteration, MicroBatch.whole(experience.draws[iteration]))
+        return trainer.update.values(trainer.model, experience.micro_batch(iteration))
 
 
 @pytest.mark.parametrize("modality", Modality)
@@ -150,8 +149,8 @@ def test_old_log_probs_are_those_before_the_first_update(make_trainer, exact):
     trainer = make_trainer(num_iterations=3, learning_rate=1e-2, dtype=exact)
     fresh = make_trainer(num_iterations=3, dtype=exact)
     olds = []
-    compute = trainer._old_log_probs
-    trainer._old_log_probs = lambda *args: olds.append(compute(*args)) or olds[0]
+    compute = trainer.update.old_values
+    trainer.update.old_values = lambda *args: olds.append(compute(*args)) or olds[0]
     metrics, experience = trainer.step(0)
     for iteration in range(3):
         batches = experience.micro_batches(3, "block_causal", iteration, everything=False)
@@ -164,8 +163,8 @@ def test_old_log_probs_are_those_before_the_first_update(make_trainer, exact):
 def test_one_iteration_scores_no_old_policy(make_trainer):
     trainer = make_trainer(check_ratio_every=0, micro_batch_size=6)
     calls = []
-    score = trainer._score
-    trainer._score = lambda *args: calls.append(args) or score(*args)
+    values = trainer.update.values
+    trainer.update.values = lambda *args: calls.append(args) or values(*args)
     metrics, _ = trainer.step(0)
     assert len(calls) == 1 and metrics["kl/text"] == 0 and "ratio_first_iteration_max_dev" not in metrics
 
@@ -174,8 +173,8 @@ def test_one_iteration_scores_no_old_policy(make_trainer):
 def test_the_old_policy_is_scored_only_for_a_ratio(make_trainer, rewards, count, scored):
     """Of wd1's texts there is none; of pictures there is, where a reward trains them."""
     trainer = make_trainer(rewards[:count], num_iterations=2, text_estimator="wd1", assignment="factorized")
-    seen, compute = [], trainer._old_log_probs
-    trainer._old_log_probs = lambda *args: seen.append(compute(*args)) or seen[0]
+    seen, compute = [], trainer.update.old_values
+    trainer.update.old_values = lambda *args: seen.append(compute(*args)) or seen[0]
     metrics, _ = trainer.step(0)
     assert [old is not None for old in seen] == [scored] and (metrics["tokens/image"] > 0) is scored
 
@@ -230,8 +229,8 @@ def test_beta_0_keeps_no_reference(make_trainer):
 )
 def test_settings_reach_the_loss(make_trainer, monkeypatch, settings, expected):
     given = []
-    loss = trainer_module.modality_loss
-    monkeypatch.setattr(trainer_module, "modality_loss", lambda *a, **k: given.append(k) or loss(*a, **k))
+    loss = update_module.modality_loss
+    monkeypatch.setattr(update_module, "modality_loss", lambda *a, **k: given.append(k) or loss(*a, **k))
     make_trainer(**settings).step(0)
     assert given and all(k[name] == value for k in given for name, value in expected.items())
 
@@ -327,19 +326,11 @@ def test_rollouts_without_advantage_are_not_run_and_change_nothing(
     for everything in (False, True):
         settings = {"num_iterations": num_iterations, "loss_type": loss_type, "check_ratio_every": 0}
         trainer = make_trainer(rewards, dtype=exact, **settings)
-        experience = trainer._experience
+        update = trainer.update
         if everything:  # as if all rollouts had to be run
-
-            def whole(*args, make=experience):
-                found = make(*args)
-                batches = found.micro_batches
-                found.micro_batches = lambda size, attention, i, everything: batches(size, attention, i)
-                return found
-
-            trainer._experience = whole
-        rows = []
-        score = trainer._score
-        trainer._score = lambda m, e, i, b, s=score, seen=rows: seen.append(len(b.rows)) or s(m, e, i, b)
+            update.batches = lambda experience, i: experience.micro_batches(3, "block_causal", i)
+        rows, values = [], update.values
+        update.values = lambda model, batch, f=values, seen=rows: seen.append(len(batch.rows)) or f(model, batch)
         trainer.step(0)
         outcome[everything] = weights(trainer), sum(rows)
     assert difference(outcome[True][0], outcome[False][0]) < 1e-10

@@ -179,7 +179,8 @@ def test_tokenizers_rules_and_rewards_see_the_same(given, model, tmp_path):
     white = Image.new("RGB", (64, 64), "white")
     for one in (given, tmp_path / "a.png", (tmp_path / "a.png").read_bytes()):
         assert model.prepare(one).tobytes() == white.tobytes()
-    assert images.to_pixels([given]).min() == 1 and pixels_of(given).min() == 255
+    assert images.to_pixels([given]).min() == 1
+    assert pixels_of(given).min() == 255
     assert Preprocess("crop", 64).image(given).tobytes() == white.tobytes()
     assert torch.equal(model.encode(["go", given])[1].tokens, model.encode(["go", white])[1].tokens)
 

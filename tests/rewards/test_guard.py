@@ -236,6 +236,17 @@ def test_what_a_reward_changes_in_the_process_is_set_back(what, asynchronous, re
         assert caplog.text.count(f"'{given.name}', or one beside it, changed {what}: set back") == 1
 
 
+def test_a_working_directory_that_is_gone_ends_nothing(responses, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    rmdir = reward(lambda segments: (tmp_path / "here").rmdir() or os.chdir("/") or ones(segments), name="rmdir")
+    assert not evaluate([rmdir, reward(ones)], responses(1)).lost
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    (tmp_path / "there").rmdir()
+    assert not evaluate([reward(ones)], responses(1)).lost
+
+
 def test_a_second_ctrl_c_acts_as_usual_and_the_first_ends_the_run_in_order():
     code = (
         "import signal, sys\n"

@@ -179,6 +179,7 @@ def test_resolve_by_module(tmp_path, monkeypatch):
         resolve("my_rewards_xyz:nise")
     with pytest.raises(ValueError, match="No module named 'nowhere_xyz'"):
         resolve("nowhere_xyz:f")
+    assert resolve("my_rewards_xyz.nice=0.5").weight == 0.5
     with pytest.raises(TypeError, match="mark the function with @reward"):
         resolve("my_rewards_xyz:unmarked")
 

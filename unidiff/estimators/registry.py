@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
+from unidiff import plugins
 from unidiff.config import convert
 from unidiff.estimators.estimator import Estimator
 
@@ -49,12 +49,14 @@ def make(name: str, **options: Any) -> Estimator:
 
 def parse(text: str, min_ratio: float | None = None) -> Estimator:
     """An estimator as a setting names it: "trace", with options "elbo:samples=4:antithetic=no", or one of a module,
-    which is imported: "package.module.name:option=value".
+    which is imported: "package.module:name:option=value" (with a point for the first colon, too).
 
     An option becomes what its default is: a bool, int, float or text. min_ratio: for methods that have this option,
     unless the text gives it. Raises ValueError, as `make`, and for options that are no such thing or stand twice.
     """
     name, *pairs = text.split(":")
+    if pairs and "=" not in pairs[0] and name not in ESTIMATORS:
+        name = f"{name}:{pairs.pop(0)}"
     name, options = _imported(name), {}
     # By the defaults' types, not the annotations: those of a plug-in may name what is not there at run time.
     defaults = {f.name: f.default for f in fields(ESTIMATORS[name])} if name in ESTIMATORS else {}  # type: ignore[arg-type]
@@ -76,14 +78,16 @@ def parse(text: str, min_ratio: float | None = None) -> Estimator:
 
 
 def _imported(name: str) -> str:
-    """The name that a method is registered by; package.module.name imports the module first."""
-    module, dot, name = name.rpartition(".")
-    if dot:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"estimator {module}.{name}: {error}") from error
-    return name
+    """The name that a method is registered by. "package.module:name" imports the module first; the name is the
+    registered one, or the class's."""
+    if not plugins.is_path(name):
+        return name
+    try:
+        module, last = plugins.split(name)
+        own = vars(plugins.import_module(module))
+    except ValueError as error:
+        raise ValueError(f"estimator {name}: {error}") from error
+    return next((known for known, kind in ESTIMATORS.items() if kind is own.get(last)), last)
 
 
 def _nearest(word: str, known: Collection[str]) -> str:

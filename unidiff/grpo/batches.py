@@ -16,26 +16,50 @@ from torch import Tensor
 
 from unidiff.attention import touched_segments
 from unidiff.estimators import Draw, View
+from unidiff.guidance import Guidance
 from unidiff.sequence import Canvas
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """rows: [R] int64, the rollouts. passes: the views of their draw (`Draw.rows`) that each forward pass holds."""
+    """Some rollouts of a step, R of them, with what one inner iteration needs of them.
 
+    iteration: which one. rows: int64 [R], their places in the experience. canvas, draw, guidance: of these rows
+    (guidance None = scores are not guided). advantage_RL, weight_RL: float32 [R, L], of each token. passes: the views
+    of the draw that each forward pass holds. old_RL, reference_RL: values of the old and of the reference policy, once
+    they are known; old None = those of the new policy.
+    """
+
+    iteration: int
     rows: Tensor
+    canvas: Canvas
+    draw: Draw
+    advantage_RL: Tensor
+    weight_RL: Tensor
+    guidance: Guidance | None
     passes: list[slice]
+    old_RL: Tensor | None = None
+    reference_RL: Tensor | None = None
 
-    @classmethod
-    def whole(cls, draw: Draw) -> MicroBatch:
-        """Every rollout and all of its views in one pass, whatever the memory."""
-        return cls(torch.arange(len(draw.weight), device=draw.weight.device), [slice(0, len(draw.views))])
+    def take(self, index: Tensor) -> MicroBatch:
+        """Some of its rows, before old and reference values are known."""
+        return MicroBatch(
+            iteration=self.iteration,
+            rows=self.rows[index],
+            canvas=self.canvas.rows(index),
+            draw=self.draw.rows(index),
+            advantage_RL=self.advantage_RL[index],
+            weight_RL=self.weight_RL[index],
+            guidance=None if self.guidance is None else self.guidance.rows(index),
+            passes=self.passes,
+        )
 
 
-def micro_batches(canvas: Canvas, draw: Draw, rows: Tensor, size: int, attention: str) -> list[MicroBatch]:
-    """Cuts rows [R] of a canvas into micro-batches, those of like length together so that little is padded.
+def cut(canvas: Canvas, draw: Draw, rows: Tensor, size: int, attention: str) -> list[tuple[Tensor, list[slice]]]:
+    """Cuts rows int64 [R] of a canvas into micro-batches: their rows, and the views of each of their passes. Rows of
+    like length go together, so that little is padded.
 
-    size: rollouts of one view in a pass. attention: of the model (`ModelSpec.attention`).
+    size: rollouts with one view each in a pass. attention: of the model (`ModelSpec.attention`).
     """
     shared_B, own_KB = view_tokens(canvas, draw.views, attention)
     once_B = shared_B + view_tokens(canvas, [View(draw.mask)], attention)[1][0]
@@ -48,7 +72,7 @@ def micro_batches(canvas: Canvas, draw: Draw, rows: Tensor, size: int, attention
             batches.append(order[start:end])
             start = end
     batches.append(order[start:])
-    return [MicroBatch(own, _passes(canvas.rows(own), draw.rows(own).views, limit, attention)) for own in batches]
+    return [(own, _passes(canvas.rows(own), draw.rows(own).views, limit, attention)) for own in batches]
 
 
 def view_tokens(canvas: Canvas, views: Sequence[View], attention: str) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from unidiff import noise
 from unidiff.grpo.experience import Experience, segment_views
+from unidiff.grpo.process import everybody
 from unidiff.model import UnifiedModel
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.sampling.compute import Compute
@@ -67,12 +67,6 @@ def evaluate(
     per_row = task.measure(rows, examples)
     compute = mean_compute(rollouts, accelerator)
     return Evaluation(means(per_row, accelerator), compute, per_row, rollouts, rows, examples)
-
-
-def everybody(value: Any, accelerator: Accelerator | None) -> list[Any]:
-    """The value of each process, in order."""
-    many = accelerator is not None and accelerator.num_processes > 1
-    return gather_object([value]) if many else [value]
 
 
 def means(per_row: dict[str, np.ndarray], accelerator: Accelerator | None = None) -> dict[str, float]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from unidiff import noise
-from unidiff.estimators import Draw, Estimator, View, values_of
+from unidiff.estimators import Draw, Estimator
 from unidiff.estimators.checks import check_credit
-from unidiff.grpo.batches import MicroBatch, micro_batches
+from unidiff.grpo.batches import MicroBatch, cut
 from unidiff.grpo.process import Clock
 from unidiff.guidance import Guidance
 from unidiff.model import UnifiedModel
@@ -59,34 +59,36 @@ class Experience:
         """bool [B]: rows with some advantage. The policy gradient of the others is zero, whatever their probability."""
         return (self.advantage_BL != 0).any(1)
 
+    def micro_batch(
+        self, iteration: int = 0, rows: Tensor | None = None, passes: list[slice] | None = None
+    ) -> MicroBatch:
+        """Some rows in an inner iteration. rows: int64 [R]; None = all. passes: see `MicroBatch`; None = one pass."""
+        draw = self.draws[iteration]
+        if rows is None:
+            rows = torch.arange(self.canvas.shape[0], device=self.canvas.ids.device)
+        return MicroBatch(
+            iteration=iteration,
+            rows=rows,
+            canvas=self.canvas.rows(rows),
+            draw=draw.rows(rows),
+            advantage_RL=self.advantage_BL[rows],
+            weight_RL=self.weight_BL(iteration)[rows],
+            guidance=None if self.guidance is None else self.guidance.rows(rows),
+            passes=[slice(0, len(draw.views))] if passes is None else passes,
+        )
+
     def micro_batches(self, size: int, attention: str, iteration: int = 0, everything: bool = True) -> list[MicroBatch]:
-        """What an inner iteration runs at a time (see `batches`).
+        """What an inner iteration runs at a time (see `batches.cut`).
 
         everything: also rows that are not useful. Without it, where none is, the first row runs all the same: processes
         synchronise in a backward pass.
         """
         rows = torch.arange(self.canvas.shape[0], device=self.canvas.ids.device)
-        useful = self.useful_B
         if not everything:
+            useful = self.useful_B
             rows = rows[useful] if useful.any() else rows[:1]
-        return micro_batches(self.canvas, self.draws[iteration], rows, size, attention)
-
-    def part(self, iteration: int, batch: MicroBatch) -> tuple[Canvas, list[View], Guidance | None]:
-        """What a micro-batch is scored on."""
-        guidance = None if self.guidance is None else self.guidance.rows(batch.rows)
-        return self.canvas.rows(batch.rows), self.draws[iteration].rows(batch.rows).views, guidance
-
-    def scored_once(self, iteration: int, batch: MicroBatch, text: Estimator, image: Estimator) -> bool:
-        """Whether the value of each token is made of one view's log-probability of it, and of nothing else."""
-        if any(e.unit != "token" or type(e).combine is not Estimator.combine for e in (text, image)):
-            return False
-        views = self.draws[iteration].rows(batch.rows).views
-        return int(torch.stack([view.scored for view in views]).sum(0).max()) <= 1
-
-    def values(self, logp_KBL: Tensor, iteration: int, batch: MicroBatch, text: Estimator, image: Estimator) -> Tensor:
-        """Values [B, L] of a micro-batch from the log-probabilities of its views."""
-        canvas, draw = self.canvas.rows(batch.rows), self.draws[iteration].rows(batch.rows)
-        return values_of(canvas, draw, logp_KBL, text, image, self.advantage_BL[batch.rows])
+        parts = cut(self.canvas, self.draws[iteration], rows, size, attention)
+        return [self.micro_batch(iteration, *part) for part in parts]
 
 
 def guidance_of(

@@ -1,4 +1,4 @@
-"""A run as a process of the machine: how it is asked to stop, and where its time goes."""
+"""A run as processes of a machine: what they tell each other, how they are asked to stop, where their time goes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
 
 
 @contextlib.contextmanager
@@ -45,6 +47,17 @@ def check_tracker(tracker: str | None, accelerator: Accelerator) -> None:
         raise ValueError(f"tracker is {tracker!r}, but the accelerator was made without it: Accelerator(log_with=…)")
     package = "unidiff[tracking]" if tracker in ("tensorboard", "wandb", "all") else tracker.replace("_", "-")
     raise ImportError(f'tracker {tracker} is not installed: pip install "{package}"')
+
+
+def everybody(value: Any, accelerator: Accelerator | None) -> list[Any]:
+    """The value of each process, in order."""
+    many = accelerator is not None and accelerator.num_processes > 1
+    return gather_object([value]) if many else [value]
+
+
+def largest(accelerator: Accelerator, *values: float) -> float:
+    """The largest of these numbers of all processes; NaN if one is NaN."""
+    return float(torch.tensor(everybody(values, accelerator), dtype=torch.float64).max())
 
 
 class Clock:

@@ -1,7 +1,6 @@
 """How far the importance ratio is from 1 for a policy that has not changed.
 
-A row's log-probabilities must not depend on the other rows of its pass, nor on the padding that they bring. `score`
-gives values [R, L] of a micro-batch's rows in an inner iteration: score(experience, iteration, batch).
+A row's log-probabilities must not depend on the other rows of its pass, nor on the padding that they bring.
 """
 
 from __future__ import annotations
@@ -12,15 +11,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from unidiff.grpo.batches import MicroBatch, micro_batches
+from unidiff.grpo.batches import MicroBatch, cut
 from unidiff.grpo.experience import Experience
 from unidiff.guidance import Guidance
 
-Score = Callable[[Experience, int, MicroBatch], Tensor]
+Values = Callable[[MicroBatch], Tensor]  # values [R, L] of a micro-batch's tokens, as a policy scores them
 _ALONE = 4  # rows that are scored alone, at most
 
 
-def company_gap(score: Score, experience: Experience, batches: Sequence[MicroBatch]) -> float:
+def company_gap(values: Values, experience: Experience, batches: Sequence[MicroBatch]) -> float:
     """Largest |ρ − 1| between some rows scored one by one, as wide as each is, and in their micro-batch.
 
     batches: those of the first inner iteration. The one with the most padding is taken; if each has one row, the
@@ -35,23 +34,22 @@ def company_gap(score: Score, experience: Experience, batches: Sequence[MicroBat
     batch = max(batches, key=padding)
     if len(batch.rows) == 1:
         longest = length_B.index_fill(0, batch.rows, -1).argmax()
-        batch = dataclasses.replace(batch, rows=torch.stack([batch.rows[0], longest]))
-    among = score(experience, 0, batch)
-    some = torch.linspace(0, len(among) - 1, min(_ALONE, len(among))).long().tolist()
-    single = [dataclasses.replace(batch, rows=batch.rows[i : i + 1]) for i in some]
-    return _gap(torch.cat([score(experience, 0, one) for one in single]), among[some])
+        batch = experience.micro_batch(0, torch.stack([batch.rows[0], longest]), batch.passes)
+    among = values(batch)
+    some = torch.linspace(0, len(among) - 1, min(_ALONE, len(among)), device=batch.rows.device).long()
+    alone = torch.cat([values(batch.take(one[None])) for one in some])
+    return _gap(alone, among[some])
 
 
 def guidance_gap(
-    score: Score, experience: Experience, guidance: Guidance | None, group: int, size: int, attention: str
+    values: Values, experience: Experience, guidance: Guidance | None, group: int, size: int, attention: str
 ) -> float:
     """Largest |ρ − 1| between scores with and without guidance of the first rollout of each prompt: the same rollouts
-    however a step is cut and shared out. group: rollouts of a prompt. size, attention: see `micro_batches`."""
+    however a step is cut and shared out. group: rollouts of a prompt. size, attention: see `batches.cut`."""
     guided = dataclasses.replace(experience, guidance=guidance)
-    canvas, draw = experience.canvas, experience.draws[0]
-    rows = torch.arange(0, len(draw.weight), group, device=draw.weight.device)
-    batches = micro_batches(canvas, draw, rows, size, attention)
-    plain, compared = (torch.cat([score(e, 0, batch) for batch in batches]) for e in (experience, guided))
+    rows = torch.arange(0, experience.canvas.shape[0], group, device=experience.canvas.ids.device)
+    parts = cut(experience.canvas, experience.draws[0], rows, size, attention)
+    plain, compared = (torch.cat([values(e.micro_batch(0, *part)) for part in parts]) for e in (experience, guided))
     return _gap(plain, compared)
 
 

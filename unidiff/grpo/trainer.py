@@ -3,41 +3,32 @@
 Deviations from the papers, and simplifications:
 - A token's advantage is that of its segment (`RewardRouter`); text and image tokens are averaged on their own and then
   weighted, so that many image tokens do not drown few text tokens.
-- With μ = 1 the old policy is the new one, detached; no second forward pass is made.
-- An estimator's several views share a forward pass, with fewer rollouts in it, so that memory does not grow with their
-  number. Where those of one rollout do not fit they go part by part, and if a token's loss depends on several parts
-  they go twice, first without a graph.
-- Micro-batches hold rollouts of like length. Losses are sums over the step's global denominators, so how a step is cut
-  into micro-batches and processes changes nothing but speed.
-- Rollouts whose every advantage is 0 count in the denominators but are not run: without a KL term their gradient is 0.
 - The learning rate is a function of the step, and so is all noise: a checkpoint is weights, optimizer state and step.
+- How the update cuts a step into forward and backward passes is in `update.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerState
 
 from unidiff import estimators, noise
 from unidiff.files import whole_folder
-from unidiff.grpo import activations, checkpoint, lora, ratio, sharding
-from unidiff.grpo.batches import MicroBatch
+from unidiff.grpo import activations, checkpoint, lora, sharding
 from unidiff.grpo.config import GRPOConfig
-from unidiff.grpo.evaluation import Evaluation, evaluate, everybody, step_figures
+from unidiff.grpo.evaluation import Evaluation, evaluate, step_figures
 from unidiff.grpo.experience import Experience, credited, guidance_of, prompt_index, sample_and_judge, spread
-from unidiff.grpo.losses import LOSSES, Denominators, LossStats, added, check_finite, modality_loss
-from unidiff.grpo.process import Clock, check_tracker, flat, stop_signals
+from unidiff.grpo.process import Clock, check_tracker, everybody, flat, largest, stop_signals
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
-from unidiff.guidance import Guidance
+from unidiff.grpo.update import PolicyUpdate
 from unidiff.model import UnifiedModel
+from unidiff.rewards.idle import IdleWatch
 from unidiff.rewards.reward import Reward, RewardError, as_rewards
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import RewardRouter
@@ -45,7 +36,6 @@ from unidiff.rewards.table import RewardTable, check_required
 from unidiff.run_folder import RunFolder, step_of
 from unidiff.sampling.rollout import Rollout
 from unidiff.sampling.sampler import InterleavedSampler
-from unidiff.sequence import Canvas, Modality
 from unidiff.tasks import Task
 
 
@@ -84,7 +74,6 @@ class GRPOTrainer:
         self.router = router or RewardRouter(
             assignment=config.assignment, scale=config.scale_rewards, leave_one_out=config.leave_one_out
         )
-        self.estimators = config.estimators()
         for module in (r.function for r in self.rewards if isinstance(r.function, nn.Module)):
             module.to(self.accelerator.device)
         sharding.check(self.accelerator)
@@ -104,17 +93,14 @@ class GRPOTrainer:
         )
         self.policy, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.shards.begin(self.policy)
+        self.update = PolicyUpdate(
+            self.model, self.policy, self.optimizer, self.reference, config, self.accelerator, self.shards
+        )
         self.folder = RunFolder(config.output_dir)
         self.stopped = False
+        self.idle = IdleWatch()
         self._claimed = False
         self._last: Path | None = None  # the checkpoint to go on from
-
-    def learning_rate(self, step: int) -> float:
-        """Of a step: a linear rise over warmup_steps, then constant or falling to 0 at max_steps."""
-        config = self.config
-        warm = min((step + 1) / max(config.warmup_steps, 1), 1.0)
-        left = 1.0 if config.lr_schedule == "constant" else max(1 - step / max(config.max_steps, 1), 0.0)
-        return config.learning_rate * warm * left
 
     # ---------------------------------------------------------------- the loop
 
@@ -162,7 +148,7 @@ class GRPOTrainer:
                         self.on_step(step, metrics, experience)
                 if config.tracker:
                     self.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=step)
-                self.stopped = self._largest(float(bool(asked))) > 0
+                self.stopped = largest(self.accelerator, float(bool(asked))) > 0
                 if self.stopped or last or (config.save_steps and done % config.save_steps == 0):
                     self._checkpoint(done)
                 if self.stopped:
@@ -174,11 +160,13 @@ class GRPOTrainer:
         clock = Clock()
         rollouts, rows, examples, own = self._rollouts(step, clock)
         everything, routed = self._route(own)
+        if self.accelerator.is_main_process:
+            self.idle.look(step, everything)
         first = self.accelerator.process_index * len(rows)
         mine = slice(first, first + len(rows))
         experience = self._experience(step, rollouts, rows, examples, everything.rows(mine), routed.rows(mine))
         clock.lap("route")
-        metrics = {"step": step, **self._update(step, experience)}
+        metrics = {"step": step, **self.update.run(step, experience)}
         clock.lap("update")
         metrics |= routed.metrics | step_figures(self.task, experience, self.accelerator)
         clock.lap("measure")
@@ -275,210 +263,9 @@ class GRPOTrainer:
     ) -> Experience:
         canvas = self.model.render([r.sequence for r in rollouts])
         keys = torch.tensor([noise.key(r.key, step) for r in rollouts], device=canvas.ids.device)
-        draws = estimators.draw_views(canvas, *self.estimators, self.config.num_iterations, keys)
-        advantage_BS = credited(routed, table.modality_BS, *self.estimators)
+        draws = estimators.draw_views(canvas, *self.update.estimators, self.config.num_iterations, keys)
+        advantage_BS = credited(routed, table.modality_BS, *self.update.estimators)
         advantage = spread(advantage_BS, canvas, rollouts)
         trained = spread(routed.valid_BS.float(), canvas, rollouts) > 0
         guidance = guidance_of(self.model, rollouts, self.config.scales if self.config.score_guidance else {})
         return Experience(rollouts, rows, examples, table, routed, canvas, draws, advantage, trained, guidance)
-
-    # ---------------------------------------------------------------- the update
-
-    def _update(self, step: int, experience: Experience) -> dict[str, float]:
-        config = self.config
-        sizes, everything = (config.micro_batch_size, self.model.spec.attention), self.reference is not None
-        batches = [experience.micro_batches(*sizes, i, everything) for i in range(config.num_iterations)]
-        old = self._old_log_probs(experience, batches)
-        rate = self.learning_rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        total: dict[Modality, LossStats] = {}
-        first: dict[str, float] = {}
-        norms = []
-        for iteration in range(config.num_iterations):
-            with self.shards.collected():
-                stats = self._pass(experience, iteration, batches[iteration], None if old is None else old[iteration])
-                if iteration == 0:
-                    first = self._first_ratio(step, experience, batches[0], None if old is None else stats)
-            total = added(total, stats)
-            with self.shards.apart():
-                norm: Any = self.accelerator.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
-                norms.append(torch.as_tensor(norm))
-                if self.accelerator.scaler is None:  # in float16 it leaves such a step out
-                    check_finite(norms[-1], stats, f"step {step}, iteration {iteration}")
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-        metrics = {"lr": rate, "grad_norm": float(torch.stack(norms).mean()), **first}
-        for modality, stats in total.items():
-            name = modality.name.lower()
-            values = self._reduced(stats).means()
-            metrics |= {f"{k}/{name}": values[k] for k in ("clip_low", "clip_high", "tokens")}
-            metrics[f"kl/{name}"] = values["kl_old" if self.reference is None else "kl_ref"]
-        return metrics
-
-    def _pass(
-        self, experience: Experience, iteration: int, batches: list[MicroBatch], old: list[Tensor] | None
-    ) -> dict[Modality, LossStats]:
-        """Gradients of one inner iteration, accumulated over micro-batches."""
-        denominators = self._denominators(experience.weight_BL(iteration), experience)
-        total: dict[Modality, LossStats] = {}
-        for at, batch in enumerate(batches):
-            before = None if old is None else old[at]
-            reference = self._reference_log_probs(experience, iteration, batch)
-            loss_of = functools.partial(self._loss, experience, iteration, batch, denominators, before, reference)
-            total = added(total, self._backward(experience, iteration, batch, loss_of, last=at + 1 == len(batches)))
-        return total
-
-    def _loss(
-        self,
-        experience: Experience,
-        iteration: int,
-        batch: MicroBatch,
-        denominators: dict[Modality, Denominators],
-        old: Tensor | None,
-        reference: Tensor | None,
-        new: Tensor,
-    ) -> tuple[Tensor, dict[Modality, LossStats]]:
-        """A micro-batch's part of the step's loss. old: None = the new policy's values."""
-        config, rows = self.config, batch.rows
-        loss_type, level = LOSSES[config.loss_type]
-        weight = experience.weight_BL(iteration)[rows]
-        if reference is None:  # a row that runs only to synchronise processes is not counted
-            weight = weight * experience.useful_B[rows, None]
-        loss, stats = modality_loss(
-            new,
-            new.detach() if old is None else old,
-            experience.advantage_BL[rows],
-            weight,
-            experience.canvas.modality[rows],
-            loss_type=loss_type,
-            denominators=denominators,
-            weights={Modality.TEXT: config.text_weight, Modality.IMAGE: config.image_weight},
-            without_ratio=[m for m, estimator in zip(Modality, self.estimators) if not estimator.ratio],
-            level=level,
-            epsilon_low=config.clip_range[0],
-            epsilon_high=config.clip_range[1],
-            delta=config.delta,
-            beta=config.beta,
-            logp_ref_BL=reference,
-        )
-        # Gradients are averaged over processes and divided by the steps of an accumulation that accelerate was told of;
-        # sums are meant.
-        return loss * self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps, stats
-
-    def _backward(
-        self,
-        experience: Experience,
-        iteration: int,
-        batch: MicroBatch,
-        loss_of: Callable[[Tensor], tuple[Tensor, dict[Modality, LossStats]]],
-        last: bool,
-    ) -> dict[Modality, LossStats]:
-        """Adds the gradients of a micro-batch. Processes are synchronised in the last backward pass of the last one.
-
-        Views that do not fit into one pass go part by part. In each part's loss the log-probabilities of the others are
-        numbers: found first, without a graph, if they have a say in what becomes of the part's.
-        """
-        if len(batch.passes) == 1:
-            with self._gradients(last):
-                loss, stats = loss_of(self._score(self.policy, experience, iteration, batch))
-                self.shards.backward(loss)
-            return stats
-        level, stats = LOSSES[self.config.loss_type][1], {}
-        if level == "token" and experience.scored_once(iteration, batch, *self.estimators):
-            shape = batch.passes[-1].stop, len(batch.rows), experience.canvas.shape[1]
-            logp_KBL = torch.zeros(shape, device=experience.canvas.ids.device)
-        else:
-            with torch.no_grad():
-                logp_KBL = self._log_probs(self.policy, experience, iteration, batch)
-        for k, part in enumerate(batch.passes):
-            with self._gradients(last and k + 1 == len(batch.passes)):
-                logp = self._log_probs(self.policy, experience, iteration, MicroBatch(batch.rows, [part]))
-                logp_KBL = logp_KBL.detach().clone()
-                logp_KBL[part] = logp
-                loss, stats = loss_of(experience.values(logp_KBL, iteration, batch, *self.estimators))
-                self.shards.backward(loss)
-        return stats
-
-    @contextlib.contextmanager
-    def _gradients(self, synchronised: bool) -> Iterator[None]:
-        """Around a forward and its backward pass. synchronised: it exchanges gradients with the other processes."""
-        apart = contextlib.nullcontext() if synchronised else self.accelerator.no_sync(self.policy)
-        with apart, activations.recomputed(self.model, self.config.gradient_checkpointing):
-            yield
-
-    def _score(self, model: Any, experience: Experience, iteration: int, batch: MicroBatch) -> Tensor:
-        """Values [B, L] of a policy, as the estimators define them."""
-        logp_KBL = self._log_probs(model, experience, iteration, batch)
-        return experience.values(logp_KBL, iteration, batch, *self.estimators)
-
-    def _log_probs(self, model: Any, experience: Experience, iteration: int, batch: MicroBatch) -> Tensor:
-        """[K, B, L] of the views in the batch's passes."""
-        canvas, views, guidance = experience.part(iteration, batch)
-        return torch.cat([self._run(model, canvas, views[part], guidance) for part in batch.passes])
-
-    def _run(self, model: Any, canvas: Canvas, views: list[estimators.View], guidance: Guidance | None) -> Tensor:
-        temperature = (self.config.text_temperature, self.config.image_temperature)
-        return estimators.run_views(model, canvas, views, temperature, guidance)
-
-    @torch.no_grad()
-    def _reference_log_probs(self, experience: Experience, iteration: int, batch: MicroBatch) -> Tensor | None:
-        if self.reference is None:
-            return None
-        as_reference = lora.as_reference(self.reference, self.model)
-        with self.accelerator.autocast(), as_reference as reference:  # in the precision of the prepared policy
-            return self._score(reference, experience, iteration, batch)
-
-    @torch.no_grad()
-    def _old_log_probs(self, experience: Experience, batches: list[list[MicroBatch]]) -> list[list[Tensor]] | None:
-        """Values of every iteration's draw before the first update; None if one, or if nothing trained has a ratio."""
-        if self.config.num_iterations == 1:
-            return None
-        trained = self._denominators(experience.weight_BL(0), experience)
-        if not any(e.ratio and trained[m].weight > 0 for m, e in zip(Modality, self.estimators)):
-            return None
-        return [[self._score(self.model, experience, i, batch) for batch in own] for i, own in enumerate(batches)]
-
-    @torch.no_grad()
-    def _first_ratio(
-        self, step: int, experience: Experience, batches: list[MicroBatch], stats: dict[Modality, LossStats] | None
-    ) -> dict[str, float]:
-        """Largest |ρ − 1| at the first inner iteration, where the policy has not changed: what is not float noise is a
-        bug. Of the new policy to the old one, unless there is none (stats None); and now and then of rows alone to the
-        same rows in company."""
-        config, score = self.config, functools.partial(self._score, self.model)
-        gaps = [] if stats is None else [0.0, *(float(s.peak) for s in stats.values())]
-        if config.check_ratio_every and step % config.check_ratio_every == 0:
-            gaps.append(ratio.company_gap(score, experience, batches))
-        if not gaps:
-            return {}
-        found = {"ratio_first_iteration_max_dev": self._largest(*gaps)}
-        if config.scales and not config.score_guidance:
-            guidance = guidance_of(self.model, experience.rollouts, config.scales)
-            sizes = (config.num_generations, config.micro_batch_size, self.model.spec.attention)
-            found["guidance_ratio_max_dev"] = self._largest(ratio.guidance_gap(score, experience, guidance, *sizes))
-        return found
-
-    def _denominators(self, weight: Tensor, experience: Experience) -> dict[Modality, Denominators]:
-        """Of the whole step, over all processes."""
-        spec, rounds = self.model.spec, self.config.max_rounds
-        longest = {
-            Modality.TEXT: float(spec.text_length * (rounds + 1)),
-            Modality.IMAGE: float(spec.image_grid[0] * spec.image_grid[1] * rounds),
-        }
-        own = [Denominators.of(weight * (experience.canvas.modality == m), longest[m]).tensor() for m in longest]
-        sums: Any = self.accelerator.reduce(torch.stack(own).to(weight.device), "sum")
-        return {m: Denominators.from_tensor(sums[i], longest[m]) for i, m in enumerate(longest)}
-
-    # ---------------------------------------------------------------- metrics
-
-    def _reduced(self, stats: LossStats) -> LossStats:
-        """Of all processes."""
-        if self.accelerator.num_processes == 1:
-            return stats
-        sums: Any = self.accelerator.reduce(stats.sums_K, "sum")
-        return LossStats(sums, torch.tensor(self._largest(float(stats.peak))))
-
-    def _largest(self, *values: float) -> float:
-        """Of the numbers that each process has; NaN if one is."""
-        return float(torch.tensor(everybody(values, self.accelerator), dtype=torch.float64).max())

@@ -152,7 +152,7 @@ def _draw(axis: Axes, panel: Panel, names: list[str], metrics: Rows) -> None:
 def _dress(axis: Axes, panel: Panel) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    axis.set_title(panel.title, fontsize=9.5, color=INK, loc="left", fontweight="bold")
+    axis.set_title(_literal(panel.title), fontsize=9.5, color=INK, loc="left", fontweight="bold")
     axis.set_facecolor("none")
     axis.grid(axis="y", color=GRID, linewidth=0.7)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -215,4 +215,9 @@ def _label(name: str) -> str:
     if head == "compute":
         return rest[0].replace("_", " ")
     shown = rest if rest and not head.startswith("clip") else [head, *rest]
-    return " ".join(shown).replace("_", " ")
+    return _literal(" ".join(shown).replace("_", " "))
+
+
+def _literal(text: str) -> str:
+    """A text that matplotlib does not read as mathematics: names may hold a $."""
+    return text.replace("$", r"\$")

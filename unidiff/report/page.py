@@ -24,6 +24,7 @@ from unidiff.report.curves import draw_panels
 from unidiff.report.filters import FILTERS, Card, Edit, cards, edits_of
 from unidiff.report.record import RolloutRecord, SegmentRecord, data_uri
 from unidiff.report.results import columns, duration, held_out, percent
+from unidiff.rewards.idle import silent_rewards
 
 _LARGEST_SIDE, _LARGEST_PNG = 256, 32_000  # pixels, bytes; pictures beyond are embedded as JPEG of at most this side
 
@@ -69,6 +70,7 @@ def write_page(
             panels=[(panel, data_uri(picture)) for panel, picture in draw_panels(metrics or (), kinds)],
             curves=None if curves_png is None else data_uri(curves_png),
             training=_training(metrics or ()),
+            warnings=silent_rewards(metrics or (), kinds or {}),
             galleries=[Gallery(name, list(records)) for name, records in (galleries or {}).items()],
             comparisons=comparisons,
             open=open,

@@ -153,7 +153,7 @@ def figures_table(history: Mapping[str, list[float]]) -> Group:
     for name in [n for n in _SHARES if n in history] + [n for n in history if n.startswith("reward/")]:
         values = history[name]
         now = Text(_shown(name, values[-1]), style="bold")
-        table.add_row(name, _shown(name, values[0]), now, sparkline(values))
+        table.add_row(Text(name), _shown(name, values[0]), now, sparkline(values))
     last = {name: values[-1] for name, values in history.items()}
     lines = [_group(last, "zero_std/", "groups without spread:")]
     if "ratio_first_iteration_max_dev" in last:
@@ -185,7 +185,7 @@ def results_table(summary: Mapping[str, Any]) -> str:
         for head in ("before", "after", "change"):
             table.add_column(head if len(shown) == 1 else f"{head}\n{column}", justify="right")
     for figure in figures:
-        table.add_row(figure.name, *(cell for column in shown for cell in _cells(figure, column)))
+        table.add_row(Text(figure.name), *(cell for column in shown for cell in _cells(figure, column)))
     console = Console(file=io.StringIO(), width=120, color_system=None, force_terminal=False)
     console.print(table)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())  # type: ignore[attr-defined]

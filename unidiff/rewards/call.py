@@ -34,14 +34,14 @@ class Log:
 
     def log_metric(self, name: str, value: float) -> None:
         """A number for metrics.jsonl; the mean is written if one is logged more than once, over all processes."""
-        self.metrics.setdefault(str(name), []).append(float(value))
+        self.metrics.setdefault(in_words(name, 200, str), []).append(float(value))
 
     def log_extra(self, column: str, values: Sequence[Any]) -> None:
         """One value a segment, kept in the table beside the rewards: a number or a text, of anything else its text.
         ValueError for another number of values."""
         if len(values) != self.count:
             raise ValueError(f"log_extra({column!r}): got {len(values)} values for {self.count} segments")
-        self.columns[str(column)] = [_plain(value) for value in values]
+        self.columns[in_words(column, 200, str)] = [_plain(value) for value in values]
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -123,9 +123,9 @@ def checked_value(value: Any) -> float | Loss:
     """One value of a reward as a finite float, or the reason why there is none."""
     if value is None:
         return Loss(Cause.NONE, "returned None: not applicable")
-    if isinstance(value, Loss):
-        return value
     try:
+        if isinstance(value, Loss):
+            return Loss(Cause(value.cause), in_words(value.message, 1000, str))
         if isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0:
             value = value.item()
         if not isinstance(value, Real | np.bool_):

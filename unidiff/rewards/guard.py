@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -117,7 +118,7 @@ class Surroundings:
     """
 
     def __init__(self) -> None:
-        self._settings = {name: read() for name, (read, _) in _SETTINGS.items()}
+        self._settings = {name: _state(read) for name, (read, _) in _SETTINGS.items()}
         self._handlers = {n: signal.getsignal(n) for n in signal.valid_signals()}
         self._timer = signal.getitimer(signal.ITIMER_REAL)
         self._random = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
@@ -127,8 +128,10 @@ class Surroundings:
         """Sets everything back; warns of what has changed. name: of the reward that has just ended."""
         changed = []
         for what, (read, set_back) in _SETTINGS.items():
-            if _differs(read, self._settings[what]):
-                set_back(self._settings[what])
+            before = self._settings[what]
+            if before is not None and _state(read) != before:
+                with contextlib.suppress(OSError):  # the directory is gone
+                    set_back(before)
                 changed.append(what)
         if threading.current_thread() is threading.main_thread():
             changed += self._restore_signals()
@@ -155,8 +158,9 @@ class Surroundings:
 _warn = functools.cache(logger.warning)  # once in a process: the reward will do it again
 
 
-def _differs(read: Callable[[], Any], before: Any) -> bool:
+def _state(read: Callable[[], Any]) -> Any:
+    """None for a working directory that is gone."""
     try:
-        return read() != before
-    except OSError:  # the working directory is gone
-        return True
+        return read()
+    except OSError:
+        return None

@@ -9,9 +9,7 @@ it is never a 0.
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -20,6 +18,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from unidiff import plugins
 from unidiff.config import check_fields
 
 TARGETS = ("text", "image", "sequence")
@@ -112,6 +111,8 @@ class Reward:
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise TypeError(f"reward {self.name!r}: expected a function, got {type(self.function).__name__}")
+        if not (isinstance(self.name, str) and self.name.strip() and self.name.isprintable()):
+            raise ValueError(f"a reward cannot be named {self.name!r}: a name is printable text, on one line")
         if self.on not in TARGETS:
             raise ValueError(f"reward {self.name!r}: on={self.on!r}; choose one of {', '.join(TARGETS)}")
         self.credit = _credit(self.name, self.on, self.credit)
@@ -236,7 +237,8 @@ def register(name: str) -> Callable[[Reward], Reward]:
 def resolve(text: str, own: Iterable[Reward] = ()) -> Reward:
     """The reward that a config names: `name`, or `name=weight`, which replaces the weight that it was marked with.
 
-    The name is that of one of `own` (those of the task), a registered one, or `package.module:function`.
+    The name is that of one of `own` (those of the task), a registered one, or `package.module:function` (with a point
+    for the colon, too).
     Errors: ValueError for an unknown name (with the nearest known one), a module without that function, or a weight
     that is no number.
     """
@@ -252,24 +254,13 @@ def resolve(text: str, own: Iterable[Reward] = ()) -> Reward:
 
 
 def _imported(name: str, known: Iterable[str]) -> Reward:
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
-        hint = _nearest(name, known, "known")
+    if not plugins.is_path(name):
+        hint = plugins.nearest(name, known)
         raise ValueError(f"unknown reward {name!r}; {hint}. A function is named as package.module:function")
     try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
+        return as_reward(plugins.imported(name, lambda found: isinstance(found, Reward)))
+    except ValueError as error:
         raise ValueError(f"reward {name!r}: {error}") from error
-    if not hasattr(module, attribute):
-        rewards = [key for key, value in vars(module).items() if isinstance(value, Reward)]
-        hint = _nearest(attribute, rewards, "its rewards")
-        raise ValueError(f"reward {name!r}: module {module_name!r} has no {attribute!r}; {hint}")
-    return as_reward(getattr(module, attribute))
-
-
-def _nearest(name: str, known: Iterable[str], title: str) -> str:
-    near = difflib.get_close_matches(name, known := list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"{title}: {', '.join(sorted(known)) or 'none'}"
 
 
 def as_reward(given: Any, own: Iterable[Reward] = ()) -> Reward:

@@ -41,10 +41,10 @@ class Routed:
     valid_BS:     bool: the segment exists, was scored, and has a scored sibling in its group to be compared
                   with. A constant group is valid with advantage 0; a group that lost its values is not.
     metrics:      `reward/<name>` (mean, unweighted), `lost/<name>` (share lost to faults), `lost/<name>/<cause>` (the
-                  same by cause, those that came up), `not_applicable/<name>` (share of None), and of the factorized
-                  totals, whatever the assignment: `group_std/<modality>`, `zero_std/<modality>` (share of the scored
-                  groups), `advantage_correlation` between the modalities. A number that does not exist in this batch
-                  is absent.
+                  same by cause, those that came up), `not_applicable/<name>` (share of None; 1, and nothing else, where
+                  a reward had no segment to look at), and of the factorized totals, whatever the assignment:
+                  `group_std/<modality>`, `zero_std/<modality>` (share of the scored groups), `advantage_correlation`
+                  between the modalities. A number that does not exist in this batch is absent.
     account:      how the advantages came about; None for a function's.
     """
 

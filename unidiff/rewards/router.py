@@ -285,7 +285,8 @@ def _reward_metrics(table: RewardTable) -> dict[str, float]:
     for (name, cause), count in table.lost.items():
         lost[name][cause] += count
     for f, (name, asked) in enumerate(zip(table.names, table.asked_F.tolist())):
-        if not asked:
+        if not asked:  # no segment that it looks at
+            metrics[f"not_applicable/{name}"] = 1.0
             continue
         present = table.present(f)
         if len(present):

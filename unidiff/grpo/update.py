@@ -1,0 +1,263 @@
+"""PolicyUpdate: μ passes of score, loss and step over one step's rollouts.
+
+- With μ = 1 the old policy is the new one, detached; no second forward pass is made.
+- An estimator's views share a forward pass, with fewer rollouts in it, so that memory does not grow with their number.
+  The views of one rollout that do not fit go part by part. If a token's loss depends on several parts they go twice,
+  first without a graph.
+- Micro-batches hold rollouts of like length. Losses are sums over the step's global denominators, so how a step is cut
+  into micro-batches and processes changes nothing but speed.
+- Rollouts without any advantage count in the denominators but are not run: without a KL term their gradient is 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from unidiff.estimators import Estimator, run_views, values_of
+from unidiff.grpo import activations, lora, ratio
+from unidiff.grpo.batches import MicroBatch
+from unidiff.grpo.config import GRPOConfig
+from unidiff.grpo.experience import Experience, guidance_of
+from unidiff.grpo.losses import LOSSES, Denominators, LossStats, added, check_finite, modality_loss
+from unidiff.grpo.process import largest
+from unidiff.grpo.sharding import Shards
+from unidiff.model import UnifiedModel
+from unidiff.sequence import Modality
+
+Stats = dict[Modality, LossStats]
+
+
+class PolicyUpdate:
+    """Trains a policy on the experience of a step.
+
+    model: the bare model. policy, optimizer: as accelerate has prepared them. reference: of the KL term (see
+    `lora.reference`), None without one.
+    """
+
+    def __init__(
+        self,
+        model: UnifiedModel,
+        policy: Any,
+        optimizer: Any,
+        reference: Any,
+        config: GRPOConfig,
+        accelerator: Accelerator,
+        shards: Shards,
+    ) -> None:
+        self.model, self.policy, self.optimizer, self.reference = model, policy, optimizer, reference
+        self.config, self.accelerator, self.shards = config, accelerator, shards
+        self.estimators: tuple[Estimator, Estimator] = config.estimators()  # of texts and of images
+
+    def run(self, step: int, experience: Experience) -> dict[str, float]:
+        """Trains on the experience of a step, counted from 0. Returns its metrics, equal on every process. Raises
+        FloatingPointError before the optimizer's step if the loss or the gradients are not finite."""
+        old = self.old_values(experience)
+        rate = self.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total: Stats = {}
+        first: dict[str, float] = {}
+        norms = []
+        for iteration in range(self.config.num_iterations):
+            with self.shards.collected():
+                batches = self.batches(experience, iteration)
+                if old is not None:
+                    batches = [dataclasses.replace(b, old_RL=v) for b, v in zip(batches, old[iteration], strict=True)]
+                stats = self.accumulate(batches, self.denominators(experience, iteration))
+                if iteration == 0:
+                    first = self.first_ratio(step, experience, batches, stats)
+            total = added(total, stats)
+            norms.append(self._optimize(stats, f"step {step}, iteration {iteration}"))
+        metrics = {"lr": rate, "grad_norm": float(torch.stack(norms).mean()), **first}
+        for modality, stats in total.items():
+            name = modality.name.lower()
+            values = self._reduced(stats).means()
+            metrics |= {f"{k}/{name}": values[k] for k in ("clip_low", "clip_high", "tokens")}
+            metrics[f"kl/{name}"] = values["kl_old" if self.reference is None else "kl_ref"]
+        return metrics
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of a step: a linear rise over warmup_steps, then constant or falling to 0 at max_steps."""
+        config = self.config
+        warm = min((step + 1) / max(config.warmup_steps, 1), 1.0)
+        left = 1.0 if config.lr_schedule == "constant" else max(1 - step / max(config.max_steps, 1), 0.0)
+        return config.learning_rate * warm * left
+
+    def _optimize(self, stats: Stats, where: str) -> Tensor:
+        """One step of the optimizer; returns the gradients' norm."""
+        with self.shards.apart():
+            norm: Any = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+            if self.accelerator.scaler is None:  # in float16 it leaves such a step out
+                check_finite(torch.as_tensor(norm), stats, where)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return torch.as_tensor(norm)
+
+    # ---------------------------------------------------------------- scores
+
+    def batches(self, experience: Experience, iteration: int) -> list[MicroBatch]:
+        """What an inner iteration runs at a time. Without a KL term, rollouts without any advantage are left out."""
+        size, attention = self.config.micro_batch_size, self.model.spec.attention
+        return experience.micro_batches(size, attention, iteration, everything=self.reference is not None)
+
+    def values(self, model: Any, batch: MicroBatch) -> Tensor:
+        """float32 [R, L]: values of a policy, as the estimators define them."""
+        return self.combined(self.log_probs(model, batch, batch.passes), batch)
+
+    def log_probs(self, model: Any, batch: MicroBatch, passes: Sequence[slice]) -> Tensor:
+        """float32 [K, R, L]: log-probabilities of the views in these passes."""
+        temperature = (self.config.text_temperature, self.config.image_temperature)
+        views, canvas = batch.draw.views, batch.canvas
+        return torch.cat([run_views(model, canvas, views[part], temperature, batch.guidance) for part in passes])
+
+    def combined(self, logp_KRL: Tensor, batch: MicroBatch) -> Tensor:
+        """float32 [R, L]: values from the log-probabilities of all views."""
+        return values_of(batch.canvas, batch.draw, logp_KRL, *self.estimators, batch.advantage_RL)
+
+    @torch.no_grad()
+    def old_values(self, experience: Experience) -> list[list[Tensor]] | None:
+        """Values of each iteration's micro-batches before the first update. None if there is one iteration only, or
+        nothing that is trained has an importance ratio."""
+        if self.config.num_iterations == 1:
+            return None
+        trained = self.denominators(experience, 0)
+        if not any(e.ratio and trained[m].weight > 0 for m, e in zip(Modality, self.estimators)):
+            return None
+        iterations = range(self.config.num_iterations)
+        return [[self.values(self.model, batch) for batch in self.batches(experience, i)] for i in iterations]
+
+    @torch.no_grad()
+    def reference_values(self, batch: MicroBatch) -> Tensor | None:
+        """Values of the reference policy, in the precision of the prepared policy; None without one."""
+        if self.reference is None:
+            return None
+        with self.accelerator.autocast(), lora.as_reference(self.reference, self.model) as reference:
+            return self.values(reference, batch)
+
+    # ---------------------------------------------------------------- gradients
+
+    def accumulate(self, batches: Sequence[MicroBatch], denominators: dict[Modality, Denominators]) -> Stats:
+        """Adds up the gradients of one inner iteration over its micro-batches."""
+        total: Stats = {}
+        for at, batch in enumerate(batches):
+            batch = dataclasses.replace(batch, reference_RL=self.reference_values(batch))
+            total = added(total, self.backward(batch, denominators, last=at + 1 == len(batches)))
+        return total
+
+    def loss(
+        self, batch: MicroBatch, new_RL: Tensor, denominators: dict[Modality, Denominators]
+    ) -> tuple[Tensor, Stats]:
+        """A micro-batch's part of the step's loss. new_RL: values of the policy that is trained."""
+        config = self.config
+        loss_type, level = LOSSES[config.loss_type]
+        weight_RL = batch.weight_RL
+        if batch.reference_RL is None:  # a row that runs only to synchronise processes is not counted
+            weight_RL = weight_RL * (batch.advantage_RL != 0).any(1, keepdim=True)
+        loss, stats = modality_loss(
+            new_RL,
+            new_RL.detach() if batch.old_RL is None else batch.old_RL,
+            batch.advantage_RL,
+            weight_RL,
+            batch.canvas.modality,
+            loss_type=loss_type,
+            denominators=denominators,
+            weights={Modality.TEXT: config.text_weight, Modality.IMAGE: config.image_weight},
+            without_ratio=[m for m, estimator in zip(Modality, self.estimators) if not estimator.ratio],
+            level=level,
+            epsilon_low=config.clip_range[0],
+            epsilon_high=config.clip_range[1],
+            delta=config.delta,
+            beta=config.beta,
+            logp_ref_BL=batch.reference_RL,
+        )
+        # Gradients are averaged over processes and divided by the steps of an accumulation that accelerate was told of;
+        # sums are meant.
+        return loss * self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps, stats
+
+    def backward(self, batch: MicroBatch, denominators: dict[Modality, Denominators], last: bool) -> Stats:
+        """Adds the gradients of a micro-batch. last: processes are synchronised in its last backward pass.
+
+        Views that do not fit into one pass go part by part. While one part is differentiated, the other parts'
+        log-probabilities are constants. They are computed first under no_grad, unless each token's loss depends on its
+        own part alone.
+        """
+        stats: Stats = {}
+        if len(batch.passes) == 1:
+            with self._gradients(last):
+                loss, stats = self.loss(batch, self.values(self.policy, batch), denominators)
+                self.shards.backward(loss)
+            return stats
+        if LOSSES[self.config.loss_type][1] == "token" and self._scored_once(batch):
+            logp_KRL = torch.zeros(len(batch.draw.views), *batch.canvas.shape, device=batch.rows.device)
+        else:
+            with torch.no_grad():
+                logp_KRL = self.log_probs(self.policy, batch, batch.passes)
+        for k, part in enumerate(batch.passes):
+            with self._gradients(last and k + 1 == len(batch.passes)):
+                logp = self.log_probs(self.policy, batch, [part])
+                logp_KRL = logp_KRL.detach().clone()
+                logp_KRL[part] = logp
+                loss, stats = self.loss(batch, self.combined(logp_KRL, batch), denominators)
+                self.shards.backward(loss)
+        return stats
+
+    def _scored_once(self, batch: MicroBatch) -> bool:
+        """Whether each token's value is made of one view's log-probability of it, and of nothing else."""
+        if any(e.unit != "token" or type(e).combine is not Estimator.combine for e in self.estimators):
+            return False
+        return int(torch.stack([view.scored for view in batch.draw.views]).sum(0).max()) <= 1
+
+    @contextlib.contextmanager
+    def _gradients(self, synchronised: bool) -> Iterator[None]:
+        """Around a forward and its backward pass. synchronised: it exchanges gradients with the other processes."""
+        apart = contextlib.nullcontext() if synchronised else self.accelerator.no_sync(self.policy)
+        with apart, activations.recomputed(self.model, self.config.gradient_checkpointing):
+            yield
+
+    # ---------------------------------------------------------------- over all processes
+
+    def denominators(self, experience: Experience, iteration: int) -> dict[Modality, Denominators]:
+        """What the losses of an inner iteration are divided by: sums over the whole step, over all processes."""
+        spec, rounds = self.model.spec, self.config.max_rounds
+        longest = {
+            Modality.TEXT: float(spec.text_length * (rounds + 1)),
+            Modality.IMAGE: float(spec.image_grid[0] * spec.image_grid[1] * rounds),
+        }
+        weight_BL, modality_BL = experience.weight_BL(iteration), experience.canvas.modality
+        own = [Denominators.of(weight_BL * (modality_BL == m), longest[m]).tensor() for m in longest]
+        sums: Any = self.accelerator.reduce(torch.stack(own).to(weight_BL.device), "sum")
+        return {m: Denominators.from_tensor(sums[i], longest[m]) for i, m in enumerate(longest)}
+
+    @torch.no_grad()
+    def first_ratio(
+        self, step: int, experience: Experience, batches: Sequence[MicroBatch], stats: Stats
+    ) -> dict[str, float]:
+        """Largest |ρ − 1| at the first inner iteration, where the policy has not changed. More than float noise is a
+        bug. It is measured between the new and the old policy, if there is one; and every `check_ratio_every` steps
+        between rows alone and the same rows in company."""
+        config = self.config
+        gaps = [0.0, *(float(s.peak) for s in stats.values())] if batches[0].old_RL is not None else []
+        if config.check_ratio_every and step % config.check_ratio_every == 0:
+            gaps.append(ratio.company_gap(lambda batch: self.values(self.model, batch), experience, batches))
+        if not gaps:
+            return {}
+        found = {"ratio_first_iteration_max_dev": largest(self.accelerator, *gaps)}
+        if config.scales and not config.score_guidance:
+            guidance = guidance_of(self.model, experience.rollouts, config.scales)
+            sizes = (config.num_generations, config.micro_batch_size, self.model.spec.attention)
+            gap = ratio.guidance_gap(lambda batch: self.values(self.model, batch), experience, guidance, *sizes)
+            found["guidance_ratio_max_dev"] = largest(self.accelerator, gap)
+        return found
+
+    def _reduced(self, stats: LossStats) -> LossStats:
+        if self.accelerator.num_processes == 1:
+            return stats
+        sums: Any = self.accelerator.reduce(stats.sums_K, "sum")
+        return LossStats(sums, torch.tensor(largest(self.accelerator, float(stats.peak))))

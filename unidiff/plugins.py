@@ -1,0 +1,79 @@
+"""What a setting names of the user's own: `package.module:name`, and `package.module.name` as well."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+import traceback
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+
+def nearest(name: str, known: Iterable[str], title: str = "known") -> str:
+    """The end of a message about a name that is not known: the nearest one that is, or all of them."""
+    near = difflib.get_close_matches(name, known := list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"{title}: {', '.join(sorted(known)) or 'none'}"
+
+
+def is_path(name: str) -> bool:
+    """Whether a name says in which module it is."""
+    return ":" in name or "." in name
+
+
+def split(name: str) -> tuple[str, str]:
+    """(module, name in it) of "module:name" or "module.name". Raises ValueError if one of them is missing."""
+    module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
+    if not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
+        raise ValueError(f"{name!r} names nothing that can be imported; write package.module:name")
+    return module, attribute
+
+
+def imported(name: str, wanted: Callable[[Any], bool] = callable) -> Any:
+    """The object that "package.module:name" names. wanted: what may be meant, for the hint where there is no such name.
+
+    Raises ValueError in one line: no such module, a module that cannot be imported (a SyntaxError, whatever it raises,
+    with file and line), or one without that name; each with the nearest name that there is.
+    """
+    module_name, attribute = split(name)
+    found: Any = import_module(module_name)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            names = [key for key, value in vars(found).items() if not key.startswith("_") and wanted(value)]
+            raise ValueError(f"module {module_name!r} has no {attribute!r}; {nearest(part, names, 'it has')}")
+        found = getattr(found, part)
+    return found
+
+
+def import_module(name: str) -> ModuleType:
+    """A module by its name. Raises ValueError in one line, as `imported` does."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise ValueError(
+                f"module {name!r} cannot be imported: it needs {error.name!r}, which is not there"
+            ) from error
+        raise ValueError(f"No module named {error.name!r}; {_hint(error.name)}") from error
+    except SyntaxError as error:
+        place = f"{error.filename}, line {error.lineno}"
+        raise ValueError(
+            f"module {name!r} cannot be imported: {type(error).__name__}: {error.msg} ({place})"
+        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # one that ends the program, too
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        words = " ".join(str(error).split())
+        said = f"{type(error).__name__}: {words} ({frame.filename}, line {frame.lineno})"
+        raise ValueError(f"module {name!r} cannot be imported: {said}") from error
+
+
+def _hint(name: str) -> str:
+    package, _, last = name.rpartition(".")
+    path = importlib.import_module(package).__path__ if package else None
+    near = difflib.get_close_matches(last, [module.name for module in pkgutil.iter_modules(path)], n=1)
+    return (
+        f"did you mean {near[0]!r}?" if near else "is its folder on the path? PYTHONPATH=. adds the working directory"
+    )
