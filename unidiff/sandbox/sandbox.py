@@ -125,9 +125,11 @@ class Sandbox(Limits):
     def _judge(self, code: str, count: int, **job: Any) -> TestReport:
         if not count:
             raise ValueError("tests is empty: there is nothing to judge by")
-        # The tests' process and one beside the code come on top of the code's own.
-        box = replace(self, processes=self.processes + 2, output=max(self.output, REPORT * count))
-        job = {"code": code, "tests": [], "setup": "", "calls": [], "tolerance": 0.0, **job}
+        # The tests' process, a second one of the code and two beside it come on top of the code's own.
+        output = max(self.output, REPORT * count)
+        box = replace(self, seconds=self.seconds + 1, processes=self.processes + 4, output=output)
+        given = {"code": code, "seconds": self.seconds, "tests": [], "setup": "", "calls": [], "tolerance": 0.0}
+        job = given | job
         return _report({words["test"]: words for words in box._lines("tests", job)}, count)
 
     def _lines(self, mode: str, job: dict[str, Any]) -> list[dict[str, Any]]:
