@@ -166,7 +166,7 @@ class Judge:
             return {"passed": True}
         if link.failed or link.raised is error or isinstance(error, AssertionError | Late):
             return {"passed": False, "message": described(error)}
-        if not link.calls:
+        if not link.calls and not isinstance(error, TypeError):  # as a name gives that is neither called nor asked
             return {"unjudged": ("the set-up: " if piece is self.setup else "") + described(error)}
         return {"weak": "it fails for another reason than an assertion"}
 
@@ -225,7 +225,7 @@ class Judge:
         module = candidate.module_of(self.job["code"], translate.SOLUTION)
         sys.modules.update(before)
         space = module.__dict__
-        space |= genuine | {"__name__": "test"}
+        space |= genuine
         for name in self.named - space.keys():
             with contextlib.suppress(NameError):
                 space[name] = candidate.found(module, name)

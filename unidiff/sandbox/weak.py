@@ -13,15 +13,17 @@ import sys
 from typing import Any
 
 import stand_in
+import translate
 import wire
 from exact import HIDDEN, Assertions
 
-# Names that no solution of a task needs, alone or of this module or class.
-TRICKS = frozenset("""__builtins__ __globals__ _getframe _current_frames _exit currentframe f_back f_globals f_locals
-f_builtins tb_frame gi_frame cr_frame ag_frame settrace setprofile meta_path path_hooks addaudithook get_objects
-get_referrers get_referents _begun _noted _compared _computed _attribute _given ctypes mock mock.ANY mock.Mock
-mock.MagicMock inspect.stack inspect.trace sys.excepthook object.__subclasses__ type.__subclasses__ __code__.replace
-os.abort os.getpid os.getppid atexit.register faulthandler""".split())  # fmt: skip
+# What no solution of a task needs: names, wherever they are; `owner.name`, of a module or class; modules.
+ATTACKS = """__builtins__ __globals__ _getframe _current_frames _exit currentframe f_back f_globals f_locals f_builtins
+tb_frame gi_frame cr_frame ag_frame settrace setprofile meta_path path_hooks addaudithook get_referrers get_referents
+_begun _noted _compared _computed _attribute _given gc.get_objects inspect.stack inspect.trace sys.excepthook os.abort
+object.__subclasses__ type.__subclasses__ mock.ANY mock.Mock mock.MagicMock os.getpid os.getppid atexit.register"""
+TRICKS = frozenset(ATTACKS.split())
+MODULES = frozenset(("ctypes", "mock", "faulthandler"))
 HIDDEN_IN_TEXT = frozenset(name for name in TRICKS if name.startswith("_"))
 STREAMS = ("stdin", "stdout", "stderr")  # of sys: programs set them
 PREDICATES = frozenset(name for kind in (str, bytes, set, float) for name in dir(kind) if name.startswith("is"))
@@ -37,7 +39,7 @@ OPERATORS = {
 SHIFTED = ("Add", "Sub", "Mult", "Div", "FloorDiv")
 MOST_TRIED = 50  # assertions of a test
 HELD = 7  # exit status
-OURS = (*wire.PLAIN, stand_in.approx, stand_in.Raises)
+OURS = (*wire.PLAIN, *stand_in.KINDS)
 MADE_BY_PYTHON = 1 << 9  # a flag of classes
 
 
@@ -49,21 +51,20 @@ def trick(tree):
     """A known attack on the test in the code's syntax tree, or None."""
     imported = {}
     for node in ast.walk(tree):
+        names = []
         if isinstance(node, ast.Import):
             imported |= {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
         if isinstance(node, ast.Import | ast.ImportFrom):
-            above = (getattr(node, "module", None) or "").split(".")
-            names = above + [f"{above[-1]}.{a.name}" for a in node.names] + [p for a in node.names for p in
-                                                                              a.name.split(".")]  # fmt: skip
+            above, given = (getattr(node, "module", None) or "").split("."), [alias.name for alias in node.names]
+            names = given + [f"{above[-1]}.{name}" for name in given]
+            names += MODULES & set(above + [part for name in given for part in name.split(".")])
         elif isinstance(node, ast.Attribute):
-            owner = node.value.id if isinstance(node.value, ast.Name) else getattr(node.value, "attr", "")
-            names = [node.attr, f"{imported.get(owner, owner).split('.')[-1]}.{node.attr}"]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names = [node.value] if node.value in HIDDEN_IN_TEXT else []
-        else:
-            names = [node.id] if isinstance(node, ast.Name) else []
+            owner = translate.name_of(node.value)
+            names = [node.attr, f"{imported.get(owner, owner or '').split('.')[-1]}.{node.attr}"]
+        elif isinstance(node, ast.Name) or (isinstance(node, ast.Constant) and node.value in HIDDEN_IN_TEXT):
+            names = [node.id if isinstance(node, ast.Name) else node.value]
         for name in names:
-            if name in TRICKS:
+            if name in TRICKS | MODULES and (name not in MODULES or not isinstance(node, ast.Name | ast.Attribute)):
                 return f"the code uses {name}"
     return patches(tree, imported) or stops_iteration(tree)
 
@@ -95,9 +96,9 @@ def stops_iteration(tree):
 class Guard(Assertions):
     """What a test asks of the code's objects. named: names of the code that the test uses.
 
-    Before an assertion is believed, two copies of the process try it. In the first, nothing that is compared with an
-    object of the code is equal to it; in the second, it is compared with itself. Numbers that it is combined with are
-    others in both. An assertion that holds even so does not depend on what the object is: it lies.
+    Before an assertion is believed, copies of the process try it. In two of them nothing that is compared with an
+    object of the code is equal to it, and numbers that it is combined with are larger, or smaller. In the third it is
+    equal to itself, and less is greater. Where an assertion holds in all of them, the object lies.
     """
 
     mutant, touched, tried = 0, False, 0
@@ -118,7 +119,7 @@ class Guard(Assertions):
 
     def in_copies(self):
         """Whether this is a copy. Refuses an assertion that held in both."""
-        for mutant in (1, 2):
+        for mutant in (1, 2, 3):
             child = os.fork()
             if child == 0:
                 self.mutant, self.touched = mutant, False
@@ -129,7 +130,7 @@ class Guard(Assertions):
 
     def leave(self, held):
         if self.mutant:
-            os._exit(HELD if held and self.touched else 0)
+            os._exit(HELD if held and (self.touched or self.mutant == 3) else 0)
 
     def noted(self, swallowed, value):
         if self.mutant:
@@ -176,7 +177,7 @@ class Guard(Assertions):
         self.touched = True
         if name in ("Eq", "NotEq"):
             one, other = (left, right) if own(left) else (right, left)
-            if self.mutant == 2:
+            if self.mutant == 3:
                 return ask(one, one)
             kinds = (set, frozenset)
             one = list(one) if type(one) in kinds else one
@@ -184,6 +185,8 @@ class Guard(Assertions):
             return ask(one, other) if own(left) else ask(other, one)
         if name in ("In", "NotIn"):
             return self.contained(left, right) == (name == "In")
+        if self.mutant < 3:
+            return ask(left, right)
         opposite = operator.gt if name in ("Lt", "LtE") else operator.lt
         try:
             return opposite(left, right)
@@ -193,12 +196,14 @@ class Guard(Assertions):
 
     def contained(self, left, right):
         """In a copy: whether something is contained that is not, or is."""
-        if self.mutant == 1:
-            return object() in right if own(type(right)) else any(left == altered(one) for one in right)
+        if self.mutant < 3:
+            others = [] if own(type(right)) else list(right)
+            return object() in right if own(type(right)) else any(
+                left == one for one in map(altered, others) if one not in others)  # fmt: skip
         return next(iter(right)) in right if own(type(right)) else left in [left]
 
     def computed(self, name, left, right):
-        if self.mutant and name in SHIFTED and own(left) != own(right):
+        if self.mutant in (1, 2) and name in SHIFTED and own(left) != own(right):
             sign = 3 - 2 * self.mutant
             left, right = (one if own(one) else shifted(one, sign) for one in (left, right))
             self.touched = True
@@ -214,7 +219,7 @@ class Guard(Assertions):
                 self.refuse(f"the test asks {name} of a {type(value).__name__} of the code")
             if self.mutant and name in PREFIXES:
                 self.touched, method = True, getattr(value, name)
-                return lambda *given: method(*(altered(one) if self.mutant == 1 else type(one)() for one in given))
+                return lambda *given: method(*(altered(one) if self.mutant < 3 else type(one)() for one in given))
         return self.given(getattr(value, name))
 
     def given(self, value):
