@@ -2,20 +2,23 @@
 
 import asyncio
 import os
+import resource
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 
-from unidiff.rewards.code_tests import code_tests
+from unidiff.rewards.code_tests import code_tests, judge
 from unidiff.rewards.math_answers import MathVerifier, math_answer
 from unidiff.rewards.reward import Cause, Loss, resolve
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import evaluate
 from unidiff.rewards.text import exact_answer, format_pattern, length, numeric_answer, repetition
+from unidiff.sandbox import Sandbox
 from unidiff.sequence import Modality
 
 
@@ -230,6 +233,23 @@ def test_numbers_of_code_have_a_tolerance():
 
 
 @pytest.mark.usefixtures("namespaces")
+def test_a_trainer_without_descriptors_loses_the_row_alone():
+    held = []
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        value, _ = judge(Sandbox(), "def f(x): return x", ["assert f(1) == 1"])
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert isinstance(value, Loss) and "Too many open files" in value.message
+    assert judge(Sandbox(), "def f(x): return x", ["assert f(1) == 1"]) == (1.0, False)
+
+
 def test_values_that_code_could_forge_are_counted():
     weak = views("class P: x = 1", tests=["assert P().x == 1"])
     table = evaluate([code_tests()], [weak, views(GOOD, tests=ASSERTS)])

@@ -349,6 +349,8 @@ def same(value: Any, wanted: Any, tolerance: float) -> bool:
 
 def described(error):
     try:
+        if isinstance(error, Late):
+            return str(error)
         return f"{type(error).__name__}: {error}"[:500]
     except BaseException:
         return type(error).__name__

@@ -9,7 +9,19 @@ import candidate
 import judge
 import programs
 
-ROOM = ("candidate", "exact", "filter", "judge", "payload", "programs", "stand_in", "translate", "weak", "wire")
+ROOM = (
+    "candidate",
+    "exact",
+    "filter",
+    "folders",
+    "judge",
+    "payload",
+    "programs",
+    "stand_in",
+    "translate",
+    "weak",
+    "wire",
+)
 
 
 def run(job):
