@@ -118,9 +118,10 @@ def defines(module, name):
 
 
 def fault(error):
-    """An exception of a builtin class, with its arguments. Any other is not plain."""
+    """An exception of a builtin class, with its arguments. Any other, or one with a cause or notes, is not plain."""
     kind = type(error)
-    if vars(builtins).get(kind.__name__) is not kind:
+    more = error.__cause__ is not None or hasattr(error, "__notes__") or isinstance(error, BaseExceptionGroup)
+    if vars(builtins).get(kind.__name__) is not kind or more:
         return {"not_plain": f"the code raised a {kind.__name__}"}
     try:
         message = str(error)[:500]

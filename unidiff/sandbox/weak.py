@@ -181,7 +181,7 @@ class Guard(Assertions):
                 return ask(one, one)
             kinds = (set, frozenset)
             one = list(one) if type(one) in kinds else one
-            other = altered(list(other) if type(other) in kinds else other)
+            other = altered(list(other) if type(other) in kinds else other, one)
             return ask(one, other) if own(left) else ask(other, one)
         if name in ("In", "NotIn"):
             return self.contained(left, right) == (name == "In")
@@ -195,12 +195,12 @@ class Guard(Assertions):
             return ask(left, sign * float("inf")) if own(left) else ask(sign * float("inf"), right)
 
     def contained(self, left, right):
-        """In a copy: whether something is contained that is not, or is."""
-        if self.mutant < 3:
-            others = [] if own(type(right)) else list(right)
-            return object() in right if own(type(right)) else any(
-                left == one for one in map(altered, others) if one not in others)  # fmt: skip
-        return next(iter(right)) in right if own(type(right)) else left in [left]
+        """In a copy: whether something is contained. In the third all is; in the others what is unlike all there is."""
+        if self.mutant == 3:
+            return True
+        if own(right, 0):
+            return object() in right
+        return any(left == one for one in map(altered, right) if one not in list(right))
 
     def computed(self, name, left, right):
         if self.mutant in (1, 2) and name in SHIFTED and own(left) != own(right):
@@ -210,10 +210,11 @@ class Guard(Assertions):
         return OPERATORS[name](left, right)
 
     def attribute(self, value, name):
-        if own(type(value)):
-            if any("__getattr" in key for kind in kinds_of(type(value)) for key in vars(kind)):
-                if getattr(value, f"unknown_{os.urandom(6).hex()}", None) is not None:
-                    self.refuse(f"a {type(value).__name__} of the code has any attribute")
+        if own(value, 0):
+            unknown = f"unknown_{os.urandom(6).hex()}"
+            answers = any("__getattr" in key for kind in kinds_of(type(value)) for key in vars(kind))
+            if answers and getattr(value, unknown, None) is not None:
+                self.refuse(f"a {type(value).__name__} of the code has any attribute")
             named = any(kind.__name__ in self.named for kind in kinds_of(type(value)))
             if name in PREDICATES and not named and not isinstance(value, wire.PLAIN):
                 self.refuse(f"the test asks {name} of a {type(value).__name__} of the code")
@@ -224,7 +225,7 @@ class Guard(Assertions):
 
     def given(self, value):
         """What the test gets from the code: an object that is equal to anything is refused."""
-        if own(type(value)) and any("__eq__" in vars(kind) for kind in kinds_of(type(value))):
+        if own(value, 0) and any("__eq__" in vars(kind) for kind in kinds_of(type(value))):
             text = os.urandom(6).hex()
             strange = [object(), text, (text,), random.random()]
             numbers = [random.randrange(1 << 40) for _ in range(16)]
@@ -248,9 +249,9 @@ def outside(kind):
 
 
 def own(value, depth=4):
-    """Whether a value is of a class of the code, or holds one that is; of a class: whether the code made it."""
-    if isinstance(value, type) and type(value) is type:
-        return bool(kinds_of(value))
+    """Whether a value is of a class of the code, is such a class, or holds such a value."""
+    if isinstance(value, type) and depth:
+        return bool(kinds_of(value) or kinds_of(type(value)))
     if type(value) in (list, tuple, set, frozenset, dict) and depth:
         items = [*value, *value.values()] if type(value) is dict else value
         return any(own(one, depth - 1) for one in items)
@@ -264,20 +265,22 @@ def is_equal(value, other):
         return False
 
 
-def altered(value: Any) -> Any:
-    """Another value, as near as may be."""
+def altered(value: Any, beside: Any = None) -> Any:
+    """Another value, as near as may be. beside: what it is compared with; only what meets objects of the code there is
+    altered."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float | complex):
         return value + 1
-    if isinstance(value, str):
-        return value + "x"
-    if isinstance(value, bytes):
-        return value + b"x"
+    if isinstance(value, str | bytes):
+        return value + type(value)(b"x" if isinstance(value, bytes) else "x")
     if type(value) in (list, tuple):
-        return type(value)(map(altered, value)) if value else type(value)((0,))
+        pairs = zip(value, beside) if type(beside) is type(value) else ((one, None) for one in value)
+        return type(value)(altered(one, it) if it is None or own(it) else one for one, it in pairs) or type(value)("x")
     if type(value) is dict:
-        return {key: altered(one) for key, one in value.items()} or {0: 0}
+        beside = beside if type(beside) is dict else {}
+        return {k: altered(v, beside.get(k)) if k not in beside or own(beside[k]) else v for k, v in value.items()} or {
+            "x": 0}  # fmt: skip
     if isinstance(value, stand_in.approx):
         return stand_in.approx(altered(value.expected), value.rel, value.abs)
     return object()
