@@ -25,12 +25,12 @@ import wire
 UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
-def judge(reports):
+def judge(reports, processes):
     """Reads the job from stdin: {"code", "tests", "setup", "calls", "tolerance", "seconds"}. Writes one line a verdict.
 
-    There is a second process of the code, which takes over where the first has ended or hangs.
+    processes: of the code. The next takes over where one has ended or hangs.
     """
-    links = [exact.Link(), exact.Link()]
+    links = [exact.Link() for _ in range(processes)]
     with open(0, "rb") as file:
         job = json.load(file)
     candidate.silence()

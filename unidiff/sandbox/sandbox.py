@@ -113,7 +113,7 @@ class Sandbox(Limits):
         output = (6 * self.output + REPORT) * count  # a character takes up to six as JSON
         box = replace(self, seconds=(self.seconds + 1) * count, processes=self.processes + 1, output=output)
         verdicts = {}
-        for index, run in enumerate(box._lines("programs", job)):
+        for index, run in enumerate(box._lines(job, mode="programs")):
             if run["stop"] != Stop.EXITED or run["code"] != 0:
                 verdicts[index] = {"message": f"{run['stop']}, with {run['code']}"}
             elif not _printed_same(run["stdout"], wanted[index], tolerance):
@@ -130,12 +130,13 @@ class Sandbox(Limits):
         box = replace(self, seconds=self.seconds + 1, processes=self.processes + 4, output=output)
         given = {"code": code, "seconds": self.seconds, "tests": [], "setup": "", "calls": [], "tolerance": 0.0}
         job = given | job
-        return _report({words["test"]: words for words in box._lines("tests", job)}, count)
+        lines = box._lines(job, mode="tests", servers=min(count, 2))
+        return _report({words["test"]: words for words in lines}, count)
 
-    def _lines(self, mode: str, job: dict[str, Any]) -> list[dict[str, Any]]:
+    def _lines(self, job: dict[str, Any], **start: Any) -> list[dict[str, Any]]:
         """What a job reports, one JSON line each. Raises SandboxError if it could not begin."""
         with ExitStack() as stack:
-            outcome = Process(self, stack, {"mode": mode}, stdin=json.dumps(job)).finish()
+            outcome = Process(self, stack, start, stdin=json.dumps(job)).finish()
         found = []
         for line in outcome.stdout.splitlines():
             with suppress(ValueError):  # the last line may be cut off

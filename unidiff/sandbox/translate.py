@@ -216,7 +216,9 @@ class Guarded(Noted):
 
     def visit_Attribute(self, node):
         self.generic_visit(node)
-        private = node.attr.startswith("__") and not node.attr.endswith("__")  # of a class of the test, which renames it
+        private = node.attr.startswith("__") and not node.attr.endswith(
+            "__"
+        )  # of a class of the test, which renames it
         asked = isinstance(node.ctx, ast.Load) and not private
         return call("_attribute", node.value, ast.Constant(node.attr)) if asked else node
 

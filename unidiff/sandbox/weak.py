@@ -101,7 +101,7 @@ class Guard(Assertions):
     equal to itself, and less is greater. Where an assertion holds in all of them, the object lies.
     """
 
-    mutant, touched, tried = 0, False, 0
+    mutant, armed, tried = 0, False, 0
 
     def __init__(self, named):
         self.named = named
@@ -112,29 +112,31 @@ class Guard(Assertions):
 
     def begun(self, swallowed):
         self.leave(False)  # in a copy: the condition was never known
-        self.tried += 1
-        if self.tried <= MOST_TRIED and not self.in_copies():
-            return super().begun(swallowed)
-        return swallowed
+        self.armed = self.tried < MOST_TRIED
+        return super().begun(swallowed)
 
-    def in_copies(self):
-        """Whether this is a copy. Refuses an assertion that held in both."""
-        for mutant in (1, 2, 3):
-            child = os.fork()
-            if child == 0:
-                self.mutant, self.touched = mutant, False
-                return True
-            if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != HELD:
-                return False
-        return self.refuse("an object of the code answers the same, whatever it is compared with")
+    def touched(self):
+        """The assertion asks something of an object of the code: the copies go on from here. True in a copy."""
+        if self.armed:
+            self.armed, self.tried = False, self.tried + 1
+            for self.mutant in (1, 2, 3):
+                child = os.fork()
+                if child == 0:
+                    return True
+                if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != HELD:
+                    break
+            else:
+                self.refuse("an object of the code answers the same, whatever it is compared with")
+            self.mutant = 0
+        return self.mutant > 0
 
     def leave(self, held):
         if self.mutant:
-            os._exit(HELD if held and (self.touched or self.mutant == 3) else 0)
+            os._exit(HELD if held else 0)
 
     def noted(self, swallowed, value):
-        if self.mutant:
-            self.leave(bool(value))
+        self.armed = False
+        self.leave(value)
         return super().noted(swallowed, value)
 
     def watch_unittest(self):
@@ -145,14 +147,11 @@ class Guard(Assertions):
 
     def watch(self, kind, name, original):
         def method(case, first, second, *rest, **named):
-            if own(first) or own(second):
-                swallowed = self.begun(0)
-                equal = name != "assertEqual" or self.compared(("Eq",), first, second)
-                if self.mutant:
-                    self.touched = True
-                    original(case, first, altered(second), *rest, **named)
-                self.noted(swallowed, equal)
+            self.begun(0)
+            if (own(first) or own(second)) and self.touched():
+                first, second = (first, altered(second)) if own(first) else (altered(first), second)
             original(case, first, second, *rest, **named)
+            self.noted(0, True)
 
         setattr(kind, name, method)
 
@@ -172,9 +171,8 @@ class Guard(Assertions):
     def asked(self, name, left, right):
         """The answer to one comparison, in a copy to another one."""
         ask = OPERATORS[name]
-        if not self.mutant or name in ("Is", "IsNot") or not (own(left) or own(right)):
+        if name in ("Is", "IsNot") or not (own(left) or own(right)) or not self.touched():
             return ask(left, right)
-        self.touched = True
         if name in ("Eq", "NotEq"):
             one, other = (left, right) if own(left) else (right, left)
             if self.mutant == 3:
@@ -203,10 +201,9 @@ class Guard(Assertions):
         return any(left == one for one in map(altered, right) if one not in list(right))
 
     def computed(self, name, left, right):
-        if self.mutant in (1, 2) and name in SHIFTED and own(left) != own(right):
+        if name in SHIFTED and own(left) != own(right) and self.touched() and self.mutant < 3:
             sign = 3 - 2 * self.mutant
             left, right = (one if own(one) else shifted(one, sign) for one in (left, right))
-            self.touched = True
         return OPERATORS[name](left, right)
 
     def attribute(self, value, name):
@@ -218,8 +215,8 @@ class Guard(Assertions):
             named = any(kind.__name__ in self.named for kind in kinds_of(type(value)))
             if name in PREDICATES and not named and not isinstance(value, wire.PLAIN):
                 self.refuse(f"the test asks {name} of a {type(value).__name__} of the code")
-            if self.mutant and name in PREFIXES:
-                self.touched, method = True, getattr(value, name)
+            if name in PREFIXES and self.touched():
+                method = getattr(value, name)
                 return lambda *given: method(*(altered(one) if self.mutant < 3 else type(one)() for one in given))
         return self.given(getattr(value, name))
 
