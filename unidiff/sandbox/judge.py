@@ -54,7 +54,8 @@ class Judge:
     """Tests and the code, read. named: what the tests use of the code."""
 
     def __init__(self, links, job):
-        self.links, self.job, self.link = links, job, None
+        self.links, self.job = links, job
+        self.link: Any = None
         self.end = time.monotonic() + job["seconds"]
         self.left = len(job["calls"]) + len(job["tests"])
         signal.signal(signal.SIGALRM, late)
@@ -66,10 +67,11 @@ class Judge:
             yield self.timed(self.call, *(wire.decode(part) for part in case))
         if not self.job["tests"]:
             return
-        setup = attempt(translate.Piece, self.job["setup"])
+        setup: Any = attempt(translate.Piece, self.job["setup"])
         pieces = [attempt(self.piece, text, setup) for text in self.job["tests"]]
         readable = [piece for piece in (setup, *pieces) if isinstance(piece, translate.Piece)]
-        self.setup, self.modules = setup, translate.modules(readable, attempt(translate.Piece, self.job["code"]))
+        self.setup: Any = setup
+        self.modules = translate.modules(readable, attempt(translate.Piece, self.job["code"]))
         names = set().union(*(piece.names for piece in readable)) - self.modules.keys()
         names -= getattr(setup, "defined", set())
         self.named = frozenset(names or translate.tested_builtins(readable))
@@ -250,7 +252,7 @@ class Judge:
         return {"passed": True} if right else {"passed": False, "message": f"it gave {value!r:.200}"}
 
 
-def attempt(read, *given):
+def attempt(read: Any, *given: Any) -> Any:
     """What a function gives, or an Unjudged that says why it cannot read its text."""
     try:
         return read(*given)

@@ -1,8 +1,8 @@
 """Tests that run in one interpreter with the code, since they look at its objects: attributes, operators, contexts.
 
 Code that attacks its own test can forge such a verdict, so it is marked `weak`. Known attacks are refused: by name
-before the code runs (`trick`); and an assertion about the code's objects is tried under two false assumptions before it
-is believed (`Guard`).
+before the code runs (`trick`); and an assertion about the code's objects is tried under false assumptions before it is
+believed (`Guard`).
 """
 
 import ast
@@ -17,13 +17,13 @@ import translate
 import wire
 from exact import HIDDEN, Assertions
 
-# What no solution of a task needs: names, wherever they are; `owner.name`, of a module or class; modules.
+# What no solution of a task needs: names, wherever they are; `owner.name`, of a module or class; modules (`name.`).
 ATTACKS = """__builtins__ __globals__ _getframe _current_frames _exit currentframe f_back f_globals f_locals f_builtins
 tb_frame gi_frame cr_frame ag_frame settrace setprofile meta_path path_hooks addaudithook get_referrers get_referents
 _begun _noted _compared _computed _attribute _given gc.get_objects inspect.stack inspect.trace sys.excepthook os.abort
-object.__subclasses__ type.__subclasses__ mock.ANY mock.Mock mock.MagicMock os.getpid os.getppid atexit.register"""
+object.__subclasses__ type.__subclasses__ mock.ANY mock.Mock mock.MagicMock os.getpid os.getppid
+atexit.register ctypes. mock. faulthandler."""
 TRICKS = frozenset(ATTACKS.split())
-MODULES = frozenset(("ctypes", "mock", "faulthandler"))
 HIDDEN_IN_TEXT = frozenset(name for name in TRICKS if name.startswith("_"))
 STREAMS = ("stdin", "stdout", "stderr")  # of sys: programs set them
 PREDICATES = frozenset(name for kind in (str, bytes, set, float) for name in dir(kind) if name.startswith("is"))
@@ -57,14 +57,14 @@ def trick(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             above, given = (getattr(node, "module", None) or "").split("."), [alias.name for alias in node.names]
             names = given + [f"{above[-1]}.{name}" for name in given]
-            names += MODULES & set(above + [part for name in given for part in name.split(".")])
+            names += [f"{part}." for name in [*above, *given] for part in name.split(".")]
         elif isinstance(node, ast.Attribute):
             owner = translate.name_of(node.value)
             names = [node.attr, f"{imported.get(owner, owner or '').split('.')[-1]}.{node.attr}"]
         elif isinstance(node, ast.Name) or (isinstance(node, ast.Constant) and node.value in HIDDEN_IN_TEXT):
             names = [node.id if isinstance(node, ast.Name) else node.value]
         for name in names:
-            if name in TRICKS | MODULES and (name not in MODULES or not isinstance(node, ast.Name | ast.Attribute)):
+            if name in TRICKS:
                 return f"the code uses {name}"
     return patches(tree, imported) or stops_iteration(tree)
 
@@ -245,12 +245,12 @@ def outside(kind):
     return known and module is not None and getattr(module, kind.__name__, None) is kind
 
 
-def own(value, depth=4):
+def own(value: Any, depth: int = 4) -> bool:
     """Whether a value is of a class of the code, is such a class, or holds such a value."""
     if isinstance(value, type) and depth:
         return bool(kinds_of(value) or kinds_of(type(value)))
     if type(value) in (list, tuple, set, frozenset, dict) and depth:
-        items = [*value, *value.values()] if type(value) is dict else value
+        items: Any = [*value, *value.values()] if type(value) is dict else value
         return any(own(one, depth - 1) for one in items)
     return bool(kinds_of(type(value)))
 
@@ -269,8 +269,10 @@ def altered(value: Any, beside: Any = None) -> Any:
         return not value
     if isinstance(value, int | float | complex):
         return value + 1
-    if isinstance(value, str | bytes):
-        return value + type(value)(b"x" if isinstance(value, bytes) else "x")
+    if isinstance(value, str):
+        return value + "x"
+    if isinstance(value, bytes):
+        return value + b"x"
     if type(value) in (list, tuple):
         pairs = zip(value, beside) if type(beside) is type(value) else ((one, None) for one in value)
         return type(value)(altered(one, it) if it is None or own(it) else one for one, it in pairs) or type(value)("x")
