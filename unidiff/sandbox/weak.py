@@ -9,6 +9,7 @@ import ast
 import operator
 import os
 import random
+import signal
 import sys
 from typing import Any
 
@@ -39,6 +40,7 @@ OPERATORS = {
 SHIFTED = ("Add", "Sub", "Mult", "Div", "FloorDiv")
 MOST_TRIED = 50  # assertions of a test
 HELD = 7  # exit status
+COPY_SECONDS = 1
 OURS = (*wire.PLAIN, *stand_in.KINDS)
 MADE_BY_PYTHON = 1 << 9  # a flag of classes
 
@@ -122,6 +124,8 @@ class Guard(Assertions):
             for self.mutant in (1, 2, 3):
                 child = os.fork()
                 if child == 0:
+                    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                    signal.alarm(COPY_SECONDS)  # it may wait for what never is
                     return True
                 if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != HELD:
                     break
@@ -149,7 +153,7 @@ class Guard(Assertions):
         def method(case, first, second, *rest, **named):
             self.begun(0)
             if (own(first) or own(second)) and self.touched():
-                first, second = (first, altered(second)) if own(first) else (altered(first), second)
+                first, second = (first, self.other(second)) if own(first) else (self.other(first), second)
             original(case, first, second, *rest, **named)
             self.noted(0, True)
 
@@ -179,7 +183,7 @@ class Guard(Assertions):
                 return ask(one, one)
             kinds = (set, frozenset)
             one = list(one) if type(one) in kinds else one
-            other = altered(list(other) if type(other) in kinds else other, one)
+            other = self.other(list(other) if type(other) in kinds else other, one)
             return ask(one, other) if own(left) else ask(other, one)
         if name in ("In", "NotIn"):
             return self.contained(left, right) == (name == "In")
@@ -198,12 +202,14 @@ class Guard(Assertions):
             return True
         if own(right, 0):
             return object() in right
-        return any(left == one for one in map(altered, right) if one not in list(right))
+        return any(left == one for one in map(self.other, right) if one not in list(right))
+
+    def other(self, value, beside=None):
+        return altered(value, 3 - 2 * self.mutant, beside)
 
     def computed(self, name, left, right):
         if name in SHIFTED and own(left) != own(right) and self.touched() and self.mutant < 3:
-            sign = 3 - 2 * self.mutant
-            left, right = (one if own(one) else shifted(one, sign) for one in (left, right))
+            left, right = (one if own(one) else shifted(one, 3 - 2 * self.mutant) for one in (left, right))
         return OPERATORS[name](left, right)
 
     def attribute(self, value, name):
@@ -217,7 +223,7 @@ class Guard(Assertions):
                 self.refuse(f"the test asks {name} of a {type(value).__name__} of the code")
             if name in PREFIXES and self.touched():
                 method = getattr(value, name)
-                return lambda *given: method(*(altered(one) if self.mutant < 3 else type(one)() for one in given))
+                return lambda *given: method(*(self.other(one) if self.mutant < 3 else type(one)() for one in given))
         return self.given(getattr(value, name))
 
     def given(self, value):
@@ -262,26 +268,27 @@ def is_equal(value, other):
         return False
 
 
-def altered(value: Any, beside: Any = None) -> Any:
-    """Another value, as near as may be. beside: what it is compared with; only what meets objects of the code there is
-    altered."""
+def altered(value: Any, sign: int, beside: Any = None) -> Any:
+    """Another value, as near as may be. sign: 1 or -1, for one or another. beside: what it is compared with; only what
+    meets objects of the code there is altered."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float | complex):
-        return value + 1
+        return value + 1 if sign > 0 else -value - random.randrange(1, 50)
     if isinstance(value, str):
         return value + "x"
     if isinstance(value, bytes):
         return value + b"x"
     if type(value) in (list, tuple):
         pairs = zip(value, beside) if type(beside) is type(value) else ((one, None) for one in value)
-        return type(value)(altered(one, it) if it is None or own(it) else one for one, it in pairs) or type(value)("x")
+        made = [altered(one, sign, it) if it is None or own(it) else one for one, it in pairs]
+        return type(value)(made or "x")
     if type(value) is dict:
-        beside = beside if type(beside) is dict else {}
-        return {k: altered(v, beside.get(k)) if k not in beside or own(beside[k]) else v for k, v in value.items()} or {
-            "x": 0}  # fmt: skip
+        kept = beside if type(beside) is dict else {}
+        made = {k: altered(v, sign, kept.get(k)) if k not in kept or own(kept[k]) else v for k, v in value.items()}
+        return made or {"x": 0}
     if isinstance(value, stand_in.approx):
-        return stand_in.approx(altered(value.expected), value.rel, value.abs)
+        return stand_in.approx(altered(value.expected, sign), value.rel, value.abs)
     return object()
 
 
