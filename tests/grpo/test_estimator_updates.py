@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from unidiff import noise
+from unidiff.canvas import Canvas, render
 from unidiff.estimators import ESTIMATORS, Draw, Estimator, draw_views, make, parse, values_of
 from unidiff.grpo.experience import credited
 from unidiff.grpo.losses import LOSSES, Denominators, modality_loss
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment, render
+from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
 
 SPEC = ModelSpec(

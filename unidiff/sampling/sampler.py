@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unidiff import noise
-from unidiff.guidance import Prompt
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.edit import Locate
 from unidiff.sampling.rollout import Rollout
 from unidiff.sampling.writing import Writing
-from unidiff.sequence import Interleaved, check_parts
+from unidiff.sequence import Interleaved, Prompt, check_parts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
