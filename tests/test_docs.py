@@ -26,7 +26,7 @@ from unidiff import reward
 from unidiff.config import build, parse
 from unidiff.estimators import ESTIMATORS
 from unidiff.families import FAMILIES
-from unidiff.grpo import sharding
+from unidiff.grpo import distributed
 from unidiff.model import UnifiedModel
 from unidiff.rewards.reward import REWARDS
 from unidiff.settings_file import from_yaml
@@ -252,8 +252,8 @@ def test_the_fsdp_config_is_what_the_trainer_takes(monkeypatch: pytest.MonkeyPat
     model: Any = SimpleNamespace(images=None, tokenizer=None, parameters=list, dtype=torch.bfloat16)
     accelerator: Any = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True, mixed_precision="no")
     accelerator.state = SimpleNamespace(fsdp_plugin=plugin)
-    sharding.check(accelerator)
-    sharding.Shards(model, accelerator)
+    distributed.check(accelerator)
+    distributed.weights_for(model, accelerator, max_norm=1.0)
     assert plugin.mixed_precision_policy.param_dtype == torch.bfloat16
 
 
@@ -272,8 +272,8 @@ def test_the_zero2_config_is_what_the_trainer_takes(monkeypatch: pytest.MonkeyPa
     model: Any = SimpleNamespace(parameters=list, dtype=torch.bfloat16)
     accelerator: Any = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, mixed_precision="no")
     accelerator.state = SimpleNamespace(deepspeed_plugin=plugin)
-    sharding.check(accelerator)
-    sharding.shards(model, accelerator, max_norm=0.5)
+    distributed.check(accelerator)
+    distributed.weights_for(model, accelerator, max_norm=0.5)
     assert plugin.deepspeed_config["gradient_clipping"] == 0.5 and plugin.deepspeed_config["bf16"]["enabled"]
 
 
