@@ -165,6 +165,23 @@ def test_what_a_normalizer_makes_a_special_token_stays_characters(
     assert tokenizer.decode(plain(typed)) == tokenizer.backend_tokenizer.normalizer.normalize_str(typed)
 
 
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (["go"], TypeError, r"the text is a list \(\['go'\]\); it must be a str"),
+        (b"go", TypeError, "the text is a bytes"),
+        (None, TypeError, "the text is a NoneType"),
+        ("half \ud83d", ValueError, r"can't encode character '\\ud83d' in position 5"),
+    ],
+)
+def test_what_is_no_text_is_named(
+    text: Any, error: type[Exception], message: str, toy_spec: Callable[..., ModelSpec]
+) -> None:
+    tokenizer = bpe()
+    with pytest.raises(error, match=message):
+        PlainText(tokenizer, spec_of(tokenizer, toy_spec))(text)
+
+
 def test_a_slow_tokenizer(toy_spec: Callable[..., ModelSpec]) -> None:
     tokenizer = ByT5Tokenizer()
     rows = len(tokenizer)

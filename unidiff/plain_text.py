@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import reprlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ class PlainText:
         self.special = frozenset(added | {id for id in spec.special_ids if self._text(id)})
 
     def __call__(self, text: str) -> list[int]:
-        """Raises ValueError if the text cannot be written without a special token."""
+        """Raises TypeError for what is not a text, ValueError if it cannot be written without a special token, or not
+        in UTF-8."""
+        if not isinstance(text, str):
+            raise TypeError(f"the text is a {type(text).__name__} ({reprlib.repr(text)}); it must be a str")
+        text.encode()  # half of a surrogate pair is named here, by no tokenizer
         # Added tokens that are not "special", or words of the vocabulary: cut behind their first character. What the
         # tokenizer's normalizer makes of other characters (`<｜mask｜>`): cut behind every one.
         for cut in (lambda text: [text], self._cut, list):
