@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import random
+import signal
 import subprocess
 import sys
 import zlib
@@ -20,6 +21,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest runs a process a core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: tests never ask the network
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background job ignores it, and so would its children
 
 import numpy as np
 import pytest
@@ -39,6 +43,9 @@ from unidiff.sandbox import namespaces_refused
 from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
 from unidiff.tasks import FrozenLake
+
+# A shell's background job ignores SIGINT, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = ("find a safe way to the goal", "find the goal", "go", "find a safe way")

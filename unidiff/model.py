@@ -20,13 +20,14 @@ from torch import LongTensor, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unidiff.attention import Context, additive, cut_after_segments, noisy_copies, pad_bias, seen_clean_and_noisy
-from unidiff.guidance import Guidance, Prompt
+from unidiff.canvas import Canvas, Tokens, render
+from unidiff.guidance import Guidance
 from unidiff.head import float32_logits
 from unidiff.images import to_pil, to_pixels
 from unidiff.images.picture import rgb
 from unidiff.images.preprocess import Preprocess
 from unidiff.plain_text import PlainText
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, check_parts, hidden, render
+from unidiff.sequence import Interleaved, Modality, Prompt, Segment, check_parts, hidden
 from unidiff.spec import ModelSpec
 from unidiff.templates import Picture, PromptTemplate
 

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from unidiff.attention import additive, pad_bias
+from unidiff.canvas import Tokens
 from unidiff.images import to_pil
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.denoise import Drawn, denoise_image, denoise_text
 from unidiff.sampling.draw import check_drawn
-from unidiff.sequence import Modality, Tokens, check_parts
+from unidiff.sequence import Modality, check_parts
 from unidiff.templates import Guided, Layout, Role
 
 if TYPE_CHECKING:

@@ -9,13 +9,12 @@ import torch
 
 from unidiff import noise
 from unidiff.config import convert
-from unidiff.guidance import Prompt
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.edit import Locate
 from unidiff.sampling.rollout import Rollout
 from unidiff.sampling.writing import Writing
-from unidiff.sequence import Interleaved, check_parts
+from unidiff.sequence import Interleaved, Prompt, check_parts
 
 if TYPE_CHECKING:
     from PIL.Image import Image

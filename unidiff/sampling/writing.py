@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unidiff.guidance import Prompt
+from unidiff.canvas import Tokens
 from unidiff.model import UnifiedModel
 from unidiff.sampling import edit as edits
 from unidiff.sampling.compute import ComputeMeter, ModelFlops
@@ -29,7 +29,7 @@ from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.denoise import EDIT, Drawn, denoise_image, denoise_text, text_length
 from unidiff.sampling.draw import check_drawn
 from unidiff.sampling.rollout import Rollout, Stop
-from unidiff.sequence import Interleaved, Modality, Segment, Tokens
+from unidiff.sequence import Interleaved, Modality, Prompt, Segment
 from unidiff.spec import ModelSpec
 
 
