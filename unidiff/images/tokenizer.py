@@ -4,12 +4,13 @@ decorator; one file a kind."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from unidiff.config import near
 
 
 @runtime_checkable
@@ -61,9 +62,8 @@ def load(kind: str, folder: str | Path, codebook_size: int | None = None) -> Ima
     and another codebook size; FileNotFoundError for missing files.
     """
     if kind not in KINDS:
-        nearest = get_close_matches(kind, KINDS, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"image tokenizer {kind!r} is not known; known kinds: {', '.join(sorted(KINDS))}{hint}")
+        known = ", ".join(sorted(KINDS))
+        raise ValueError(f"image tokenizer {kind!r} is not known; known kinds: {known}{near(kind, KINDS)}")
     tokenizer: ImageTokenizer = KINDS[kind].from_pretrained(folder)
     if codebook_size is not None and tokenizer.codebook_size != codebook_size:
         raise ValueError(

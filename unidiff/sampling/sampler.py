@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unidiff import noise
+from unidiff.config import convert
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.edit import Locate
@@ -33,7 +34,8 @@ def rollout(
     """
     config = model.spec.sampler_config(**settings)
     encoded = model.encode_prompt(prompt, config.guides)
-    return InterleavedSampler(model, config, locate).sample([encoded], [noise.key(seed)])[0]
+    key = noise.key(convert(seed, int, "seed", words=False))
+    return InterleavedSampler(model, config, locate).sample([encoded], [key])[0]
 
 
 class InterleavedSampler:
