@@ -194,7 +194,9 @@ class Judge:
         except BlockingIOError:
             pass
         except Late:
-            os.killpg(child, signal.SIGKILL)
+            for kill in (os.killpg, os.kill):  # its group, which it may not have made yet
+                with contextlib.suppress(ProcessLookupError):
+                    kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
         finally:
             os.close(ours)

@@ -82,7 +82,8 @@ class Sandbox(Limits):
 
         The names that a test uses and does not define are those under test. A test that only calls them, hands results
         on and compares plain data is exact. Any other runs beside the code and is `weak`. One that asserts nothing,
-        uses nothing of the code, or needs what is not installed is `unjudged`.
+        uses nothing of the code, hangs before it calls it, or needs what is not installed or nowhere defined is
+        `unjudged`. All tests share `seconds`; but for the last one each may take half of what is left.
 
         Errors: ValueError without tests; SandboxError if the sandbox cannot be built.
         """
