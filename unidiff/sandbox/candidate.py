@@ -4,6 +4,7 @@ import builtins
 import itertools
 import json
 import os
+import signal
 import sys
 import types
 
@@ -62,12 +63,21 @@ def serve(requests, replies):
         server = Server(module_of(code, "solution"))
     except BaseException as error:
         failure = fault(error)
+    signal.signal(signal.SIGUSR1, interrupt)
     for line in requests:
         try:
             reply = json.dumps(server.answer(json.loads(line)) if server else failure)
         except (RecursionError, ValueError, MemoryError) as error:
             reply = json.dumps(fault(error))
         send(replies, reply.encode() + b"\n")
+
+
+class Interrupted(BaseException):
+    """A call has taken too long."""
+
+
+def interrupt(*_):
+    raise Interrupted
 
 
 class Server:

@@ -9,12 +9,14 @@ import builtins
 import contextlib
 import json
 import os
+import select
 import signal
 
 import wire
 from candidate import fork_server, send
 
 LONGEST_REPLY = 64 << 20  # bytes
+STOP_SECONDS = 0.3
 HIDDEN = ("StopIteration", "StopAsyncIteration", "GeneratorExit")  # they would steer the test instead of failing it
 
 
@@ -45,8 +47,8 @@ class Assertions:
 class Link(Assertions):
     """The tests' end of the two pipes, and what is known about the test that runs.
 
-    calls: calls that it made. reason: why it needs the code's interpreter. raised: what the code raised last.
-    handles: it got objects of the code.
+    calls: calls that it made. waiting: one has not answered. reason: why it needs the code's interpreter. raised: what
+    the code raised last. handles: it got objects of the code.
     """
 
     def __init__(self):
@@ -62,12 +64,18 @@ class Link(Assertions):
 
     def begin(self):
         self.calls, self.reason, self.raised, self.handles = 0, None, None, False
-        self.failed, self.open = False, 0
+        self.failed, self.open, self.waiting = False, 0, False
 
-    def end(self):
-        self.ended = True
-        with contextlib.suppress(OSError):
-            os.kill(self.child, signal.SIGKILL)
+    def stop(self):
+        """Stops the call that runs. If the process does not answer at once, it is ended."""
+        if self.waiting and not self.ended:
+            self.ended = True
+            with contextlib.suppress(OSError):
+                os.kill(self.child, signal.SIGUSR1)
+                if select.select([self.replies], [], [], STOP_SECONDS)[0]:
+                    self.ended = not self.replies.readline(LONGEST_REPLY).endswith(b"\n")
+                if self.ended:
+                    os.kill(self.child, signal.SIGKILL)
 
     def send(self, message):
         try:
@@ -79,7 +87,9 @@ class Link(Assertions):
         self.calls += 1
         if not self.ended:
             self.send(request)
+        self.waiting = True
         line = b"" if self.ended else self.replies.readline(LONGEST_REPLY)
+        self.waiting = False
         if not line.endswith(b"\n"):
             self.ended = True
             raise self.halt("the code under test has ended" if not line else "a result is too long")

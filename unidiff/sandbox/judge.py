@@ -22,19 +22,17 @@ import translate
 import weak
 import wire
 
+AGAIN_SECONDS = 0.5  # a test that takes all exceptions is told again
 UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
-def judge(reports, processes):
-    """Reads the job from stdin: {"code", "tests", "setup", "calls", "tolerance", "seconds"}. Writes one line a verdict.
-
-    processes: of the code. The next takes over where one has ended or hangs.
-    """
-    links = [exact.Link() for _ in range(processes)]
+def judge(reports):
+    """Reads the job from stdin: {"code", "tests", "setup", "calls", "tolerance", "seconds"}. One line a verdict."""
+    link = exact.Link()
     with open(0, "rb") as file:
         job = json.load(file)
     candidate.silence()
-    for index, verdict in enumerate(Judge(links, job).verdicts()):
+    for index, verdict in enumerate(Judge(link, job).verdicts()):
         candidate.send(reports, json.dumps({"test": index, **verdict}).encode() + b"\n")
 
 
@@ -53,9 +51,9 @@ def late(*_):
 class Judge:
     """Tests and the code, read. named: what the tests use of the code."""
 
-    def __init__(self, links, job):
-        self.links, self.job = links, job
-        self.link: Any = None
+    def __init__(self, link, job):
+        self.link, self.job, self.space = link, job, None
+        link.send(job["code"])
         self.end = time.monotonic() + job["seconds"]
         self.left = len(job["calls"]) + len(job["tests"])
         signal.signal(signal.SIGALRM, late)
@@ -83,21 +81,12 @@ class Judge:
         time_left = self.end - time.monotonic()
         self.left -= 1
         try:
-            signal.setitimer(signal.ITIMER_REAL, max(time_left / (2 if self.left else 1), 0.01), 0.1)
+            signal.setitimer(signal.ITIMER_REAL, max(time_left / (2 if self.left else 1), 0.01), AGAIN_SECONDS)
             return judge(*given)
         except Late as error:
             return {"passed": False, "message": str(error)}
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def connect(self):
-        """The process of the code, or, where that has ended, the next one: it starts anew."""
-        if self.link is None or (self.link.ended and self.links):
-            self.link = self.links.pop(0)
-            self.link.send(self.job["code"])
-            self.space = None
-        self.link.begin()
-        return self.link
 
     def piece(self, text, setup):
         if isinstance(setup, Unjudged):
@@ -116,7 +105,9 @@ class Judge:
     def verdict(self, piece) -> dict[str, Any]:
         if not piece.used & (self.named | self.setup.defined):
             return {"unjudged": "it uses nothing of the code"}
-        link, found = self.connect(), {}
+        link = self.link
+        if link.ended:
+            return self.weakly(piece, "the code has ended its own process")
         if self.space is None:
             self.space = {"__name__": "test"} | {name: exact.Name(link, name) for name in self.named}
             provide(self.modules, self.space)
@@ -155,7 +146,7 @@ class Judge:
         except BaseException as raised:
             error = raised
         if isinstance(error, Late):
-            link.end()
+            link.stop()
             if not link.calls:
                 return {"unjudged": "it does not end, and has not called the code yet"}
         elif link.reason or (link.handles and (error or link.failed)):
@@ -242,12 +233,13 @@ class Judge:
 
     def call(self, name, arguments, wanted):
         """One call of a function by its arguments, and the value that it is to give."""
-        link = self.connect()
+        link = self.link
+        link.begin()
         try:
             value = link.call(name, arguments, {}, items=True)
             right = any(same(value, one, self.job["tolerance"]) for one in wanted)
         except Late:
-            link.end()
+            link.stop()
             raise
         except BaseException as error:
             return {"passed": False, "message": described(error)}

@@ -23,9 +23,6 @@ def run(job):
         return
     reports = os.dup(1)
     try:
-        if job["mode"] == "programs":
-            programs.run_all(reports)
-        else:
-            judge.judge(reports, job["servers"])
+        {"programs": programs.run_all, "tests": judge.judge}[job["mode"]](reports)
     finally:
         os._exit(0)
