@@ -141,7 +141,8 @@ def before(model: UnifiedModel, trainer: GRPOTrainer) -> tuple[dict[str, Evaluat
     """The held-out figures before training, written to base.json, and rollouts to show; nothing if they are there from
     before the run was stopped. The checkpoint that the run goes on from is restored later."""
     main_process, path = trainer.accelerator.is_main_process, trainer.folder.path / "base.json"
-    known = [main_process and trainer.start > 0 and read_json(path) is not None]
+    found = read_json(path) if main_process and trainer.start > 0 else None
+    known = [isinstance(found, dict) and found.keys() >= {"greedy", "sampled"}]
     broadcast_object_list(known)
     if known[0]:
         return None, {}

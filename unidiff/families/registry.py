@@ -120,14 +120,21 @@ def folder_of(path: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(path)))
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{path} is no folder, and no repository that can be had: {error}") from error
+        cause = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"{path} is not a folder here, and not a repository to be had: {cause}") from error
 
 
 def load(path: str | Path, family: str | None, dtype: torch.dtype, options: dict[str, Any]) -> UnifiedModel:
     """A whole checkpoint; see `UnifiedModel.from_pretrained`."""
+    _check_dtype(dtype)
     folder = folder_of(path)
     config = read_config(folder)
     return find(config, family).load(folder, config, dtype, **options)
+
+
+def _check_dtype(dtype: Any) -> None:
+    if dtype not in weights.FLOATING:
+        raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(map(str, weights.FLOATING))}")
 
 
 def load_backbone(
@@ -144,6 +151,8 @@ def load_backbone(
     of transformers. Raises FileNotFoundError if a file is missing, ValueError if one is damaged, if the config
     lacks a field or means another architecture, or if config and weights disagree.
     """
+    if dtype is not None:
+        _check_dtype(dtype)
     folder = folder_of(path)
     config = read_config(folder)
     found = find(config, family)
