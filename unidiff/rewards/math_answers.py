@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+from unidiff.config import typed
 from unidiff.rewards import math_worker
 from unidiff.rewards.answers import bases, final_answer, right_answer, same_text
 from unidiff.rewards.guard import Value, column_of, each
@@ -136,6 +137,7 @@ class MathVerifier:
                 self._idle.pop().kill()
 
 
+@typed
 def math_answer(
     column: str = "answer", *, which: str = "last", workers: int = 2, seconds: float = 5.0, **options: Any
 ) -> Reward:

@@ -189,7 +189,7 @@ def reward(
     """
 
     def mark(target: Callable[..., Any]) -> Reward:
-        title = name or name_of(target)
+        title = name_of(target) if name is None else name
         return Reward(
             target,
             title,
