@@ -91,7 +91,7 @@ def test_a_spec_survives_json(toy_spec: Spec) -> None:
 def test_unknown_and_missing_fields_are_named(toy_spec: Spec) -> None:
     with pytest.raises(ValueError, match="ModelSpec has no field maks, zzz"):
         ModelSpec.from_dict({**toy_spec().to_dict(), "zzz": 1, "maks": 0})
-    with pytest.raises(ValueError, match="ModelSpec has no field maks; did you mean mask"):
+    with pytest.raises(ValueError, match="ModelSpec has no field maks; did you mean 'mask'"):
         ModelSpec.from_dict({**toy_spec().to_dict(), "maks": 0})
     for nothing in (3, None, "spec", [1]):
         with pytest.raises(ValueError, match="ModelSpec: expected an object with its fields"):

@@ -20,7 +20,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -65,12 +65,18 @@ def build(config: type[T], values: dict[str, Any]) -> T:
     known: dict[str, Field[Any]] = {f.name: f for f in fields(config)}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, 1, 0.0)
-            raise ValueError(f"unknown setting {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
+            raise ValueError(f"unknown setting {name!r}{nearest(name, known, 0.0)}")
     for name, f in known.items():
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"setting {name!r} is required; give --{name}")
     return config(**{name: convert(value, hints[name], name) for name, value in values.items()})
+
+
+def nearest(name: Any, known: Iterable[str], likeness: float = 0.6) -> str:
+    """The end of a message about a name that is not known, with the nearest one that is: "; did you mean 'x'?". Empty
+    if none is as like as that (0 to 1)."""
+    near = difflib.get_close_matches(str(name), list(known), 1, likeness)
+    return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
 
 
 def check_fields(settings: Any, prefix: str = "") -> None:
@@ -139,8 +145,7 @@ def _choice(value: Any, choices: Sequence[Any], name: str, words: bool) -> Any:
         same = isinstance(value, type(choice)) and isinstance(value, bool) == isinstance(choice, bool)
         if (same and value == choice) or (words and str(value) == str(choice)):
             return choice
-    nearest = difflib.get_close_matches(str(value), map(str, choices), 1, 0.6)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest and nearest[0] != value else ""
+    hint = nearest(value, map(str, choices))
     raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, choices))}{hint}")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import torch
 
-from unidiff.config import check_fields
+from unidiff.config import check_fields, nearest
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sequence import Modality, Segment
 
@@ -188,9 +187,7 @@ class ModelSpec:
             raise ValueError(f"ModelSpec: expected an object with its fields, got {values!r}")
         names = [f.name for f in fields(cls)]
         if unknown := sorted(set(values) - set(names)):
-            near = difflib.get_close_matches(str(unknown[0]), names, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"ModelSpec has no field {', '.join(map(str, unknown))}{hint}")
+            raise ValueError(f"ModelSpec has no field {', '.join(map(str, unknown))}{nearest(unknown[0], names)}")
         try:
             return cls(**values)
         except TypeError as error:

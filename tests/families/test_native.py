@@ -361,7 +361,7 @@ def test_spoiled_folders_are_named(name: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"text_lenght": 16}, "ModelSpec has no field text_lenght; did you mean text_length"),
+        ({"text_lenght": 16}, "ModelSpec has no field text_lenght; did you mean 'text_length'"),
         ({"device_map": "auto"}, "family native takes no device_map"),
         ({"text_length": 0}, "text_length is 0; it must be at least 1"),
         ({"image_grid": (4, 4)}, r"image_grid is \(4, 4\), but the weights embed \(8, 8\)"),

@@ -325,7 +325,7 @@ SPOILED: dict[str, tuple[str, Callable[[Path], object], type[Exception], str]] =
         "mmada",
         lambda f: edit(f, lambda c: c["unidiff"]["spec"].update(image_gird=[2, 2])),
         ValueError,
-        "ModelSpec has no field image_gird; did you mean image_grid",
+        "ModelSpec has no field image_gird; did you mean 'image_grid'",
     ),
     "adapter": (
         "llada",
@@ -402,7 +402,7 @@ def test_spoiled_folders_are_named(name: str, published: Published, tmp_path: Pa
         ("mmada", {"codebook_size": 32}, r"has 64 codes, ModelSpec\.codebook_size is 32"),
         ("mmada", {"logit_rows": 500}, "logit_rows is 500, but the head has"),
         ("mmada", {"sampler": {"image_temperature": float("nan")}}, "image_temperature is nan; .* finite"),
-        ("mmada", {"txt_length": 9}, "has no field txt_length; did you mean text_length"),
+        ("mmada", {"txt_length": 9}, "has no field txt_length; did you mean 'text_length'"),
     ],
 )
 def test_fields_that_are_given_are_checked_as_the_config_s(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from unidiff.config import nearest
 from unidiff.images import weights
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def find(config: dict[str, Any], name: str | None = None) -> Family:
     own = own_settings(config)
     if (name := name or own.get("family")) is not None:
         if name not in FAMILIES:
-            nearest = get_close_matches(name, FAMILIES, 1, 0.0)
-            raise ValueError(f"family {name!r} is not known; known families: {known}; did you mean {nearest[0]!r}?")
+            hint = nearest(name, FAMILIES, 0.0)
+            raise ValueError(f"family {name!r} is not known; known families: {known}{hint}")
         return FAMILIES[name]
     for family in FAMILIES.values():
         if family.detect(config):
@@ -76,9 +76,8 @@ def own_settings(config: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"config.json: unidiff is {own!r}; it must be an object with {', '.join(kinds)}")
     for name, value in own.items():
         if name not in kinds:
-            near = get_close_matches(name, kinds, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            warnings.warn(f"config.json: unidiff.{name} is not known, and not read{hint}", stacklevel=3)
+            said = f"config.json: unidiff.{name} is not known, and not read{nearest(name, kinds)}"
+            warnings.warn(said, stacklevel=3)
         elif not isinstance(value, kinds[name]):
             wanted = "an object with fields of ModelSpec" if name == "spec" else "a name"
             raise ValueError(f"config.json: unidiff.{name} is {value!r}; it must be {wanted}")

@@ -4,7 +4,6 @@ and back. A kind is registered by name with a decorator; one file a kind."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unidiff.config import nearest
 from unidiff.images.picture import rgb
 
 
@@ -65,9 +65,8 @@ def load(kind: str, folder: str | Path, codebook_size: int | None = None) -> Ima
     and another codebook size; FileNotFoundError for missing files.
     """
     if kind not in KINDS:
-        nearest = get_close_matches(kind, KINDS, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"image tokenizer {kind!r} is not known; known kinds: {', '.join(sorted(KINDS))}{hint}")
+        known = ", ".join(sorted(KINDS))
+        raise ValueError(f"image tokenizer {kind!r} is not known; known kinds: {known}{nearest(kind, KINDS)}")
     tokenizer: ImageTokenizer = KINDS[kind].from_pretrained(folder)
     if codebook_size is not None and tokenizer.codebook_size != codebook_size:
         raise ValueError(
