@@ -111,7 +111,7 @@ def main() -> None:
         trainer = GRPOTrainer(model, task, config, config.rewards, accelerator=accelerator, on_step=on_step)
         trainer.claim()
         base, galleries = before(model, trainer)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
     quiet = config.quiet or not accelerator.is_main_process

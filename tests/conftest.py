@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import random
+import signal
 import subprocess
 import sys
 import zlib
@@ -39,6 +40,9 @@ from unidiff.sandbox import namespaces_refused
 from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
 from unidiff.tasks import FrozenLake
+
+# A shell's background job ignores SIGINT, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = ("find a safe way to the goal", "find the goal", "go", "find a safe way")

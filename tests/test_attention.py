@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from unidiff.attention import Context, SegmentCache, additive, seen_block_causal, seen_clean_and_noisy
+from unidiff.canvas import Tokens, render
 from unidiff.model import UnifiedModel
-from unidiff.sequence import Interleaved, Tokens, render
+from unidiff.sequence import Interleaved
 from unidiff.spec import ModelSpec
 
 RandomRows = Callable[..., list[Interleaved]]

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import unidiff.model
 from unidiff import noise
+from unidiff.canvas import Canvas
 from unidiff.estimators import View, draw_views, make
 from unidiff.model import UnifiedModel
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment
+from unidiff.sequence import Interleaved, Modality, Segment
 
 ALL = ("llada", "mmada", "mmada_parallel_a", "dimoo")
 RandomRows = Callable[..., list[Interleaved]]

@@ -26,7 +26,7 @@ from unidiff import reward
 from unidiff.config import build, parse
 from unidiff.estimators import ESTIMATORS
 from unidiff.families import FAMILIES
-from unidiff.grpo import sharding
+from unidiff.grpo import distributed
 from unidiff.model import UnifiedModel
 from unidiff.rewards.reward import REWARDS
 from unidiff.settings_file import from_yaml
@@ -126,6 +126,8 @@ def check_command(words: list[str], program: Program) -> None:
         assert all((ROOT / w).exists() for w in words[1:] if not w.startswith("-"))
         return
     words = words[2:] if words[:2] == ["accelerate", "launch"] else words[1:]
+    if not words:  # the launcher itself, named in a sentence
+        return
     if words[0] == "--config_file":
         assert (ROOT / words[1]).is_file(), f"{words[1]} does not exist"
         words = words[2:]
@@ -143,10 +145,14 @@ def check_settings(module: Any, given: list[str], program: Program) -> None:
     if hasattr(module, "COMMANDS"):
         assert given[0] in module.COMMANDS, f"{given[0]} is not a command of {module.__file__}"
         given = given[1:]
-    if hasattr(module, "split"):  # compare.py hands on what it does not know
-        given, handed_on = module.split(given)
-        parse(program("recipes/interleaved_reasoning.py").Config, handed_on)
-    if "--help" not in given:
+    if "--help" in given:
+        return
+    if hasattr(module, "planned"):  # compare.py hands on what it does not know
+        try:
+            module.planned(parse(module.Config, module.own_words(given)), given)
+        except ValueError as error:
+            raise SystemExit(str(error)) from error
+    else:
         parse(module.Config, given)
 
 
@@ -252,8 +258,8 @@ def test_the_fsdp_config_is_what_the_trainer_takes(monkeypatch: pytest.MonkeyPat
     model: Any = SimpleNamespace(images=None, tokenizer=None, parameters=list, dtype=torch.bfloat16)
     accelerator: Any = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True, mixed_precision="no")
     accelerator.state = SimpleNamespace(fsdp_plugin=plugin)
-    sharding.check(accelerator)
-    sharding.Shards(model, accelerator)
+    distributed.check(accelerator)
+    distributed.weights_for(model, accelerator, max_norm=1.0)
     assert plugin.mixed_precision_policy.param_dtype == torch.bfloat16
 
 
@@ -272,8 +278,8 @@ def test_the_zero2_config_is_what_the_trainer_takes(monkeypatch: pytest.MonkeyPa
     model: Any = SimpleNamespace(parameters=list, dtype=torch.bfloat16)
     accelerator: Any = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, mixed_precision="no")
     accelerator.state = SimpleNamespace(deepspeed_plugin=plugin)
-    sharding.check(accelerator)
-    sharding.shards(model, accelerator, max_norm=0.5)
+    distributed.check(accelerator)
+    distributed.weights_for(model, accelerator, max_norm=0.5)
     assert plugin.deepspeed_config["gradient_clipping"] == 0.5 and plugin.deepspeed_config["bf16"]["enabled"]
 
 
@@ -285,9 +291,10 @@ def test_the_recipe_takes_its_configs(program: Program, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llada", "mmada", "mmada_parallel", "dimoo"])
-def test_published_hyper_parameters(name: str) -> None:
+def test_published_hyper_parameters(program: Program, name: str) -> None:
     """Those of MaskGRPO's scripts, which the families' configs name as their source."""
-    written = from_yaml(ROOT / "recipes" / "configs" / f"{name}.yaml")
+    file = from_yaml(ROOT / "recipes" / "configs" / f"{name}.yaml")
+    written = build(program("recipes/interleaved_reasoning.py").Config, file).to_dict()
     common = {"lora_rank": 128, "lora_alpha": 64.0, "learning_rate": 3e-6, "lr_schedule": "constant", "beta": 0.01}
     common |= {"adam_beta2": 0.99, "weight_decay": 0.1, "epsilon": 0.2, "max_steps": 8000, "text_temperature": 0.9}
     own = {
@@ -297,7 +304,7 @@ def test_published_hyper_parameters(name: str) -> None:
         "dimoo": {"num_generations": 6, "num_prompts": 8, "image_steps": 64},
     }
     expected = common | own[name] | {"dtype": "bfloat16", "gradient_checkpointing": True, "text_threshold": None}
-    assert {key: written.get(key) for key in expected} == expected
+    assert {key: written[key] for key in expected if key in file} == expected
 
 
 @pytest.mark.parametrize("name", ["mmada", "mmada_parallel", "dimoo"])

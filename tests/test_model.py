@@ -16,12 +16,13 @@ from torch import Tensor
 import unidiff.model
 from unidiff import noise
 from unidiff.attention import additive
+from unidiff.canvas import Canvas, Tokens
 from unidiff.estimators import View, draw_views, make
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.fill import fill
 from unidiff.sampling.sampler import InterleavedSampler, rollout
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens
+from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
 from unidiff.tasks import FrozenLake
 

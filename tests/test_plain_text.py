@@ -151,6 +151,37 @@ def test_what_is_typed_stays_characters(kind: str, toy_spec: Callable[..., Model
         assert tokenizer.decode(ids).lower() == text.lower()  # nothing is lost
 
 
+@pytest.mark.parametrize(
+    "typed", ["<tóol>", "<to\u0301ol>", "＜ｔｏｏｌ＞", "＜tool＞", "<TO\u200bOL>", "a <ｔｏｏｌ>\n<TOOL> b"]
+)
+def test_what_a_normalizer_makes_a_special_token_stays_characters(
+    typed: str, toy_spec: Callable[..., ModelSpec]
+) -> None:
+    alike = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Replace("\u200b", ""), normalizers.Lowercase()]
+    tool = AddedToken("<tool>", special=False, normalized=True)
+    tokenizer = bpe(tool, normalizer=normalizers.Sequence(alike))
+    plain, own = PlainText(tokenizer, spec_of(tokenizer, toy_spec)), tokenizer.convert_tokens_to_ids("<tool>")
+    assert own in tokenizer(typed, split_special_tokens=True)["input_ids"] and own not in plain(typed)
+    assert tokenizer.decode(plain(typed)) == tokenizer.backend_tokenizer.normalizer.normalize_str(typed)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (["go"], TypeError, r"the text is a list \(\['go'\]\); it must be a str"),
+        (b"go", TypeError, "the text is a bytes"),
+        (None, TypeError, "the text is a NoneType"),
+        ("half \ud83d", ValueError, r"can't encode character '\\ud83d' in position 5"),
+    ],
+)
+def test_what_is_no_text_is_named(
+    text: Any, error: type[Exception], message: str, toy_spec: Callable[..., ModelSpec]
+) -> None:
+    tokenizer = bpe()
+    with pytest.raises(error, match=message):
+        PlainText(tokenizer, spec_of(tokenizer, toy_spec))(text)
+
+
 def test_a_slow_tokenizer(toy_spec: Callable[..., ModelSpec]) -> None:
     tokenizer = ByT5Tokenizer()
     rows = len(tokenizer)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, Window, render, wrap
+from unidiff.canvas import Canvas, Tokens, Window, render, wrap
+from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
 
 RandomRows = Callable[..., list[Interleaved]]

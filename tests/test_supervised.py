@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from unidiff import noise, supervised
+from unidiff.canvas import Window, render
 from unidiff.model import UnifiedModel
-from unidiff.sequence import Interleaved, Modality, Window, render
+from unidiff.sequence import Interleaved, Modality
 from unidiff.supervised import SupervisedConfig, draw_forms, draw_mask, lr_factor, supervised_loss
 from unidiff.tasks import FrozenLake
 

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 from unidiff.images import to_pil, to_pixels
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.tasks import FrozenLake
-from unidiff.tasks.frozen_lake_board import Board, board_classes
-from unidiff.tasks.frozen_lake_render import draw
+from unidiff.tasks.frozen_lake.board import Board, board_classes
+from unidiff.tasks.frozen_lake.render import draw
 
 ROOT = Path(__file__).parents[1]
 NATIVE = ROOT / "tokenizers" / "native"

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from unidiff import GRPOConfig, GRPOTrainer, InterleavedSampler, SamplerConfig, UnifiedModel, noise
+from unidiff.canvas import Canvas, Tokens
 from unidiff.config import FilePath
 from unidiff.estimators import ESTIMATORS, draw_views
 from unidiff.families import native
@@ -33,7 +34,7 @@ from unidiff.program import run_command, run_program
 from unidiff.rewards.table import RewardTable, evaluate
 from unidiff.sampling.compute import Compute, ComputeMeter, Cost, ModelFlops
 from unidiff.sampling.rollout import Rollout
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens
+from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.tasks import FrozenLake
 
 ROOT = Path(__file__).resolve().parent.parent

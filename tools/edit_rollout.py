@@ -43,7 +43,7 @@ from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.table import evaluate
 from unidiff.sampling.edit import EDITS, Locate, box
 from unidiff.tasks import FrozenLake, Task
-from unidiff.tasks.frozen_lake import QUESTION
+from unidiff.tasks.frozen_lake.task import QUESTION
 
 BASE = Path(__file__).resolve().parent.parent / "recipes" / "base"
 SHOWN = 16  # rollouts of a file on one page, unless --sample names others

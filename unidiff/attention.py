@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from unidiff.sequence import Canvas, Modality, Tokens
+from unidiff.canvas import Canvas, Tokens
+from unidiff.sequence import Modality
 from unidiff.spec import PAD_POLICIES
 
 

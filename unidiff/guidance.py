@@ -8,26 +8,16 @@ logits as sampling did, or ratios would compare a policy with another one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from unidiff.sequence import Canvas, Interleaved, Modality, render
-
-if TYPE_CHECKING:
-    from unidiff.spec import ModelSpec
+from unidiff.canvas import Canvas, render
+from unidiff.sequence import Interleaved, Modality
+from unidiff.spec import ModelSpec
 
 LEFT_OUT = ("text", "image")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt as tokens, and what guidance compares it with: without its words ("text") or its pictures ("image")."""
-
-    whole: Interleaved
-    without: Mapping[str, Interleaved] = field(default_factory=dict)
 
 
 @dataclass

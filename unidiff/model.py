@@ -20,20 +20,21 @@ from torch import LongTensor, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unidiff.attention import Context, additive, cut_after_segments, noisy_copies, pad_bias, seen_clean_and_noisy
-from unidiff.guidance import Guidance, Prompt
+from unidiff.canvas import Canvas, Tokens, render
+from unidiff.guidance import Guidance
 from unidiff.head import float32_logits
-from unidiff.images import to_pil, to_pixels
 from unidiff.images.picture import rgb
+from unidiff.images.pixels import to_pil, to_pixels
 from unidiff.images.preprocess import Preprocess
 from unidiff.plain_text import PlainText
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment, Tokens, check_parts, hidden, render
+from unidiff.sequence import Interleaved, Modality, Prompt, Segment, check_parts, hidden
 from unidiff.spec import ModelSpec
 from unidiff.templates import Picture, PromptTemplate
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-    from unidiff.images import ImageTokenizer
+    from unidiff.images.tokenizer import ImageTokenizer
 
 # Rows of [positions, head rows] logits that are alive at once when scoring, in numbers (256 MiB of float32).
 _LOGITS_AT_ONCE = 1 << 26
@@ -102,18 +103,18 @@ class UnifiedModel(nn.Module):
         device) and image_tokenizer (its folder, if it is elsewhere). Raises FileNotFoundError if it lacks files,
         ValueError if no family recognises it or its parts disagree.
         """
-        from unidiff import families
+        from unidiff.families import registry
 
-        model = families.load(path, family, dtype, options)
+        model = registry.load(path, family, dtype, options)
         return (model if options.get("device_map") else model.to(device)).eval()
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a folder in the family's published layout."""
-        from unidiff import families
+        from unidiff.families import registry
 
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        families.FAMILIES[self.spec.family].save(self, folder)
+        registry.FAMILIES[self.spec.family].save(self, folder)
 
     def to(self, *args: Any, **kwargs: Any) -> UnifiedModel:
         super().to(*args, **kwargs)

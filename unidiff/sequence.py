@@ -1,29 +1,21 @@
-"""Interleaved sequences of text and image tokens, and batches of them laid out for a model. Data only.
+"""Interleaved sequences of text and image tokens. Data only.
 
-`Segment` is one run of tokens of one modality, `Interleaved` a tuple of segments. `Tokens` is a batch of positions
-with everything that a model's input embedding and attention mask need to know of them. `Canvas` is a batch of
-interleaved sequences as tokens: the *clean* sequence, and the *noisy* copy of its sampled segments in which an
-estimator hides tokens to ask for their probability.
-
-Dimensions: B rows, L columns of the clean sequence, N columns of the noisy copy, n tokens of one segment.
+`Segment` is one run of tokens of one modality, `Interleaved` a tuple of segments.
 """
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import BoolTensor, FloatTensor, IntTensor, LongTensor, Tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from unidiff.spec import ModelSpec
 
 
 class Modality(IntEnum):
@@ -139,253 +131,17 @@ class Interleaved(tuple[Segment, ...]):
         return f"Interleaved({' · '.join(map(repr, self))})"
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as tokens, and what guidance compares it with: without its words ("text") or its pictures ("image")."""
+
+    whole: Interleaved
+    without: Mapping[str, Interleaved] = field(default_factory=dict)
+
+
 def hidden(prompt: Interleaved, modality: Modality, mask: int) -> Interleaved:
     """A prompt with every token of a modality replaced by the mask token: what a model without it is shown."""
     return Interleaved(
         replace(s, tokens=torch.full_like(s.tokens, mask)) if s.modality is modality else s  # type: ignore[arg-type]
         for s in prompt
     )
-
-
-@dataclass
-class Tokens:
-    """A batch of positions, all fields [B, N].
-
-    ids: int64. segment: ordinal of the segment in its row, -1 = pad. modality: `Modality`, -1 = pad. position: what
-    the rotary embedding sees. offset: index inside the segment's content, -1 = delimiter or pad. previous: for an
-    image token, the id at the same place of the image before, -1 = there is none. valid: False = pad.
-    """
-
-    ids: Tensor
-    segment: Tensor
-    modality: Tensor
-    position: Tensor
-    offset: Tensor
-    previous: Tensor
-    valid: Tensor
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.ids.shape
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> Tokens:
-        return Tokens(**{x.name: f(getattr(self, x.name)) for x in fields(Tokens)})
-
-    def rows(self, index: Tensor) -> Tokens:
-        return self.map(lambda t: t[index])
-
-    def columns(self, keep: Tensor | slice) -> Tokens:
-        return self.map(lambda t: t[:, keep])
-
-    def to(self, device: torch.device | str) -> Tokens:
-        return self.map(lambda t: t.to(device))
-
-    def with_ids(self, ids: Tensor) -> Tokens:
-        return replace(self, ids=ids)
-
-    @staticmethod
-    def cat(parts: Sequence[Tokens]) -> Tokens:
-        """Joins along columns."""
-        return Tokens(**{x.name: torch.cat([getattr(p, x.name) for p in parts], 1) for x in fields(Tokens)})
-
-
-# What a pad holds in each field of Tokens.
-_PAD = {"ids": 0, "segment": -1, "modality": -1, "position": 0, "offset": -1, "previous": -1, "valid": 0}
-
-
-@dataclass
-class Canvas:
-    """A batch of interleaved sequences laid out for one model.
-
-    clean: the sequence [B, L]. sampled: [B, L] bool, response content that the policy chose (no delimiter, no kept
-    image token, nothing after an end token). noisy: [B, N] the copy of the sampled segments that is masked to score
-    them: a text with its canvas up to the spec's text length, an image's sampled tokens. source: [B, N] int64,
-    column of `clean` that a noisy token copies, -1 = it only pads out a text's canvas and is always masked. step:
-    [B, L] int64, the denoising step that committed a sampled token, -1 = not sampled, or not known.
-    """
-
-    clean: Tokens
-    sampled: Tensor
-    noisy: Tokens
-    source: Tensor
-    step: Tensor
-
-    @property
-    def ids(self) -> Tensor:
-        return self.clean.ids
-
-    @property
-    def segment(self) -> Tensor:
-        return self.clean.segment
-
-    @property
-    def modality(self) -> Tensor:
-        return self.clean.modality
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.clean.shape
-
-    def rows(self, index: Tensor) -> Canvas:
-        """Some rows. Columns are kept, so that masks drawn for the whole batch still fit."""
-        return Canvas(
-            self.clean.rows(index),
-            self.sampled[index],
-            self.noisy.rows(index),
-            self.source[index],
-            self.step[index],
-        )
-
-    def trimmed(self) -> tuple[Canvas, int]:
-        """Without the columns at the right that are pads in every row; and the clean width that is left."""
-        width = _used(self.clean.valid)
-        noisy = _used(self.noisy.valid)
-        kept = Canvas(
-            self.clean.columns(slice(width)),
-            self.sampled[:, :width],
-            self.noisy.columns(slice(noisy)),
-            self.source[:, :noisy],
-            self.step[:, :width],
-        )
-        return kept, width
-
-    def to(self, device: torch.device | str) -> Canvas:
-        parts = (self.sampled, self.noisy, self.source, self.step)
-        return Canvas(self.clean.to(device), *(part.to(device) for part in parts))  # type: ignore[arg-type]
-
-
-def _used(valid: Tensor) -> int:
-    columns = valid.any(0).nonzero()
-    return int(columns.max()) + 1 if len(columns) else 1
-
-
-def wrap(segment: Segment, spec: ModelSpec, announced: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """A segment as it stands in a sequence: ids with the family's delimiters, and offsets (-1 at delimiters).
-
-    announced: the text before an image ended with the token that begins images, so it is not written again.
-    """
-    ids = segment.tokens.numpy()
-    offset = np.arange(len(ids))
-    if segment.modality is Modality.TEXT:
-        before, after = spec.before_text if segment.prompt else (), ()
-    else:
-        before, after = spec.before_image if announced else spec.image_begin, spec.image_end
-        if spec.row_separator is not None and segment.grid is not None:
-            rows, columns = segment.grid
-            at = np.arange(1, rows + 1) * columns
-            ids, offset = np.insert(ids, at, spec.row_separator), np.insert(offset, at, -1)
-    outside = [-1] * len(before), [-1] * len(after)
-    return np.concatenate([before, ids, after]).astype(np.int64), np.concatenate([outside[0], offset, outside[1]])
-
-
-def _announces(segment: Segment, spec: ModelSpec) -> bool:
-    """Whether a segment's last token is the first delimiter of the image that follows."""
-    last = int(segment.tokens[-1]) if len(segment) else None
-    return segment.modality is Modality.TEXT and last == spec.image_next and spec.image_begin[:1] == (last,)
-
-
-_NOT_SAMPLED = -2  # in place of the step of a token that was not sampled, while a row is laid out
-
-
-class _Row:
-    """Collects the columns of one row, field by field."""
-
-    def __init__(self) -> None:
-        self.columns: dict[str, list[np.ndarray]] = {name: [] for name in (*_PAD, "extra")}
-        self.length = 0
-
-    def add(self, extra: np.ndarray, **values: np.ndarray | int) -> None:
-        n = len(extra)
-        for name, value in {**values, "valid": 1, "extra": extra}.items():
-            self.columns[name].append(np.broadcast_to(np.asarray(value), (n,)))
-        self.length += n
-
-    def joined(self, name: str) -> np.ndarray:
-        parts = self.columns[name]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
-
-
-@dataclass(frozen=True)
-class Window:
-    """A part of a sequence, for training: the segments that are seen, by ordinal, and those of them that are scored.
-
-    The others are left out, but count: what is kept has the ordinals and previous images that it has in the whole.
-    """
-
-    seen: frozenset[int]
-    scored: frozenset[int]
-
-
-def render(
-    rows: Sequence[Interleaved],
-    spec: ModelSpec,
-    device: torch.device | str = "cpu",
-    windows: Sequence[Window] | None = None,
-) -> Canvas:
-    """Lays interleaved sequences out for a model, or a window of each, padded at the right.
-
-    Raises ValueError where an id is outside its modality's range, or a sampled text is longer than the spec's
-    text length (see `ModelSpec.check_segment`); TypeError for rows that are not sequences.
-    """
-    check_parts(rows, "rows", Interleaved)
-    clean, noisy = [], []
-    for i, row in enumerate(rows):
-        a, b = _render_row(row, spec, None if windows is None else windows[i])
-        clean.append(a)
-        noisy.append(b)
-    tokens, commit = _stack(clean, extra_pad=_NOT_SAMPLED)
-    copy, source = _stack(noisy, extra_pad=-1)
-    return Canvas(tokens, commit > _NOT_SAMPLED, copy, source, commit.clamp(min=-1)).to(device)
-
-
-def _render_row(row: Interleaved, spec: ModelSpec, window: Window | None = None) -> tuple[_Row, _Row]:
-    clean, noisy = _Row(), _Row()
-    last_image: Segment | None = None
-    for ordinal, segment in enumerate(row):
-        spec.check_segment(segment)
-        ids, offset = wrap(segment, spec, ordinal > 0 and _announces(row[ordinal - 1], spec))
-        inside = offset >= 0
-        previous = np.full(len(ids), -1)
-        sampled = np.zeros(len(ids), bool)
-        sampled[inside] = segment.sampled.numpy()
-        if segment.modality is Modality.IMAGE:
-            if last_image is not None and last_image.grid == segment.grid:
-                previous[inside] = last_image.tokens.masked_fill(last_image.tokens == spec.mask, -1).numpy()
-            last_image = segment
-        else:
-            end = np.isin(ids, spec.text_end)
-            sampled &= end.cumsum() - end == 0  # what lies behind an end token does not exist
-        if window is not None and ordinal not in window.seen:
-            continue
-        scored = not segment.prompt and (window is None or ordinal in window.scored)
-        sampled &= scored
-        start = clean.length
-        common = {"segment": ordinal, "modality": int(segment.modality)}
-        position = start + np.arange(len(ids))
-        step = np.full(len(ids), -1)
-        if segment.step is not None:
-            step[inside] = segment.step.numpy()
-        commit = np.where(sampled, step, _NOT_SAMPLED)
-        clean.add(commit, ids=ids, position=position, offset=offset, previous=previous, **common)
-        if not scored:
-            continue
-        at = np.flatnonzero(sampled)
-        noisy.add(start + at, ids=ids[at], position=position[at], offset=offset[at], previous=previous[at], **common)
-        if segment.modality is Modality.TEXT:
-            rest = np.arange(len(at), spec.text_length)
-            noisy.add(np.full(len(rest), -1), ids=spec.mask, position=start + rest, offset=rest, previous=-1, **common)
-    return clean, noisy
-
-
-def _stack(rows: list[_Row], extra_pad: int) -> tuple[Tokens, Tensor]:
-    width = max(max((r.length for r in rows), default=0), 1)
-
-    def field(name: str, pad: int) -> Tensor:
-        out = np.full((len(rows), width), pad, np.int64)
-        for i, row in enumerate(rows):
-            out[i, : row.length] = row.joined(name)
-        return torch.from_numpy(out)
-
-    values = {name: field(name, pad) for name, pad in _PAD.items()}
-    values["valid"] = values["valid"].bool()
-    return Tokens(**values), field("extra", extra_pad)

@@ -16,7 +16,7 @@ import yaml
 
 def from_yaml(path: str | Path) -> dict[str, Any]:
     """The settings of a file; none if it is empty. Raises FileNotFoundError, or ValueError with the file's name."""
-    if not Path(path).is_file():
+    if Path(path).is_dir() or not Path(path).exists():  # a pipe will do
         raise FileNotFoundError(f"config file {path} " + ("is a folder" if Path(path).is_dir() else "does not exist"))
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _Loader)
@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             alias = self.peek_event()
-            if not isinstance(self.anchors.get(alias.anchor), yaml.ScalarNode):
+            if isinstance(self.anchors.get(alias.anchor), yaml.CollectionNode):
                 line = alias.start_mark.line + 1
                 raise ValueError(f"line {line}: *{alias.anchor} repeats a list or mapping; write it out")
         return super().compose_node(parent, index)

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from unidiff import noise
+from unidiff.canvas import Canvas, Window, render
 from unidiff.config import check_fields
 from unidiff.model import UnifiedModel
 from unidiff.muon import Muon
-from unidiff.sequence import Canvas, Interleaved, Modality, Window, render
+from unidiff.sequence import Interleaved, Modality
 
 _FORM, _EXTRA, _RATIO, _MASK, _PICK, _WINDOW = range(6)  # noise streams
 _SEGMENT_STRIDE = 1 << 32  # noise counter of a token = segment · stride + offset: larger than any segment

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from unidiff import UnifiedModel, noise
+from unidiff.canvas import Canvas
 from unidiff.estimators import Ask, Estimator, View, draw_views, make, parse, register, values_of
-from unidiff.sequence import Canvas
 
 
 @dataclass(frozen=True)

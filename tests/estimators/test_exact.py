@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from unidiff import noise
+from unidiff.canvas import Canvas, render
 from unidiff.estimators import Place, draw_views, make, parse, run_views, values_of
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment, render
+from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
 
 SPEC = ModelSpec(

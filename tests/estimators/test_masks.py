@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from unidiff import estimators, noise
+from unidiff.canvas import Canvas, render
 from unidiff.estimators import Ask, Estimator, Place, View, draw_views, fading_out, ladder, make
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment, render
+from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
 
 NAMES = ["one_step", "random", "fading_out", "image_random"]

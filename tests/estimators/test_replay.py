@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from unidiff import noise
+from unidiff.canvas import Canvas
 from unidiff.estimators import draw_views, make, parse, run_views, values_of
 from unidiff.grpo.experience import guidance_of
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.rollout import Rollout
 from unidiff.sampling.sampler import InterleavedSampler
-from unidiff.sequence import Canvas, Modality
+from unidiff.sequence import Modality
 
 PLAIN = "one_step:hide_prompt=0"  # leaves the prompt as it was
 WARM = {"text_temperature": 0.8, "image_temperature": 1.3}

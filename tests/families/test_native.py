@@ -428,7 +428,7 @@ def test_a_repository_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatc
 def test_a_family_can_be_added_from_outside(
     folder: Path, model: UnifiedModel, rows: list[Interleaved], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+    monkeypatch.setattr(families.registry, "FAMILIES", dict(families.FAMILIES))
 
     @families.register
     class Toy:

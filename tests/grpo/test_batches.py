@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from unidiff import noise
+from unidiff.canvas import Canvas, Tokens
 from unidiff.estimators import ESTIMATORS, Draw, View, draw_views, make, parse, run_views
 from unidiff.grpo.batches import cut, view_tokens
 from unidiff.model import UnifiedModel
-from unidiff.sequence import Canvas, Tokens
 from unidiff.tasks import FrozenLake
 
 ROWS = 6

@@ -11,7 +11,6 @@ import torch
 
 from unidiff import run_folder
 from unidiff.grpo.checkpoint import save
-from unidiff.grpo.experience import Experience
 from unidiff.run_folder import read_metrics, step_of
 from unidiff.sequence import Modality
 
@@ -180,22 +179,19 @@ def test_everything_is_written_inside_the_folder(make_trainer, tmp_path, monkeyp
     assert {str(p) for p in Path().iterdir()} == {"a"}
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights(
-    make_trainer, weights, difference, monkeypatch, tmp_path
-):
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights(make_trainer, weights, difference, tmp_path):
     """And says where it came from; neither the weights nor a checkpoint hold it."""
     trainer = make_trainer(max_steps=3, save_steps=1, output_dir=str(tmp_path / "run"))
-    values, kept = Experience.values, {}
+    combined, kept = trainer.update.combined, {}
 
-    def broken_in_the_second_step(experience, logp_KBL, *given):
-        value_BL = values(experience, logp_KBL, *given)
+    def broken_in_the_second_step(logp_KRL, batch):
+        value_RL = combined(logp_KRL, batch)
         if (tmp_path / "run" / "checkpoints" / "step-000001").exists() and torch.is_grad_enabled():
             kept.setdefault("weights", weights(trainer))
-            text_BL = experience.canvas.rows(given[1].rows).modality == Modality.TEXT
-            value_BL = torch.where(text_BL, value_BL * math.nan, value_BL)
-        return value_BL
+            value_RL = torch.where(batch.canvas.modality == Modality.TEXT, value_RL * math.nan, value_RL)
+        return value_RL
 
-    monkeypatch.setattr(Experience, "values", broken_in_the_second_step)
+    trainer.update.combined = broken_in_the_second_step
     message = "step 1, iteration 0: the gradient's norm is nan; values of text tokens are not finite"
     with pytest.raises(FloatingPointError, match=message):
         trainer.train()

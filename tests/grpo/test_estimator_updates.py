@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from unidiff import noise
+from unidiff.canvas import Canvas, render
 from unidiff.estimators import ESTIMATORS, Draw, Estimator, draw_views, make, parse, values_of
 from unidiff.grpo.experience import credited
 from unidiff.grpo.losses import LOSSES, Denominators, modality_loss
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment, render
+from unidiff.rewards.routed import Routed
+from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
 
 SPEC = ModelSpec(
@@ -90,7 +92,9 @@ def advantages(method: Estimator) -> Tensor:
     """[B, L], as the trainer spreads them."""
     modality = torch.tensor([[Modality.TEXT, Modality.IMAGE]]).expand(len(ADVANTAGE), 2)
     plain = ADVANTAGE[:, None].expand(modality.shape)
-    given = credited(plain, torch.ones_like(plain, dtype=torch.bool), modality, GROUP, method, method)
+    groups = torch.arange(len(ADVANTAGE)) // GROUP
+    routed = Routed(groups, plain, torch.ones_like(plain, dtype=torch.bool), {})
+    given = credited(routed, modality, method, method)
     return given.gather(1, (CANVAS.segment - 1).clamp(min=0)) * CANVAS.sampled
 
 

@@ -21,12 +21,13 @@ from torch import Tensor
 
 import unidiff.grpo.trainer as trainer_module
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, noise
+from unidiff.canvas import Canvas
 from unidiff.estimators import ESTIMATORS, Draw, draw_views, make
 from unidiff.grpo.batches import MicroBatch
 from unidiff.grpo.experience import Experience
 from unidiff.grpo.losses import LOSSES
 from unidiff.guidance import Guidance
-from unidiff.sequence import Canvas, Interleaved, Modality, Segment, hidden
+from unidiff.sequence import Interleaved, Modality, Segment, hidden
 from unidiff.tasks import FrozenLake
 
 pytestmark = pytest.mark.slow

@@ -27,7 +27,7 @@ def test_kinds(magvit_folder, vq_folder):
 
 
 def test_a_kind_from_outside(monkeypatch, magvit_folder):
-    monkeypatch.setattr(images, "KINDS", dict(KINDS))
+    monkeypatch.setattr(images.tokenizer, "KINDS", dict(KINDS))
 
     @register("mine")
     class Mine(Magvit2):

@@ -56,7 +56,7 @@ def test_batches_are_cut_into_chunks(small_magvit, monkeypatch):
     pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole, painted = small_magvit.encode(pixels), small_magvit.decode(small_magvit.encode(pixels))
     seen = []
-    monkeypatch.setattr("unidiff.images._PIXELS_AT_ONCE", 2 * 3 * 32 * 32)
+    monkeypatch.setattr("unidiff.images.tokenizer._PIXELS_AT_ONCE", 2 * 3 * 32 * 32)
     hook = small_magvit.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     other = small_magvit.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     assert torch.equal(small_magvit.encode(pixels), whole)

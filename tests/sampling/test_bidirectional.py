@@ -217,6 +217,9 @@ def test_approximate_caches_cost_less(any_model: UnifiedModel) -> None:
 def test_the_count_of_full_regeneration_is_the_meter_s(pictured: UnifiedModel, settings: dict[str, Any]) -> None:
     for rollout in sample(pictured, edit="full", **settings):
         counted = full_regeneration(pictured, rollout)
+        if not any(s.modality is Modality.IMAGE for s in rollout.segments):
+            assert counted == {}  # there is nothing to compare
+            continue
         for name in ("forwards", "token_forwards", "flops"):
             assert getattr(counted.total, name) == pytest.approx(getattr(rollout.compute.total, name))
 

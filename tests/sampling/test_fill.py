@@ -136,3 +136,30 @@ def test_pads_of_a_prefix_do_what_the_policy_says(tmp_path: Path) -> None:
         guided = model.template.text_to_image("red cube", Picture.blank(4, 4))
         ids.append(fill(model, [guided], [noise.key(3)], CONFIG)[0].probability)
     assert not torch.equal(ids[0], ids[1]) and not torch.equal(ids[1], ids[2])
+
+
+WRONG = {
+    "a text letter by letter": ("dimoo", lambda t: t.edit("red", "cube", GIVEN), "given is a str .'cube'.; it must be"),
+    "a picture, not a list": ("mmada", lambda t: t.understand("red", GIVEN, 8), "pictures is a Picture"),
+    "a word for a picture": ("dimoo", lambda t: t.text_to_image("red", "blank"), r"pictures\[0\] is a str .'blank'"),
+    "words for ids": ("mmada", lambda t: t.text(["red"], 8), r"text\[0\] is a str .'red'.; it must be int"),
+    "bytes for ids": ("llada", lambda t: t.text(b"red", 8), "text is a bytes"),
+    "words for turns": ("llada", lambda t: t.chat(["red"], 8), r"turns\[0\] is 'red'; a turn is .role, text."),
+    "messages of another format": ("mmada", lambda t: t.turns({"role": "user"}), r"turns\[0\] is {'role': 'user'}"),
+    "half a token": ("mmada", lambda t: t.text("red", 1.5), "length is 1.5; it must be a whole number"),
+}
+
+
+@pytest.mark.parametrize(("family", "layout", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_no_part_of_a_layout_is_named(
+    family: str, layout: Callable[[Any], Guided], message: str, models: Callable[[str], UnifiedModel]
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        layout(models(family).template)
+
+
+@pytest.mark.parametrize("id", [-1, 10**6])
+def test_an_id_that_the_model_does_not_have_is_named(id: int, models: Callable[[str], UnifiedModel]) -> None:
+    model = models("llada")
+    with pytest.raises(ValueError, match=f"a layout has the id {id}; the model's are 0 to {model.spec.logit_rows - 1}"):
+        fill(model, [model.template.text([id], 8)], [noise.key(0)], CONFIG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from unidiff.model import UnifiedModel
 from unidiff.sampling.rollout import Rollout, Stop
+from unidiff.sampling.sampler import rollout as respond
 from unidiff.sequence import Interleaved, Modality, Segment
 
 Sample = Callable[..., list[Rollout]]
@@ -143,3 +145,29 @@ def test_every_stop_can_be_reached(
         last = int(rollout.segments[-1].tokens[-1])
         assert last == wanted if wanted is not None else last not in model.spec.text_end
         assert len(rollout.segments[-1]) == (model.spec.text_length if wanted is None else 1)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"image_temperature": 1e-46}, {"text_temperature": 1e-320}, {"text_guidance": 1e39}]
+)
+def test_settings_too_extreme_for_float32_end_in_one_line(
+    settings: dict[str, Any], model: UnifiedModel, lean: Lean
+) -> None:
+    drawing = lean(model, {model.spec.image_next: 60.0})
+    with pytest.raises(FloatingPointError, match="log-probabilities are NaN: a temperature or guidance is extreme"):
+        respond(drawing, ["find the goal"], edit="full", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"text_step": 3}, TypeError, "the sampler has no setting 'text_step'; did you mean 'text_steps'?"),
+        ({"seed": 1.5}, ValueError, "seed is 1.5; it must be a whole number"),
+        ({"seed": "x"}, ValueError, "seed is 'x'; it must be a whole number"),
+    ],
+)
+def test_a_setting_of_a_rollout_is_named(
+    settings: dict[str, Any], error: type[Exception], message: str, model: UnifiedModel
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        respond(model, ["find the goal"], edit="full", **settings)

@@ -11,8 +11,7 @@ import torch
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 
 from unidiff.tasks import FrozenLake
-from unidiff.tasks.frozen_lake import SPLITS, layout_bucket, render
-from unidiff.tasks.frozen_lake_board import (
+from unidiff.tasks.frozen_lake.board import (
     CLASSES,
     DIRECTIONS,
     Board,
@@ -28,7 +27,8 @@ from unidiff.tasks.frozen_lake_board import (
     region,
     replay,
 )
-from unidiff.tasks.frozen_lake_render import draw
+from unidiff.tasks.frozen_lake.render import draw
+from unidiff.tasks.frozen_lake.task import SPLITS, layout_bucket, render
 
 #         1234
 # a       SFFF

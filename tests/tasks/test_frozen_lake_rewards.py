@@ -15,9 +15,9 @@ from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sequence import Modality
 from unidiff.tasks import FrozenLake
-from unidiff.tasks.frozen_lake import render
-from unidiff.tasks.frozen_lake_board import Board
-from unidiff.tasks.frozen_lake_rewards import REWARDS, measure
+from unidiff.tasks.frozen_lake.board import Board
+from unidiff.tasks.frozen_lake.rewards import REWARDS, measure
+from unidiff.tasks.frozen_lake.task import render
 
 # The start is a1, holes are b2 and d1, the goal is c3: right right down down leads there.
 BOARD = Board(("SFFF", "FHFF", "FFGF", "HFFF"))

@@ -12,10 +12,10 @@ from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import evaluate
 from unidiff.sequence import Modality
 from unidiff.tasks import FrozenLake
-from unidiff.tasks.frozen_lake_board import Board
-from unidiff.tasks.frozen_lake_rewards import REWARDS
-from unidiff.tasks.frozen_lake_rewards import measure as measure_interleaved
-from unidiff.tasks.frozen_lake_text import measure
+from unidiff.tasks.frozen_lake.board import Board
+from unidiff.tasks.frozen_lake.rewards import REWARDS
+from unidiff.tasks.frozen_lake.rewards import measure as measure_interleaved
+from unidiff.tasks.frozen_lake.text import measure
 
 TASK, SAME = FrozenLake(pictures=False), FrozenLake()
 # The start is a1, holes are b2 and d1, the goal is c3.

@@ -23,8 +23,8 @@ from unidiff.images import to_pil
 from unidiff.images.patch_vq import CodebookEMA, PatchVQ, PatchVQConfig
 from unidiff.program import run_program
 from unidiff.tasks import FrozenLake
-from unidiff.tasks.frozen_lake_board import Board, board_classes
-from unidiff.tasks.frozen_lake_render import draw
+from unidiff.tasks.frozen_lake.board import Board, board_classes
+from unidiff.tasks.frozen_lake.render import draw
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from unidiff.program import run_program
-from unidiff.tasks.frozen_lake import QUESTION
-from unidiff.tasks.frozen_lake_board import DIRECTIONS, MAX_SIZE, cell_name
+from unidiff.tasks.frozen_lake.board import DIRECTIONS, MAX_SIZE, cell_name
+from unidiff.tasks.frozen_lake.task import QUESTION
 
 # A sampled text may hold tokens from <eos> on, and none before: the text range is one run of ids.
 # <eot> ends a text after which a picture follows, <eos> the last one; <soi> and <eoi> stand around a picture.

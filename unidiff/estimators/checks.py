@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unidiff.canvas import Canvas
 from unidiff.estimators.estimator import Ask, Estimator
 from unidiff.estimators.view import View
-from unidiff.sequence import Canvas
 
 
 def checked_views(estimator: Estimator, ask: Ask) -> list[View]:

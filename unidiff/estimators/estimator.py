@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from unidiff import noise
+from unidiff.canvas import Canvas
 from unidiff.config import check_fields
 from unidiff.estimators.view import Place, View
-from unidiff.sequence import Canvas, Modality
+from unidiff.sequence import Modality
 
 # First number of every noise stream drawn here, so that no sampler shares one ("view" in ASCII).
 _STREAM = 0x76696577

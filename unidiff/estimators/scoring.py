@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unidiff.canvas import Canvas
 from unidiff.estimators.checks import check_values, checked_views
 from unidiff.estimators.estimator import Ask, Estimator
 from unidiff.estimators.view import Draw, Place, View
 from unidiff.guidance import Guidance
-from unidiff.sequence import Canvas, Modality
+from unidiff.sequence import Modality
 
 
 def draw_views(canvas: Canvas, text: Estimator, image: Estimator, iterations: int, keys_B: Tensor) -> list[Draw]:

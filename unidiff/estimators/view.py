@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unidiff.sequence import Canvas
+from unidiff.canvas import Canvas
 
 
 @dataclass

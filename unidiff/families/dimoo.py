@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from unidiff.families import register
 from unidiff.families.llada import LLADA_TOKENS, Llada, Token, is_dimoo
+from unidiff.families.registry import register
 from unidiff.spec import ModelSpec
 
 # The four of the prompt are spliced at, so each must be one token; their ids were never published.

@@ -14,11 +14,12 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from unidiff import images
 from unidiff.config import checked, convert
-from unidiff.families import FAMILIES, checkpoint, register
+from unidiff.families import checkpoint
 from unidiff.families.architecture import KEYS, check_weights, read_architecture, unread_fields
 from unidiff.families.backbone import Backbone
+from unidiff.families.registry import FAMILIES, register
 from unidiff.families.templates import PREPROCESSING, TEMPLATED, templates, variant
-from unidiff.images import ImageTokenizer
+from unidiff.images.tokenizer import ImageTokenizer
 from unidiff.images.weights import check_finite
 from unidiff.model import UnifiedModel
 from unidiff.plain_text import PlainText

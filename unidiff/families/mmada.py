@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from unidiff.families import register
 from unidiff.families.llada import LLADA_TOKENS, Llada, Token
+from unidiff.families.registry import register
 from unidiff.spec import ModelSpec
 
 # Ids that LLaDA reserved; published tokenizers may still call them <|reserved_token_…|>.

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import torch
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from unidiff.families import register
 from unidiff.families.backbone import Backbone
 from unidiff.families.dimoo import Dimoo
 from unidiff.families.llada import Llada, Token
 from unidiff.families.mmada import MMADA_TOKENS, Mmada
+from unidiff.families.registry import register
 from unidiff.model import UnifiedModel
 from unidiff.spec import ModelSpec
 

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from unidiff.families import checkpoint, register
+from unidiff.canvas import Tokens
+from unidiff.families import checkpoint
+from unidiff.families.registry import register
 from unidiff.files import write_json, write_whole
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.images.weights import check_finite
 from unidiff.model import UnifiedModel
-from unidiff.sequence import Modality, Tokens
+from unidiff.sequence import Modality
 from unidiff.spec import ModelSpec
 
 

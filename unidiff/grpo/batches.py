@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from unidiff.attention import touched_segments
+from unidiff.canvas import Canvas
 from unidiff.estimators import Draw, View
 from unidiff.guidance import Guidance
-from unidiff.sequence import Canvas
 
 
 @dataclass(frozen=True)

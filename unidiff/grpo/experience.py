@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unidiff import noise
+from unidiff.canvas import Canvas
 from unidiff.estimators import Draw, Estimator
 from unidiff.estimators.checks import check_credit
 from unidiff.grpo.batches import MicroBatch, cut
@@ -23,7 +24,7 @@ from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import Pending, RewardTable
 from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sampling.sampler import InterleavedSampler
-from unidiff.sequence import Canvas, Modality
+from unidiff.sequence import Modality
 
 _PROMPT = 1 << 21  # noise stream of the choice of training prompts
 _TRAIN_PROMPTS = 1 << 30

@@ -20,7 +20,7 @@ from transformers import TrainerState
 
 from unidiff import estimators, noise
 from unidiff.files import whole_folder
-from unidiff.grpo import activations, checkpoint, lora, sharding
+from unidiff.grpo import activations, checkpoint, distributed, lora
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, step_figures
 from unidiff.grpo.experience import Experience, credited, guidance_of, prompt_index, sample_and_judge, spread
@@ -76,14 +76,14 @@ class GRPOTrainer:
         )
         for module in (r.function for r in self.rewards if isinstance(r.function, nn.Module)):
             module.to(self.accelerator.device)
-        sharding.check(self.accelerator)
+        distributed.check(self.accelerator)
         self.model = model.to(self.accelerator.device).eval()  # dropout never runs: old and new policy must agree
         if config.lora_rank:
             lora.add_adapters(self.model, config.lora_rank, config.lora_alpha, config.seed)
         if config.gradient_checkpointing:
             activations.enable(self.model)
         self.reference = lora.reference(self.model, fresh=config.lora_rank > 0) if config.beta else None
-        self.shards = sharding.shards(self.model, self.accelerator, config.max_grad_norm)
+        self.weights = distributed.weights_for(self.model, self.accelerator, config.max_grad_norm)
         self.sampler = InterleavedSampler(self.model, config.sampler(), task.region)
         self.optimizer = torch.optim.AdamW(
             lora.trained(self.model),
@@ -92,9 +92,9 @@ class GRPOTrainer:
             weight_decay=config.weight_decay,
         )
         self.policy, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        self.shards.begin(self.policy)
+        self.weights.begin(self.policy)
         self.update = PolicyUpdate(
-            self.model, self.policy, self.optimizer, self.reference, config, self.accelerator, self.shards
+            self.model, self.policy, self.optimizer, self.reference, config, self.accelerator, self.weights
         )
         self.folder = RunFolder(config.output_dir)
         self.stopped = False
@@ -124,7 +124,7 @@ class GRPOTrainer:
         config = self.config
         self.claim()
         if self._last is not None:
-            with self.shards.apart():
+            with self.weights.apart():
                 checkpoint.load(self.accelerator, self._last)
         history = self.folder.rewind(self.start) if self.accelerator.is_main_process else []
         if config.tracker:
@@ -176,13 +176,13 @@ class GRPOTrainer:
         return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}, experience
 
     def _checkpoint(self, step: int) -> None:
-        with self.shards.apart():
+        with self.weights.apart():
             checkpoint.save(self.folder, self.accelerator, step)
 
     def save_model(self, folder: str | Path) -> None:
         """Writes the trained model in its family's layout; adapters are merged into it, and also stand alone in the
         folder's `adapter`. Called by every process. Raises WriteError."""
-        model = self.shards.whole(self.accelerator)
+        model = self.weights.whole()
         if self.accelerator.is_main_process:
             with whole_folder(Path(folder)) as draft:
                 with lora.merged(model):

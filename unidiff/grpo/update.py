@@ -24,10 +24,10 @@ from unidiff.estimators import Estimator, run_views, values_of
 from unidiff.grpo import activations, lora, ratio
 from unidiff.grpo.batches import MicroBatch
 from unidiff.grpo.config import GRPOConfig
+from unidiff.grpo.distributed import Whole
 from unidiff.grpo.experience import Experience, guidance_of
 from unidiff.grpo.losses import LOSSES, Denominators, LossStats, added, check_finite, modality_loss
 from unidiff.grpo.process import largest
-from unidiff.grpo.sharding import Shards
 from unidiff.model import UnifiedModel
 from unidiff.sequence import Modality
 
@@ -49,10 +49,10 @@ class PolicyUpdate:
         reference: Any,
         config: GRPOConfig,
         accelerator: Accelerator,
-        shards: Shards,
+        weights: Whole,
     ) -> None:
         self.model, self.policy, self.optimizer, self.reference = model, policy, optimizer, reference
-        self.config, self.accelerator, self.shards = config, accelerator, shards
+        self.config, self.accelerator, self.weights = config, accelerator, weights
         self.estimators: tuple[Estimator, Estimator] = config.estimators()  # of texts and of images
 
     def run(self, step: int, experience: Experience) -> dict[str, float]:
@@ -66,7 +66,7 @@ class PolicyUpdate:
         first: dict[str, float] = {}
         norms = []
         for iteration in range(self.config.num_iterations):
-            with self.shards.collected():
+            with self.weights.collected():
                 batches = self.batches(experience, iteration)
                 if old is not None:
                     batches = [dataclasses.replace(b, old_RL=v) for b, v in zip(batches, old[iteration], strict=True)]
@@ -92,7 +92,7 @@ class PolicyUpdate:
 
     def _optimize(self, stats: Stats, where: str) -> Tensor:
         """One step of the optimizer; returns the gradients' norm."""
-        with self.shards.apart():
+        with self.weights.apart():
             norm: Any = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
             if self.accelerator.scaler is None:  # in float16 it leaves such a step out
                 check_finite(torch.as_tensor(norm), stats, where)
@@ -192,7 +192,7 @@ class PolicyUpdate:
         if len(batch.passes) == 1:
             with self._gradients(last):
                 loss, stats = self.loss(batch, self.values(self.policy, batch), denominators)
-                self.shards.backward(loss)
+                self.weights.backward(loss)
             return stats
         if LOSSES[self.config.loss_type][1] == "token" and self._scored_once(batch):
             logp_KRL = torch.zeros(len(batch.draw.views), *batch.canvas.shape, device=batch.rows.device)
@@ -205,7 +205,7 @@ class PolicyUpdate:
                 logp_KRL = logp_KRL.detach().clone()
                 logp_KRL[part] = logp
                 loss, stats = self.loss(batch, self.combined(logp_KRL, batch), denominators)
-                self.shards.backward(loss)
+                self.weights.backward(loss)
         return stats
 
     def _scored_once(self, batch: MicroBatch) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unidiff.config import convert
 from unidiff.files import write_json, write_whole
-from unidiff.images import check_ids, check_pixels, in_chunks, register
+from unidiff.images.tokenizer import check_ids, check_pixels, in_chunks, register
 from unidiff.images.weights import fill, find_file, read_config, read_weights
 
 CONFIG = "config.json"

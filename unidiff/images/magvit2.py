@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unidiff.files import write_json, write_whole
-from unidiff.images import check_ids, check_pixels, in_chunks, register
+from unidiff.images.tokenizer import check_ids, check_pixels, in_chunks, register
 from unidiff.images.weights import fill, find_file, read_weights
 
 WEIGHTS = ("pytorch_model.safetensors", "pytorch_model.bin")

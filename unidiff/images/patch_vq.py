@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from unidiff.config import check_fields
-from unidiff.images import check_ids, check_pixels, register
+from unidiff.images.tokenizer import check_ids, check_pixels, register
 from unidiff.images.weights import fill, read_config, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

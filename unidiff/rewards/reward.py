@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from unidiff import plugins
-from unidiff.config import check_fields, nearest
+from unidiff.config import check_fields, near
 
 TARGETS = ("text", "image", "sequence")
 CREDITS = ("text", "image", "last")
@@ -255,7 +255,7 @@ def resolve(text: str, own: Iterable[Reward] = ()) -> Reward:
 
 def _imported(name: str, known: Iterable[str]) -> Reward:
     if not plugins.is_path(name):
-        hint = nearest(name, known) or f"; known: {', '.join(sorted(known))}."
+        hint = near(name, known) or f"; known: {', '.join(sorted(known))}."
         raise ValueError(f"unknown reward {name!r}{hint} A function is named as package.module:function")
     try:
         return _marked(plugins.imported(name, lambda found: isinstance(found, Reward)))

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from unidiff import noise
 from unidiff.config import checked, convert
-from unidiff.guidance import Prompt
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.sampler import InterleavedSampler
-from unidiff.sequence import Interleaved, Modality, Segment, hidden
+from unidiff.sequence import Interleaved, Modality, Prompt, Segment, hidden
 from unidiff.spec import ModelSpec
 
 

@@ -22,7 +22,16 @@ def draw(log_probs: Tensor, uniform: Tensor, greedy: bool = False) -> tuple[Tens
         cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
         level = uniform[..., None] * cumulative[..., -1:]
         index = torch.searchsorted(cumulative, level)[..., 0]  # the first with cumulative >= level
+        index = index.clamp(max=log_probs.shape[-1] - 1)  # where all is NaN, which `check_drawn` finds
         # A sum in parallel rounds unevenly: on a GPU it may step up where a probability is 0.
         possible = log_probs.gather(-1, index[..., None])[..., 0] > -torch.inf
         index = index.where(possible, mode)
     return index, log_probs.gather(-1, index[..., None])[..., 0]
+
+
+def check_drawn(probability: Tensor) -> None:
+    """Raises FloatingPointError if a token was drawn from NaN. For finished segments: it waits for the device."""
+    if bool(probability.isnan().any()):
+        raise FloatingPointError(
+            "the model's log-probabilities are NaN: a temperature or guidance is extreme, or the weights ran away"
+        )

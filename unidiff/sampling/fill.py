@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from unidiff.attention import additive, pad_bias
+from unidiff.canvas import Tokens
 from unidiff.images import to_pil
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.denoise import Drawn, denoise_image, denoise_text
-from unidiff.sequence import Modality, Tokens, check_parts
+from unidiff.sampling.draw import check_drawn
+from unidiff.sequence import Modality, check_parts
 from unidiff.templates import Guided, Layout, Role
 
 if TYPE_CHECKING:
@@ -130,6 +132,9 @@ class _Filling:
             return torch.tensor([[*v, *[0] * (width - len(v))] for v in values], device=self.model.device)
 
         ids, valid = padded([r.ids for r in rows]), padded([r.valid for r in rows]).bool()
+        rows_of_head = self.model.spec.logit_rows
+        if wrong := ids[(ids < 0) | (ids >= rows_of_head)].tolist():
+            raise ValueError(f"a layout has the id {wrong[0]}; the model's are 0 to {rows_of_head - 1}")
         nothing = torch.full_like(ids, -1)
         position = torch.arange(width, device=ids.device).expand_as(ids)
         spec = self.model.spec
@@ -147,6 +152,7 @@ class _Filling:
         for loop in loops:
             for _ in loop:
                 pass
+        check_drawn(self.probability)
         ids = self.tokens.ids[: len(self.layouts)].cpu()
         parts = zip(self.layouts, ids, self.step.cpu(), self.probability.cpu())
         return [Filled(row, *(x[: len(row)] for x in values)) for row, *values in parts]

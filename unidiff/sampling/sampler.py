@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unidiff import noise
-from unidiff.guidance import Prompt
+from unidiff.config import convert
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.edit import Locate
 from unidiff.sampling.rollout import Rollout
 from unidiff.sampling.writing import Writing
-from unidiff.sequence import Interleaved, check_parts
+from unidiff.sequence import Interleaved, Prompt, check_parts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +34,8 @@ def rollout(
     """
     config = model.spec.sampler_config(**settings)
     encoded = model.encode_prompt(prompt, config.guides)
-    return InterleavedSampler(model, config, locate).sample([encoded], [noise.key(seed)])[0]
+    key = noise.key(convert(seed, int, "seed", words=False))
+    return InterleavedSampler(model, config, locate).sample([encoded], [key])[0]
 
 
 class InterleavedSampler:

@@ -21,14 +21,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unidiff.guidance import Prompt
+from unidiff.canvas import Tokens
 from unidiff.model import UnifiedModel
 from unidiff.sampling import edit as edits
 from unidiff.sampling.compute import ComputeMeter, ModelFlops
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.denoise import EDIT, Drawn, denoise_image, denoise_text, text_length
+from unidiff.sampling.draw import check_drawn
 from unidiff.sampling.rollout import Rollout, Stop
-from unidiff.sequence import Interleaved, Modality, Segment, Tokens
+from unidiff.sequence import Interleaved, Modality, Prompt, Segment
 from unidiff.spec import ModelSpec
 
 
@@ -244,6 +245,7 @@ class Writing:
     def _collect_text(self, text: Drawn) -> tuple[Tensor, Tensor]:
         """Adds the texts to their rows. Returns which rows go on with an image, and the texts' lengths [B]."""
         length, text = text_length(text.ids, self.spec), text.map(Tensor.cpu)
+        check_drawn(text.probability)
         goes_on = []
         for place, (index, n) in enumerate(zip(self.index.tolist(), length.tolist())):
             tokens, step, probability = text.ids[place, :n], text.step[place, :n].int(), text.probability[place, :n]
@@ -335,6 +337,7 @@ class Writing:
     def _collect_image(self, image: Drawn, edited: Tensor) -> None:
         """Adds the images to their rows."""
         image, edited = image.map(Tensor.cpu), edited.cpu()
+        check_drawn(image.probability)
         new = torch.ones_like(self._has_image) if self.config.edit == "full" else ~self._has_image
         for place, (index, whole) in enumerate(zip(self.index.tolist(), new.tolist())):
             self.segments[index].append(

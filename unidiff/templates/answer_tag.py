@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from unidiff.sequence import Interleaved
-from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, Tokenize, filled, without
+from unidiff.sequence import Interleaved, check_parts
+from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, Tokenize, filled, ids_of, without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class AnswerTagTemplates:
     ) -> Layout:
         """prompt with pictures <answer> answer </answer> filler.., `length` targets behind <answer>."""
         system = self._system("understand", system)
-        ids = (*(self.tokenize(answer) if isinstance(answer, str) else answer), self.ids.answer_end)
+        ids = (*ids_of(answer, self.tokenize), self.ids.answer_end)
         target = self.ids.text(filled(ids, length, self.ids.filler, cut=self.ids.answer_end), learn_from=0)
         return self._prompt(system, user, given) + self.ids.marks(self.ids.answer_begin) + target
 
@@ -117,6 +117,7 @@ class AnswerTagTemplates:
         return [*([self._nothing] if left_out == "text" else []), *without(parts, left_out)]
 
     def _prompt(self, system: str, user: Text, given: Sequence[Picture] = ()) -> Layout:
+        check_parts(given, "given", Picture)
         return self._mixed(system, [user, *given])
 
     def _mixed(self, system: str, parts: Sequence[Text | Picture]) -> Layout:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unidiff.sequence import Interleaved, Modality, hidden
-from unidiff.templates.layout import Guided, Ids, Layout, Picture, Text, Tokenize, tokenized, without
+from unidiff.templates.layout import Guided, Ids, Layout, Picture, Text, Tokenize, ids_of, tokenized, without
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,16 @@ class ChatMarkup:
     def opening(self, role: str) -> list[Text]:
         return [(self.header_begin,), role, (self.header_end,), self.gap]
 
-    def turn(self, role: str, text: str) -> list[Text]:
-        return [*self.opening(role), text, (self.turn_end,)]
+    def turns(self, turns: Sequence[tuple[str, str]]) -> list[Text]:
+        """Raises TypeError for what is not a turn."""
+        for i, turn in enumerate(turns):
+            if not isinstance(turn, tuple | list) or [isinstance(part, str) for part in turn] != [True, True]:
+                raise TypeError(f"turns[{i}] is {turn!r}; a turn is (role, text)")
+        return [part for role, text in turns for part in (*self.opening(role), text, (self.turn_end,))]
 
     def prompt(self, *turns: tuple[str, str]) -> list[Text]:
         """Turns (role, text) up to the assistant's header, behind which the answer begins."""
-        said = [part for turn in turns for part in self.turn(*turn)]
-        return [(self.bos,), *said, *self.opening("assistant")]
+        return [(self.bos,), *self.turns(turns), *self.opening("assistant")]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class ChatTemplates:
         prompt_length: pads with eos at the left to this many tokens, for a batch. Raises ValueError if the prompt is
         longer. Guidance "prompt" masks the prompt.
         """
-        ids = self.tokenize(prompt) if isinstance(prompt, str) else prompt
+        ids = ids_of(prompt, self.tokenize)
         if prompt_length is not None and len(ids) > prompt_length:
             raise ValueError(f"prompt_length is {prompt_length}, the prompt has {len(ids)} tokens")
         pads = 0 if prompt_length is None else prompt_length - len(ids)

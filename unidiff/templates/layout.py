@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from unidiff.config import convert
 from unidiff.sequence import Interleaved, Modality, Segment, check_parts
 
 Tokenize = Callable[[str], Sequence[int]]  # words as ids, never a special token (`unidiff.plain_text`)
@@ -159,13 +161,14 @@ class Ids:
 
     def hole(self, length: int) -> Layout:
         """A text to be sampled. Raises ValueError if it has no tokens."""
-        if length < 1:
+        if convert(length, int, "length", words=False) < 1:
             raise ValueError(f"length: a text to be sampled needs at least one token, got {length}")
         return self.text((self.mask,) * length, learn_from=0)
 
     def rows(self, picture: Picture, learn: bool = False) -> Layout:
         """The cells of a picture, each row followed by the family's row separator. Targets: the unknown cells; with
         `learn` all of them. Raises ValueError for codes outside the codebook."""
+        check_parts([picture], "pictures", Picture)
         if self.image_offset is None:
             raise ValueError("this family has no pictures")
         if wrong := [c for c in picture.cells if c is not None and not 0 <= c < self.codebook_size]:
@@ -188,7 +191,8 @@ class Ids:
         assert self.image_begin is not None and self.image_end is not None
         return self.marks(self.image_begin) + rows + self.marks(self.image_end)
 
-    def images(self, pictures: Iterable[Picture]) -> Layout:
+    def images(self, pictures: Sequence[Picture]) -> Layout:
+        check_parts(pictures, "pictures", Picture)
         return sum((self.image(picture) for picture in pictures), Layout())
 
     def hidden(self, layout: Layout) -> Layout:
@@ -239,8 +243,16 @@ class Ids:
                 end = (image_next,) if isinstance(following, Picture) else (text_end,) if following is None else ()
                 layout += self.text((*tokenize(part), *end))
             else:
-                layout += self.text(part)
+                layout += self.text(ids_of(part, tokenize))
         return layout
+
+
+def ids_of(text: Text, tokenize: Tokenize) -> tuple[int, ...]:
+    """Words as ids, or the ids that are given. Raises TypeError for anything else."""
+    if isinstance(text, str):
+        return tuple(tokenize(text))
+    check_parts(text, "text", int, np.integer)
+    return tuple(map(int, text))
 
 
 def tokenized(parts: Sequence[Text | Picture], tokenize: Tokenize) -> Iterator[tuple[int, ...] | Picture]:
@@ -252,7 +264,7 @@ def tokenized(parts: Sequence[Text | Picture], tokenize: Tokenize) -> Iterator[t
         ids: list[int] = []
         for strings, run in itertools.groupby(group, lambda part: isinstance(part, str)):
             if not strings:
-                ids += itertools.chain(*run)  # type: ignore[arg-type]
+                ids += itertools.chain(*(ids_of(part, tokenize) for part in run))  # type: ignore[arg-type]
             elif words := "".join(map(str, run)):
                 ids += tokenize(words)
         if ids:

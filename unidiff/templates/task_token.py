@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from unidiff.sequence import Interleaved
 from unidiff.templates.chat import ChatTemplates
-from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, filled, without
+from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, filled, ids_of, without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class TaskTokenTemplates(ChatTemplates):
     def turns(self, *turns: tuple[str, str]) -> tuple[int, ...]:
         """The ids of a whole chat, turns (role, text), to train on."""
         assert self.markup is not None
-        return self._written([part for turn in turns for part in self.markup.turn(*turn)])
+        return self._written(self.markup.turns(turns))
 
     def train_text(self, text: Text, length: int) -> Layout:
         """bos text eos eos.., every id a target; what is too long is cut without an eos."""
@@ -157,13 +157,15 @@ class TaskTokenTemplates(ChatTemplates):
 
     def _closed(self, text: Text) -> tuple[int, ...]:
         """bos text eos; a bos that is there is not doubled."""
-        ids = tuple(self.tokenize(text)) if isinstance(text, str) else tuple(text)
+        ids = ids_of(text, self.tokenize)
         begin = () if ids[:1] == (self.ids.bos,) else (self.ids.bos,)
         return (*begin, *ids, self.ids.eos)
 
     def _chat(self, user: Text) -> tuple[int, ...]:
         assert self.markup is not None
-        return self._written(self.markup.prompt(("user", user))) if isinstance(user, str) else tuple(user)
+        return ids_of(
+            self._written(self.markup.prompt(("user", user))) if isinstance(user, str) else user, self.tokenize
+        )
 
     def _behind_header(self, ids: Sequence[int]) -> int:
         last = max((i for i, token in enumerate(ids) if token == self.ids.header_end), default=len(ids) - 1)

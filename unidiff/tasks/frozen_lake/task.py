@@ -21,7 +21,7 @@ from PIL import Image
 from unidiff.config import check_fields
 from unidiff.rewards.reward import Reward
 from unidiff.rewards.segment_view import SegmentView
-from unidiff.tasks.frozen_lake_board import (
+from unidiff.tasks.frozen_lake.board import (
     DIRECTIONS,
     MAX_SIZE,
     MIN_SIZE,
@@ -33,11 +33,11 @@ from unidiff.tasks.frozen_lake_board import (
     move_text,
     region,
 )
-from unidiff.tasks.frozen_lake_render import check_tile, draw, read
-from unidiff.tasks.frozen_lake_rewards import REWARDS, measure
-from unidiff.tasks.frozen_lake_text import REWARDS as TEXT_REWARDS
-from unidiff.tasks.frozen_lake_text import measure as measure_text
-from unidiff.tasks.frozen_lake_text import question
+from unidiff.tasks.frozen_lake.render import check_tile, draw, read
+from unidiff.tasks.frozen_lake.rewards import REWARDS, measure
+from unidiff.tasks.frozen_lake.text import REWARDS as TEXT_REWARDS
+from unidiff.tasks.frozen_lake.text import measure as measure_text
+from unidiff.tasks.frozen_lake.text import question
 
 QUESTION = "find a safe way to the goal"
 SPLITS: dict[str, range] = {"train": range(0, 8), "dev": range(8, 9), "test": range(9, 10)}  # layout % 10
@@ -220,7 +220,7 @@ class FrozenLake:
     # --- judging ------------------------------------------------------------------------------------------------
 
     def rewards(self) -> tuple[Reward, ...]:
-        """The task's own reward functions; see frozen_lake_rewards."""
+        """The task's own reward functions; see `rewards`."""
         return REWARDS if self.pictures else TEXT_REWARDS
 
     def measure(self, rows: Sequence[tuple[SegmentView, ...]], examples: Sequence[Example]) -> dict[str, np.ndarray]:

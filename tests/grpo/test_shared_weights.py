@@ -16,9 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-from unidiff.grpo import sharding
+from unidiff.grpo import distributed
+from unidiff.grpo.distributed.fsdp2 import FSDP2
+from unidiff.grpo.distributed.zero2 import Zero2
 from unidiff.grpo.lora import add_adapters
-from unidiff.grpo.zero2 import Zero2
 from unidiff.run_folder import read_metrics
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
@@ -120,16 +121,16 @@ def accelerator(kind: DistributedType, **state) -> Accelerator:
 
 def test_ways_that_would_go_wrong_are_refused():
     for kind in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP", "DEEPSPEED"):
-        sharding.check(accelerator(DistributedType[kind]))
+        distributed.check(accelerator(DistributedType[kind]))
     with pytest.raises(ValueError, match=r"distributed_type is MEGATRON_LM, which is not .*8_gpu_fsdp2\.yaml"):
-        sharding.check(accelerator(DistributedType.MEGATRON_LM))
+        distributed.check(accelerator(DistributedType.MEGATRON_LM))
     with pytest.raises(ValueError, match="fsdp_version is 1"):
-        sharding.check(accelerator(DistributedType.FSDP, is_fsdp2=False))
+        distributed.check(accelerator(DistributedType.FSDP, is_fsdp2=False))
     with pytest.raises(ValueError, match="mixed_precision is 'bf16'"):
-        sharding.check(accelerator(DistributedType.FSDP, mixed_precision="bf16"))
+        distributed.check(accelerator(DistributedType.FSDP, mixed_precision="bf16"))
     with pytest.raises(ValueError, match="mixed_precision is 'fp16'"):
-        sharding.check(accelerator(DistributedType.DEEPSPEED, mixed_precision="fp16"))
-    sharding.check(accelerator(DistributedType.MULTI_GPU, mixed_precision="bf16"))
+        distributed.check(accelerator(DistributedType.DEEPSPEED, mixed_precision="fp16"))
+    distributed.check(accelerator(DistributedType.MULTI_GPU, mixed_precision="bf16"))
 
 
 @pytest.mark.parametrize("option", ["cpu_ram_efficient_loading", "activation_checkpointing"])
@@ -137,7 +138,7 @@ def test_settings_of_fsdp_that_would_go_wrong_are_refused(model, option):
     plugin = SimpleNamespace(cpu_offload=None, cpu_ram_efficient_loading=False, activation_checkpointing=False)
     setattr(plugin, option, True)
     with pytest.raises(ValueError, match=f"fsdp_config: .*fsdp_{option}"):
-        sharding.Shards(model, accelerator(DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin)))
+        FSDP2(model, accelerator(DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin)))
 
 
 def deepspeed(stage: int = 2, **zero) -> Accelerator:
@@ -149,7 +150,7 @@ def deepspeed(stage: int = 2, **zero) -> Accelerator:
 def test_the_trainer_sets_clipping_and_precision_of_zero2(model):
     """A bfloat16 model is handed over in float32, from which DeepSpeed takes the weights that add up."""
     low, accelerator = copy.deepcopy(model).bfloat16(), deepspeed(offload_optimizer={"device": "none"})
-    assert isinstance(sharding.shards(low, accelerator, max_norm=0.3), Zero2)
+    assert isinstance(distributed.weights_for(low, accelerator, max_norm=0.3), Zero2)
     config = accelerator.state.deepspeed_plugin.deepspeed_config
     assert config["gradient_clipping"] == 0.3 and config["bf16"] == {"enabled": True}
     assert config["gradient_accumulation_steps"] == 1

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from unidiff.tasks.frozen_lake_board import CLASSES, LETTERS
+from unidiff.tasks.frozen_lake.board import CLASSES, LETTERS
 
 SHADES = 2
 _FINE = 128  # tiles are drawn on a canvas of this many pixels and shrunk, which smooths their edges

@@ -1,8 +1,8 @@
-"""Training all weights under DeepSpeed's ZeRO-2: AdamW and the float32 weights that add up are shared out.
+"""Training all weights under DeepSpeed's ZeRO-2: the optimizer's state and its float32 weights are sharded.
 
-ZeRO-2 would exchange gradients in every backward pass, of which processes make different numbers here. So a pass over
+ZeRO-2 exchanges gradients in every backward pass, but processes make different numbers of them here. So a pass over
 the step's rollouts runs inside DeepSpeed's `coalesce_grad_reduction`: gradients add up on each process, and are reduced
-once, in the order of the parameters. As under FSDP2 they are whole until then; unlike there they add up in the dtype
+once, in the order of the parameters. As under FSDP2 they are whole until then. Unlike there they add up in the dtype
 that is computed with.
 """
 
@@ -16,13 +16,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from unidiff.grpo.sharding import Shards
+from unidiff.grpo.distributed.whole import Whole
 from unidiff.model import UnifiedModel
 
 
-class Zero2(Shards):
-    """The prepared model under ZeRO-2. Made before the optimizer: raises weights to float32, of which DeepSpeed keeps
-    shares while it puts the model back into the dtype that it was loaded in.
+class Zero2(Whole):
+    """The prepared model under ZeRO-2. Casts the weights to float32. DeepSpeed shards that copy and restores the model
+    to its loaded dtype.
 
     Raises ValueError for adapters, a dtype or settings of DeepSpeed that would go wrong.
     """

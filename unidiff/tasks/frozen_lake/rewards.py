@@ -13,8 +13,8 @@ import numpy as np
 from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.sequence import Modality
-from unidiff.tasks.frozen_lake_board import Board, board_after, judge_answer, parse_move, replay
-from unidiff.tasks.frozen_lake_render import read
+from unidiff.tasks.frozen_lake.board import Board, board_after, judge_answer, parse_move, replay
+from unidiff.tasks.frozen_lake.render import read
 
 
 def _is_answer(view: SegmentView) -> bool:

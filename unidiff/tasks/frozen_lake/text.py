@@ -16,8 +16,8 @@ import numpy as np
 from unidiff.rewards.reward import Reward
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.sequence import Modality
-from unidiff.tasks import frozen_lake_rewards as interleaved
-from unidiff.tasks.frozen_lake_board import Board
+from unidiff.tasks.frozen_lake import rewards as interleaved
+from unidiff.tasks.frozen_lake.board import Board
 
 _SENTENCE = re.compile(r"\s+(?=(?:from|answer)\b)")
 

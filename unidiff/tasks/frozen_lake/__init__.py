@@ -1,0 +1,5 @@
+"""FrozenLake: boards, demonstrations, verifiers, pictures."""
+
+from unidiff.tasks.frozen_lake.task import Example, FrozenLake
+
+__all__ = ["Example", "FrozenLake"]
