@@ -446,29 +446,25 @@ class Server(uvicorn.Server):
         return contextlib.nullcontext()
 
 
-OPTIONS = {  # of numbers: default, least, what they are
-    "port": (8000, 0, "0 for a free one"),
-    "batch": (64, 1, "most items in one call of a scorer"),
-    "wait": (0.005, 0, "seconds to wait for others to share a batch"),
-    "items": (256, 1, "most items of one request"),
-    "body": (256 << 20, 1, "most bytes of one request"),
-    "seconds": (600.0, 1e-3, "for the scorers to answer a request"),
-    "memory": (4 << 30, 1, "bytes of all requests' bodies and pictures"),
-}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scorers", required=True, help="[name=]package.module:function, with commas between them")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines")
-    for name, (default, _, what) in OPTIONS.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{what} ({default})")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=64, help="most items in one call of a scorer")
+    parser.add_argument("--wait", type=float, default=0.005, help="seconds to wait for others to share a batch")
+    parser.add_argument("--items", type=int, default=256, help="most items of one request")
+    parser.add_argument("--body", type=int, default=256 << 20, help="most bytes of one request")
+    parser.add_argument("--seconds", type=float, default=600.0, help="for the scorers to answer a request")
+    parser.add_argument("--memory", type=int, default=4 << 30, help="bytes of all requests' bodies and pictures")
     given = vars(parser.parse_args())
-    for name, (_, least, _) in OPTIONS.items():
-        if not least <= given[name] < (1 << 16 if name == "port" else math.inf):
-            parser.error(f"--{name} {given[name]} is out of range")
-    app = build(found(given["scorers"]), **{name: given[name] for name in OPTIONS if name != "port"})
-    Server(uvicorn.Config(app, host=given["host"], port=given["port"], log_level="warning")).run()
+    scorers, host, port = given.pop("scorers"), given.pop("host"), given.pop("port")
+    for name, value in {**given, "port": port}.items():
+        least, end = int(name not in ("wait", "port")) * 1e-9, 1 << 16 if name == "port" else math.inf
+        if not least <= value < end:
+            parser.error(f"--{name} {value} is out of range")
+    app = build(found(scorers), **given)
+    Server(uvicorn.Config(app, host=host, port=port, log_level="warning")).run()
 
 
 if __name__ == "__main__":
