@@ -5,7 +5,8 @@ does not exist is an error that names the nearest one that does. Fields are bool
 dict, or a union of them with None. A float is finite, unless its type is `Unbounded`. In a `FilePath`, ~ and $NAME
 stand for what they are in a shell.
 
-`check_fields(self)` in a dataclass's `__post_init__` holds values from Python to the same types.
+`check_fields(self)` in a dataclass's `__post_init__` holds values from Python to the same types; `@typed` does so with
+the arguments of a function.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+Call = TypeVar("Call", bound=Callable[..., Any])
 Unbounded = Annotated[float, math.inf]  # a float that may be infinite
 FilePath = Annotated[str, "path"]  # ~ and $NAME in it are replaced
 
@@ -88,6 +90,19 @@ def checked(values: Mapping[str, Any], owner: type | Callable[..., Any], prefix:
     """Values by name as the annotations of a class or a function say. Raises ValueError with the name."""
     hints = _hints(owner)
     return {k: convert(v, hints[k], prefix + k, words=False) for k, v in values.items() if k in hints}
+
+
+def typed(function: Call) -> Call:
+    """Decorator: holds the arguments of a call to the function's annotations, as `check_fields` does with fields."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.arguments.update(checked(bound.arguments, function, f"{function.__name__}: "))
+        return function(*bound.args, **bound.kwargs)
+
+    return cast(Call, call)
 
 
 @functools.cache

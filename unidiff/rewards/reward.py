@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from unidiff import plugins
-from unidiff.config import check_fields
+from unidiff.config import check_fields, near
 
 TARGETS = ("text", "image", "sequence")
 CREDITS = ("text", "image", "last")
@@ -189,7 +189,7 @@ def reward(
     """
 
     def mark(target: Callable[..., Any]) -> Reward:
-        title = name or name_of(target)
+        title = name_of(target) if name is None else name
         return Reward(
             target,
             title,
@@ -255,26 +255,33 @@ def resolve(text: str, own: Iterable[Reward] = ()) -> Reward:
 
 def _imported(name: str, known: Iterable[str]) -> Reward:
     if not plugins.is_path(name):
-        hint = plugins.nearest(name, known)
-        raise ValueError(f"unknown reward {name!r}; {hint}. A function is named as package.module:function")
+        hint = near(name, known) or f"; known: {', '.join(sorted(known))}."
+        raise ValueError(f"unknown reward {name!r}{hint} A function is named as package.module:function")
     try:
-        return as_reward(plugins.imported(name, lambda found: isinstance(found, Reward)))
-    except ValueError as error:
-        raise ValueError(f"reward {name!r}: {error}") from error
+        return _marked(plugins.imported(name, lambda found: isinstance(found, Reward)))
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"reward {name!r}: {error}") from error
 
 
 def as_reward(given: Any, own: Iterable[Reward] = ()) -> Reward:
     """A Reward from a Reward, a name, or an unmarked function with a `completions` or `completion_ids` parameter (TRL
     style). own: rewards whose names are known beside the registered ones."""
-    if isinstance(given, Reward):
-        return given
     if isinstance(given, str):
         return resolve(given, own)
+    return _marked(given)
+
+
+def _marked(given: Any) -> Reward:
+    """A Reward from a Reward or a function; a name is not taken."""
+    if isinstance(given, Reward):
+        return given
     if callable(given) and {"completions", "completion_ids"} & parameters(given).keys():
         from unidiff.rewards.trl import from_trl  # which makes Rewards, and so imports this module
 
         return from_trl(given)
-    raise TypeError(f"{given!r} is no reward: mark the function with @reward(on='text'|'image'|'sequence')")
+    if getattr(given, "__annotations__", {}).get("return") in (Reward, "Reward"):
+        raise TypeError(f"{name_of(given)} makes a reward: write my_reward = {name_of(given)}(…), and name that")
+    raise TypeError(f"{repr(given)[:80]} is not a reward: mark the function with @reward(on='text'|'image'|'sequence')")
 
 
 def as_rewards(given: Iterable[Any], own: Iterable[Reward] = ()) -> list[Reward]:
