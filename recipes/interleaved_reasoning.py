@@ -49,7 +49,8 @@ from unidiff.report.page import write_page
 from unidiff.report.progress import Progress, results_table
 from unidiff.report.record import RolloutRecord
 from unidiff.report.results import duration
-from unidiff.rewards.reward import RewardError, as_rewards
+from unidiff.rewards.names import as_rewards
+from unidiff.rewards.reward import RewardError
 from unidiff.run_folder import RunFolder, read_metrics, resumed
 from unidiff.tasks import FrozenLake
 

@@ -8,7 +8,8 @@ import pytest
 
 from unidiff import estimators
 from unidiff.plugins import imported, split
-from unidiff.rewards.reward import Reward, resolve
+from unidiff.rewards.names import resolve
+from unidiff.rewards.reward import Reward
 
 MODULES = {
     "good_plugin": "from unidiff import reward\n@reward\ndef polite(segments): return []\n"

@@ -15,7 +15,8 @@ from unidiff.rewards.image import (
     ssim_agreement,
     token_agreement,
 )
-from unidiff.rewards.reward import Cause, Loss, resolve
+from unidiff.rewards.names import resolve
+from unidiff.rewards.reward import Cause, Loss
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.sequence import Modality
 

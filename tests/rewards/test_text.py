@@ -16,8 +16,9 @@ from unidiff.rewards.code_tests import code_tests
 from unidiff.rewards.image import cell_agreement, edit_locality, pixel_agreement
 from unidiff.rewards.judge import judge
 from unidiff.rewards.math_answers import MathVerifier, math_answer
+from unidiff.rewards.names import resolve
 from unidiff.rewards.remote import pickled, remote
-from unidiff.rewards.reward import Cause, Loss, resolve
+from unidiff.rewards.reward import Cause, Loss
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import evaluate
 from unidiff.rewards.text import exact_answer, format_pattern, length, numeric_answer, repetition

@@ -10,7 +10,8 @@ from typing import Any
 
 from unidiff.config import typed
 from unidiff.rewards.guard import Value, column_of, each
-from unidiff.rewards.reward import Cause, Loss, Reward, register, reward
+from unidiff.rewards.names import register
+from unidiff.rewards.reward import Cause, Loss, Reward, reward
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.text import check_tolerance, check_which, looked_at
 from unidiff.sandbox import Sandbox, rows

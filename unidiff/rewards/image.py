@@ -19,7 +19,8 @@ from torch.nn.functional import conv2d
 from unidiff.config import typed
 from unidiff.images.picture import rgb
 from unidiff.rewards.guard import Value, column_of, each
-from unidiff.rewards.reward import Reward, register, reward
+from unidiff.rewards.names import register
+from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.text import check_tolerance
 

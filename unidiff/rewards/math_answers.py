@@ -23,7 +23,8 @@ from unidiff.config import typed
 from unidiff.rewards import math_worker
 from unidiff.rewards.answers import bases, final_answer, right_answer, same_text
 from unidiff.rewards.guard import Value, column_of, each
-from unidiff.rewards.reward import Cause, Loss, Reward, register, reward
+from unidiff.rewards.names import register
+from unidiff.rewards.reward import Cause, Loss, Reward, reward
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.text import check_which, looked_at, right_text
 from unidiff.sandbox import lifeline

@@ -18,7 +18,8 @@ from typing import Any
 from unidiff.config import typed
 from unidiff.rewards.answers import Number, last_number
 from unidiff.rewards.guard import Value, column_of, each
-from unidiff.rewards.reward import Reward, register, reward
+from unidiff.rewards.names import register
+from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
 
 WHICH = ("last", "all", "steps")
