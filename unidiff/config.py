@@ -65,14 +65,14 @@ def build(config: type[T], values: dict[str, Any]) -> T:
     known: dict[str, Field[Any]] = {f.name: f for f in fields(config)}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
-            raise ValueError(f"unknown setting {name!r}{near(name, known, 0.0)}")
+            raise ValueError(f"unknown setting {name!r}{nearest(name, known, 0.0)}")
     for name, f in known.items():
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"setting {name!r} is required; give --{name}")
     return config(**{name: convert(value, hints[name], name) for name, value in values.items()})
 
 
-def near(name: Any, known: Iterable[Any], cutoff: float = 0.6) -> str:
+def nearest(name: Any, known: Iterable[Any], cutoff: float = 0.6) -> str:
     """The end of a message about a name that is not known: the nearest one that is."""
     found = difflib.get_close_matches(str(name), map(str, known), 1, cutoff)
     return f"; did you mean {found[0]!r}?" if found and found[0] != name else ""
@@ -144,7 +144,7 @@ def _choice(value: Any, choices: Sequence[Any], name: str, words: bool) -> Any:
         same = isinstance(value, type(choice)) and isinstance(value, bool) == isinstance(choice, bool)
         if (same and value == choice) or (words and str(value) == str(choice)):
             return choice
-    raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, choices))}{near(value, choices)}")
+    raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, choices))}{nearest(value, choices)}")
 
 
 def _one_of(value: Any, kinds: Sequence[Any], name: str, words: bool) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from unidiff.config import near
+from unidiff.config import nearest
 
 
 def is_path(name: str) -> bool:
@@ -36,7 +36,7 @@ def imported(name: str, wanted: Callable[[Any], bool] = callable) -> Any:
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = [key for key, value in vars(found).items() if not key.startswith("_") and wanted(value)]
-            hint = near(part, names) or f"; it has: {', '.join(sorted(names)) or 'none'}"
+            hint = nearest(part, names) or f"; it has: {', '.join(sorted(names)) or 'none'}"
             raise ValueError(f"module {module_name!r} has no {attribute!r}{hint}")
         found = getattr(found, part)
     return found
@@ -71,5 +71,5 @@ def _hint(name: str) -> str:
     path = getattr(importlib.import_module(package), "__path__", ()) if package else None
     if path == ():
         return f"; {package!r} is a module, not a package: write {package}:name"
-    found = near(last, [module.name for module in pkgutil.iter_modules(path)])
+    found = nearest(last, [module.name for module in pkgutil.iter_modules(path)])
     return found or "; is its folder on the path? PYTHONPATH=. adds the working directory"

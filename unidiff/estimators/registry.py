@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
 from unidiff import plugins
-from unidiff.config import convert, near
+from unidiff.config import convert, nearest
 from unidiff.estimators.estimator import Estimator
 
 ESTIMATORS: dict[str, type[Estimator]] = {}
@@ -90,4 +90,4 @@ def _imported(name: str) -> str:
 
 
 def _nearest(word: str, known: Collection[str]) -> str:
-    return f"; known: {', '.join(sorted(known)) or 'none'}{near(word, known, 0.0)}"
+    return f"; known: {', '.join(sorted(known)) or 'none'}{nearest(word, known, 0.0)}"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from unidiff.config import near
+from unidiff.config import nearest
 from unidiff.images import weights
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def find(config: dict[str, Any], name: str | None = None) -> Family:
     own = own_settings(config)
     if (name := name or own.get("family")) is not None:
         if name not in FAMILIES:
-            raise ValueError(f"family {name!r} is not known; known families: {known}{near(name, FAMILIES, 0.0)}")
+            raise ValueError(f"family {name!r} is not known; known families: {known}{nearest(name, FAMILIES, 0.0)}")
         return FAMILIES[name]
     for family in FAMILIES.values():
         if family.detect(config):
@@ -75,7 +75,7 @@ def own_settings(config: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"config.json: unidiff is {own!r}; it must be an object with {', '.join(kinds)}")
     for name, value in own.items():
         if name not in kinds:
-            warnings.warn(f"config.json: unidiff.{name} is not known, and not read{near(name, kinds)}", stacklevel=3)
+            warnings.warn(f"config.json: unidiff.{name} is not known, and not read{nearest(name, kinds)}", stacklevel=3)
         elif not isinstance(value, kinds[name]):
             wanted = "an object with fields of ModelSpec" if name == "spec" else "a name"
             raise ValueError(f"config.json: unidiff.{name} is {value!r}; it must be {wanted}")

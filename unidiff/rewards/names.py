@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from unidiff import plugins
-from unidiff.config import near
+from unidiff.config import nearest
 from unidiff.rewards.reward import Reward, name_of, parameters
 from unidiff.rewards.trl import from_trl
 
@@ -50,7 +50,7 @@ def resolve(text: str, own: Iterable[Reward] = ()) -> Reward:
 
 def _imported(name: str, known: Iterable[str]) -> Reward:
     if not plugins.is_path(name):
-        hint = near(name, known) or f"; known: {', '.join(sorted(known))}."
+        hint = nearest(name, known) or f"; known: {', '.join(sorted(known))}."
         raise ValueError(f"unknown reward {name!r}{hint} A function is named as package.module:function")
     try:
         return _marked(plugins.imported(name, lambda found: isinstance(found, Reward)))
