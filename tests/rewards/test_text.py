@@ -4,14 +4,17 @@ import asyncio
 import math
 import os
 import re
+import resource
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 
+from unidiff.rewards import code_tests as code_module
 from unidiff.rewards.code_tests import code_tests
 from unidiff.rewards.image import cell_agreement, edit_locality, pixel_agreement
 from unidiff.rewards.judge import judge
@@ -22,6 +25,7 @@ from unidiff.rewards.reward import Cause, Loss
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import evaluate
 from unidiff.rewards.text import exact_answer, format_pattern, length, numeric_answer, repetition
+from unidiff.sandbox import Sandbox
 from unidiff.sequence import Modality
 
 
@@ -268,6 +272,23 @@ def test_numbers_of_code_have_a_tolerance():
 
 
 @pytest.mark.usefixtures("namespaces")
+def test_a_trainer_without_descriptors_loses_the_row_alone():
+    held = []
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        value, _ = code_module.judge(Sandbox(), "def f(x): return x", ["assert f(1) == 1"])
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert isinstance(value, Loss) and "Too many open files" in value.message
+    assert code_module.judge(Sandbox(), "def f(x): return x", ["assert f(1) == 1"]) == (1.0, False)
+
+
 def test_values_that_code_could_forge_are_counted():
     weak = views("class P: x = 1", tests=["assert P().x == 1"])
     table = evaluate([code_tests()], [weak, views(GOOD, tests=ASSERTS)])

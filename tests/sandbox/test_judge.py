@@ -78,3 +78,42 @@ def f(x): return VALUES[x]
     report = Sandbox(seconds=20).call(code, "f", [Case((given,), (wanted,)) for given, wanted in cases + wrong])
     assert report.passed == (True,) * len(cases) + (False,) * len(wrong) and not report.unjudged and not report.weak
     assert report.messages[len(cases) + 6].startswith("KeyError")
+
+
+HANGS = """
+def f(x):
+    if x == 3:
+        while True: pass
+    return x * x
+class P:
+    x = 1
+    def go(self): f(3)
+"""
+
+
+def test_a_hang_costs_its_own_test_alone():
+    tests = ["assert f(2) == 4", "assert f(3) == 9", "assert f(4) == 16", "assert P().go()", "assert P.x == 1"]
+    assert Sandbox(seconds=4).test(HANGS, tests).passed == (True, False, True, False, True)
+    calls = Sandbox(seconds=2).call(HANGS, "f", [Case((3,), (9,)), Case((2,), (4,))])
+    assert calls.passed == (False, True) and "stopped" in calls.messages[0]
+
+
+@pytest.mark.parametrize("test", ["while True: pass\nassert f(2) == 4", "import time\ntime.sleep(9)\nassert P.x == 1"])
+def test_a_test_that_hangs_before_it_calls_the_code_says_nothing_about_it(test):
+    report = Sandbox(seconds=1).test(HANGS, [test, "assert f(2) == 4"])
+    assert report.passed == (False, True) and "has not called the code" in report.unjudged[0]
+
+
+@pytest.mark.parametrize(
+    ("test", "unjudged"),
+    [
+        ("assert f(2) == helper(2)", True),
+        ("assert P.x == helper(2)", True),
+        ("assert f(LIMIT) == 4", True),
+        ("assert helper(2) == 4", False),  # the function under test is missing
+        ("from solution import f, helper\nassert helper(2) == f(2)", False),
+    ],
+)
+def test_a_name_that_neither_the_code_nor_the_test_defines_is_not_judged(test, unjudged):
+    report = Sandbox(seconds=20).test(HANGS, [test])
+    assert report.passed == (False,) and bool(report.unjudged) == unjudged

@@ -46,6 +46,13 @@ def test_it_has_a_folder_of_its_own_that_goes_away(walls):
     assert not [name for name in set(os.listdir("/tmp")) - before if name.startswith("unidiff-sandbox")]
 
 
+def test_its_folder_goes_away_however_deep_it_is(walls):
+    code = "import os\nfor _ in range(2000):\n    os.mkdir('d')\n    os.chdir('d')\nos.mkdir('x', 0)\nprint('deep')"
+    before = set(os.listdir("/tmp"))
+    assert run(code, walls).stdout == "deep\n"
+    assert not [name for name in set(os.listdir("/tmp")) - before if name.startswith("unidiff-sandbox")]
+
+
 def test_packages_can_be_made_readable(tmp_path, walls):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "gift.py").write_text("present = 'a book'")

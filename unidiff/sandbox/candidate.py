@@ -1,7 +1,6 @@
 """The side of the code under test: runs it, then answers calls of its functions. It never sees a test."""
 
 import builtins
-import collections
 import itertools
 import json
 import os
@@ -10,8 +9,7 @@ import types
 
 import wire
 
-MUTABLE = (list, dict, set, bytearray, collections.deque, collections.Counter, collections.defaultdict,
-           collections.OrderedDict)  # fmt: skip
+LONGEST_ITERATOR = 100_000
 
 
 def module_of(code, name):
@@ -42,71 +40,95 @@ def found(module, name):
     raise NameError(f"name {name!r} is not defined by the code")
 
 
-class Server:
-    """Answers requests, one JSON line each. kept: what the tests hold by number."""
-
-    def __init__(self, code):
-        self.kept, self.failure = [], None
+def fork_server():
+    """Forks a process for code, before anything here knows of tests. Gives its id, where it reads, what it says."""
+    requests, replies = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
         try:
-            self.module = module_of(code, "solution")
-        except BaseException as error:
-            self.failure = self.fault(error)
-
-    def answer(self, request):
-        if self.failure:
-            return self.failure
-        try:
-            if "next" in request:
-                items = itertools.islice(self.kept[request["next"]], 1)
-                return {"item": [wire.encode(item, self.keep) for item in items]}
-            parts = ("function", "arguments", "named")
-            function, arguments, named = (wire.decode(request[part], self.find) for part in parts)
-            value, given = function(*arguments, **named), dict(enumerate(arguments)) | named
-            changed = self.changed(given, dict(enumerate(request["arguments"])) | dict(request["named"]["dict"]))
-            for place, one in given.items():
-                if one is value and type(one) in MUTABLE:  # the test gets its own argument back
-                    return {"same": place, "changed": changed}
-            return {"value": wire.encode(value, self.keep), "changed": changed}
-        except BaseException as error:
-            return self.fault(error)
-
-    def changed(self, given, before):
-        """Place and value of the arguments that the function has changed."""
-        mutable = {place: one for place, one in given.items() if type(one) in MUTABLE or hasattr(one, "dtype")}
-        after = {place: wire.encode(one, self.keep) for place, one in mutable.items()}
-        return [[place, one] for place, one in after.items() if one != before[place]]
-
-    def find(self, place, *_):
-        return found(self.module, place) if isinstance(place, str) else self.kept[place]
-
-    def keep(self, value):
-        """A handle for what is not plain, with the plain value that it extends, its class and whether it iterates."""
-        self.kept.append(value)
-        plain = next((kind for kind in wire.PLAIN[2:] if isinstance(value, kind)), None)
-        claim = None if plain is None else [wire.encode(plain(value), self.keep)]
-        iterates = hasattr(type(value), "__next__") and type(value).__module__ in ("builtins", "itertools")
-        return {"remote": [len(self.kept) - 1, claim, type(value).__name__, iterates]}
-
-    def fault(self, error):
-        """An exception as its nearest builtin class and its arguments. own: it is of another class."""
-        kind = next(c for c in type(error).__mro__ if vars(builtins).get(c.__name__) is c)
-        try:
-            message = str(error)[:500]
-            arguments = wire.encode(list(error.args), lambda value: repr(value)[:500])
-        except BaseException:
-            message, arguments = "", []
-        return {"error": kind.__name__, "own": kind is not type(error), "arguments": arguments, "message": message}
+            alone(requests[0], replies[1])
+            serve(os.fdopen(requests[0], "rb"), replies[1])
+        finally:
+            os._exit(0)
+    os.close(requests[0])
+    os.close(replies[1])
+    return child, requests[1], os.fdopen(replies[0], "rb")
 
 
 def serve(requests, replies):
-    """The code is the first line of the requests."""
-    server = Server(json.loads(requests.readline()))
+    """The code is the first line of the requests; the others are calls and questions for names."""
+    code, server, failure = json.loads(requests.readline()), None, None
+    try:
+        server = Server(module_of(code, "solution"))
+    except BaseException as error:
+        failure = fault(error)
     for line in requests:
         try:
-            reply = json.dumps(server.answer(json.loads(line)))
+            reply = json.dumps(server.answer(json.loads(line)) if server else failure)
         except (RecursionError, ValueError, MemoryError) as error:
-            reply = json.dumps({"error": type(error).__name__, "own": False, "arguments": [], "message": "the reply"})
+            reply = json.dumps(fault(error))
         send(replies, reply.encode() + b"\n")
+
+
+class Server:
+    """Answers requests. kept: what is not plain and the tests can hand back, by number."""
+
+    def __init__(self, module):
+        self.module, self.kept = module, []
+
+    def answer(self, request):
+        """The value of a call, with the arguments that it has changed; or what it raised."""
+        if "defined" in request:
+            return {"defined": [name for name in request["defined"] if defines(self.module, name)]}
+        keep = wire.refuse if request["items"] else self.keep
+        try:
+            parts = ("call", "args", "named")
+            function, arguments, named = (wire.decode(request[part], self.find) for part in parts)
+            value, given = function(*arguments, **named), dict(enumerate(arguments)) | named
+            sent = dict(enumerate(request["args"])) | dict(request["named"]["dict"])
+            mutable = {place: one for place, one in given.items() if type(one) in wire.MUTABLE or hasattr(one, "dtype")}
+            after = {place: wire.encode(one, keep) for place, one in mutable.items()}
+            reply = {"changed": [[place, one] for place, one in after.items() if one != sent[place]]}
+            for place, one in mutable.items():
+                if one is value and type(one) in wire.MUTABLE:  # the test gets its own argument back
+                    return reply | {"same": place}
+            if request["items"] and hasattr(type(value), "__next__"):
+                value = list(itertools.islice(value, LONGEST_ITERATOR))
+            return reply | {"value": wire.encode(value, keep)}
+        except wire.NotPlain as why:
+            return {"not_plain": f"the result: {why}"}
+        except BaseException as error:
+            return fault(error)
+
+    def find(self, name):
+        return found(self.module, name) if isinstance(name, str) else self.kept[name]
+
+    def keep(self, value):
+        place = next((i for i, one in enumerate(self.kept) if one is value), len(self.kept))
+        self.kept[place:] = self.kept[place:] or [value]
+        return {"name": [place]}
+
+
+def defines(module, name):
+    try:
+        found(module, name)
+    except NameError:
+        return False
+    return True
+
+
+def fault(error):
+    """An exception of a builtin class, with its arguments. Any other, or one with a cause or notes, is not plain."""
+    kind = type(error)
+    more = error.__cause__ is not None or hasattr(error, "__notes__") or isinstance(error, BaseExceptionGroup)
+    if vars(builtins).get(kind.__name__) is not kind or more:
+        return {"not_plain": f"the code raised a {kind.__name__}"}
+    try:
+        message = str(error)[:500]
+        arguments = wire.encode(list(error.args), lambda value: repr(value)[:500])
+    except BaseException:
+        message, arguments = "", []
+    return {"error": kind.__name__, "arguments": arguments, "message": message}
 
 
 def send(fd, data):

@@ -18,6 +18,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
 import filter as sandbox_filter
+import folders
 import lifeline
 import payload as sandbox_payload
 
@@ -170,9 +171,7 @@ def tasks_of(uid):
 def abandon(folder):
     """What there is to do when the run is stopped or late, or the trainer has died, who would remove the folder."""
     sweep()
-    import shutil  # here, since it takes longer than most programs
-
-    shutil.rmtree(folder, ignore_errors=True)
+    folders.remove(folder)
     os._exit(0)
 
 

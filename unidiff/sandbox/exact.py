@@ -1,24 +1,21 @@
-"""The side of the tests: names of the code become `Remote`s, whose calls run in the code's own process.
+"""The side of the tests: a name of the code becomes a `Name`, whose calls run in the code's own process.
 
 Arguments and results cross as plain data (wire.py), so a test sees genuine values of built-in types, and nothing that
-the code does to its own interpreter reaches the one that judges. What is not plain stays behind a handle. A test that
-asks such a thing for more than a comparison with plain data cannot be judged here: `NotPlain`.
+the code does to its own interpreter reaches the one that judges. A test that needs more cannot be judged here
+(`NotPlain`).
 """
 
 import builtins
-import itertools
+import contextlib
 import json
 import os
+import signal
 
 import wire
+from candidate import fork_server, send
 
 LONGEST_REPLY = 64 << 20  # bytes
-LONGEST_ITERATOR = 100_000
 HIDDEN = ("StopIteration", "StopAsyncIteration", "GeneratorExit")  # they would steer the test instead of failing it
-
-
-class NotPlain(BaseException):
-    """This test has to share an interpreter with the code."""
 
 
 class Halt(BaseException):
@@ -26,20 +23,21 @@ class Halt(BaseException):
 
 
 class Assertions:
-    """What became of a test's assertions. failed: one was false. open: conditions that were begun and raised."""
+    """What became of a test's assertions. failed: one was false. open: conditions that were begun and raised, where
+    the test swallows that."""
 
     failed, open = False, 0
 
     def names(self):
-        return {"_noted": self.noted, "_begun": self.begun}
+        return {"_begun": self.begun, "_noted": self.noted}
 
-    def begun(self):
-        self.open += 1
-        return self.begun
+    def begun(self, swallowed):
+        self.open += swallowed
+        return swallowed
 
-    def noted(self, *values):
-        self.open -= len(values) - 1
-        truth = bool(values[-1])
+    def noted(self, swallowed, value):
+        self.open -= swallowed
+        truth = bool(value)
         self.failed |= not truth
         return truth
 
@@ -47,113 +45,99 @@ class Assertions:
 class Link(Assertions):
     """The tests' end of the two pipes, and what is known about the test that runs.
 
-    calls: calls that it made. reason: why it needs the code's interpreter. foreign: an exception crossed that is not
-    of a builtin class. failed: whatever the test makes of it. left: the code raised SystemExit. objects: it got some of
-    the code's. compared: with plain data, which is all that can be asked of them here.
+    calls: calls that it made. reason: why it needs the code's interpreter. raised: what the code raised last.
+    handles: it got objects of the code.
     """
 
-    def __init__(self, requests, replies):
-        self.requests, self.replies = requests, replies
+    def __init__(self):
+        self.child, self.requests, self.replies = fork_server()
         self.ended = False
         self.begin()
-
-    def begin(self):
-        self.calls, self.reason, self.open = 0, None, 0
-        self.foreign = self.left = self.failed = self.objects = self.compared = False
-
-    def uncertain(self):
-        """Why a test that has failed here may pass beside the code; None if it may not."""
-        if self.objects and not self.compared:
-            return self.reason or "the test looks at objects of the code"
-        return self.reason or ("the code raised an exception that is not a builtin" if self.foreign else None)
-
-    def send(self, message):
-        data = json.dumps(message).encode() + b"\n"
-        try:
-            while data and not self.ended:
-                data = data[os.write(self.requests, data) :]
-        except BrokenPipeError:
-            self.ended = True
-
-    def ask(self, request):
-        self.calls += 1
-        self.send(request)
-        line = b"" if self.ended else self.replies.readline(LONGEST_REPLY)
-        if not line.endswith(b"\n"):
-            self.ended = True
-            raise self.halt("the code under test has ended" if not line else "a result is too long")
-        try:
-            reply = dict(json.loads(line))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise self.halt(f"a result cannot be read: {error}") from None
-        if "error" in reply:
-            self.error(**reply)
-        return reply
-
-    def error(self, error, own, arguments, message):
-        """Raises what the code raised, as its nearest builtin class."""
-        kind = getattr(builtins, error, None)
-        if error in HIDDEN or not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            raise RuntimeError(f"{error}: {message}")
-        self.foreign |= bool(own)
-        self.left |= issubclass(kind, (SystemExit, KeyboardInterrupt))
-        try:
-            raised = kind(*wire.decode(arguments, self.refuse))
-        except Exception:
-            raised = RuntimeError(message)
-        raise raised
 
     def names(self):
         return {**super().names(), "_seen": self.seen}
 
     def seen(self, value):
-        if type(value) in (Remote, Items):
-            raise self.not_plain("the test looks at something of the code")
-        return value
+        return Name.refuse(value) if type(value) is Name else value
 
-    def refuse(self, *_):
-        raise ValueError("an exception holds a handle")
+    def begin(self):
+        self.calls, self.reason, self.raised, self.handles = 0, None, None, False
+        self.failed, self.open = False, 0
 
-    def call(self, function, arguments, named):
-        callee = _place(function)
-        sent = [wire.encode(one, self.place) for one in (list(arguments), named)]
-        reply = self.ask({"function": {"remote": [callee]}, "arguments": sent[0], "named": sent[1]})
-        given = dict(enumerate(arguments)) | named
-        for place, after in reply.get("changed", ()):
-            restore(given[place], self.value(after, callee))
-        same = reply.get("same")
-        return self.value(reply.get("value"), callee) if same is None else given[same]
+    def end(self):
+        self.ended = True
+        with contextlib.suppress(OSError):
+            os.kill(self.child, signal.SIGKILL)
 
-    def value(self, data, callee=None):
-        """What a reply holds. callee: the name that was called; an object of this class was made by the test."""
-
-        def remote(handle, claim, kind, iterates):
-            plain = () if claim is None else (wire.decode(claim[0], remote),)
-            self.objects |= not iterates
-            return Items(self, handle) if iterates else Remote(self, handle, plain, kind == callee)
-
+    def send(self, message):
         try:
-            return wire.decode(data, remote)
+            send(self.requests, json.dumps(message).encode() + b"\n")
+        except BrokenPipeError:
+            self.ended = True
+
+    def ask(self, request):
+        self.calls += 1
+        if not self.ended:
+            self.send(request)
+        line = b"" if self.ended else self.replies.readline(LONGEST_REPLY)
+        if not line.endswith(b"\n"):
+            self.ended = True
+            raise self.halt("the code under test has ended" if not line else "a result is too long")
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise self.halt(f"a result cannot be read: {error}") from None
+
+    def defined(self, names):
+        """Those of the names that the code defines; all where it does not say."""
+        reply = self.ask({"defined": list(names)})
+        return set(reply["defined"]) if isinstance(reply.get("defined"), list) else set(names)
+
+    def call(self, name, arguments, named, items=False):
+        """What a function of the code gives. items: as a list, if it is an iterator."""
+        sent = [wire.encode(one, self.name_of) for one in (list(arguments), named)]
+        reply = self.ask({"call": {"name": [name]}, "args": sent[0], "named": sent[1], "items": items})
+        if "not_plain" in reply:
+            raise self.not_plain(str(reply["not_plain"]))
+        if "error" in reply:
+            raise self.error(**reply)
+        try:
+            given = dict(enumerate(arguments)) | named
+            for place, after in reply["changed"]:
+                restore(given[place], wire.decode(after, self.handle))
+            return given[reply["same"]] if "same" in reply else wire.decode(reply["value"], self.handle)
         except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, ImportError) as error:
             raise self.halt(f"a result cannot be read: {type(error).__name__}: {error}") from None
 
+    def handle(self, place):
+        self.handles = True
+        return Name(self, int(place))
+
+    def error(self, error, arguments, message):
+        """What the code raised."""
+        kind = getattr(builtins, error, None)
+        if error in HIDDEN or not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            self.raised = RuntimeError(f"{error}: {message}")
+        else:
+            try:
+                self.raised = kind(*wire.decode(arguments))
+            except Exception:
+                self.raised = RuntimeError(message)
+        return self.raised
+
     def halt(self, reason):
         self.failed = True  # also where a test's `except:` takes it
-        return Halt(reason)
+        self.raised = Halt(reason)
+        return self.raised
 
-    def place(self, value):
-        """How the code knows a value of the tests that is not plain."""
-        if type(value) in (Remote, Items):
-            return {"remote": [_place(value)]}
-        if hasattr(type(value), "__next__"):
-            items = list(itertools.islice(value, LONGEST_ITERATOR))
-            if len(items) < LONGEST_ITERATOR:
-                return {"iterator": [wire.encode(item, self.place) for item in items]}
-        raise self.not_plain(f"the test hands over a {type(value).__name__}")
+    def name_of(self, value):
+        if type(value) is not Name:
+            raise self.not_plain(f"the test hands over a {type(value).__name__}")
+        return {"name": [value.name]}
 
     def not_plain(self, reason):
         self.reason = self.reason or reason
-        return NotPlain(reason)
+        return wire.NotPlain(reason)
 
 
 def restore(argument, after):
@@ -169,73 +153,20 @@ def restore(argument, after):
         argument.extend(after) if hasattr(argument, "extend") else argument.update(after)
 
 
-def _place(remote):
-    return object.__getattribute__(remote, "_place")
+class Name:
+    """A name of the code, or an object that it gave, by its number. It can be called, and handed back to the code."""
 
-
-class Items:
-    """An iterator of the code: each item is asked for when it is needed, so that endless ones work."""
-
-    def __init__(self, link, place):
-        self._link, self._place = link, place
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        link = object.__getattribute__(self, "_link")
-        found = link.ask({"next": _place(self)}).get("item")
-        if not found:
-            raise StopIteration
-        return link.value(found[0])
-
-    def __getattribute__(self, name):
-        if name in ("__iter__", "__next__"):
-            return object.__getattribute__(self, name)
-        raise object.__getattribute__(self, "_link").not_plain(f"the test uses {name} of an iterator of the code")
-
-
-class Remote:
-    """A name of the code, or an object that lives with it. It can be called, handed back to the code, and compared.
-
-    plain: the plain value that it extends, if any. made: it came from a call of its class.
-    """
-
-    def __init__(self, link, place, plain=(), made=False):
-        for name, value in (("_link", link), ("_place", place), ("_plain", plain), ("_made", made)):
-            object.__setattr__(self, name, value)
+    def __init__(self, link, name):
+        vars(self).update({"link": link, "name": name} | ({"__name__": name} if isinstance(name, str) else {}))
 
     def __call__(self, *arguments, **named):
-        return object.__getattribute__(self, "_link").call(self, arguments, named)
+        return self.link.call(self.name, arguments, named)
 
-    def __eq__(self, other):
-        link, made, plain = (object.__getattribute__(self, name) for name in ("_link", "_made", "_plain"))
-        theirs = object.__getattribute__(other, "_plain") if type(other) is Remote else (other,)
-        comparable = theirs and wire.is_plain(theirs[0]) and (plain or type(other) is not Remote)
-        if made or isinstance(_place(self), str) or not comparable:
-            raise link.not_plain("the test compares objects of the code")
-        link.compared = True
-        return bool(plain) and plain[0] == theirs[0]
+    def __getattr__(self, attribute):
+        raise self.link.not_plain(f"the test uses {attribute} of something of the code")
 
-    def __ne__(self, other):
-        return not self == other
+    def refuse(self, *_):
+        raise self.link.not_plain("the test looks at something of the code")
 
-    def __getattribute__(self, name):
-        if name == "__name__" and isinstance(_place(self), str):
-            return _place(self)
-        raise object.__getattribute__(self, "_link").not_plain(f"the test uses {name} of something of the code")
-
-
-def _refusing(name):
-    def method(self, *_):
-        raise object.__getattribute__(self, "_link").not_plain(f"the test uses {name} of something of the code")
-
-    return method
-
-
-BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or"
-OTHERS = """len length_hint iter next reversed contains getitem setitem delitem bool hash repr str format bytes int
-float complex index round trunc floor ceil abs neg pos invert lt le gt ge enter exit aenter aexit aiter anext await
-get set delete setattr delattr instancecheck subclasscheck mro_entries dir"""
-for _name in [*OTHERS.split(), *(prefix + name for prefix in ("", "r", "i") for name in BINARY.split())]:
-    setattr(Remote, f"__{_name}__", _refusing(f"__{_name}__"))
+    __eq__ = __ne__ = __bool__ = __hash__ = __str__ = __repr__ = __iter__ = __setattr__ = refuse  # type: ignore
+    __class__ = property(refuse)  # type: ignore[assignment]

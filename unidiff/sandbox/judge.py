@@ -9,7 +9,9 @@ import contextlib
 import json
 import math
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,23 +25,16 @@ import wire
 UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
-def judge(reports):
-    """Reads the job from stdin: {"code", "tests", "setup", "calls", "tolerance"}. Writes one line a verdict."""
-    requests, replies = os.pipe(), os.pipe()
-    if os.fork() == 0:
-        try:
-            candidate.alone(requests[0], replies[1])
-            candidate.serve(os.fdopen(requests[0], "rb"), replies[1])
-        finally:
-            os._exit(0)
-    os.close(requests[0])
-    os.close(replies[1])
+def judge(reports, processes):
+    """Reads the job from stdin: {"code", "tests", "setup", "calls", "tolerance", "seconds"}. Writes one line a verdict.
+
+    processes: of the code. The next takes over where one has ended or hangs.
+    """
+    links = [exact.Link() for _ in range(processes)]
     with open(0, "rb") as file:
         job = json.load(file)
     candidate.silence()
-    link = exact.Link(requests[1], os.fdopen(replies[0], "rb"))
-    link.send(job["code"])
-    for index, verdict in enumerate(Judge(link, job).verdicts()):
+    for index, verdict in enumerate(Judge(links, job).verdicts()):
         candidate.send(reports, json.dumps({"test": index, **verdict}).encode() + b"\n")
 
 
@@ -47,48 +42,66 @@ class Unjudged(Exception):
     """This test says nothing about the code, or needs what is not here."""
 
 
-class Judge:
-    """Tests and the code, read. names: what the tests use of the code."""
+class Late(BaseException):
+    """A test's time is over."""
 
-    def __init__(self, link, job):
-        self.link, self.job = link, job
-        self.code = parsed(job["code"])
+
+def late(*_):
+    raise Late("it was stopped before it had a verdict")
+
+
+class Judge:
+    """Tests and the code, read. named: what the tests use of the code."""
+
+    def __init__(self, links, job):
+        self.links, self.job = links, job
+        self.link: Any = None
+        self.end = time.monotonic() + job["seconds"]
+        self.left = len(job["calls"]) + len(job["tests"])
+        signal.signal(signal.SIGALRM, late)
         sys.modules.setdefault("pytest", sys.modules.get("pytest") or imported("pytest") or stand_in.module())
 
     def verdicts(self) -> Iterator[dict[str, Any]]:
         """One verdict a call or test."""
         for case in self.job["calls"]:
-            yield self.call(*(wire.decode(part, None) for part in case))
+            yield self.timed(self.call, *(wire.decode(part) for part in case))
         if not self.job["tests"]:
             return
-        pieces = []
-        try:
-            setup = translate.Piece(self.job["setup"])
-        except UNREADABLE as error:
-            setup = error
-        for text in self.job["tests"]:
-            try:
-                if isinstance(setup, BaseException):
-                    raise Unjudged(f"the set-up: {described(setup)}") from setup
-                pieces.append(self.piece(text, setup))
-            except (Unjudged, *UNREADABLE) as error:
-                pieces.append(error)
-        self.prepare([setup, *pieces])
-        for piece in pieces:
-            yield self.verdict(piece)
-
-    def prepare(self, pieces):
-        """Finds what the tests use of the code, and runs the set-up."""
-        readable = [piece for piece in pieces if isinstance(piece, translate.Piece)]
-        if not readable:
-            return
-        self.setup = pieces[0]
-        self.modules = translate.modules(readable)
-        names = set().union(*(piece.names for piece in readable)) - self.modules.keys() - self.setup.defined
+        setup: Any = attempt(translate.Piece, self.job["setup"])
+        pieces = [attempt(self.piece, text, setup) for text in self.job["tests"]]
+        readable = [piece for piece in (setup, *pieces) if isinstance(piece, translate.Piece)]
+        self.setup: Any = setup
+        self.modules = translate.modules(readable, attempt(translate.Piece, self.job["code"]))
+        names = set().union(*(piece.names for piece in readable)) - self.modules.keys()
+        names -= getattr(setup, "defined", set())
         self.named = frozenset(names or translate.tested_builtins(readable))
-        self.setup_failure = self.exactly(self.setup, first=True)
+        for piece in pieces:
+            yield {"unjudged": str(piece)} if isinstance(piece, Unjudged) else self.timed(self.verdict, piece)
+
+    def timed(self, judge, *given):
+        """A verdict, within half of the time that is left; the last one has all of it."""
+        time_left = self.end - time.monotonic()
+        self.left -= 1
+        try:
+            signal.setitimer(signal.ITIMER_REAL, max(time_left / (2 if self.left else 1), 0.01), 0.1)
+            return judge(*given)
+        except Late as error:
+            return {"passed": False, "message": str(error)}
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def connect(self):
+        """The process of the code, or, where that has ended, the next one: it starts anew."""
+        if self.link is None or (self.link.ended and self.links):
+            self.link = self.links.pop(0)
+            self.link.send(self.job["code"])
+            self.space = None
+        self.link.begin()
+        return self.link
 
     def piece(self, text, setup):
+        if isinstance(setup, Unjudged):
+            raise Unjudged(f"the set-up: {setup}")
         piece = translate.Piece(text)
         if not translate.asserts(piece, setup):
             raise Unjudged("it asserts nothing")
@@ -101,94 +114,122 @@ class Judge:
         return piece
 
     def verdict(self, piece) -> dict[str, Any]:
-        if not isinstance(piece, translate.Piece):
-            return {"unjudged": described(piece) if not isinstance(piece, Unjudged) else str(piece)}
         if not piece.used & (self.named | self.setup.defined):
             return {"unjudged": "it uses nothing of the code"}
-        if self.setup_failure and "weak" not in self.setup_failure:
-            return self.setup_failure
-        why = self.setup_failure.get("weak") or translate.shares_interpreter(piece, self.named)
-        found = {"weak": why} if why else self.exactly(piece)
+        link, found = self.connect(), {}
+        if self.space is None:
+            self.space = {"__name__": "test"} | {name: exact.Name(link, name) for name in self.named}
+            provide(self.modules, self.space)
+            found = self.exactly(self.setup, self.space)
+            if found.get("passed") is False or "unjudged" in found:
+                self.space = None
+                return found
+            self.setup_weak = found.get("weak")
+        found = {"weak": self.setup_weak} if self.setup_weak else self.exactly(piece, dict(self.space))
+        if not found.get("passed") and "unjudged" not in found and (missing := self.missing(piece)):
+            return {"unjudged": missing}
         return self.weakly(piece, found["weak"]) if "weak" in found else found
+
+    def missing(self, piece):
+        """What nobody defines, beside a name that the code does define."""
+        names = sorted(piece.names & self.named - piece.imports.keys())
+        if len(names) < 2 or self.link.ended:
+            return None
+        known = self.link.defined(names)
+        unknown = [name for name in names if name not in known]
+        return f"neither the code nor the test defines {unknown[0]}" if known and unknown else None
 
     # --- apart ---
 
-    def exactly(self, piece, first=False) -> dict[str, Any]:
-        """Runs a piece apart from the code. first: it is the set-up, whose names are kept; {} if it went well."""
+    def exactly(self, piece, space) -> dict[str, Any]:
+        """Runs a piece apart from the code, or says why it has to run beside it."""
         link = self.link
         link.begin()
-        why = translate.shares_interpreter(piece, self.named) if first else None
+        why = translate.shares_interpreter(piece)
         if why:
             return {"weak": why}
         try:
-            space = {"__name__": "test", **link.names()} if first else dict(self.space)
-            for name in self.named:
-                space.setdefault(name, exact.Remote(link, name))
-            if first:
-                provide(self.modules, space)
-                self.space = space
-            space |= {own: exact.Remote(link, name) for name, own in piece.imports.items()}
+            space |= link.names() | {own: exact.Name(link, name) for name, own in piece.imports.items()}
             run(piece, translate.Noted(), space)
-        except BaseException as error:
-            over = isinstance(error, SystemExit) and not error.code and not link.left  # the test has ended itself
-            if not over or not link.calls:
-                return self.failed(error, first)
-        if link.failed or link.open:
-            return self.failed(AssertionError("an assertion that the test itself has caught"), first)
-        if link.reason:
-            return {"weak": link.reason}
-        return {} if first else {"passed": True}
-
-    def failed(self, error, first):
-        link = self.link
-        why = None if isinstance(error, exact.Halt) or link.ended else link.uncertain()
-        if why:
-            return {"weak": why}
-        if not link.calls and not isinstance(error, AssertionError):
-            return {"unjudged": ("the set-up: " if first else "") + described(error)}
-        return {"passed": False, "message": described(error)}
+            error = None
+        except BaseException as raised:
+            error = raised
+        if isinstance(error, Late):
+            link.end()
+            if not link.calls:
+                return {"unjudged": "it does not end, and has not called the code yet"}
+        elif link.reason or (link.handles and (error or link.failed)):
+            return {"weak": link.reason or "the test looks at an object of the code"}
+        elif isinstance(error, SystemExit) and not error.code and link.calls and link.raised is not error:
+            error = None  # the test has ended itself
+        if error is None and (link.failed or link.open):
+            error = AssertionError("an assertion that the test itself has caught")
+        if error is None:
+            return {"passed": True}
+        if link.failed or link.raised is error or isinstance(error, AssertionError | Late):
+            return {"passed": False, "message": described(error)}
+        if not link.calls and not isinstance(error, TypeError):  # as a name gives that is neither called nor asked
+            return {"unjudged": ("the set-up: " if piece is self.setup else "") + described(error)}
+        return {"weak": "it fails for another reason than an assertion"}
 
     # --- beside ---
 
     def weakly(self, piece, why):
         """Runs a test in a new interpreter beside the code; a new one for each test."""
-        refused = "it does not parse" if self.code is None else weak.trick(self.code)
+        code = attempt(ast.parse, self.job["code"])
+        refused = str(code) if isinstance(code, Unjudged) else weak.trick(code)
         if refused:
             return {"passed": False, "weak": why, "message": refused}
         ours, theirs = os.pipe()
         token = os.urandom(16)
         child = os.fork()
         if child == 0:
-            try:
-                candidate.alone(theirs)
-                failure = self.beside(piece)
-            except BaseException as error:
-                failure = described(error)
-            os.write(theirs, token + (failure or "").encode(errors="replace")[:2000])
-            os._exit(0)
+            self.beside(piece, theirs, token)
         os.close(theirs)
-        os.waitpid(child, 0)
-        os.set_blocking(ours, False)
+        said = b""
         try:
+            os.waitpid(child, 0)
+            os.set_blocking(ours, False)
             said = os.read(ours, 4096)
         except BlockingIOError:
-            said = b""
-        os.close(ours)
+            pass
+        except Late:
+            for kill in (os.killpg, os.kill):  # its group, which it may not have made yet
+                with contextlib.suppress(ProcessLookupError):
+                    kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        finally:
+            os.close(ours)
         if said == token:
             return {"passed": True, "weak": why}
         ended = not said.startswith(token)
         message = "the code has ended the test" if ended else said[len(token) :].decode(errors="replace")
         return {"passed": False, "weak": why, "message": message}
 
-    def beside(self, piece):
-        """Why the test fails beside the code; None if it passes."""
+    def beside(self, piece, report, token):
+        """Writes the token to report, with the reason if the test fails. Does not return."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
         guard = weak.Guard(self.named | piece.defined | self.setup.defined)
+        try:
+            os.setpgid(0, 0)
+            candidate.alone(report)
+            self.run_beside(piece, guard)
+            failure = "AssertionError" if guard.failed or guard.open else ""
+        except BaseException as error:
+            failure = described(error) or "it fails"
+        guard.leave(False)
+        os.write(report, token + failure.encode(errors="replace")[:2000])
+        os._exit(0)
+
+    def run_beside(self, piece, guard):
         genuine = {f"_builtin_{name}": getattr(builtins, name) for name in translate.GENUINE} | guard.names()
         if "unittest" in self.setup.text + piece.text:
             guard.watch_unittest()
+        before = dict(sys.modules)
         module = candidate.module_of(self.job["code"], translate.SOLUTION)
+        sys.modules.update(before)
         space = module.__dict__
-        space |= genuine | {"__name__": "test"}
+        space |= genuine
         for name in self.named - space.keys():
             with contextlib.suppress(NameError):
                 space[name] = candidate.found(module, name)
@@ -196,28 +237,36 @@ class Judge:
         for one in (self.setup, piece):
             space |= {own: space[name] for name, own in one.imports.items() if name in space}
             run(one, translate.Guarded(self.named | one.defined | self.setup.defined), space)
-        return "AssertionError" if guard.failed or guard.open else None
 
     # --- calls ---
 
     def call(self, name, arguments, wanted):
         """One call of a function by its arguments, and the value that it is to give."""
-        self.link.begin()
+        link = self.connect()
         try:
-            value = exact.Remote(self.link, name)(*arguments)
-            if isinstance(value, exact.Items):
-                value = list(value)
+            value = link.call(name, arguments, {}, items=True)
             right = any(same(value, one, self.job["tolerance"]) for one in wanted)
-        except exact.NotPlain:
-            return {"passed": False, "message": "the result is not plain data"}
+        except Late:
+            link.end()
+            raise
         except BaseException as error:
             return {"passed": False, "message": described(error)}
         return {"passed": True} if right else {"passed": False, "message": f"it gave {value!r:.200}"}
 
 
+def attempt(read: Any, *given: Any) -> Any:
+    """What a function gives, or an Unjudged that says why it cannot read its text."""
+    try:
+        return read(*given)
+    except Unjudged as error:
+        return error
+    except UNREADABLE as error:
+        return Unjudged(described(error))
+
+
 def provide(modules, space):
     for statement in modules.values():
-        exec(compile(ast.fix_missing_locations(statement), "imports", "exec"), space)
+        exec(statement, space)
 
 
 def run(piece, transformer, space):
@@ -284,13 +333,6 @@ def imported(name):
         return None
 
 
-def parsed(code):
-    try:
-        return ast.parse(code)
-    except UNREADABLE:
-        return None
-
-
 def same(value: Any, wanted: Any, tolerance: float) -> bool:
     """Equal, where JSON has one kind of list and only text as keys, within a tolerance of numbers."""
     if hasattr(value, "tolist"):
@@ -311,6 +353,8 @@ def same(value: Any, wanted: Any, tolerance: float) -> bool:
 
 def described(error):
     try:
+        if isinstance(error, Late):
+            return str(error)
         return f"{type(error).__name__}: {error}"[:500]
     except BaseException:
         return type(error).__name__

@@ -10,7 +10,6 @@ import os
 import secrets
 import select
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +26,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unidiff.config import check_fields
+
+from . import folders
 
 CHILD = Path(__file__).with_name("child.py")
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/libx32")  # what programs need; not /etc
@@ -283,7 +284,7 @@ class Process:
     def _folder(self) -> str:
         """A new name; the launcher makes the folder."""
         folder = os.path.join(tempfile.gettempdir(), f"unidiff-sandbox-{secrets.token_hex(8)}")
-        self.stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        self.stack.callback(folders.remove, folder)
         return folder
 
     def _file(self, text: str) -> int:

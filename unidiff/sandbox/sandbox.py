@@ -82,7 +82,8 @@ class Sandbox(Limits):
 
         The names that a test uses and does not define are those under test. A test that only calls them, hands results
         on and compares plain data is exact. Any other runs beside the code and is `weak`. One that asserts nothing,
-        uses nothing of the code, or needs what is not installed is `unjudged`.
+        uses nothing of the code, hangs before it calls it, or needs what is not installed or nowhere defined is
+        `unjudged`. All tests share `seconds`; but for the last one each may take half of what is left.
 
         Errors: ValueError without tests; SandboxError if the sandbox cannot be built.
         """
@@ -113,7 +114,7 @@ class Sandbox(Limits):
         output = (6 * self.output + REPORT) * count  # a character takes up to six as JSON
         box = replace(self, seconds=(self.seconds + 1) * count, processes=self.processes + 1, output=output)
         verdicts = {}
-        for index, run in enumerate(box._lines("programs", job)):
+        for index, run in enumerate(box._lines(job, mode="programs")):
             if run["stop"] != Stop.EXITED or run["code"] != 0:
                 verdicts[index] = {"message": f"{run['stop']}, with {run['code']}"}
             elif not _printed_same(run["stdout"], wanted[index], tolerance):
@@ -125,15 +126,18 @@ class Sandbox(Limits):
     def _judge(self, code: str, count: int, **job: Any) -> TestReport:
         if not count:
             raise ValueError("tests is empty: there is nothing to judge by")
-        # The tests' process and one beside the code come on top of the code's own.
-        box = replace(self, processes=self.processes + 2, output=max(self.output, REPORT * count))
-        job = {"code": code, "tests": [], "setup": "", "calls": [], "tolerance": 0.0, **job}
-        return _report({words["test"]: words for words in box._lines("tests", job)}, count)
+        # The tests' process, a second one of the code and two beside it come on top of the code's own.
+        output = max(self.output, REPORT * count)
+        box = replace(self, seconds=self.seconds + 1, processes=self.processes + 4, output=output)
+        given = {"code": code, "seconds": self.seconds, "tests": [], "setup": "", "calls": [], "tolerance": 0.0}
+        job = given | job
+        lines = box._lines(job, mode="tests", servers=min(count, 2))
+        return _report({words["test"]: words for words in lines}, count)
 
-    def _lines(self, mode: str, job: dict[str, Any]) -> list[dict[str, Any]]:
+    def _lines(self, job: dict[str, Any], **start: Any) -> list[dict[str, Any]]:
         """What a job reports, one JSON line each. Raises SandboxError if it could not begin."""
         with ExitStack() as stack:
-            outcome = Process(self, stack, {"mode": mode}, stdin=json.dumps(job)).finish()
+            outcome = Process(self, stack, start, stdin=json.dumps(job)).finish()
         found = []
         for line in outcome.stdout.splitlines():
             with suppress(ValueError):  # the last line may be cut off

@@ -91,6 +91,9 @@ class Mark:
         return lambda *given, **_: given[0] if len(given) == 1 and callable(given[0]) else lambda function: function
 
 
+KINDS = (Raises, approx, Mark)
+
+
 def fail(reason="", **_):
     raise AssertionError(reason)
 

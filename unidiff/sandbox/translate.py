@@ -6,11 +6,19 @@ import symtable
 import sys
 
 MODULES = {"np": "numpy", "pd": "pandas"}  # names that tests use without an import
+HELPERS = {
+    name: module for module, names in {
+        "math": "isclose isnan isinf fabs", "copy": "deepcopy", "decimal": "Decimal", "fractions": "Fraction",
+        "collections": "Counter OrderedDict defaultdict deque namedtuple", "functools": "partial",
+        "datetime": "datetime timedelta date", "io": "StringIO", "contextlib": "redirect_stdout suppress",
+        "typing": "List Dict Tuple Set Optional Any Union Callable", "pytest": "approx raises",
+    }.items() for name in names.split()
+}  # fmt: skip
 SOLUTION = "solution"  # tests may import the code under this name
 BUILTINS = frozenset(dir(builtins))
 GENUINE = frozenset(name for name in BUILTINS - {"super"} if not name.startswith("__"))  # the compiler looks for super
 CONSTRUCTORS = {"list", "set", "tuple", "dict", "int", "float", "str", "bool", "complex", "range", "frozenset", "bytes"}
-LOOKS = {"callable", "type", "id", "isinstance", "issubclass", "hasattr", "getattr", "dir", "vars"}
+LOOKS = {"callable", "type", "id", "hasattr", "getattr"}  # what these answer, the object is not always asked
 STREAMS = {"stdin", "stdout", "stderr", "redirect_stdout", "redirect_stderr", "patch", "environ"}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
@@ -104,32 +112,24 @@ def callee(node):
     return node.func.id if isinstance(node.func, ast.Name) else None
 
 
-def shares_interpreter(piece, names):
-    """Why a test cannot be run apart from the code: it looks at a name of the code instead of calling it. None if it
-    can."""
-    allowed = set()
+def shares_interpreter(piece):
+    """Why a test cannot be run apart from the code, where that would not show. None if it can."""
     for node in ast.walk(piece.tree):
-        if isinstance(node, ast.Call):
-            allowed.add(id(node.func))
-            if callee(node) not in LOOKS:
-                allowed |= {id(argument) for argument in [*node.args, *(k.value for k in node.keywords)]}
-        elif isinstance(node, ast.Assign):
-            allowed.add(id(node.value))
-        elif isinstance(node, ast.Compare) and any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
+        if isinstance(node, ast.Compare) and any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
             if not all(isinstance(o, ast.Constant) or getattr(o, "id", "") in BUILTINS for o in node.comparators):
                 return "it compares identities"
         elif isinstance(node, ast.Import) and any(alias.name == SOLUTION for alias in node.names):
             return "it imports the module of the code"
-    for node in ast.walk(piece.tree):
-        if isinstance(node, ast.Name) and node.id in names and id(node) not in allowed:
-            return f"it looks at {node.id}"
-        if name_of(node) in STREAMS or getattr(node, "name", None) in STREAMS:
+        elif name_of(node) in STREAMS or getattr(node, "name", None) in STREAMS:
             return "it replaces what the code reads or prints"
     return None
 
 
-def modules(pieces):
-    """Modules that tests use under their own names without an import: `math.pi`. Gives import statements by name."""
+def modules(pieces, code):
+    """What tests use of Python's library without an import: `math.pi`, `isclose`. Import statements by name.
+
+    The name of a library's class or function means that one, unless nothing else is under test and the code defines it.
+    """
     found = {}
     for piece in pieces:
         for node in ast.walk(piece.tree):
@@ -137,7 +137,12 @@ def modules(pieces):
                 name = node.value.id
                 module = MODULES.get(name, name if name in sys.stdlib_module_names else "")
                 if module and has(module, node.attr):
-                    found[name] = ast.parse(f"import {module} as {name}")
+                    found[name] = f"import {module} as {name}"
+    names = set().union(*(piece.names for piece in pieces)) - found.keys()
+    others = names - HELPERS.keys() - set().union(*(piece.defined for piece in pieces))
+    for name in names & HELPERS.keys():
+        if others or name not in getattr(code, "definitions", ()):
+            found[name] = f"from {HELPERS[name]} import {name}"
     return found
 
 
@@ -149,14 +154,14 @@ def has(module, attribute):
 
 
 class Noted(ast.NodeTransformer):
-    """`assert x` becomes `assert _noted(x)`: it has failed, even where the test's own `except` takes the error. Where
-    that would take any error, `assert _noted(_begun(), x)`: so has one whose condition was never known."""
+    """`assert x` becomes `assert _noted(_begun(swallowed), x)`: if it has failed, the test has, even where its own
+    `except` takes the error; and where that takes any error, also if the condition was never known."""
 
     swallowed = False
 
     def visit_Assert(self, node):
         self.generic_visit(node)
-        node.test = call("_noted", *([call("_begun")] if self.swallowed else []), node.test)
+        node.test = call("_noted", call("_begun", ast.Constant(int(self.swallowed))), node.test)
         return node
 
     def visit_Try(self, node):
@@ -168,10 +173,15 @@ class Noted(ast.NodeTransformer):
         return node
 
     def visit_Call(self, node):
-        """What C code sees of an object without asking it: nothing that is of the code."""
         self.generic_visit(node)
-        if callee(node) in ("type", "callable", "id"):
-            node.args = [call("_seen", argument) for argument in node.args[:1]] + node.args[1:]
+        if callee(node) in LOOKS:
+            node.args = [call("_seen", argument) for argument in node.args]
+        return node
+
+    def visit_Compare(self, node):
+        self.generic_visit(node)
+        if isinstance(node.ops[0], ast.Is | ast.IsNot):
+            node.left = call("_seen", node.left)
         return node
 
     def visit_ImportFrom(self, node):
@@ -182,7 +192,7 @@ def swallows(handler):
     """Whether an `except` takes failed assertions and does nothing about them."""
     kinds = {name_of(node) for node in ast.walk(handler.type)} if handler.type else {"BaseException"}
     known = kinds & {"Exception", "BaseException", "AssertionError"}
-    return known and not any(isinstance(node, ast.Assert | ast.Raise) for node in ast.walk(handler))
+    return bool(known) and not any(isinstance(node, ast.Assert | ast.Raise) for node in ast.walk(handler))
 
 
 class Guarded(Noted):
@@ -198,7 +208,7 @@ class Guarded(Noted):
 
     def visit_Call(self, node):
         self.generic_visit(node)
-        return node
+        return call("_given", node)
 
     def visit_BinOp(self, node):
         self.generic_visit(node)
@@ -206,7 +216,11 @@ class Guarded(Noted):
 
     def visit_Attribute(self, node):
         self.generic_visit(node)
-        return call("_attribute", node.value, ast.Constant(node.attr)) if isinstance(node.ctx, ast.Load) else node
+        private = node.attr.startswith("__") and not node.attr.endswith(
+            "__"
+        )  # of a class of the test, which renames it
+        asked = isinstance(node.ctx, ast.Load) and not private
+        return call("_attribute", node.value, ast.Constant(node.attr)) if asked else node
 
     def visit_Name(self, node):
         genuine = isinstance(node.ctx, ast.Load) and node.id in GENUINE and node.id not in self.own

@@ -1,7 +1,6 @@
 """Plain and plain-like values as JSON and back. Nothing is evaluated, imported by name or unpickled.
 
-JSON's own types stand for themselves; anything else is {"kind": [parts]}. What is not plain is left to the caller: the
-code's side gives it a handle, the tests' side refuses it (see exact.py).
+JSON's own types stand for themselves; anything else is {"kind": [parts]}.
 """
 
 import collections
@@ -16,28 +15,16 @@ FACTORIES = {kind.__name__: kind for kind in (int, float, str, list, dict, set)}
 ARRAYS = "biufcU"  # kinds of numpy data that a list of Python values holds
 
 
+class NotPlain(BaseException):
+    """A value has no such form. A test that needs it has to share an interpreter with the code."""
+
+
 def pairs(mapping):
     return [list(pair) for pair in mapping.items()]
 
 
-def clock(value):
-    offset = value.utcoffset()
-    return [value.hour, value.minute, value.second, value.microsecond, offset, value.fold]
-
-
-def unclock(*parts):
-    *numbers, offset, fold = parts
-    return [*numbers, None if offset is None else datetime.timezone(offset)], fold
-
-
-def make_datetime(year, month, day, *parts):
-    numbers, fold = unclock(*parts)
-    return datetime.datetime(year, month, day, *numbers, fold=fold)
-
-
-def make_time(*parts):
-    numbers, fold = unclock(*parts)
-    return datetime.time(*numbers, fold=fold)
+def text(value):
+    return [str(value)]
 
 
 # kind: its parts, and the value from them
@@ -57,26 +44,28 @@ KINDS = {
     bytearray: (lambda v: [v.hex()], bytearray.fromhex),
     complex: (lambda v: [v.real, v.imag], complex),
     range: (lambda v: [v.start, v.stop, v.step], range),
-    decimal.Decimal: (lambda v: [str(v)], decimal.Decimal),
+    decimal.Decimal: (text, decimal.Decimal),
     fractions.Fraction: (lambda v: [v.numerator, v.denominator], fractions.Fraction),
-    datetime.date: (lambda v: [v.year, v.month, v.day], datetime.date),
-    datetime.time: (clock, make_time),
-    datetime.datetime: (lambda v: [v.year, v.month, v.day, *clock(v)], make_datetime),
+    datetime.date: (text, datetime.date.fromisoformat),
+    datetime.time: (text, datetime.time.fromisoformat),
+    datetime.datetime: (text, datetime.datetime.fromisoformat),
     datetime.timedelta: (lambda v: [v.days, v.seconds, v.microseconds], datetime.timedelta),
     type({}.keys()): (list, lambda *parts: dict.fromkeys(parts).keys()),
     type({}.values()): (list, lambda *parts: dict(enumerate(parts)).values()),
     type({}.items()): (lambda v: pairs(dict(v)), lambda *parts: dict(parts).items()),
 }
 NAMES = {kind.__name__: make for kind, (_, make) in KINDS.items()}
-PLAIN = (type(None), bool, int, float, str, list, *KINDS)  # the types that cross as they are
+PLAIN = (type(None), bool, int, float, str, list, *KINDS)
+MUTABLE = (list, dict, set, bytearray, collections.deque, collections.Counter, collections.defaultdict,
+           collections.OrderedDict)  # fmt: skip
 
 
-def is_plain(value):
-    return type(value) in PLAIN or type(value).__module__ == "numpy"
+def refuse(value: Any) -> Any:
+    raise NotPlain(f"a {type(value).__name__} is not plain data")
 
 
-def encode(value: Any, other: Any) -> Any:
-    """A value as JSON can hold it. other: gives this for a value that is not plain, or raises."""
+def encode(value: Any, other: Any = refuse) -> Any:
+    """A value as JSON can hold it. other: gives this for a value that is not plain; else it raises NotPlain."""
     kind = type(value)
     if value is None or kind in (bool, float, str) or (kind is int and -SMALL < value < SMALL):
         return value
@@ -88,27 +77,25 @@ def encode(value: Any, other: Any) -> Any:
         return {kind.__name__: [encode(part, other) for part in KINDS[kind][0](value)]}
     numpy = sys.modules.get("numpy")
     if numpy and kind is numpy.ndarray and value.dtype.kind in ARRAYS:
-        return {"ndarray": [value.dtype.str, list(value.shape), encode(value.ravel().tolist(), other)]}
+        return {"ndarray": [value.dtype.str, encode(value.ravel().tolist(), other), list(value.shape)]}
     if numpy and isinstance(value, numpy.generic) and value.dtype.kind in ARRAYS:
         return {"scalar": [value.dtype.str, encode(value.item(), other)]}
     return other(value)
 
 
-def decode(data: Any, remote: Any) -> Any:
-    """The value of what `encode` made. remote: gives what a handle stands for. ValueError or TypeError if it is not
-    of this form."""
+def decode(data: Any, find: Any = None) -> Any:
+    """The value of what `encode` made. find: gives what a name of the code means. ValueError or TypeError if data is
+    not of this form."""
     if isinstance(data, list):
-        return [decode(item, remote) for item in data]
+        return [decode(item, find) for item in data]
     if not isinstance(data, dict):
         return data
     ((kind, parts),) = data.items()
-    if kind == "remote":
-        return remote(*parts)
+    if kind == "name" and find:
+        return find(*parts)
     if kind == "int":
         return int(parts[0], 16)
-    parts = [decode(part, remote) for part in parts]
-    if kind == "iterator":
-        return iter(parts)
+    parts = [decode(part, find) for part in parts]
     if kind in ("ndarray", "scalar"):
         return numpy_value(*parts)
     if kind not in NAMES:
@@ -116,13 +103,10 @@ def decode(data: Any, remote: Any) -> Any:
     return NAMES[kind](*parts)
 
 
-def numpy_value(dtype, *content):
+def numpy_value(dtype, content, shape=None):
     import numpy
 
     kind = numpy.dtype(dtype)
     if kind.kind not in ARRAYS:
         raise ValueError(f"{dtype!r} is not a plain kind of array")
-    if len(content) == 1:
-        return kind.type(content[0])
-    shape, items = content
-    return numpy.array(items, kind).reshape(shape)
+    return kind.type(content) if shape is None else numpy.array(content, kind).reshape(shape)
