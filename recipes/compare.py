@@ -232,7 +232,11 @@ def report(out: Path, results: dict[str, list[Path]]) -> None:
         cells, data[name] = [], {}
         for way in ("greedy", "sampled"):
             for figure in FIGURES[: 3 if way == "sampled" else None]:
-                mean, half = interval([r["final"][way][figure] for r in runs])
+                values = [r["final"][way][figure] for r in runs if figure in r["final"][way]]
+                if not values:  # such as image_exact where no response has a picture
+                    cells.append("–")
+                    continue
+                mean, half = interval(values)
                 data[name][f"{way}/{figure}"] = {"mean": mean, "half": half}
                 cells.append(f"{mean:.3f} ± {half:.3f}")
         for figure in ("token_forwards", "seconds"):
@@ -292,7 +296,7 @@ def curves(path: Path, results: dict[str, list[Path]]) -> None:
     mean over seeds."""
     runs = {arm: [read_metrics(f / "metrics.jsonl") for f in folders] for arm, folders in results.items()}
     panels = [
-        p for p in ("success", "image_exact", "progress") if any(m[p] for r in runs.values() for x in r for m in x)
+        p for p in ("success", "image_exact", "progress") if any(m.get(p) for r in runs.values() for x in r for m in x)
     ]
     figure = Figure(figsize=(5 * max(len(panels), 1), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -303,7 +307,7 @@ def curves(path: Path, results: dict[str, list[Path]]) -> None:
             if not steps:
                 continue  # an arm that only evaluates
             width = min(SMOOTH, steps)
-            mean = np.mean([[m[name] for m in run[:steps]] for run in seeds], 0)
+            mean = np.mean([[m.get(name, math.nan) for m in run[:steps]] for run in seeds], 0)
             axes.plot(range(width, steps + 1), np.convolve(mean, np.ones(width) / width, "valid"), label=arm)
         axes.set(title=name.replace("_", " "), xlabel=f"step (mean of the last {SMOOTH})")
         axes.grid(alpha=0.3)

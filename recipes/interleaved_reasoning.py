@@ -49,7 +49,8 @@ from unidiff.report.page import write_page
 from unidiff.report.progress import Progress, results_table
 from unidiff.report.record import RolloutRecord
 from unidiff.report.results import duration
-from unidiff.rewards.reward import RewardError, as_rewards
+from unidiff.rewards.names import as_rewards
+from unidiff.rewards.reward import RewardError
 from unidiff.run_folder import RunFolder, read_metrics, resumed
 from unidiff.tasks import FrozenLake
 
@@ -141,7 +142,8 @@ def before(model: UnifiedModel, trainer: GRPOTrainer) -> tuple[dict[str, Evaluat
     """The held-out figures before training, written to base.json, and rollouts to show; nothing if they are there from
     before the run was stopped. The checkpoint that the run goes on from is restored later."""
     main_process, path = trainer.accelerator.is_main_process, trainer.folder.path / "base.json"
-    known = [main_process and trainer.start > 0 and read_json(path) is not None]
+    found = read_json(path) if main_process and trainer.start > 0 else None
+    known = [isinstance(found, dict) and found.keys() >= {"greedy", "sampled"}]
     broadcast_object_list(known)
     if known[0]:
         return None, {}

@@ -28,7 +28,7 @@ from unidiff.estimators import ESTIMATORS
 from unidiff.families import FAMILIES
 from unidiff.grpo import distributed
 from unidiff.model import UnifiedModel
-from unidiff.rewards.reward import REWARDS
+from unidiff.rewards.names import REWARDS
 from unidiff.settings_file import from_yaml
 
 ROOT = Path(__file__).resolve().parents[1]

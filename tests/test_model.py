@@ -394,3 +394,9 @@ def test_no_call_moves_the_global_random_state(
     for name in ESTIMATORS:
         for view in views(canvas, name):
             model.score(canvas, view.mask, view.hide)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.complex64, "float16", None])
+def test_a_dtype_that_weights_cannot_have_is_named(dtype: Any, published: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match=r"dtype is .*; choose one of torch\.float64, torch\.float32, torch\.float16"):
+        UnifiedModel.from_pretrained(published("llada"), dtype=dtype)

@@ -1,13 +1,15 @@
 """What a setting names of the user's own is imported in one way, with errors of one line."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from unidiff import estimators
 from unidiff.plugins import imported, split
-from unidiff.rewards.reward import Reward, resolve
+from unidiff.rewards.names import resolve
+from unidiff.rewards.reward import Reward
 
 MODULES = {
     "good_plugin": "from unidiff import reward\n@reward\ndef polite(segments): return []\n"
@@ -54,6 +56,9 @@ WRONG = {
     "raising_plugin:f": "module 'raising_plugin' cannot be imported: RuntimeError: no licence (",
     "leaving_plugin:f": "module 'leaving_plugin' cannot be imported: SystemExit: good bye (",
     "needing_plugin:f": "module 'needing_plugin' cannot be imported: it needs 'package_that_is_not_there_xyz'",
+    "good_plugin.Task.make": "No module named 'good_plugin.Task'; 'good_plugin' is a module, not a package: write "
+    "good_plugin:name",
+    "good_plugin.py:polite": "No module named 'good_plugin.py'; 'good_plugin' is a module, not a package: write good_",
     "good_plugin:": "'good_plugin:' names nothing that can be imported; write package.module:name",
     ":polite": "':polite' names nothing that can be imported",
     "..x": "'..x' names nothing that can be imported",
@@ -70,6 +75,21 @@ def test_errors_are_one_clear_line_for_rewards_and_estimators(name: str) -> None
         with pytest.raises(ValueError) as error:
             estimators.parse(name)
         assert str(error.value).startswith(f"estimator {name}: {WRONG[name]}")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("good_plugin:Task", "<class 'good_plugin.Task'> is not a reward: mark the function with @reward"),
+        ("json:__doc__", "is not a reward: mark the function with @reward"),
+        ("unidiff.rewards.text:numeric_answer", "numeric_answer makes a reward: write my_reward = numeric_answer(…)"),
+        ("unidiff.rewards.judge.judge", "judge makes a reward: write my_reward = judge(…), and name that"),
+    ],
+)
+def test_what_is_not_a_reward_is_named(name: str, said: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"reward {name!r}: ")) as error:
+        resolve(name)
+    assert said in str(error.value)
 
 
 def test_the_file_and_the_line_are_named(tmp_path: Path) -> None:

@@ -315,11 +315,12 @@ def test_settings_are_in_the_checkpoints_too(folder, content):
     folder.settings_file.unlink()
     if content is not None:
         folder.settings_file.write_text(content)
-    with pytest.warns(UserWarning, match=r"config\.json is damaged; the settings are those in .*step-000002"):
+    fault = "missing" if content is None else "damaged"
+    with pytest.warns(UserWarning, match=rf"config\.json is {fault}; the settings are those in .*step-000002"):
         assert resume(folder.path).learning_rate == before["learning_rate"]
-    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(ValueError, match="seed was 0, is 7"):
+    with pytest.warns(UserWarning, match=f"is {fault}"), pytest.raises(ValueError, match="seed was 0, is 7"):
         folder.open(config(folder.path, resume=True, seed=7))
-    with pytest.warns(UserWarning, match="is damaged"):
+    with pytest.warns(UserWarning, match=f"is {fault}"):
         folder.open(config(folder.path, resume=True))
     assert folder.settings() == {**before, "resume": True}
 
@@ -361,7 +362,17 @@ def test_a_line_that_was_cut_off(folder, rest):
     assert [m["step"] for m in read_metrics(folder.metrics)] == [0, 1, 2, 3]
 
 
-GARBLED = ['{"step": 1, "lo', "\x00\x00", "3", "null", "[]", '{"loss": 1}', '{"step": "1"}', "[" * 100_000]
+GARBLED = [
+    '{"step": 1, "lo',
+    '{"step": -7}',
+    "\x00\x00",
+    "3",
+    "null",
+    "[]",
+    '{"loss": 1}',
+    '{"step": "1"}',
+    "[" * 100_000,
+]
 
 
 @pytest.mark.parametrize("garbled", GARBLED, ids=lambda text: text[:9])

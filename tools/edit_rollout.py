@@ -37,7 +37,8 @@ from unidiff.report.page import Comparison, write_page
 from unidiff.report.record import RolloutRecord
 from unidiff.report.strips import write_animation, write_strips
 from unidiff.rewards.image import pixels_of, psnr
-from unidiff.rewards.reward import REWARDS, Reward, RewardError, as_rewards
+from unidiff.rewards.names import REWARDS, as_rewards
+from unidiff.rewards.reward import Reward, RewardError
 from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.table import evaluate

@@ -159,11 +159,30 @@ def find(name: str) -> Callable:
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(place)
-        return getattr(module, attribute)
-    except SyntaxError as error:
-        raise SystemExit(f"error: {name!r}: {error.filename}, line {error.lineno}: {error.msg}") from error
-    except (AttributeError, FileNotFoundError, ModuleNotFoundError) as error:
-        raise SystemExit(f"error: {name!r}: {error}") from error
+        function = getattr(module, attribute)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a module raises, SystemExit too
+        where = f"{error.filename}, line {error.lineno}: " if isinstance(error, SyntaxError) else ""
+        said = f"{where}{type(error).__name__}: {' '.join(str(error).split())}"
+        raise SystemExit(f"error: {name!r}: {said}") from error
+    if not callable(function):
+        raise SystemExit(f"error: {name!r} is {function!r}; a scorer is a function")
+    return function
+
+
+def found(words: str) -> dict[str, Callable]:
+    """The scorers by name of "function,name=function,…". One line if two have one name."""
+    scorers: dict[str, Callable] = {}
+    for word in words.split(","):
+        name, equals, place = word.partition("=")
+        function = find(place if equals else name)
+        if not equals:
+            name = getattr(function, "name", getattr(function, "__name__", type(function).__name__))
+        if name in scorers:
+            raise SystemExit(f"error: two scorers are named {name!r}; write another_name={place or word}")
+        scorers[name] = function
+    return scorers
 
 
 class Scorer:
@@ -210,7 +229,10 @@ class Scorer:
         except BaseException as error:
             if len(items) > 1:
                 return [self._score([item])[0] for item in items]
-            return [(None, f"{type(error).__name__}: {error}"[:500])]
+            try:
+                return [(None, f"{type(error).__name__}: {error}"[:500])]
+            except BaseException:  # its own __str__ raises
+                return [(None, type(error).__name__)]
 
     def _call(self, items: list) -> list:
         names = {name for item in items for name in item.columns}
@@ -322,7 +344,7 @@ class BodyLimit:
 def build(
     scorers: "dict[str, Callable]",
     batch: int = 64,
-    wait_seconds: float = 0.005,
+    wait: float = 0.005,
     body: int = 256 << 20,
     items: int = 256,
     waiting: int = 4096,
@@ -330,11 +352,11 @@ def build(
     body_seconds: float = 60.0,
     memory: int = 4 << 30,
 ) -> FastAPI:
-    """The application. batch: most items in one call of a scorer. wait_seconds: for others to share it. body, items:
+    """The application. batch: most items in one call of a scorer. wait: seconds for others to share it. body, items:
     most bytes and items of one request. waiting: most items in a scorer's queue, beyond which clients are told 503.
     seconds: for the scorers to answer a request; values that are not there by then are errors of their items.
     body_seconds: for a body to arrive. memory: bytes of all requests' bodies and pictures together."""
-    served = {name: Scorer(name, function, batch, wait_seconds, waiting) for name, function in scorers.items()}
+    served = {name: Scorer(name, function, batch, wait, waiting) for name, function in scorers.items()}
     started, shared = time.monotonic(), Memory(memory)
     app = FastAPI(title="reward server", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BodyLimit, most=body, seconds=body_seconds, memory=shared)
@@ -435,14 +457,14 @@ def main() -> None:
     parser.add_argument("--body", type=int, default=256 << 20, help="most bytes of one request")
     parser.add_argument("--seconds", type=float, default=600.0, help="for the scorers to answer a request")
     parser.add_argument("--memory", type=int, default=4 << 30, help="bytes of all requests' bodies and pictures")
-    given = parser.parse_args()
-    scorers = {}
-    for word in given.scorers.split(","):
-        name, equals, place = word.partition("=")
-        function = find(place if equals else name)
-        scorers[name if equals else getattr(function, "name", function.__name__)] = function
-    app = build(scorers, given.batch, given.wait, given.body, given.items, seconds=given.seconds, memory=given.memory)
-    Server(uvicorn.Config(app, host=given.host, port=given.port, log_level="warning")).run()
+    given = vars(parser.parse_args())
+    scorers, host, port = given.pop("scorers"), given.pop("host"), given.pop("port")
+    for name, value in {**given, "port": port}.items():
+        least, end = int(name not in ("wait", "port")) * 1e-9, 1 << 16 if name == "port" else math.inf
+        if not least <= value < end:
+            parser.error(f"--{name} {value} is out of range")
+    app = build(found(scorers), **given)
+    Server(uvicorn.Config(app, host=host, port=port, log_level="warning")).run()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ does not exist is an error that names the nearest one that does. Fields are bool
 dict, or a union of them with None. A float is finite, unless its type is `Unbounded`. In a `FilePath`, ~ and $NAME
 stand for what they are in a shell.
 
-`check_fields(self)` in a dataclass's `__post_init__` holds values from Python to the same types.
+`check_fields(self)` in a dataclass's `__post_init__` holds values from Python to the same types; `@typed` does so with
+the arguments of a function.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+Call = TypeVar("Call", bound=Callable[..., Any])
 Unbounded = Annotated[float, math.inf]  # a float that may be infinite
 FilePath = Annotated[str, "path"]  # ~ and $NAME in it are replaced
 
@@ -63,14 +65,14 @@ def build(config: type[T], values: dict[str, Any]) -> T:
     known: dict[str, Field[Any]] = {f.name: f for f in fields(config)}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
-            raise ValueError(f"unknown setting {name!r}{near(name, known, 0.0)}")
+            raise ValueError(f"unknown setting {name!r}{nearest(name, known, 0.0)}")
     for name, f in known.items():
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"setting {name!r} is required; give --{name}")
     return config(**{name: convert(value, hints[name], name) for name, value in values.items()})
 
 
-def near(name: Any, known: Iterable[Any], cutoff: float = 0.6) -> str:
+def nearest(name: Any, known: Iterable[Any], cutoff: float = 0.6) -> str:
     """The end of a message about a name that is not known: the nearest one that is."""
     found = difflib.get_close_matches(str(name), map(str, known), 1, cutoff)
     return f"; did you mean {found[0]!r}?" if found and found[0] != name else ""
@@ -88,6 +90,19 @@ def checked(values: Mapping[str, Any], owner: type | Callable[..., Any], prefix:
     """Values by name as the annotations of a class or a function say. Raises ValueError with the name."""
     hints = _hints(owner)
     return {k: convert(v, hints[k], prefix + k, words=False) for k, v in values.items() if k in hints}
+
+
+def typed(function: Call) -> Call:
+    """Decorator: holds the arguments of a call to the function's annotations, as `check_fields` does with fields."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.arguments.update(checked(bound.arguments, function, f"{function.__name__}: "))
+        return function(*bound.args, **bound.kwargs)
+
+    return cast(Call, call)
 
 
 @functools.cache
@@ -129,7 +144,7 @@ def _choice(value: Any, choices: Sequence[Any], name: str, words: bool) -> Any:
         same = isinstance(value, type(choice)) and isinstance(value, bool) == isinstance(choice, bool)
         if (same and value == choice) or (words and str(value) == str(choice)):
             return choice
-    raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, choices))}{near(value, choices)}")
+    raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, choices))}{nearest(value, choices)}")
 
 
 def _one_of(value: Any, kinds: Sequence[Any], name: str, words: bool) -> Any:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-
-def nearest(name: str, known: Iterable[str], title: str = "known") -> str:
-    """The end of a message about a name that is not known: the nearest one that is, or all of them."""
-    near = difflib.get_close_matches(name, known := list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"{title}: {', '.join(sorted(known)) or 'none'}"
+from unidiff.config import nearest
 
 
 def is_path(name: str) -> bool:
@@ -41,7 +36,8 @@ def imported(name: str, wanted: Callable[[Any], bool] = callable) -> Any:
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = [key for key, value in vars(found).items() if not key.startswith("_") and wanted(value)]
-            raise ValueError(f"module {module_name!r} has no {attribute!r}; {nearest(part, names, 'it has')}")
+            hint = nearest(part, names) or f"; it has: {', '.join(sorted(names)) or 'none'}"
+            raise ValueError(f"module {module_name!r} has no {attribute!r}{hint}")
         found = getattr(found, part)
     return found
 
@@ -55,9 +51,9 @@ def import_module(name: str) -> ModuleType:
             raise ValueError(
                 f"module {name!r} cannot be imported: it needs {error.name!r}, which is not there"
             ) from error
-        raise ValueError(f"No module named {error.name!r}; {_hint(error.name)}") from error
+        raise ValueError(f"No module named {error.name!r}{_hint(error.name)}") from error
     except SyntaxError as error:
-        place = f"{error.filename}, line {error.lineno}"
+        place = f"{error.filename or name}, line {error.lineno or 1}"
         raise ValueError(
             f"module {name!r} cannot be imported: {type(error).__name__}: {error.msg} ({place})"
         ) from error
@@ -72,8 +68,8 @@ def import_module(name: str) -> ModuleType:
 
 def _hint(name: str) -> str:
     package, _, last = name.rpartition(".")
-    path = importlib.import_module(package).__path__ if package else None
-    near = difflib.get_close_matches(last, [module.name for module in pkgutil.iter_modules(path)], n=1)
-    return (
-        f"did you mean {near[0]!r}?" if near else "is its folder on the path? PYTHONPATH=. adds the working directory"
-    )
+    path = getattr(importlib.import_module(package), "__path__", ()) if package else None
+    if path == ():
+        return f"; {package!r} is a module, not a package: write {package}:name"
+    found = nearest(last, [module.name for module in pkgutil.iter_modules(path)])
+    return found or "; is its folder on the path? PYTHONPATH=. adds the working directory"

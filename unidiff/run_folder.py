@@ -109,7 +109,8 @@ class RunFolder:
         for folder in reversed(self.checkpoints()):
             progress = read_json(folder / PROGRESS)
             if isinstance(progress, dict) and isinstance(found := progress.get("settings"), dict):
-                warnings.warn(f"{self.settings_file} is damaged; the settings are those in {folder}", stacklevel=2)
+                fault = "damaged" if self.settings_file.exists() else "missing"
+                warnings.warn(f"{self.settings_file} is {fault}; the settings are those in {folder}", stacklevel=2)
                 return found
         if self.begun:
             raise ValueError(f"{self.settings_file} is missing or damaged; put back what the run wrote")
@@ -300,7 +301,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         with contextlib.suppress(ValueError, RecursionError):
             metrics = json.loads(line)
-            if isinstance(metrics, dict) and type(metrics.get("step")) is int:
+            if isinstance(metrics, dict) and type(metrics.get("step")) is int and metrics["step"] >= 0:
                 out.append(metrics)
                 continue
         if any(lines[number:]) and line.strip():
@@ -319,7 +320,8 @@ def resumed(config: type[Settings], settings: str = "config.json") -> Callable[[
         folder = RunFolder(expanded(str({**defaults, **given}["output_dir"]), "output_dir"), settings)
         found = folder.settings()
         if unknown := sorted(found.keys() - defaults.keys()):
-            raise ValueError(f"{folder.settings_file} has {', '.join(unknown)}; it is the run of another program")
+            some = ", ".join(unknown[:3]) + ", …" * (len(unknown) > 3)
+            raise ValueError(f"{folder.settings_file} has {some}; it is the run of another program")
         return found
 
     return start

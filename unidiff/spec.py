@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from unidiff.config import check_fields, near
+from unidiff.config import check_fields, nearest
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sequence import Modality, Segment
 
@@ -78,7 +78,7 @@ class ModelSpec:
         given, known = {**self.sampler, **settings}, [f.name for f in fields(SamplerConfig)]
         for name in given:
             if name not in known:
-                raise TypeError(f"the sampler has no setting {name!r}{near(name, known)}")
+                raise TypeError(f"the sampler has no setting {name!r}{nearest(name, known)}")
         return SamplerConfig(**given)
 
     def _check_ranges(self) -> None:
@@ -191,7 +191,7 @@ class ModelSpec:
             raise ValueError(f"ModelSpec: expected an object with its fields, got {values!r}")
         names = [f.name for f in fields(cls)]
         if unknown := sorted(set(values) - set(names)):
-            raise ValueError(f"ModelSpec has no field {', '.join(map(str, unknown))}{near(unknown[0], names)}")
+            raise ValueError(f"ModelSpec has no field {', '.join(map(str, unknown))}{nearest(unknown[0], names)}")
         try:
             return cls(**values)
         except TypeError as error:

@@ -347,9 +347,11 @@ def test_two_one_step_estimators_hide_as_one_does() -> None:
 
 
 def test_unknown_names_and_options_are_told_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"'fading_oot' is not known; known: .*image_random.*; nearest: fading_out"):
+    with pytest.raises(
+        ValueError, match=r"'fading_oot' is not known; known: .*image_random.*did you mean 'fading_out'"
+    ):
         make("fading_oot")
-    with pytest.raises(ValueError, match=r"no option 'min_ration'; known: min_ratio; nearest: min_ratio"):
+    with pytest.raises(ValueError, match=r"no option 'min_ration'; known: min_ratio; did you mean 'min_ratio'"):
         make("random", min_ration=0.5)
     with pytest.raises(ValueError, match=r"min_ratio is 1\.5"):
         make("image_random", min_ratio=1.5)

@@ -113,7 +113,7 @@ def test_a_setting_can_name_the_module(plugin: None, sign: str) -> None:
     text, image = config.estimators()
     assert type(text) is ESTIMATORS["halves"] and image == make("one_block", share=0.25)
     for wrong, message in (
-        (f"my_estimators{sign}third", "text_estimator: estimator 'third' is not known.* nearest: "),
+        (f"my_estimators{sign}third", "text_estimator: estimator 'third' is not known.* did you mean "),
         (f"my_estimator{sign}halves", "estimator .* No module named 'my_estimator'; did you mean 'my_estimators'"),
         (f"my_estimators{sign}halves:share=1", "estimator 'halves' has no option 'share'"),
     ):

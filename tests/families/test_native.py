@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,10 @@ def test_a_save_that_is_cut_off_leaves_the_old_one(
 # ---------------------------------------------------------------- what can be wrong with a folder
 
 
+def set_backbone(name: str, value: object, folder: Path) -> None:
+    edit_config(folder, lambda c: c["backbone"].update({name: value}))
+
+
 def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     config = json.loads((folder / "config.json").read_text())
     change(config)
@@ -246,11 +251,6 @@ SPOILED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         "lacks spec, or it is",
     ),
     "body a list": (lambda f: edit_config(f, lambda c: c.update(backbone=[])), ValueError, "lacks backbone, or it is"),
-    "a million layers": (
-        lambda f: edit_config(f, lambda c: c["backbone"].update(num_hidden_layers=10**6)),
-        ValueError,
-        r"backbone\.num_hidden_layers is 1000000, but the file holds \d+ weights",
-    ),
     "a width of ten to the twelve": (
         lambda f: edit_config(f, lambda c: c["backbone"].update(hidden_size=10**12, head_dim=10**12)),
         ValueError,
@@ -266,26 +266,27 @@ SPOILED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         ValueError,
         r"embedding\.offset\.weight is .*the config says \(1000000000, 32\)",
     ),
-    "an attention kernel": (
-        lambda f: edit_config(f, lambda c: c["backbone"].update(attn_implementation="kernels-community/flash-attn")),
+    "a key that is given twice": (
+        lambda f: (f / "config.json").write_text(
+            (f / "config.json").read_text().replace('"mask":', '"mask": 2, "mask":')
+        ),
         ValueError,
-        r"backbone\.attn_implementation is not a field of the body's architecture",
+        "config.json is not JSON: 'mask' is given twice",
     ),
-    "a quantization": (
-        lambda f: edit_config(f, lambda c: c["backbone"].update(quantization_config={"quant_method": "fp8"})),
-        ValueError,
-        r"backbone\.quantization_config is not a field",
-    ),
-    "code to run": (
-        lambda f: edit_config(f, lambda c: c["backbone"].update(auto_map={"AutoConfig": "evil.Config"})),
-        ValueError,
-        r"backbone\.auto_map is not a field",
-    ),
-    "an activation that does not exist": (
-        lambda f: edit_config(f, lambda c: c["backbone"].update(hidden_act="silly")),
-        ValueError,
-        r"config\.json: .*silly",
-    ),
+    **{
+        f"{name} of the body": (partial(set_backbone, name, value), ValueError, rf"config\.json: {message}")
+        for name, value, message in (
+            ("quantization_config", {"quant_method": "fp8"}, r"backbone\.quantization_config is not a field"),
+            ("attn_implementation", "kernels-community/flash-attn", r"backbone\.attn_implementation is not a field"),
+            ("auto_map", {"AutoConfig": "evil.Config"}, r"backbone\.auto_map is not a field"),
+            ("num_hidden_layers", 10**6, r"backbone\.num_hidden_layers is 1000000, but the file holds \d+ weights"),
+            ("hidden_act", "silly", ".*silly"),
+            ("rms_norm_eps", -1e-6, r"backbone\.rms_norm_eps is -1e-06; it must be above 0"),
+            ("num_attention_heads", 0, r"backbone\.num_attention_heads is 0; it must be above 0"),
+            ("rope_parameters", {"rope_theta": -1}, r"backbone\.rope_theta is -1; it must be above 0"),
+            ("tie_word_embeddings", True, "backbone.tie_word_embeddings is True; it must be false: the file holds a"),
+        )
+    },
     "a NaN in the config": (
         lambda f: edit_config(f, lambda c: c["backbone"].update(rms_norm_eps=float("nan"))),
         ValueError,
@@ -418,7 +419,9 @@ def test_a_repository_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match=r"someone/model is no folder, and no repository .* no network"):
+    with pytest.raises(
+        FileNotFoundError, match=r"someone/model is not a folder here, and not a repository to be had: no network"
+    ):
         UnifiedModel.from_pretrained("someone/model")
 
 

@@ -320,12 +320,12 @@ def test_settings_with_options_reach_the_trainer(make_trainer):
     trainer = make_trainer(text_estimator="trace:merge=3", image_estimator="random:min_ratio=0.9", image_min_ratio=0.1)
     assert trainer.update.estimators == (make("trace", merge=3), make("random", min_ratio=0.9))
     for wrong, message in (
-        ("trace:merg=3", "text_estimator: estimator 'trace' has no option 'merg'; known: merge; nearest: merge"),
+        ("trace:merg=3", "text_estimator: estimator 'trace' has no option 'merg'; known: merge; did you mean 'merge'"),
         ("trace:merge=x", "text_estimator: trace.merge is 'x'; it must be a whole number"),
         ("trace:merge", "text_estimator: estimator 'trace:merge': 'merge' is no option; write name:option=value"),
         ("trace:merge=2:merge=3", "text_estimator: estimator 'trace:merge=2:merge=3': merge is given twice"),
         ("elbo:samples=3", "text_estimator: samples is 3; antithetic views come in pairs"),
-        ("tracer:merge=3", "text_estimator: estimator 'tracer' is not known; .* nearest: trace"),
+        ("tracer:merge=3", "text_estimator: estimator 'tracer' is not known; .* did you mean 'trace'"),
     ):
         with pytest.raises(ValueError, match=message):
             make_trainer(text_estimator=wrong)

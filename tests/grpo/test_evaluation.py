@@ -38,17 +38,17 @@ def test_seed_and_split_matter(model, task, whole):
 
 
 def test_figures_are_the_means_of_the_rows(task, whole):
-    assert whole.figures.keys() == whole.per_row.keys() >= {"success", "image_exact", "format"}
+    assert whole.per_row.keys() >= whole.figures.keys() >= {"success", "format"}
     for name, values in task.measure(whole.rows, whole.examples).items():
         np.testing.assert_array_equal(values, whole.per_row[name])
         kept = values[~np.isnan(values)]
-        assert whole.figures[name] == pytest.approx(kept.mean() if len(kept) else 0.0)
+        assert whole.figures.get(name) == (pytest.approx(kept.mean()) if len(kept) else None)
     assert np.isnan(whole.per_row["image_exact"]).any()  # responses without a picture do not count as wrong ones
 
 
 def test_means_leave_missing_values_out():
     found = means({"a": np.array([1.0, np.nan, 0.0, 0.5]), "b": np.array([np.nan]), "c": np.array([])})
-    assert found == {"a": 0.5, "b": 0.0, "c": 0.0}
+    assert found == {"a": 0.5}  # what applies to no row has no mean: it is not 0
 
 
 def test_mean_cost(whole):

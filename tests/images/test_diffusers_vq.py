@@ -20,10 +20,10 @@ def model(vq_folder) -> DiffusersVQ:
 
 
 @pytest.mark.slow
-def test_golden(golden, fill_by_formula, tmp_path):
+def test_golden(golden, fill_by_formula):
     """The published configuration: names, codes and pixels, on a picture that is no square."""
     facts = golden("vq_vqmodel")
-    vq = _build(facts.config, tmp_path)
+    vq = _build(facts.config)
     fill_by_formula(vq, facts)
     model = DiffusersVQ(vq)
     assert len(vq.state_dict()) == facts.weights == 277

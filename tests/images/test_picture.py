@@ -190,3 +190,34 @@ def test_the_shipped_family_is_shown_the_whole_picture(model):
     photo.paste("white", (0, 0, 150, 100))
     found = np.asarray(model.prepare(photo))
     assert found.shape == (64, 64, 3) and found[:, :28].min() > 250 and found[:, 36:].max() < 5
+
+
+def test_a_pgm_file_says_its_own_range():
+    dark = b"P5 2 1 65535\n" + np.array([257, 257 * 2], ">u2").tobytes()
+    assert np.asarray(rgb(dark))[0, :, 0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "I", "F", "RGBA"])
+@pytest.mark.parametrize("size", [(0, 0), (0, 5)])
+def test_a_picture_without_pixels_is_refused(mode, size):
+    with pytest.raises(ValueError, match=rf"a picture of {size[0]} x {size[1]} pixels shows nothing"):
+        rgb(Image.new(mode, size))
+
+
+def test_an_opened_picture_that_is_damaged_is_refused_like_its_file():
+    with pytest.raises(ValueError, match=r"the picture is not one that can be read .*truncated"):
+        rgb(Image.open(io.BytesIO(WHOLE[:500])))
+
+
+def test_a_name_that_cannot_be_a_file_is_not_there():
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            rgb(name)
+
+
+def test_a_picture_that_a_rule_would_enlarge_without_bound_is_refused():
+    with pytest.raises(
+        ValueError, match=r"1 x 30000 pixels is too long for its width: .* 512 x 15360000; cut it first"
+    ):
+        Preprocess("crop", 512).image(Image.new("RGB", (1, 30000)))
+    assert Preprocess("crop", 64).image(Image.new("RGB", (1, 300))).size == (64, 64)

@@ -108,6 +108,8 @@ def run(recipe: ModuleType, start: Callable[[str], Path]) -> Callable[..., Path]
 
 
 LORA = ("--lora_rank", "4", "--lora_alpha", "8", "--beta", "0.1", "--num_iterations", "2", "--dtype", "bfloat16")
+# In bfloat16 a row scores otherwise alone than in company: about 1 %. The old and the new policy share their company.
+IN_COMPANY = ("--check_ratio_every", "0")
 
 
 def ids_of(model: UnifiedModel) -> torch.Tensor:
@@ -118,10 +120,10 @@ def ids_of(model: UnifiedModel) -> torch.Tensor:
 @pytest.mark.parametrize("way", ["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run(family: str, way: str, run: Callable[..., Path], start: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = run(family, tmp_path / "run", *(LORA if way == "lora" else ()))
+    folder = run(family, tmp_path / "run", *((*LORA, *IN_COMPANY) if way == "lora" else ()))
     metrics = read_metrics(folder / "metrics.jsonl")
     assert len(metrics) == 2
-    assert all(m["ratio_first_iteration_max_dev"] < 1e-4 for m in metrics)
+    assert all(m["ratio_first_iteration_max_dev"] <= (0 if way == "lora" else 1e-4) for m in metrics)
     assert metrics[0]["grad_norm"] > 0 and metrics[0]["tokens/text"] > 0
     if family != "llada":
         assert metrics[0]["tokens/image"] > 0
@@ -144,12 +146,12 @@ def test_a_run(family: str, way: str, run: Callable[..., Path], start: Callable[
 def test_its_config_runs(family: str, run: Callable[..., Path], tmp_path: Path) -> None:
     """recipes/configs, with sizes that suit the tiny model."""
     path = RECIPE.parent / "configs" / f"{family.removesuffix('_a')}.yaml"
-    small = ["--lora_rank", "4", "--tile", "8", "--text_length", "16", "--max_steps", "1"]
+    small = ["--lora_rank", "4", "--tile", "8", "--text_length", "16", "--max_steps", "1", *IN_COMPANY]
     folder = run(family, tmp_path / "run", "--config", str(path), *small)
     settings = json.loads((folder / "summary.json").read_text())["config"]
     assert settings["dtype"] == "bfloat16" and settings["beta"] == 0.01 and settings["gradient_checkpointing"]
     (metrics,) = read_metrics(folder / "metrics.jsonl")
-    assert metrics["ratio_first_iteration_max_dev"] < 1e-4 and metrics["grad_norm"] > 0
+    assert metrics["ratio_first_iteration_max_dev"] == 0 and metrics["grad_norm"] > 0
 
 
 @pytest.mark.slow

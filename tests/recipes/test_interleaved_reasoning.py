@@ -254,7 +254,7 @@ def test_a_finished_run_is_extended_with_the_settings_of_its_folder(recipe, star
     assert changed - {"resume"} == {"max_steps", "output_dir"}
 
 
-@pytest.mark.parametrize("content", [None, "", '{"greedy": '])
+@pytest.mark.parametrize("content", [None, "", '{"greedy": ', "[]", '{"success": 0.5}'])
 def test_the_figures_before_training_are_found_again(run, copy, finished, content):
     (copy / "base.json").unlink()
     if content is not None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
+from PIL import Image
 
 from unidiff.report.filters import FILTERS, Credit
-from unidiff.report.record import RolloutRecord, SegmentRecord
+from unidiff.report.page import write_page
+from unidiff.report.progress import plain_line
+from unidiff.report.record import RolloutRecord, SegmentRecord, png
 from unidiff.report.results import Figure, columns, held_out, percent
+from unidiff.rewards.idle import silent_rewards
 
 
 def edit(edited: list[int] | None, changed: list[int] | None) -> list[tuple[str, str]]:
@@ -121,3 +130,54 @@ def test_columns_say_the_temperatures_that_were_used() -> None:
 def test_no_change_has_no_sign() -> None:
     figure = Figure("success", {"a": (0.5, 0.5), "b": (0.5, 0.50001), "c": (0.5, 0.4), "d": (None, 0.4)})
     assert [figure.change(c) for c in "abcd"] == ["0.0", "0.0", "−10.0", None]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "prompts", "tone"),
+    [(0.0, 1.0, 1, "none"), (0.0, 1.0, 4, "good"), (1.0, 0.0, 4, "bad"), (0.5, 0.5, 4, "none"), (1.0, 1.0, 1, "none"),
+     (0.0, 0.02, 256, "good"), (0.0, 0.01, 256, "none")],
+)  # fmt: skip
+def test_a_change_is_coloured_beyond_two_standard_errors_also_from_none_to_all(before, after, prompts, tone) -> None:
+    assert Figure("success", {"": (before, after)}).tone("", prompts) == tone
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "said"),
+    [
+        ("image", {}, "gave no value in the run's 1 step: no response contains a picture. Check max_rounds"),
+        ("sequence", {}, "gave no value in the run's 1 step: it always said that it does not apply (None)."),
+        ("text", {"lost/r": 0.0}, "it always said that it does not apply (None)."),
+        ("text", {"lost/r": 0.004}, "0.4 % of its values were lost to faults."),
+        ("text", {"lost/r": 1.0}, "100 % of its values were lost to faults."),
+    ],
+)
+def test_a_silent_reward(kind, row, said) -> None:
+    (sentence,) = silent_rewards([{"step": 0, **row}], {"r": kind})
+    assert said in sentence and "response contains a response" not in sentence
+
+
+def page(tmp_path: Path, **given: Any) -> str:
+    """The words of a page."""
+    html = write_page(tmp_path / "page.html", title="t", **given).read_text()
+    return " ".join(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", html, flags=re.DOTALL).split())
+
+
+def test_a_page_without_pictures_does_not_explain_pictures(tmp_path: Path) -> None:
+    text = SegmentRecord(modality="text", tokens=[1], text="go", words=["go"], step=[0], probability=[1.0])
+    picture = SegmentRecord(modality="image", tokens=[0], grid=(1, 1), picture=png(Image.new("RGB", (8, 8))))
+    said = []
+    for segments in ((text,), (text, picture)):
+        record = RolloutRecord(title="", segments=segments, stop="answered", stop_reason="")
+        said.append(page(tmp_path, galleries={"all": [record]}))
+    for words in ("picture", "outline", "denoised again", "still masked"):
+        assert words not in said[0] and words in said[1]
+    assert "FLOPs" not in said[0]  # the cost is not known: it is not 0
+    assert "How to read" not in page(tmp_path, galleries={"all": []})
+
+
+def test_what_is_not_finite_is_not_a_figure(tmp_path: Path) -> None:
+    rows = [{"step": 0, "seconds": math.nan, "seconds/rollout": math.inf, "success": None}, {"step": 1, "seconds": 2.0}]
+    said = page(tmp_path, metrics=rows, summary={"seconds": math.nan, "final": {"success": math.nan}})
+    assert "nan" not in said and "2 steps · 2.0 s, 2.0 s a step" in said
+    line = plain_line({"success": None, "reward/a": math.nan, "seconds": math.nan, "zero_std/text": 0.999}, 1, 2, None)
+    assert line == "step 1/2 | success – | rewards a – | zero-std text over 99% | –"

@@ -1,6 +1,7 @@
 """What a reward may do wrong to the whole process: the run goes on as if it had not."""
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -177,6 +178,21 @@ CHANGES = {
         torch.get_float32_matmul_precision,
         lambda: torch.set_float32_matmul_precision("medium"),
     ),
+    "torch's autocast": (
+        lambda: torch.is_autocast_enabled("cpu"),
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16).__enter__(),
+    ),
+    "torch's anomaly detection": (torch.is_anomaly_enabled, lambda: torch.autograd.set_detect_anomaly(True)),
+    "cuDNN's benchmark mode": (
+        lambda: torch.backends.cudnn.benchmark,
+        lambda: setattr(torch.backends.cudnn, "benchmark", True),
+    ),
+    "which warnings are errors": (
+        lambda: [one for one in warnings.filters if one[0] == "error"],
+        lambda: warnings.filterwarnings("error", category=ResourceWarning, message="x"),
+    ),
+    "the garbage collector": (gc.isenabled, gc.disable),
+    "sys.excepthook": (lambda: sys.excepthook, lambda: setattr(sys, "excepthook", None)),
     "numpy's handling of errors": (np.geterr, lambda: np.seterr(all="raise")),
     "the handler of SIGTERM": (
         lambda: signal.getsignal(signal.SIGTERM),
@@ -195,7 +211,7 @@ CHANGES = {
 }
 
 
-THREADS = ("torch's default device", "torch's number of threads", "numpy's handling of errors")
+THREADS = ("torch's default device", "torch's number of threads", "torch's autocast", "numpy's handling of errors")
 
 
 def states():

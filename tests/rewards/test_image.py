@@ -15,7 +15,8 @@ from unidiff.rewards.image import (
     ssim_agreement,
     token_agreement,
 )
-from unidiff.rewards.reward import Cause, Loss, resolve
+from unidiff.rewards.names import resolve
+from unidiff.rewards.reward import Cause, Loss
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.sequence import Modality
 
@@ -119,6 +120,10 @@ def test_enlarged():
         (edit_locality("target"), np.ones((2, 2), bool), "follows one of shape (3, 3, 3)"),
         (edit_locality("target"), np.ones((64, 64, 3), bool), "a mask is bool [h, w], not bool [64, 64, 3]"),
         (token_agreement("target"), {"a": 1}, "could not infer dtype of dict"),
+        (token_agreement("target"), [0, -1, 2, 3], "tokens must be ids: whole numbers from 0 up"),
+        (token_agreement("target"), [True, False, True, True], "tokens must be ids: whole numbers from 0 up"),
+        (token_agreement("target"), [0.0, 1.0, 2.0, 3.0], "tokens must be ids: whole numbers from 0 up"),
+        (token_agreement("target"), [[0, 1, 2]], "a picture of 4 tokens has a target of shape [3]"),
     ],
 )
 def test_an_odd_target_loses_its_own_row_and_says_why(board, reward, target, message):

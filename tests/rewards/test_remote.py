@@ -427,6 +427,12 @@ def test_pickles_are_sent_and_not_loaded_unless_told(failing):
     assert ask(pickled(failing("old_json")), [*views]) == [0.25, 0.25]
 
 
+def test_a_row_that_cannot_be_pickled_is_lost_alone(failing):
+    views = [*row(picture(0), meta=1), *row(picture(0), meta=threading.Lock()), *row(picture(9), meta=2)]
+    first, lost, last = ask(pickled(failing("old"), trust_pickle=True, column="meta"), views)
+    assert first == last == 0.25 and "column 'meta' cannot be sent as a pickle: cannot pickle" in lost.message
+
+
 def test_a_pickle_that_runs_code_is_not_run_even_when_told(failing):
     RAN.clear()
     url = failing("evil")

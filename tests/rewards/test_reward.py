@@ -8,15 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unidiff.rewards.reward import (
-    REWARDS,
-    Cause,
-    RewardError,
-    as_rewards,
-    register,
-    resolve,
-    reward,
-)
+from unidiff.rewards.names import REWARDS, as_rewards, register, resolve
+from unidiff.rewards.reward import Cause, RewardError, reward
 from unidiff.rewards.segment_view import SegmentView, SequenceView, link_row
 from unidiff.rewards.table import evaluate
 from unidiff.sequence import Modality

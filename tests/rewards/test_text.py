@@ -1,7 +1,9 @@
 """Text, math and code rewards on segments made by hand."""
 
 import asyncio
+import math
 import os
+import re
 import resource
 import signal
 import threading
@@ -12,9 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from unidiff.rewards.code_tests import code_tests, judge
+from unidiff.rewards import code_tests as code_module
+from unidiff.rewards.code_tests import code_tests
+from unidiff.rewards.image import cell_agreement, edit_locality, pixel_agreement
+from unidiff.rewards.judge import judge
 from unidiff.rewards.math_answers import MathVerifier, math_answer
-from unidiff.rewards.reward import Cause, Loss, resolve
+from unidiff.rewards.names import resolve
+from unidiff.rewards.remote import pickled, remote
+from unidiff.rewards.reward import Cause, Loss
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import evaluate
 from unidiff.rewards.text import exact_answer, format_pattern, length, numeric_answer, repetition
@@ -78,11 +85,34 @@ def test_length_and_repetition():
         (lambda: repetition(0), "n=0"),
         (lambda: exact_answer(which="first"), "which='first'; choose one of last, all, steps"),
         (lambda: math_answer(seconds=0), "seconds=0"),
+        (lambda: math_answer(workers=1.5), "math_answer: workers is 1.5; it must be a whole number"),
+        (lambda: numeric_answer(tolerance=-1), "tolerance=-1.0; it must be from 0 to inf"),
+        (lambda: numeric_answer(tolerance=math.nan), "numeric_answer: tolerance is nan; it must be a finite number"),
+        (lambda: code_tests(tolerance=-1), "tolerance=-1.0; it must be from 0 to inf"),
+        (lambda: code_tests(workers=0), "workers=0; it must be 1 or more, or None"),
+        (lambda: length(math.inf), "length: most is inf; it must be a whole number"),
+        (lambda: format_pattern(3), "format_pattern: pattern is 3; it must be a text"),
+        (lambda: exact_answer(["a"]), r"exact_answer: column is \['a'\]; it must be a text"),
+        (lambda: exact_answer(name=""), "a reward cannot be named ''"),
+        (lambda: pixel_agreement(tolerance=-1), "tolerance=-1; it must be from 0 to 255"),
+        (lambda: edit_locality(tolerance=256), "tolerance=256; it must be from 0 to 255"),
+        (lambda: cell_agreement(0, 3), "a board of 0 × 3 cells; both must be 1 or more"),
+        (lambda: judge("http://host", "m", "r", scale=(0,)), "judge: scale is .*; it must be 2 values"),
+        (lambda: remote("http://host", "s", columns="tests"), "remote: columns is 'tests'; it must be a list"),
+        (lambda: pickled("http://host", trust_pickle="no"), "pickled: trust_pickle is 'no'; it must be true or false"),
     ],
 )
 def test_bad_options_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("reward", [exact_answer, numeric_answer])
+def test_a_pattern_has_its_answer_in_the_group_that_took_part(reward):
+    either = reward(pattern=r"Answer: (\d+)|\[(\d+)\]|none")
+    assert values(either, *(views(t, answer="7") for t in ("Answer: 7", "[7]", "none", "7"))) == [1.0, 1.0, 0.0, 0.0]
+    with pytest.raises(re.error, match="unterminated"):
+        reward(pattern="(")
 
 
 def test_short_names():
@@ -225,6 +255,15 @@ def test_a_row_that_cannot_be_judged_says_why_and_costs_itself_alone(tests, word
 
 
 @pytest.mark.usefixtures("namespaces")
+def test_a_row_without_the_column_of_tests_costs_itself_alone():
+    code = "def f(x): return x"
+    table = evaluate([code_tests()], [views(code, tests="assert f(2) == 2"), views(code, other=1)])
+    assert (
+        table.values_BSF[0].item() == 1
+        and "the row has no column 'tests'; it has: other" in table.losses[0, 1, 0].message
+    )
+
+
 def test_numbers_of_code_have_a_tolerance():
     third = {"fn_name": "f", "inputs": [[1]], "outputs": [[0.33333]]}
     printed = {"inputs": ["1"], "outputs": ["x 0.33333"]}
@@ -241,13 +280,13 @@ def test_a_trainer_without_descriptors_loses_the_row_alone():
         with suppress(OSError):
             while True:
                 held.append(os.open(os.devnull, os.O_RDONLY))
-        value, _ = judge(Sandbox(), "def f(x): return x", ["assert f(1) == 1"])
+        value, _ = code_module.judge(Sandbox(), "def f(x): return x", ["assert f(1) == 1"])
     finally:
         for fd in held:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert isinstance(value, Loss) and "Too many open files" in value.message
-    assert judge(Sandbox(), "def f(x): return x", ["assert f(1) == 1"]) == (1.0, False)
+    assert code_module.judge(Sandbox(), "def f(x): return x", ["assert f(1) == 1"]) == (1.0, False)
 
 
 def test_values_that_code_could_forge_are_counted():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from unidiff.rewards.reward import Cause, Reward, as_reward, as_rewards
+from unidiff.rewards.names import as_reward, as_rewards
+from unidiff.rewards.reward import Cause, Reward
 from unidiff.rewards.table import RewardTable, evaluate
 from unidiff.rewards.trl import from_trl
 

@@ -245,7 +245,10 @@ def test_a_run_of_texts_gets_its_task_and_its_rewards_by_name(tool) -> None:
         (["--rollouts", "a", "--edit", "full", "--prompt", "x"], "rollouts opens a file, edit and prompt would sample"),
         (["--num_generations", "0"], "num_generations is 0"),
         (["--index", ""], "index is empty"),
-        (["--rewards", "json:dumps", "--index", "0"], "rewards: <function dumps .* is no reward"),
+        (
+            ["--rewards", "json:dumps", "--index", "0"],
+            "rewards: reward 'json:dumps': <function .* is not a reward",
+        ),
         (["--rewards", "sucess"], "unknown reward 'sucess'; did you mean 'success'"),
     ],
 )

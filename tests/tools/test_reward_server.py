@@ -236,21 +236,44 @@ def test_pictures_count_for_the_memory_of_all_requests(program):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere.py:f", "error: 'nowhere.py:f': [Errno 2] No such file or directory"),
-        ("nowhere.rewards:f", "error: 'nowhere.rewards:f': No module named 'nowhere'"),
+        ("nowhere.py:f", "error: 'nowhere.py:f': FileNotFoundError: [Errno 2] No such file or directory"),
+        ("nowhere.rewards:f", "error: 'nowhere.rewards:f': ModuleNotFoundError: No module named 'nowhere'"),
         ("broken.py:f", "broken.py, line 1: "),
         ("broken:f", "broken.py, line 1: "),
-        ("json:f", "error: 'json:f': module 'json' has no attribute 'f'"),
+        ("json:f", "error: 'json:f': AttributeError: module 'json' has no attribute 'f'"),
         ("json", "error: 'json' names no function; write package.module:function or file.py:function"),
+        ("json:__name__", "error: 'json:__name__' is 'json'; a scorer is a function"),
+        ("raises.py:f", "error: 'raises.py:f': RuntimeError: in two lines"),
+        ("raises:f", "error: 'raises:f': RuntimeError: in two lines"),
+        ("lacks.py:f", "error: 'lacks.py:f': ImportError: cannot import name 'nothing' from 'os'"),
+        ("leaves.py:f", "error: 'leaves.py:f': SystemExit: bye"),
+        ("folder.py:f", "error: 'folder.py:f': IsADirectoryError: [Errno 21] Is a directory"),
+        ("json:dumps, x=json:loads,y.json:dumps", "No module named 'y'"),
+        ("json:dumps,json:dumps", "error: two scorers are named 'dumps'; write another_name=json:dumps"),
+        ("json:dumps,", "error: '' names no function"),
     ],
 )
 def test_a_scorer_that_is_not_there_is_one_line(program, tmp_path, monkeypatch, name, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.py").write_text("def f(:\n")
+    (tmp_path / "raises.py").write_text("raise RuntimeError('in\\ntwo lines')\n")
+    (tmp_path / "lacks.py").write_text("from os import nothing\n")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit('bye')\n")
+    (tmp_path / "folder.py").mkdir()
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(SystemExit) as told:
-        program("tools/reward_server.py").find(name)
+        program("tools/reward_server.py").found(name)
     assert message in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "words", ["--batch 0", "--items -1", "--seconds nan", "--memory 0", "--wait -1", "--port 70000"]
+)
+def test_limits_are_checked(program, monkeypatch, capsys, words):
+    monkeypatch.setattr(sys, "argv", ["reward_server.py", "--scorers", "json:dumps", *words.split()])
+    with pytest.raises(SystemExit):
+        program("tools/reward_server.py").main()
+    assert capsys.readouterr().err.splitlines()[-1].count(words.split()[0])
 
 
 def test_it_stands_alone():

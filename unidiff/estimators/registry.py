@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
 from unidiff import plugins
-from unidiff.config import convert
+from unidiff.config import convert, nearest
 from unidiff.estimators.estimator import Estimator
 
 ESTIMATORS: dict[str, type[Estimator]] = {}
@@ -91,5 +90,4 @@ def _imported(name: str) -> str:
 
 
 def _nearest(word: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
-    return f"; known: {', '.join(sorted(known)) or 'none'}" + (f"; nearest: {close[0]}" if close else "")
+    return f"; known: {', '.join(sorted(known)) or 'none'}{nearest(word, known, 0.0)}"

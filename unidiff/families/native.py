@@ -214,6 +214,11 @@ def _parts(config: dict[str, Any], weights: int, path: Path) -> tuple[LlamaForCa
     layers = given.get("num_hidden_layers")
     if not isinstance(layers, int) or not 0 < layers <= weights:
         raise ValueError(f"{path}: backbone.num_hidden_layers is {layers!r}, but the file holds {weights} weights")
+    for name, value in {**given, **(given.get("rope_parameters") or {})}.items():
+        above = type(value) in (int, float) and not name.endswith("_id") and name != "attention_dropout"
+        if (above and value <= 0) or (name == "tie_word_embeddings" and value):
+            wanted = "must be above 0" if above else "must be false: the file holds a head of its own"
+            raise ValueError(f"{path}: backbone.{name} is {value}; it {wanted}")
     try:
         return LlamaForCausalLM(LlamaConfig(**given)), NativeEmbedding(**config["embedding"])
     except Exception as error:  # torch and transformers have an error type for every kind of wrong size

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from unidiff.config import near
+from unidiff.config import nearest
 from unidiff.images import weights
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def find(config: dict[str, Any], name: str | None = None) -> Family:
     own = own_settings(config)
     if (name := name or own.get("family")) is not None:
         if name not in FAMILIES:
-            raise ValueError(f"family {name!r} is not known; known families: {known}{near(name, FAMILIES, 0.0)}")
+            raise ValueError(f"family {name!r} is not known; known families: {known}{nearest(name, FAMILIES, 0.0)}")
         return FAMILIES[name]
     for family in FAMILIES.values():
         if family.detect(config):
@@ -75,7 +75,7 @@ def own_settings(config: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"config.json: unidiff is {own!r}; it must be an object with {', '.join(kinds)}")
     for name, value in own.items():
         if name not in kinds:
-            warnings.warn(f"config.json: unidiff.{name} is not known, and not read{near(name, kinds)}", stacklevel=3)
+            warnings.warn(f"config.json: unidiff.{name} is not known, and not read{nearest(name, kinds)}", stacklevel=3)
         elif not isinstance(value, kinds[name]):
             wanted = "an object with fields of ModelSpec" if name == "spec" else "a name"
             raise ValueError(f"config.json: unidiff.{name} is {value!r}; it must be {wanted}")
@@ -120,14 +120,21 @@ def folder_of(path: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(path)))
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{path} is no folder, and no repository that can be had: {error}") from error
+        cause = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"{path} is not a folder here, and not a repository to be had: {cause}") from error
 
 
 def load(path: str | Path, family: str | None, dtype: torch.dtype, options: dict[str, Any]) -> UnifiedModel:
     """A whole checkpoint; see `UnifiedModel.from_pretrained`."""
+    _check_dtype(dtype)
     folder = folder_of(path)
     config = read_config(folder)
     return find(config, family).load(folder, config, dtype, **options)
+
+
+def _check_dtype(dtype: Any) -> None:
+    if dtype not in weights.FLOATING:
+        raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(map(str, weights.FLOATING))}")
 
 
 def load_backbone(
@@ -144,6 +151,8 @@ def load_backbone(
     of transformers. Raises FileNotFoundError if a file is missing, ValueError if one is damaged, if the config
     lacks a field or means another architecture, or if config and weights disagree.
     """
+    if dtype is not None:
+        _check_dtype(dtype)
     folder = folder_of(path)
     config = read_config(folder)
     found = find(config, family)

@@ -25,9 +25,9 @@ _EVAL = 1 << 20  # keeps evaluation noise apart from training steps
 
 @dataclass
 class Evaluation:
-    """figures: mean of each measure over all prompts; 0 where it applies to none. compute: mean cost of all responses.
-    per_row: each measure of this process's prompts, NaN where it does not apply. rollouts, rows, examples: this
-    process's responses."""
+    """figures: mean of each measure over all prompts; one that applies to none is left out. compute: mean cost of all
+    responses. per_row: each measure of this process's prompts, NaN where it does not apply. rollouts, rows, examples:
+    this process's responses."""
 
     figures: dict[str, float]
     compute: Compute
@@ -70,12 +70,12 @@ def evaluate(
 
 
 def means(per_row: dict[str, np.ndarray], accelerator: Accelerator | None = None) -> dict[str, float]:
-    """Mean of each measure over the rows of all processes; NaN is left out, and 0 where nothing else is. A measure that
-    a process does not have counts as NaN there."""
+    """Mean of each measure over the rows of all processes. NaN is left out, and so is a measure without a value (an
+    `image_exact` of responses without pictures is not 0). What a process does not have counts as NaN there."""
     parts = everybody(per_row, accelerator)
     names = dict.fromkeys(name for part in parts for name in part)
     columns = {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
-    return {name: float(np.nanmean(v)) if np.isfinite(v).any() else 0.0 for name, v in columns.items()}
+    return {name: float(np.nanmean(v)) for name, v in columns.items() if np.isfinite(v).any()}
 
 
 def mean_compute(rollouts: Sequence[Rollout], accelerator: Accelerator | None = None) -> Compute:

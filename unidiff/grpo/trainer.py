@@ -29,7 +29,8 @@ from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings
 from unidiff.grpo.update import PolicyUpdate
 from unidiff.model import UnifiedModel
 from unidiff.rewards.idle import IdleWatch
-from unidiff.rewards.reward import Reward, RewardError, as_rewards
+from unidiff.rewards.names import as_rewards
+from unidiff.rewards.reward import Reward, RewardError
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.table import RewardTable, check_required

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -23,14 +24,17 @@ def rgb(given: str | Path | bytes | Image.Image, formats: tuple[str, ...] = FORM
       0 to 1 are shares; whole numbers up to 255, or else up to 65535, are values of 8 or 16 bits; others are refused.
 
     formats: names of Pillow's. Raises FileNotFoundError for a missing file, and ValueError with the file's name for
-    another format, a damaged file, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, and values that are refused.
+    another format, a damaged file, no pixels, more than `PIL.Image.MAX_IMAGE_PIXELS`, and values that are refused.
     """
     if isinstance(given, Image.Image):
-        return _upright_rgb(given)
+        try:
+            return _upright_rgb(given)
+        except OSError as error:  # of a file that is read only now
+            raise ValueError(f"the picture is not one that can be read ({error})") from error
     if isinstance(given, str | Path):
         source, name = Path(given), str(given)
-        if not source.is_file():
-            raise FileNotFoundError(f"{name} does not exist" if not source.exists() else f"{name} is not a file")
+        if not os.path.isfile(source):
+            raise FileNotFoundError(f"{name} is not a file" if os.path.exists(source) else f"{name} does not exist")
     elif isinstance(given, bytes | bytearray | memoryview):
         source, name = io.BytesIO(given), f"a picture of {len(given)} bytes"
     else:
@@ -50,9 +54,12 @@ def rgb(given: str | Path | bytes | Image.Image, formats: tuple[str, ...] = FORM
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
+    if not all(image.size):
+        raise ValueError(f"a picture of {image.width} x {image.height} pixels shows nothing")
+    scaled = image.format == "PPM"  # its file says the range, and Pillow has scaled that to 0..65535
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
-        image = _in_8_bits(image)
+        image = _in_8_bits(image, scaled)
     if image.has_transparency_data:
         image = image.convert("LA") if image.mode == "La" else image
         image = image.convert("RGBA")
@@ -63,11 +70,11 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         raise ValueError(f"a picture of mode {image.mode} cannot be shown in RGB; convert it") from error
 
 
-def _in_8_bits(image: Image.Image) -> Image.Image:
-    """A picture of one channel of 16 or 32 bits as mode L, by the rule of `rgb`."""
+def _in_8_bits(image: Image.Image, scaled: bool) -> Image.Image:
+    """A picture of one channel of 16 or 32 bits as mode L, by the rule of `rgb`. scaled: whole numbers are 0..65535."""
     values = np.asarray(image).astype(np.float64)
     low, high = values.min(initial=0), values.max(initial=0)  # NaN if one is
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (scaled and image.mode == "I"):
         top = 65535
     elif image.mode == "F" and low >= 0 and high <= 1:
         top = 1

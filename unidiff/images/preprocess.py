@@ -89,6 +89,11 @@ class Preprocess:
         """The prepared picture, in RGB. given: see `picture.rgb`. Raises ValueError if it has too few pixels."""
         image = rgb(given)
         placement = self.place(*image.size)
+        if (most := Image.MAX_IMAGE_PIXELS) and placement.resized[0] * placement.resized[1] > most:
+            raise ValueError(
+                f"a picture of {image.width} x {image.height} pixels is too long for its width: the rule {self.rule!r} "
+                f"would enlarge it to {placement.resized[0]} x {placement.resized[1]}; cut it first"
+            )
         if self.rule == "buckets":  # very large pictures are averaged first
             for _ in range(self._halvings(*image.size, placement.size)):
                 image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)

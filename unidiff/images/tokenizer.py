@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from unidiff.config import near
+from unidiff.config import nearest
 
 
 @runtime_checkable
@@ -63,7 +63,7 @@ def load(kind: str, folder: str | Path, codebook_size: int | None = None) -> Ima
     """
     if kind not in KINDS:
         known = ", ".join(sorted(KINDS))
-        raise ValueError(f"image tokenizer {kind!r} is not known; known kinds: {known}{near(kind, KINDS)}")
+        raise ValueError(f"image tokenizer {kind!r} is not known; known kinds: {known}{nearest(kind, KINDS)}")
     tokenizer: ImageTokenizer = KINDS[kind].from_pretrained(folder)
     if codebook_size is not None and tokenizer.codebook_size != codebook_size:
         raise ValueError(

@@ -27,9 +27,10 @@ def find_file(folder: Path, names: Sequence[str]) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError if it is none, or holds a number that is not finite."""
+    """The object in a JSON file. Raises ValueError if it is none, or holds an infinite number, NaN or a key twice."""
     try:
-        config = json.loads(path.read_text(), parse_constant=_finite, parse_float=_finite)
+        text = path.read_text(encoding="utf-8")
+        config = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
@@ -41,6 +42,15 @@ def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"{text} is not a finite number")
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} is given twice")
+        found[name] = value
+    return found
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -69,6 +69,8 @@ def _saving(record: RolloutRecord) -> str:
     if record.saved is not None:
         parts.append(f"{_difference(-record.saved)} picture token-forwards than regenerated")
     total = record.total
+    if not record.compute:
+        return " · ".join(parts)
     parts += [f"{number(total['token_forwards'])} token-forwards", _flops(total["flops"])]
     return " · ".join(parts)
 

@@ -112,7 +112,7 @@ class Scrubber {
     const sampled = this.stages.map(s => tokensOf(s).filter(Boolean)).flat();
     const masked = sampled.filter(t => t[0] >= done).length, now = sampled.filter(t => t[0] === done - 1).length;
     if (!sampled.length) return "no token was masked";
-    if (done === 0) return `masked: ${masked} tokens${many ? " in all" : ""}`;
+    if (done === 0) return `masked: ${masked} token${masked === 1 ? "" : "s"}${many ? " in all" : ""}`;
     return `after step ${done} of ${this.end - 1}: ${now} set, ${masked} still masked`;
   }
 }

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from unidiff.files import write_text
-from unidiff.report.curves import draw_panels
+from unidiff.report.curves import draw_panels, series
 from unidiff.report.filters import FILTERS, Card, Edit, cards, edits_of
 from unidiff.report.record import RolloutRecord, SegmentRecord, data_uri
 from unidiff.report.results import columns, duration, held_out, percent
@@ -53,6 +53,7 @@ def write_page(
     shown = held_out(summary)
     settings = _flat((summary or {}).get("config") or {})
     leading = [f for f in shown if f.leading] or shown
+    records = [r for g in (galleries or {}).values() for r in g] + [r for c in comparisons for r in c.records.values()]
     compared = bool((summary or {}).get("base")) and bool((summary or {}).get("final"))
     html = (
         environment()
@@ -73,6 +74,7 @@ def write_page(
             warnings=silent_rewards(metrics or (), kinds or {}),
             galleries=[Gallery(name, list(records)) for name, records in (galleries or {}).items()],
             comparisons=comparisons,
+            drawn=any(segment.picture for record in records for segment in record.response),
             open=open,
             pictures=pictures,
         )
@@ -261,12 +263,9 @@ def _training(metrics: Sequence[Mapping[str, Any]]) -> str:
     """How many steps there were, and where their time went."""
     if not metrics:
         return ""
-    phases: dict[str, float] = {}
-    for row in metrics:
-        for name, value in row.items():
-            if name.startswith("seconds/") and isinstance(value, (int, float)):
-                phases[name.removeprefix("seconds/")] = phases.get(name.removeprefix("seconds/"), 0.0) + value
-    times = [row["seconds"] for row in metrics if isinstance(row.get("seconds"), (int, float))]
+    names = dict.fromkeys(name for row in metrics for name in row if name.startswith("seconds/"))
+    phases = {name.removeprefix("seconds/"): sum(series(metrics, name)[1]) for name in names}
+    times = series(metrics, "seconds")[1]
     total = sum(times)
     parts = [f"{len(metrics)} step{'s' * (len(metrics) != 1)}"]
     if total:

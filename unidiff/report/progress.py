@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from unidiff.report.results import Figure, columns, duration, held_out, number
+from unidiff.report.results import Figure, columns, duration, held_out, number, percent
 
 _SHARES = ("success", "image_exact", "format", "agreement")
 _BARS = "▁▂▃▄▅▆▇█"
@@ -127,7 +127,7 @@ def plain_line(metrics: Mapping[str, Any], done: int, total: int, remaining: flo
         parts.append(f"ratio dev {metrics['ratio_first_iteration_max_dev']:.1e}")
     if "seconds" in metrics:
         phases = _group(metrics, "seconds/", "")
-        parts.append(f"{metrics['seconds']:.1f} s" + (f" ({phases})" if phases else ""))
+        parts.append(duration(metrics["seconds"]) + (f" ({phases})" if phases else ""))
     if remaining is not None:
         parts.append(f"{duration(remaining)} left")
     return " | ".join(p for p in parts if p)
@@ -138,9 +138,11 @@ def _group(metrics: Mapping[str, Any], prefix: str, title: str) -> str:
     return f"{title} {' '.join(found)}".strip() if found else ""
 
 
-def _shown(name: str, value: float) -> str:
+def _shown(name: str, value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
     if name in _SHARES or name.startswith("zero_std/"):
-        return f"{100 * value:.0f}%"
+        return percent(value).replace(" %", "%")
     return f"{value:.2f}" if name.startswith(("reward/", "seconds")) else number(value)
 
 

@@ -49,13 +49,14 @@ class Figure:
     def tone(self, column: str, prompts: int | None) -> str:
         """Whether a leading share rose or fell: "good", "bad", or "none" within two standard errors of the difference.
 
-        prompts: how many were asked before, and after; None: every difference counts. The error is that of a share
-        of yes and no, the largest that a measure between 0 and 1 can have.
+        prompts: how many were asked before, and after; None: every difference counts. The error is that of two shares
+        of yes and no without a difference, the largest that measures between 0 and 1 can have.
         """
         before, after = self.cells.get(column, (None, None))
         if before is None or after is None or not (self.leading and self.share):
             return "none"
-        variance = (before * (1 - before) + after * (1 - after)) / prompts if prompts else 0.0
+        pooled = (before + after) / 2
+        variance = 2 * pooled * (1 - pooled) / prompts if prompts else 0.0
         if abs(after - before) <= 2 * math.sqrt(variance):
             return "none"
         return "good" if after > before else "bad"
@@ -106,7 +107,9 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in few characters: 8.3 s, 4 min 05 s, 2 h 07 min."""
+    """Seconds in few characters: 8.3 s, 4 min 05 s, 2 h 07 min; "–" for what is not finite."""
+    if not math.isfinite(seconds):
+        return "–"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -11,41 +11,77 @@ from fractions import Fraction
 
 # ---------------------------------------------------------------------------------------------- one way of writing
 
-_ONE_FOR = dict.fromkeys("−–‐‑﹣－", "-")  # minus signs, hyphens, the en dash
+_ONE_FOR = dict.fromkeys("−–‐‑‒﹣－", "-")  # minus signs, hyphens, dashes
 _ONE_FOR |= {"×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/", "∕": "/", "。": ". ", "、": ", ", "٫": ".", "٬": ","}
-_ONE_FOR |= {"\u2009": " ", "\u202f": " ", "\u00a0": " "}
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+"))
 _EXPONENT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _BESIDE_WORDS = re.compile(r"(?<=[^\W\d_a-zA-Z])(?=[-+.]?\d)|(?<=\d)(?=[^\W\d_a-zA-Z])")
-_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\[,;:!]|['’_\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
-_MIXED = re.compile(r"(?<![\d./,])(\d{1,9})(?:\s+(\d{1,9})/(\d{1,9})(?![\d/])|\\[dt]?frac\{(\d{1,9})\}\{(\d{1,9})\})")
 _LATIN_BESIDE = re.compile(r"(?<=[A-Za-z])(?=[^\x00-\x7f])(?=[\d−－])")
-_EUROPEAN = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d{1,2}(?!\d|[.,]\d)")
+_DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,12}(?!\d|,\d)|\d{1,2}(?:,\d{2}){1,12},\d{3}(?!\d|,\d)|\d+)"  # 1,234,567; 12,34,567
+_DECIMAL = rf"{_DIGITS}(?:\.\d+)?"
+_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,?\\[,;:! ]|['’_\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
+_SPACED = re.compile(r"(?<![\w.,/:-])(?<!\d )([1-9]\d{0,2}(?: \d{3}){1,12})(?! ?[\d/:-])(?:,(\d{1,2})(?!\d|,\d))?")
+_POINTS = re.compile(
+    r"(?<![\w.,])\d+(?:\.\d+){2,}(?:,\d+)?|(?<![\d.,])\d{1,3}\.\d{3},\d{1,2}(?!\d|[.,]\d)"
+    r"|(?<![\d.,])\d+,\d{1,2}(?=\s?[%€])"
+)
+_RANGE = re.compile(r"(?<=[\d%°])(?:[–—‒−](?=[-−])|-(?=−))|(?<![\w)])([-−]\d{1,9}(?:\.\d{1,9})?)-(?=-\d)")
+_SIGN = re.compile(r"\\?(?:text)?\{-\}(?=\d)|-\\[,;:! ]\s?(?=\d)|(?<=[=($:≈])( ?)- (?=[\d.])")
+_FRACTION = r"(?:\\[dtcs]?frac\s*(?:\{\s*(-?[\d.,]{1,99})\s*\}|(\d))\s*(?:\{\s*(-?[\d.,]{1,99})\s*\}|(\d)))"
+_LATEX_FRACTION = re.compile(_FRACTION + r"|\{\s*(-?\d[\d.,]{0,99})\s*\\over\s*(-?\d[\d.,]{0,99})\s*\}")
+_MIXED = re.compile(r"(?<![\d./,])(\d{1,9})(?:\s+(\d{1,9})/(\d{1,9})(?![\d/])|" + _FRACTION + ")")
 _SCIENTIFIC = re.compile(
-    r"(?<![\w.])(\d+(?:\.\d+)?)"
-    r"(?:\s*(?:\*|\\times|\\cdot|x)\s*10\s*(?:\^|\*\*)\s*(?:\{\s*([-+]?\d{1,2})\s*\}|([-+]?\d{1,2})(?!\d))"
-    r"|[eE]([-+]?\d{1,2})(?![\w.]))"
+    rf"(?<![\w.,])({_DECIMAL})"
+    r"(?:\s*(?:\*|\\times|\\cdot|x)\s*10\s*(?:\^|\*\*)\s*(?:\{\s*([-+]?\d{1,3})\s*\}|([-+]?\d{1,3})(?!\d))"
+    r"|[eE]([-+]?\d{1,3})(?!\d|\.\d))"
+)
+_SCALES = {"hundred": 2, "thousand": 3, "lakh": 5, "million": 6, "crore": 7, "billion": 9, "trillion": 12}
+_SCALES |= {"百": 2, "千": 3, "万": 4, "萬": 4, "亿": 8, "億": 8, "兆": 12}
+_SCALED = re.compile(
+    rf"(?<![\w.,])({_DECIMAL})(?:\s|~|-(?=[a-z]))?(?:\\text\s*\{{\s*)?({'|'.join(_SCALES)})s?(?![A-Za-z])\}}?",
+    re.IGNORECASE,
 )
 
 
 def plain(text: str) -> str:
     """The text with one way of writing numbers: ASCII digits and signs, "3/4" for "¾", "m^{2}" for "m²", "1234" for
-    "1'234" and "1{,}234", "2000" for "2×10³", "7/4" for "1 3/4", a space between a number and a word of another
-    script."""
+    "1'234", "1 234" and "1{,}234", "2000" for "2×10³" and "2 thousand", "7/4" for "1 3/4", "3" for the version "1.2.3",
+    a space between a number and a word of another script."""
     text = _THOUSANDS.sub("", text)
+    text = _SPACED.sub(lambda m: m[1].replace(" ", "") + (f".{m[2]}" if m[2] else ""), text)
+    text = _RANGE.sub(lambda m: f"{m[1] or ''} ", text)
     if not text.isascii():
         text = _LATIN_BESIDE.sub(" ", text)
         text = _EXPONENT.sub(lambda m: "^{" + "".join(_RAISED[c] for c in m[0]) + "}", text)
         text = "".join(c if c.isascii() else _ascii(c) for c in text)
-        text = _BESIDE_WORDS.sub(" ", text)
-    text = _EUROPEAN.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
+    text = _POINTS.sub(lambda m: _points(m[0]), text)
+    text = _SIGN.sub(lambda m: f"{m[1] or ''}-", text)
     text = _MIXED.sub(_improper, text)
-    return _SCIENTIFIC.sub(lambda m: format(Decimal(f"{m[1]}e{m[2] or m[3] or m[4]}"), "f"), text)
+    text = _SCIENTIFIC.sub(lambda m: _written_out(m[1], int(m[2] or m[3] or m[4])), text)
+    text = _SCALED.sub(lambda m: _written_out(m[1], _SCALES[m[2].lower()]), text)
+    return text if text.isascii() else _BESIDE_WORDS.sub(" ", text)
 
 
 def _improper(match: re.Match[str]) -> str:
-    whole, above, below = (int(group) for group in match.groups() if group is not None)
+    parts = [group for group in match.groups() if group is not None]
+    if not all(part.isdigit() for part in parts):
+        return match[0]
+    whole, above, below = map(int, parts)
     return f"{whole * below + above}/{below}" if above < below else match[0]
+
+
+def _points(digits: str) -> str:
+    """ "1234567.8" for the continental "1.234.567,8", "12.5" for "12,5"; the last part of a version or a date."""
+    whole, _, rest = digits.partition(",")
+    first, *groups = whole.split(".")
+    if not groups or (len(first) < 4 and all(len(group) == 3 for group in groups)):
+        return first + "".join(groups) + (f".{rest}" if rest else "")
+    return groups[-1] + (f",{rest}" if rest else "")
+
+
+def _written_out(digits: str, power: int) -> str:
+    number = f"{digits.replace(',', '')}e{power}"
+    return number if abs(power) > 99 else format(Decimal(number), "f")
 
 
 def _ascii(character: str) -> str:
@@ -53,22 +89,20 @@ def _ascii(character: str) -> str:
         return _ONE_FOR[character]
     if (digit := unicodedata.decimal(character, None)) is not None:
         return str(digit)
-    if 0xFF01 <= ord(character) <= 0xFF5E:  # full-width forms
-        return chr(ord(character) - 0xFEE0)
-    if unicodedata.decomposition(character).startswith("<fraction>"):
+    kind = unicodedata.decomposition(character).partition(">")[0]
+    if kind == "<fraction":
         value = Fraction(unicodedata.numeric(character)).limit_denominator(10)
         return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
-    return character
+    same = unicodedata.normalize("NFKC", character)  # full-width forms, circled digits, wide and narrow spaces
+    return f"_{{{same}}}" if kind == "<sub" else same if same.isascii() else character
 
 
 # ---------------------------------------------------------------------------------------------- numbers
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,12}(?!\d|,\d)|\d+)"
 _NUMBER = re.compile(
-    rf"(?P<sign>[-+](?=[\d.$€£¥₹\\]))?(?:\\?[$€£¥₹]\s?)?(?P<size>{_DIGITS}(?:\.\d+)?|(?<![\w.])\.\d+)"
-    rf"(?:(?:\^|\*\*)\{{?(?P<power>-?\d{{1,3}})\}}?|\s?/\s?(?P<below>{_DIGITS}(?!\.?\d)))?\s?(?P<percent>\\?%)?"
+    rf"(?P<sign>[-+](?=[\d.$€£¥₹\\]))?(?:\\?[$€£¥₹]\s?)?(?P<size>{_DECIMAL}(?:e-?\d{{3}}(?!\d))?|(?<![\w.])\.\d+)"
+    rf"(?:(?:\^|\*\*)\{{?(?P<power>-?\d{{1,3}})\}}?|\s?/\s?(?P<below>-?{_DECIMAL}))?\s?(?P<percent>\\?%|per\s?cent\b)?"
 )
-_LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _DATE = re.compile(r"(?<![\d/])\d+(?:/\d+)+/(?=\d)")
 
 
@@ -89,12 +123,12 @@ class Number:
 
 
 def last_number(text: str) -> Number | None:
-    """The last number of a text: "1,234.5", "-3", "2e-3", "3/4", "50 %", "-$5"; None without one.
+    """The last number of a text: "1,234.5", "-3", "2e-3", "3/4", "50 %", "-$5", "2 million"; None without one.
 
     A hyphen behind a digit, a word or a bracket is not a sign ("3-5", "2023-12"). Exponents of units ("m^2") and
     digits inside words ("H2O") are not numbers of their own where there is another one.
     """
-    text = _LATEX_FRACTION.sub(lambda m: f"{m[1] or m[2]}/{m[3] or m[4]}", plain(text))
+    text = _LATEX_FRACTION.sub(lambda m: "/".join(part.replace(",", "") for part in m.groups() if part), plain(text))
     text = _DATE.sub("", text)
     found, inside = None, None
     for match in _NUMBER.finditer(text):
@@ -117,7 +151,7 @@ def _number(match: re.Match[str], before: str) -> Number:
             value /= float(match["below"].replace(",", ""))
     except (ZeroDivisionError, OverflowError):
         value = math.inf
-    negative = match["sign"] == "-" and not re.search(r"[\w)\]}%°-]\$?$", before)
+    negative = match["sign"] == "-" and not re.search(r"(?:[^\W_]|[)\]}%°-])\$?$", before)
     return Number(-value if negative else value, match["percent"] is not None)
 
 
@@ -199,7 +233,14 @@ def _mathematical(text: str) -> str:
     text = re.sub(r"\\?\$(?=\d[\d,]*(?:\.\d+)?(?:[\s,;!?)}]*$|[\s,;!?.)]+[A-Za-z]))", "", text, flags=re.MULTILINE)
     text = re.sub(r"√\s*(\d+)|(?:√|(?<![\\A-Za-z])sqrt)\s*\(([^()]*)\)", lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
     text = re.sub(r"π|(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi ", text)
-    return text.replace("∞", r"\infty ")
+    text = re.sub(r"([∛∜])\s*(\d+|\([^()]*\))", lambda m: f"\\sqrt[{'43'[m[1] == '∛']}]{{{m[2]}}}", text)
+    text = re.sub(r"\\text\s*\{\s*(-?\d[\d.,]*)\s*([^{}]*)\}", r"\1\\text{ \2}", text)  # \text{5 cm}
+    return text.replace("∞", r"\infty ").replace("~", " ")
+
+
+def bases(text: str) -> list[str]:
+    """The bases of the numbers in an answer: ["8"] for "2516_8" and "2516_{8}"."""
+    return re.findall(r"(?<=\d)_\{?(\d+)", text)
 
 
 def same_text(first: str, second: str) -> bool:

@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from unidiff.rewards.reward import Cause, Loss, Reward, register, reward
+from unidiff.config import typed
+from unidiff.rewards.guard import Value, column_of, each
+from unidiff.rewards.names import register
+from unidiff.rewards.reward import Cause, Loss, Reward, reward
 from unidiff.rewards.segment_view import SegmentView
-from unidiff.rewards.text import Value, check_which, looked_at
+from unidiff.rewards.text import check_tolerance, check_which, looked_at
 from unidiff.sandbox import Sandbox, rows
 from unidiff.sandbox.fences import code_of
 
@@ -28,6 +31,7 @@ def judge(sandbox: Sandbox, text: str, row: Any, tolerance: float = 0.0) -> tupl
     return report.rate, bool(report.weak)
 
 
+@typed
 def code_tests(
     column: str = "tests",
     *,
@@ -53,19 +57,25 @@ def code_tests(
     The metric `code_weak` is the share of judged texts whose value their code could have forged.
     """
     check_which(which)
+    check_tolerance(tolerance)
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers!r}; it must be 1 or more, or None")
     box = sandbox or Sandbox()
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, "unidiff-code")
 
     async def code_tests(
         segments: Sequence[SegmentView], log_metric: Callable[[str, float], None] | None = None
     ) -> list[Value]:
-        asked = [i for i, s in enumerate(segments) if looked_at(s, which) and s.columns[column] is not None]
-        jobs = [(box, segments[i].text or "", segments[i].columns[column], tolerance) for i in asked]
+        def job(view: SegmentView) -> tuple[Any, ...] | None:
+            tests = column_of(view, column) if looked_at(view, which) else None
+            return None if tests is None else (box, view.text or "", tests, tolerance)
+
+        values: list[Any] = each(segments, job, column)
+        jobs = {i: one for i, one in enumerate(values) if isinstance(one, tuple)}
         loop = asyncio.get_running_loop()
         # At the reward's timeout this cancels what has not begun, which would hold up the next batch.
-        judged = await asyncio.gather(*(loop.run_in_executor(pool, judge, *job) for job in jobs))
-        values: list[Value] = [None] * len(segments)
-        for i, (value, weak) in zip(asked, judged):
+        judged = await asyncio.gather(*(loop.run_in_executor(pool, judge, *one) for one in jobs.values()))
+        for i, (value, weak) in zip(jobs, judged):
             if isinstance(value, Loss):
                 value = Loss(value.cause, f"column {column!r}: {value.message}")
             elif log_metric is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 import random
@@ -11,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -94,6 +96,25 @@ def column_of(view: SegmentView | SequenceView, column: str) -> Any:
 
 # ---------------------------------------------------------------------------------------------- process
 
+
+def _autocast() -> list[tuple[str, bool, torch.dtype]]:
+    return [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+
+
+def _set_autocast(modes: list[tuple[str, bool, torch.dtype]]) -> None:
+    for kind, enabled, dtype in modes:
+        torch.set_autocast_enabled(kind, enabled)
+        torch.set_autocast_dtype(kind, dtype)
+
+
+def _errors() -> list[Any]:
+    return [one for one in warnings.filters if one[0] == "error"]
+
+
+def _set_errors(kept: list[Any]) -> None:
+    warnings.filters[:] = [one for one in warnings.filters if one[0] != "error" or one in kept]  # type: ignore[index]
+
+
 # What a reward may change for the whole process, and how it is read and set.
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the working directory": (os.getcwd, os.chdir),
@@ -102,6 +123,15 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
     "torch's determinism": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     "torch's precision of matmuls": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "torch's autocast": (_autocast, _set_autocast),
+    "torch's anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "cuDNN's benchmark mode": (
+        lambda: torch.backends.cudnn.benchmark,
+        lambda on: setattr(torch.backends.cudnn, "benchmark", on),
+    ),
+    "which warnings are errors": (_errors, _set_errors),
+    "the garbage collector": (gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
+    "sys.excepthook": (lambda: sys.excepthook, lambda hook: setattr(sys, "excepthook", hook)),
     "numpy's handling of errors": (np.geterr, lambda modes: np.seterr(**modes)),
     "sys.stdout and sys.stderr": (
         lambda: (sys.stdout, sys.stderr),

@@ -56,10 +56,12 @@ def silent_rewards(metrics: Sequence[Mapping[str, Any]], kinds: Mapping[str, str
         if not metrics or any(f"reward/{name}" in row for row in metrics):
             continue
         lost = [row[f"lost/{name}"] for row in metrics if f"lost/{name}" in row]
-        if not lost:
-            said = f"no response contains a {_NOUN.get(kind, kind)}. Check {_CHECK.get(kind, 'what it looks at')}"
+        if not lost and kind in _CHECK:
+            said = f"no response contains a {_NOUN[kind]}. Check {_CHECK[kind]}"
         elif any(lost):
-            said = f"{sum(lost) / len(lost):.0%} of its values were lost to faults. Read the warnings of the run"
+            said = (
+                f"{100 * sum(lost) / len(lost):.3g} % of its values were lost to faults. Read the warnings of the run"
+            )
         else:
             said = "it always said that it does not apply (None)"
         steps = f"{len(metrics)} step{'s' * (len(metrics) != 1)}"

@@ -7,6 +7,7 @@ round; None where there is none. Further options (`weight`, `name`, …) are tho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from unidiff.config import typed
 from unidiff.images.picture import rgb
 from unidiff.rewards.guard import Value, column_of, each
-from unidiff.rewards.reward import Reward, register, reward
+from unidiff.rewards.names import register
+from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
+from unidiff.rewards.text import check_tolerance
 
 PSNR_TOP = 50.0  # dB; equal pictures would have infinitely many
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # of Wang et al. 2004
@@ -106,16 +110,22 @@ def _image_reward(judge: Callable[[SegmentView], Value], column: str | None, opt
     return reward(judge_pictures, on="image", **options)
 
 
+@typed
 def pixel_agreement(column: str = "target", *, tolerance: int = 0, **options: Any) -> Reward:
     """Share of pixels that are the target's, up to `tolerance` of 255 in each channel."""
+    check_tolerance(tolerance, 255)
     return _agreement(lambda a, b: float(close_pixels(a, b, tolerance).mean()), column, "pixel_agreement", options)
 
 
+@typed
 def cell_agreement(rows: int, columns: int, column: str = "target", *, tolerance: int = 16, **options: Any) -> Reward:
     """Share of the cells of a board of rows × columns whose mean colour is the target's, up to `tolerance` of 255.
 
     A picture whose pixels the board does not divide has no value.
     """
+    check_tolerance(tolerance, 255)
+    if rows < 1 or columns < 1:
+        raise ValueError(f"a board of {rows} × {columns} cells; both must be 1 or more")
 
     def compare(a: np.ndarray, b: np.ndarray) -> float:
         height, width = a.shape[:2]
@@ -128,29 +138,34 @@ def cell_agreement(rows: int, columns: int, column: str = "target", *, tolerance
     return _agreement(compare, column, "cell_agreement", options)
 
 
+@typed
 def psnr_agreement(column: str = "target", **options: Any) -> Reward:
     """Peak signal-to-noise ratio against the target, as a share of 50 dB: 1 for equal pictures."""
     return _agreement(lambda a, b: psnr(a, b) / PSNR_TOP, column, "psnr_agreement", options)
 
 
+@typed
 def ssim_agreement(column: str = "target", **options: Any) -> Reward:
     """Structural similarity with the target."""
     return _agreement(ssim, column, "ssim_agreement", options)
 
 
+@typed
 def token_agreement(column: str = "target_tokens", **options: Any) -> Reward:
     """Share of tokens that are the target's: ids in the model's vocabulary, [n] for every picture of the row, or a list
     of such for each round. A picture has no value where their number differs."""
 
     def compare(view: SegmentView) -> float | None:
         target = column_of(view, column)
-        if isinstance(target, list | tuple) and (not target or not isinstance(target[0], int | np.integer)):
+        if isinstance(target, list | tuple) and not (target and isinstance(target[0], Real)):
             target = _target(view, column)
         if target is None:
             return None
         wanted = torch.as_tensor(target, device=view.tokens.device)
         if wanted.shape != view.tokens.shape:
             raise ValueError(f"a picture of {len(view.tokens)} tokens has a target of shape {list(wanted.shape)}")
+        if wanted.dtype == torch.bool or wanted.is_floating_point() or (wanted < 0).any():
+            raise ValueError("the target's tokens must be ids: whole numbers from 0 up")
         return (wanted == view.tokens).double().mean().item()
 
     return _image_reward(compare, column, {"name": "token_agreement", **options})
@@ -169,6 +184,7 @@ def enlarged(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(mask, bool)[rows][:, columns]
 
 
+@typed
 def edit_locality(column: str | None = None, *, tolerance: int = 8, **options: Any) -> Reward:
     """Share of the pixels outside the edit that are as before; 0 if no pixel inside it has changed.
 
@@ -177,6 +193,7 @@ def edit_locality(column: str | None = None, *, tolerance: int = 8, **options: A
     tolerance: of 255; a change that is not larger is none. None for pictures with nothing before them or without a
     mask; a picture of another size than that before it has no value.
     """
+    check_tolerance(tolerance, 255)
 
     def judge(view: SegmentView) -> float | None:
         mask = view.edited if column is None else _target(view, column)

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from transformers import AutoTokenizer, BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from unidiff.config import typed
 from unidiff.rewards.guard import Value
 from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
@@ -144,6 +145,7 @@ class _Scorer(VisionModel):
         return model(pixels, words["input_ids"].to(self.device), words["attention_mask"].to(self.device))
 
 
+@typed
 def image_reward(
     checkpoint: str,
     *,

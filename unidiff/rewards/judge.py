@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from unidiff.config import typed
 from unidiff.rewards.answers import plain
 from unidiff.rewards.endpoint import Endpoint, EndpointError, json_of
 from unidiff.rewards.guard import raised
@@ -55,6 +56,7 @@ def messages_of(view: View, rubric: str, low: float, high: float) -> list[dict[s
     return [{"role": "system", "content": f"{rubric}\n\n{end}"}, {"role": "user", "content": content}]
 
 
+@typed
 def judge(
     url: str,
     model: str,
@@ -80,7 +82,7 @@ def judge(
     """
     low, high = scale
     if not low < high or parallel < 1:
-        raise ValueError(f"scale={scale!r} must rise, parallel={parallel!r} be 1 or more")
+        raise ValueError(f"scale=({low:g}, {high:g}) must rise, parallel={parallel!r} be 1 or more")
     headers = None
     if api_key_env is not None:
         if api_key_env not in os.environ:

@@ -19,10 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+from unidiff.config import typed
 from unidiff.rewards import math_worker
-from unidiff.rewards.answers import final_answer, right_answer, same_text
+from unidiff.rewards.answers import bases, final_answer, right_answer, same_text
 from unidiff.rewards.guard import Value, column_of, each
-from unidiff.rewards.reward import Cause, Loss, Reward, register, reward
+from unidiff.rewards.names import register
+from unidiff.rewards.reward import Cause, Loss, Reward, reward
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.text import check_which, looked_at, right_text
 from unidiff.sandbox import lifeline
@@ -107,6 +109,8 @@ class MathVerifier:
 
     def _one(self, pair: tuple[str, str]) -> float | Loss:
         right, given = right_answer(pair[0]), final_answer(pair[1])
+        if bases(right.text) and bases(given.text) not in ([], bases(right.text)):  # math-verify does not read them
+            return 0.0
         same = same_text(right.text, given.text)
         request = [right.readings, given.readings, given.last_resort, same]
         with self._lock:
@@ -134,6 +138,7 @@ class MathVerifier:
                 self._idle.pop().kill()
 
 
+@typed
 def math_answer(
     column: str = "answer", *, which: str = "last", workers: int = 2, seconds: float = 5.0, **options: Any
 ) -> Reward:

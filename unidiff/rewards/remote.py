@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from unidiff.config import typed
 from unidiff.images.picture import rgb
 from unidiff.rewards.endpoint import Answer, Endpoint, EndpointError, json_of
 from unidiff.rewards.reward import Cause, Loss, Reward, reward
@@ -140,6 +141,7 @@ def request_of(view: View, scorer: str, columns: Sequence[str], pictures: dict[i
     return {"history": history, "required_rewards": [scorer], "metadata": metadata}
 
 
+@typed
 def remote(
     url: str,
     scorer: str,
@@ -215,6 +217,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it holds a {module}.{name}")
 
 
+@typed
 def pickled(
     url: str,
     *,
@@ -250,9 +253,15 @@ def pickled(
 
     def item_of(view: View) -> tuple[bytes, Any] | Loss:
         assert isinstance(view, SegmentView) and view.image is not None
-        if column is not None and column not in view.columns:
+        if column is None:
+            return encoded(view.image, "JPEG", quality=95), prompt_text(view)
+        if column not in view.columns:
             return no_column(view, column)
-        return encoded(view.image, "JPEG", quality=95), prompt_text(view) if column is None else view.columns[column]
+        try:
+            pickle.dumps(view.columns[column])
+        except Exception as error:  # an object of the row's own: anything
+            return Loss(Cause.WRONG_TYPE, f"column {column!r} cannot be sent as a pickle: {error}"[:300])
+        return encoded(view.image, "JPEG", quality=95), view.columns[column]
 
     async def ask(part: list[tuple[bytes, Any]]) -> Values:
         images, said = map(list, zip(*part))

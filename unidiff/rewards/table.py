@@ -17,7 +17,8 @@ from torch import Tensor
 
 from unidiff.files import write_whole
 from unidiff.rewards.guard import Surroundings
-from unidiff.rewards.reward import Cause, Loss, Reward, RewardError, as_rewards
+from unidiff.rewards.names import as_rewards
+from unidiff.rewards.reward import Cause, Loss, Reward, RewardError
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.runner import Job
 from unidiff.rewards.segment_view import SegmentView, own_rows

@@ -15,9 +15,11 @@ from decimal import Decimal
 from numbers import Real
 from typing import Any
 
+from unidiff.config import typed
 from unidiff.rewards.answers import Number, last_number
 from unidiff.rewards.guard import Value, column_of, each
-from unidiff.rewards.reward import Reward, register, reward
+from unidiff.rewards.names import register
+from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
 
 WHICH = ("last", "all", "steps")
@@ -34,6 +36,11 @@ def check_which(which: str) -> None:
         raise ValueError(f"which={which!r}; choose one of {', '.join(WHICH)}")
 
 
+def check_tolerance(tolerance: float, most: float = math.inf) -> None:
+    if not 0 <= tolerance <= most:
+        raise ValueError(f"tolerance={tolerance!r}; it must be from 0 to {most:g}")
+
+
 def text_reward(
     judge: Callable[[SegmentView], Value], name: str, which: str, options: dict[str, Any], column: str | None = None
 ) -> Reward:
@@ -46,10 +53,11 @@ def text_reward(
     return reward(judge_texts, on="text", **{"name": name, **options})
 
 
+@typed
 def format_pattern(pattern: str, *, which: str = "last", **options: Any) -> Reward:
     """1 for a text that reached its end token and matches the regular expression as a whole (dots match line breaks).
 
-    Errors: re.error for a pattern that is none.
+    Errors: re.error for a pattern that cannot be read.
     """
     compiled = re.compile(pattern, re.DOTALL)
 
@@ -60,20 +68,24 @@ def format_pattern(pattern: str, *, which: str = "last", **options: Any) -> Rewa
 
 
 def extract(text: str, pattern: str | None) -> str | None:
-    """The last match of a pattern in a text (its first group, if it has one); the whole text without a pattern."""
+    """The last match of a pattern in a text (the first of its groups that took part, if any); the whole text without a
+    pattern."""
     if pattern is None:
         return text
     found = list(re.finditer(pattern, text, re.DOTALL))
-    return found[-1][1 if found[-1].re.groups else 0] if found else None
+    return next((group for group in found[-1].groups() if group is not None), found[-1][0]) if found else None
 
 
+@typed
 def exact_answer(column: str = "answer", *, pattern: str | None = None, which: str = "last", **options: Any) -> Reward:
     """1 for an answer that equals the column's value as text, but for case, white space and Unicode's composition.
 
     column: the right answer, a text or a number, or a list of right answers; None = there is none, and the text gets
     None. A row that holds anything else, or an empty list, has no value.
     pattern: where the answer stands (see `extract`), such as r"<answer>(.*?)</answer>"; a text without it gets 0.
+    Errors: re.error for a pattern that cannot be read.
     """
+    re.compile(pattern or "")
 
     def judge(view: SegmentView) -> Value:
         right = column_of(view, column)
@@ -103,6 +115,7 @@ def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
 
 
+@typed
 def numeric_answer(
     column: str = "answer",
     *,
@@ -116,6 +129,8 @@ def numeric_answer(
     column: a number, or a text whose last number counts (see `last_number`: "1,234", "3/4", "50 %", "-$5"); a row that
     holds anything else has no value. pattern: as in `exact_answer`.
     """
+    check_tolerance(tolerance)
+    re.compile(pattern or "")
 
     def judge(view: SegmentView) -> Value:
         right = column_of(view, column)
@@ -131,6 +146,7 @@ def numeric_answer(
     return text_reward(judge, "numeric_answer", which, options, column)
 
 
+@typed
 def length(most: int, *, least: int = 0, unit: str = "tokens", which: str = "all", **options: Any) -> Reward:
     """1 for a text of `least` to `most` units. Shorter ones get their share of `least`; longer ones fall to 0 at twice
     `most`. unit: "tokens", "words" or "characters"."""
@@ -147,6 +163,7 @@ def length(most: int, *, least: int = 0, unit: str = "tokens", which: str = "all
     return text_reward(judge, "length", which, options)
 
 
+@typed
 def repetition(n: int = 3, *, which: str = "all", **options: Any) -> Reward:
     """Minus the share of n-grams of words that stood in the text before: 0 for none, near −1 for a loop."""
     if n < 1:

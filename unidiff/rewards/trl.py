@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from unidiff.config import typed
 from unidiff.rewards.call import accepted
 from unidiff.rewards.reward import Reward, name_of, reward
 from unidiff.rewards.segment_view import SequenceView
@@ -58,6 +59,7 @@ class TRLFunction:
         return [{"role": role, "content": content}] if self.chat else content
 
 
+@typed
 def from_trl(
     function: Callable[..., Any],
     *,

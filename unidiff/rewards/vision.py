@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
+from unidiff.config import typed
 from unidiff.rewards.guard import Value, column_of, each, fill
 from unidiff.rewards.remote import prompt_text
 from unidiff.rewards.reward import Reward, reward
@@ -169,6 +170,7 @@ def _agreement(clip: Clip, column: str | None, logits: bool, name: str, options:
     return reward(agreement, on="image", **{"name": name, **options})
 
 
+@typed
 def clip_score(
     model: str = CLIP, *, column: str | None = None, loading: dict[str, Any] | None = None, **options: Any
 ) -> Reward:
@@ -179,6 +181,7 @@ def clip_score(
     return _agreement(Clip(model, **(loading or {})), column, False, "clip_score", options)
 
 
+@typed
 def pick_score(
     model: str = PICK, *, column: str | None = None, loading: dict[str, Any] | None = None, **options: Any
 ) -> Reward:
@@ -187,6 +190,7 @@ def pick_score(
     return _agreement(Clip(model, **loading), column, True, "pick_score", options)
 
 
+@typed
 def hps_score(
     checkpoint: str,
     model: str = CLIP_H,
@@ -272,6 +276,7 @@ def _layer(found: re.Match[str], value: Tensor) -> dict[str, Tensor]:
 # --- aesthetics -------------------------------------------------------------------------------------------------------
 
 
+@typed
 def aesthetic_score(head: str, model: str = CLIP, *, loading: dict[str, Any] | None = None, **options: Any) -> Reward:
     """A linear-layers head on CLIP's picture embedding, such as LAION's aesthetic predictor (about 1 to 10).
 
