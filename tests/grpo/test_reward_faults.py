@@ -276,7 +276,7 @@ def test_rewards_without_a_segment_to_look_at_are_said_once(make_trainer, model,
         ([{"lost/a": 0.0}] * 3, "Reward 'a' gave no value in the run's 3 steps: it always said that it does not apply"),
         (
             [{"lost/a": 1.0}, {"lost/a": 0.5}],
-            "Reward 'a' gave no value in the run's 2 steps: 75% of its",
+            "Reward 'a' gave no value in the run's 2 steps: 75 % of its",
         ),
     ],
 )
