@@ -118,9 +118,9 @@ def test_numeric_answers(right, text, value):
     ],
 )
 def test_reading_takes_linear_time(part):
-    text, start = "1" + part * (50_000 // len(part)) + ",11", time.perf_counter()
+    text, start = "1" + part * (50_000 // len(part)) + ",11", time.thread_time()
     last_number(text), final_answer(text)
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5
 
 
 # ---------------------------------------------------------------------------------------------- odd rows

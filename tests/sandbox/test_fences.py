@@ -47,6 +47,6 @@ def test_code_of(text, code):
 
 @pytest.mark.parametrize("part", ["```", "```\n", "```py\nx\n```\n", "`", " ", "x ", "~~~\n```\n", "\n", "    ```\n"])
 def test_it_takes_linear_time(part):
-    start = time.perf_counter()
+    start = time.thread_time()  # of this thread, whatever else the machine does
     code_of(part * (1_000_000 // len(part)))
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5
