@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+_launcher: psutil.Process | None = None  # found when the program begins: later it may have ended
 _WAITED = 60  # seconds for a launcher to end
 _AFTER = (
     "import select, sys\n"
@@ -41,6 +42,8 @@ def command() -> str:
 @contextlib.contextmanager
 def last_line() -> Iterator[None]:
     """Around a program: its warnings are lines, and the message of a SystemExit is the last line on the screen."""
+    global _launcher
+    _launcher = _started_by()
     shown = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
@@ -56,16 +59,26 @@ def last_line() -> Iterator[None]:
 def repeat(message: str) -> None:
     """Prints a message on standard error once the launcher has ended, if there is one: for what is printed now, too,
     just before this process ends."""
-    parent = psutil.Process().parent()
-    launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
-    if not launched or parent is None or sys.argv[0] not in _words(parent):
+    if _launcher is None:
         return
     with contextlib.suppress(OSError, AttributeError):  # another process of the launcher does it; no Linux
         first = socket.socket(socket.AF_UNIX)
-        first.bind(f"\0unidiff.launcher.{parent.pid}")
-        kept = [os.pidfd_open(parent.pid), first.fileno()]
+        first.bind(f"\0unidiff.launcher.{_launcher.pid}")
+        try:
+            ended = os.pidfd_open(_launcher.pid)
+        except ProcessLookupError:  # it has ended already, perhaps since the message was printed
+            print(message, file=sys.stderr, flush=True)
+            return
+        kept = [ended, first.fileno()]
         code = [sys.executable, "-I", "-S", "-c", _AFTER, str(kept[0]), message]
         subprocess.Popen(code, pass_fds=kept, start_new_session=True)
+
+
+def _started_by() -> psutil.Process | None:
+    """The launcher of this program, if there is one."""
+    parent = psutil.Process().parent()
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+    return parent if launched and sys.argv[0] in _words(parent) else None
 
 
 def _words(process: psutil.Process | None) -> list[str]:
