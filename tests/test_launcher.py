@@ -18,15 +18,15 @@ from unidiff.program import run_program
 
 def main():
     command = launcher.command()
-    os.write(1, f"{command}\\n".encode())  # in one piece: two processes share this output
-    if sys.argv[1:] == ["wait"]:
-        try:
+    try:  # from here on the test may interrupt
+        os.write(1, f"{command}\\n".encode())  # in one piece: two processes share this output
+        if sys.argv[1:] == ["wait"]:
             time.sleep(60)
-        except KeyboardInterrupt:
-            time.sleep(1)  # the launcher has ended meanwhile
-            print("go on with", command, file=sys.stderr)
-            launcher.repeat("go on with " + command)
-            sys.exit(130)
+    except KeyboardInterrupt:
+        time.sleep(1)  # the launcher has ended meanwhile
+        print("go on with", command, file=sys.stderr)
+        launcher.repeat("go on with " + command)
+        sys.exit(130)
     warnings.warn("mind the step")
     sys.exit("error: seed is 'x'; it must be a whole number")
 
