@@ -82,8 +82,8 @@ def test_errors_are_one_clear_line_for_rewards_and_estimators(name: str) -> None
     [
         ("good_plugin:Task", "<class 'good_plugin.Task'> is not a reward: mark the function with @reward"),
         ("json:__doc__", "is not a reward: mark the function with @reward"),
-        ("unidiff.rewards.text:numeric_answer", "numeric_answer makes a reward: write my_reward = numeric_answer(…)"),
-        ("unidiff.rewards.judge.judge", "judge makes a reward: write my_reward = judge(…), and name that"),
+        ("unidiff.scorers.text:numeric_answer", "numeric_answer makes a reward: write my_reward = numeric_answer(…)"),
+        ("unidiff.scorers.judge.judge", "judge makes a reward: write my_reward = judge(…), and name that"),
     ],
 )
 def test_what_is_not_a_reward_is_named(name: str, said: str) -> None:

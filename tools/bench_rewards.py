@@ -29,11 +29,11 @@ from unidiff import GRPOConfig, InterleavedSampler, UnifiedModel, noise, reward
 from unidiff.grpo.experience import sample_and_judge
 from unidiff.grpo.process import Clock
 from unidiff.program import run_command, run_program
-from unidiff.rewards.code_tests import code_tests
-from unidiff.rewards.math_answers import MathVerifier
-from unidiff.rewards.remote import remote
 from unidiff.rewards.segment_view import SegmentView, SequenceView, link_row
 from unidiff.sandbox import lifeline
+from unidiff.scorers.code import code_tests
+from unidiff.scorers.math import MathVerifier
+from unidiff.scorers.remote import remote
 from unidiff.sequence import Modality
 from unidiff.tasks import FrozenLake
 

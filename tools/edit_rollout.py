@@ -36,13 +36,13 @@ from unidiff.report.gallery import mixed_first, mixed_groups, records, successes
 from unidiff.report.page import Comparison, write_page
 from unidiff.report.record import RolloutRecord
 from unidiff.report.strips import write_animation, write_strips
-from unidiff.rewards.image import pixels_of, psnr
 from unidiff.rewards.names import REWARDS, as_rewards
 from unidiff.rewards.reward import Reward, RewardError
 from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.table import evaluate
 from unidiff.sampling.edit import EDITS, Locate, box
+from unidiff.scorers.pictures import pixels_of, psnr
 from unidiff.tasks import FrozenLake, Task
 from unidiff.tasks.frozen_lake.task import QUESTION
 

@@ -5,7 +5,7 @@
 This file stands alone: copy it into the other environment (Python 3.10, fastapi, uvicorn, pillow; no unidiff).
 A scorer is a function `f(segments, **metadata) -> list of numbers or None`, as a reward of unidiff is: each segment
 has `text`, `image` (PIL), `texts_before`, `images_before`, `image_before`, `prompt`, `texts`, `images` and `columns`;
-each entry of the metadata comes as a list. The client is `unidiff.rewards.remote.remote`; the protocol stands there.
+each entry of the metadata comes as a list. The client is `unidiff.scorers.remote.remote`; the protocol stands there.
 
 Requests that wait are put together to batches, one at a time for each scorer. A batch that raises is tried again item
 by item, so a bad item costs its own value only, as does a picture that cannot be read (PNG, JPEG and WebP are). SIGTERM

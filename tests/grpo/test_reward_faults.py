@@ -18,10 +18,11 @@ from torch import nn
 
 import unidiff.grpo.trainer as trainer_module
 from unidiff.report.page import write_page
-from unidiff.rewards import math_answers, runner
+from unidiff.rewards import runner
 from unidiff.rewards.idle import silent_rewards
 from unidiff.rewards.reward import Cause, Loss, RewardError, reward
 from unidiff.rewards.table import RewardTable
+from unidiff.scorers import math as math_answers
 from unidiff.sequence import Modality
 
 

@@ -17,9 +17,9 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from unidiff.rewards import endpoint
-from unidiff.rewards.remote import remote
 from unidiff.rewards.reward import Breaker, Cause, RewardError
+from unidiff.scorers import endpoint
+from unidiff.scorers.remote import remote
 
 SERVER = Path(__file__).resolve().parents[2] / "tools" / "reward_server.py"
 

@@ -12,7 +12,7 @@ from PIL import Image
 from unidiff import images
 from unidiff.images.picture import rgb
 from unidiff.images.preprocess import Preprocess
-from unidiff.rewards.image import pixels_of
+from unidiff.scorers.pictures import pixels_of
 
 GREY = np.array([[0, 64, 128, 255]], np.uint8)
 

@@ -87,7 +87,7 @@ def test_a_trainer_killed_at_any_moment_leaves_no_sandbox(walls, tmp_path, first
 def test_a_trainer_killed_at_any_moment_leaves_no_math_worker():
     pytest.importorskip("math_verify")
     mark = f"mark-{os.getpid()}-{time.time_ns()}"
-    setup = "from unidiff.rewards.math_answers import MathVerifier\nverifier = MathVerifier(workers=1, seconds=50)"
+    setup = "from unidiff.scorers.math import MathVerifier\nverifier = MathVerifier(workers=1, seconds=50)"
     done = drive(DRIVER.format(step=6, setup=setup, first="pass", start="verifier.verify([('1', '$1$')])"), mark)
     assert done.returncode == 0, done.stderr
     assert left_soon(mark) == []

@@ -18,7 +18,7 @@ from unidiff.files import write_json
 from unidiff.grpo.rollout_file import RolloutBatch, save_rollouts
 from unidiff.model import UnifiedModel
 from unidiff.report.gallery import mixed_first, mixed_groups, records, successes
-from unidiff.rewards.image import pixels_of, psnr
+from unidiff.scorers.pictures import pixels_of, psnr
 from unidiff.tasks import FrozenLake
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from unidiff.rewards.reward import Reward, name_of, parameters
 from unidiff.rewards.trl import from_trl
 
 REWARDS: dict[str, Reward] = {}
+_SHIPPED = "unidiff.scorers"  # registers the rewards that ship; imported when a name is first needed
 
 
 def register(name: str) -> Callable[[Reward], Reward]:
@@ -21,6 +23,7 @@ def register(name: str) -> Callable[[Reward], Reward]:
         raise ValueError(f"a reward cannot be registered as {name!r}: a name has no '=', ',', ':' or space")
 
     def add(marked: Reward) -> Reward:
+        importlib.import_module(_SHIPPED)
         if name in REWARDS:
             raise ValueError(f"a reward named {name!r} is registered already")
         REWARDS[name] = replace(as_reward(marked), name=name)
@@ -37,6 +40,7 @@ def resolve(text: str, own: Iterable[Reward] = ()) -> Reward:
     Errors: ValueError for an unknown name (with the nearest known one), a module without that function, or a weight
     that is no number.
     """
+    importlib.import_module(_SHIPPED)
     name, equals, weight = (part.strip() for part in text.partition("="))
     known = {**REWARDS, **{one.name: one for one in own}}
     found = known[name] if name in known else _imported(name, known)

@@ -22,7 +22,7 @@ from unidiff.config import typed
 from unidiff.rewards.guard import Value
 from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
-from unidiff.rewards.vision import VisionModel, head_of, text_of, weights_of
+from unidiff.scorers.vision import VisionModel, head_of, text_of, weights_of
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's figures over the authors' validation pictures
 PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's

@@ -20,14 +20,14 @@ from contextlib import suppress
 from typing import Any
 
 from unidiff.config import typed
-from unidiff.rewards import math_worker
-from unidiff.rewards.answers import bases, final_answer, right_answer, same_text
 from unidiff.rewards.guard import Value, column_of, each
 from unidiff.rewards.names import register
 from unidiff.rewards.reward import Cause, Loss, Reward, reward
 from unidiff.rewards.segment_view import SegmentView
-from unidiff.rewards.text import check_which, looked_at, right_text
 from unidiff.sandbox import lifeline
+from unidiff.scorers import math_worker
+from unidiff.scorers.answers import bases, final_answer, right_answer, same_text
+from unidiff.scorers.text import check_which, looked_at, right_text
 
 
 class _Worker:
@@ -146,7 +146,7 @@ def math_answer(
     last expression) is mathematically the column's.
 
     column: the right answer, a number or LaTeX or plain text; None = there is none. A row that holds anything else has
-    no value. which: as in unidiff.rewards.text.
+    no value. which: as in unidiff.scorers.text.
     workers, seconds: see `MathVerifier`. A verdict that takes longer is missing, not 0.
     """
     check_which(which)

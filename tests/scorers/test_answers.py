@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from unidiff.rewards.answers import final_answer, last_boxes, last_number
-from unidiff.rewards.math_answers import MathVerifier, math_answer
 from unidiff.rewards.reward import Cause
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import evaluate
-from unidiff.rewards.text import exact_answer, numeric_answer
+from unidiff.scorers.answers import final_answer, last_boxes, last_number
+from unidiff.scorers.math import MathVerifier, math_answer
+from unidiff.scorers.text import exact_answer, numeric_answer
 from unidiff.sequence import Modality
 
 

@@ -5,7 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from unidiff.rewards.image import (
+from unidiff.rewards.names import resolve
+from unidiff.rewards.reward import Cause, Loss
+from unidiff.rewards.segment_view import SegmentView, link_row
+from unidiff.scorers.pictures import (
     cell_agreement,
     edit_locality,
     enlarged,
@@ -15,9 +18,6 @@ from unidiff.rewards.image import (
     ssim_agreement,
     token_agreement,
 )
-from unidiff.rewards.names import resolve
-from unidiff.rewards.reward import Cause, Loss
-from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.sequence import Modality
 
 

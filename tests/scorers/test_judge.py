@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from unidiff.rewards import endpoint
-from unidiff.rewards.judge import judge, read_score
 from unidiff.rewards.reward import Cause, Loss
 from unidiff.rewards.segment_view import SegmentView, SequenceView, link_row
+from unidiff.scorers import endpoint
+from unidiff.scorers.judge import judge, read_score
 from unidiff.sequence import Modality
 
 

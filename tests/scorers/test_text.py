@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from unidiff.rewards import code_tests as code_module
-from unidiff.rewards.code_tests import code_tests
-from unidiff.rewards.image import cell_agreement, edit_locality, pixel_agreement
-from unidiff.rewards.judge import judge
-from unidiff.rewards.math_answers import MathVerifier, math_answer
 from unidiff.rewards.names import resolve
-from unidiff.rewards.remote import pickled, remote
 from unidiff.rewards.reward import Cause, Loss
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import evaluate
-from unidiff.rewards.text import exact_answer, format_pattern, length, numeric_answer, repetition
 from unidiff.sandbox import Sandbox
+from unidiff.scorers import code as code_module
+from unidiff.scorers.code import code_tests
+from unidiff.scorers.judge import judge
+from unidiff.scorers.math import MathVerifier, math_answer
+from unidiff.scorers.pictures import cell_agreement, edit_locality, pixel_agreement
+from unidiff.scorers.remote import pickled, remote
+from unidiff.scorers.text import exact_answer, format_pattern, length, numeric_answer, repetition
 from unidiff.sequence import Modality
 
 
@@ -304,7 +304,7 @@ def test_a_timeout_ends_what_has_not_begun(monkeypatch):
         time.sleep(0.2)
         return 1.0, False
 
-    monkeypatch.setattr("unidiff.rewards.code_tests.judge", slow)
+    monkeypatch.setattr("unidiff.scorers.code.judge", slow)
     reward = code_tests(workers=1, timeout=1.0)
     rows = [views(f"x = {i}", tests=["assert x"]) for i in range(20)]
     first = evaluate([reward], rows)

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from unidiff.config import typed
-from unidiff.rewards.answers import plain
-from unidiff.rewards.endpoint import Endpoint, EndpointError, json_of
 from unidiff.rewards.guard import raised
-from unidiff.rewards.remote import Values, View, encoded, parts_of
 from unidiff.rewards.reward import Cause, Loss, Reward, reward
+from unidiff.scorers.answers import plain
+from unidiff.scorers.endpoint import Endpoint, EndpointError, json_of
+from unidiff.scorers.remote import Values, View, encoded, parts_of
 
 SCORE = re.compile(
     r"\bscore\b[\s*_`\"':=]*(?:is\b\s*)?(?P<score>[-+]?\d+(?:\.\d+)?)"

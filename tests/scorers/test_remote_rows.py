@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from unidiff.rewards.remote import request_of
 from unidiff.rewards.reward import Cause
 from unidiff.rewards.segment_view import SegmentView, link_row
+from unidiff.scorers.remote import request_of
 from unidiff.sequence import Modality
 
 

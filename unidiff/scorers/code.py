@@ -13,9 +13,9 @@ from unidiff.rewards.guard import Value, column_of, each
 from unidiff.rewards.names import register
 from unidiff.rewards.reward import Cause, Loss, Reward, reward
 from unidiff.rewards.segment_view import SegmentView
-from unidiff.rewards.text import check_tolerance, check_which, looked_at
 from unidiff.sandbox import Sandbox, rows
 from unidiff.sandbox.fences import code_of
+from unidiff.scorers.text import check_tolerance, check_which, looked_at
 
 
 def judge(sandbox: Sandbox, text: str, row: Any, tolerance: float = 0.0) -> tuple[float | Loss, bool]:

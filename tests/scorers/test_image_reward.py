@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import CLIPImageProcessor
 
-from unidiff.rewards.image_reward import ImageRewardModel, image_reward
 from unidiff.rewards.segment_view import SegmentView, link_row
+from unidiff.scorers.image_reward import ImageRewardModel, image_reward
 from unidiff.sequence import Modality
 
 GOLDEN = [-0.6961061954, -0.5417585969, -0.6343625188]

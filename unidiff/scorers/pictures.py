@@ -22,7 +22,7 @@ from unidiff.rewards.guard import Value, column_of, each
 from unidiff.rewards.names import register
 from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
-from unidiff.rewards.text import check_tolerance
+from unidiff.scorers.text import check_tolerance
 
 PSNR_TOP = 50.0  # dB; equal pictures would have infinitely many
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # of Wang et al. 2004

@@ -23,10 +23,10 @@ from PIL import Image
 
 pytest.importorskip("fastapi")
 
-from unidiff.rewards import endpoint
-from unidiff.rewards.remote import encoded, pickled, remote
 from unidiff.rewards.reward import Cause, Loss
 from unidiff.rewards.segment_view import SegmentView, SequenceView, link_row
+from unidiff.scorers import endpoint
+from unidiff.scorers.remote import encoded, pickled, remote
 from unidiff.sequence import Modality
 
 ROOT = Path(__file__).resolve().parents[2]

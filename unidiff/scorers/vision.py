@@ -22,9 +22,9 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPMode
 
 from unidiff.config import typed
 from unidiff.rewards.guard import Value, column_of, each, fill
-from unidiff.rewards.remote import prompt_text
 from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
+from unidiff.scorers.remote import prompt_text
 
 CLIP = "openai/clip-vit-large-patch14"
 PICK = "yuvalkirstain/PickScore_v1"

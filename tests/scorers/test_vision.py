@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from unidiff.rewards.reward import Cause
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import evaluate
-from unidiff.rewards.vision import aesthetic_score, clip_score, from_open_clip, hps_score, pick_score
+from unidiff.scorers.vision import aesthetic_score, clip_score, from_open_clip, hps_score, pick_score
 from unidiff.sequence import Modality
 
 

@@ -33,9 +33,9 @@ from PIL import Image
 
 from unidiff.config import typed
 from unidiff.images.picture import rgb
-from unidiff.rewards.endpoint import Answer, Endpoint, EndpointError, json_of
 from unidiff.rewards.reward import Cause, Loss, Reward, reward
 from unidiff.rewards.segment_view import SegmentView, SequenceView
+from unidiff.scorers.endpoint import Answer, Endpoint, EndpointError, json_of
 
 View = SegmentView | SequenceView
 Values = list[float | Loss | None]

@@ -16,11 +16,11 @@ from numbers import Real
 from typing import Any
 
 from unidiff.config import typed
-from unidiff.rewards.answers import Number, last_number
 from unidiff.rewards.guard import Value, column_of, each
 from unidiff.rewards.names import register
 from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
+from unidiff.scorers.answers import Number, last_number
 
 WHICH = ("last", "all", "steps")
 UNITS = ("tokens", "words", "characters")
