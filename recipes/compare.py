@@ -30,7 +30,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from unidiff.config import FilePath, build, check_fields, expanded, flags, parse
+from unidiff.config import FilePath, build, check_fields, expanded, flags, parse, setting, ungrouped
 from unidiff.files import write_json, write_text
 from unidiff.program import run_program
 from unidiff.run_folder import RunFolder, read_metrics
@@ -65,17 +65,17 @@ OWN = ("seed", "output_dir", "resume")  # settings of each run that are set here
 
 @dataclass
 class Config:
-    """arms: a set by name (assignment, credit, edit, estimator, image_estimator, loss, sampler, sft), or
-    "name: key=value, …; name: …".
-    seeds: separated by commas. parallel: runs at once, each with its share of the cores. threads: of each run instead.
-    output_dir: one folder a run is made in it. Any other setting of interleaved_reasoning.py may be given too, and
-    holds for every arm that does not set it itself."""
+    """The runs to compare. Other settings of interleaved_reasoning.py hold for every arm that does not set them."""
 
-    arms: str = "assignment"
-    seeds: tuple[int, ...] = (0, 1, 2)
-    parallel: int = 1
-    threads: int | None = None
-    output_dir: FilePath = "outputs/compare"
+    arms: str = setting(
+        "",
+        "assignment",
+        "a set of arms by name, or 'name: key=value, ...; name: ...'",
+    )
+    seeds: tuple[int, ...] = setting("", (0, 1, 2), "with commas")
+    parallel: int = setting("", 1, "runs at once, each with its share of the cores")
+    threads: int | None = setting("", None, "of each run, instead of its share")
+    output_dir: FilePath = setting("", "outputs/compare", "one folder a run is made in it")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -137,8 +137,10 @@ def own_words(words: list[str]) -> list[str]:
 def planned(config: Config, words: list[str]) -> list[Run]:
     """Every run, checked before the first one is started. Raises ValueError."""
     arms = ARMS.get(config.arms) or parse_arms(config.arms)
-    shared = {k: v for k, v in flags(words).items() if k not in {f.name for f in fields(Config)}}
-    from_file = from_yaml(expanded(shared["config"], "config")) if "config" in shared else {}
+    given = ungrouped(interleaved_reasoning.Config, flags(words))
+    shared = {k: v for k, v in given.items() if k not in {f.name for f in fields(Config)}}
+    file = from_yaml(expanded(shared["config"], "config")) if "config" in shared else {}
+    from_file = ungrouped(interleaved_reasoning.Config, file)
     runs = []
     for name, settings in arms.items():
         if taken := sorted({*shared, *from_file, *settings} & set(OWN)):

@@ -36,7 +36,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, launcher
-from unidiff.config import FilePath, parse
+from unidiff.config import FilePath, parse, setting
 from unidiff.files import read_json, write_json
 from unidiff.grpo.evaluation import Evaluation
 from unidiff.grpo.experience import Experience
@@ -60,27 +60,32 @@ GALLERY = 6  # rollouts in each gallery of the report
 
 @dataclass(frozen=True)
 class Config(GRPOConfig):
-    """model: checkpoint folder or hub name, of any family (docs/families.md). family: where its config does not tell.
-    dtype: of the weights that are computed with. image_tokenizer: the folder of the image tokenizer, if it is not in
-    the model's. pad_policy: what a pad does; none = the family's. text_length: tokens in the canvas of one text; none =
-    the family's, which may be too long for several rounds. board_size: cells a side. tile: pixels of a cell's side;
-    none = the board fills the model's picture. pictures: false = responses are one text; for a model of text alone, or
-    one of recipes/supervised.py --pictures false. rewards: names of reward functions, separated by commas: of the
-    task's or registered ones, or package.module:function; name=0.5 sets a weight; none = the task's own. threads: of a
-    process on a CPU; none = the cores divided among the processes (accelerate would leave it at one). The rest:
-    GRPOConfig and SamplerConfig."""
+    """GRPOConfig, and what is trained: a model, a task and rewards."""
 
-    model: FilePath = str(ROOT / "base")
-    family: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    image_tokenizer: FilePath | None = None
-    pad_policy: Literal["hard", "attend", "additive_one"] | None = None
-    text_length: int | None = None
-    board_size: int = 4
-    tile: int | None = None
-    pictures: bool = True
-    rewards: tuple[str, ...] | None = None
-    threads: int | None = None
+    model: FilePath = setting(
+        "run", str(ROOT / "base"), "checkpoint folder or hub name, of any family (docs/families.md)"
+    )
+    family: str | None = setting("run", None, "of the model, where its config does not tell")
+    dtype: Literal["float32", "bfloat16"] = setting("run", "float32", "of the weights that are computed with")
+    image_tokenizer: FilePath | None = setting(
+        "run", None, "folder of the image tokenizer, if it is not in the model's"
+    )
+    text_length: int | None = setting(
+        "rollout",
+        None,
+        "tokens in the canvas of one text; none = the family's, which may be too long for several rounds",
+    )
+    board_size: int = setting("data", 4, "cells of a board's side")
+    tile: int | None = setting("data", None, "pixels of a cell's side; none = the board fills the model's picture")
+    pictures: bool = setting(
+        "data", True, "false = responses are one text; for a model of text alone, or of supervised.py --pictures false"
+    )
+    rewards: tuple[str, ...] | None = setting(
+        "data",
+        None,
+        "names with commas, of the task's or registered ones, or package.module:function; name=0.5 sets a weight",
+    )
+    threads: int | None = setting("run", None, "of a process on a CPU; none = the cores divided among the processes")
 
     FREE: ClassVar[frozenset[str]] = GRPOConfig.FREE | {"threads"}
 
@@ -173,7 +178,7 @@ def after(
 
 def load(config: Config) -> UnifiedModel:
     """The model to begin with. Raises FileNotFoundError or ValueError."""
-    given: dict[str, Any] = {"pad_policy": config.pad_policy, "image_tokenizer": config.image_tokenizer}
+    given: dict[str, Any] = {"image_tokenizer": config.image_tokenizer}
     given |= {"text_length": config.text_length}
     options = {name: value for name, value in given.items() if value is not None}
     try:

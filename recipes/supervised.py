@@ -25,7 +25,7 @@ import torch
 from transformers import AutoTokenizer
 
 from unidiff import launcher, supervised
-from unidiff.config import FilePath, parse
+from unidiff.config import FilePath, parse, setting
 from unidiff.families import native
 from unidiff.files import read_json, write_json
 from unidiff.grpo.process import stop_signals
@@ -44,20 +44,20 @@ TEXT_LENGTH = {True: 8, False: 32}  # tokens of the longest text: of a move, and
 
 @dataclass
 class Config(supervised.SupervisedConfig):
-    """init: checkpoint to continue from; None = a fresh model on tokenizers/native. output_dir: where it is saved.
-    resume: go on from the last checkpoint in output_dir, with the settings of the run there. save_every: steps between
-    checkpoints, 0 = only at the end and when stopped. d_model, layers: size of a fresh model. pictures: false =
-    demonstrations of one text, without pictures. max_seconds: end after so much training time, the learning rate
-    falling with time instead of steps. The rest: SupervisedConfig."""
+    """SupervisedConfig, and what is trained and where it is saved."""
 
-    init: FilePath | None = None
-    output_dir: FilePath = "outputs/base"
-    resume: bool = False
-    save_every: int = 500
-    d_model: int = 128
-    layers: int = 6
-    pictures: bool = True
-    max_seconds: float | None = None
+    init: FilePath | None = setting(
+        "run", None, "checkpoint to continue from; none = a fresh model on tokenizers/native"
+    )
+    output_dir: FilePath = setting("run", "outputs/base", "folder of the model")
+    resume: bool = setting("run", False, "go on from the last checkpoint in output_dir, with the settings there")
+    save_every: int = setting("run", 500, "steps between checkpoints; 0 = only at the end and when stopped")
+    d_model: int = setting("run", 128, "width of a fresh model")
+    layers: int = setting("run", 6, "layers of a fresh model")
+    pictures: bool = setting("data", True, "false = demonstrations of one text, without pictures")
+    max_seconds: float | None = setting(
+        "optimizer", None, "end after this much training time, and let the rates fall with time instead of steps"
+    )
 
     FREE: ClassVar[frozenset[str]] = frozenset({"output_dir", "resume", "save_every"})
     GROWS: ClassVar[str] = "steps"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from unidiff.config import FilePath, Unbounded, build, check_fields, convert, help_text, parse
+from unidiff.config import FilePath, Unbounded, build, check_fields, convert, parse
 from unidiff.settings_file import from_yaml
 
 
@@ -437,27 +437,3 @@ def test_paths_are_read_as_in_a_shell(written_as: str, tmp_path: Path, monkeypat
 
 def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
     assert from_yaml(written(tmp_path / "c.yaml", "# steps: 3\n")) == {}
-
-
-# ---------------------------------------------------------------- help
-
-
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_prints_and_ends(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parse(Settings, ["--steps", "many", flag], description="Runs it.")
-    assert caught.value.code == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("Runs it.")
-    assert "rate: how fast." in shown and "steps: how many." in shown  # what it extends is explained too
-
-
-def test_help_lists_every_setting() -> None:
-    @dataclass
-    class Config:
-        path: str
-        sizes: list[int] = field(default_factory=lambda: [3])
-
-    text = help_text(Config)
-    assert "--path  (required)" in text.replace("'", "") and "--sizes  [3]" in text
-    assert all(f"--{name}" in help_text(Settings) for name in vars(Settings()))

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from unidiff import GRPOConfig, GRPOTrainer, InterleavedSampler, SamplerConfig, UnifiedModel, noise
 from unidiff.canvas import Canvas, Tokens
-from unidiff.config import FilePath
+from unidiff.config import FilePath, setting
 from unidiff.estimators import ESTIMATORS, draw_views
 from unidiff.families import native
 from unidiff.grpo.batches import MicroBatch, view_tokens
 from unidiff.grpo.experience import Experience, segment_views
 from unidiff.memory import PeakMemory
 from unidiff.program import run_command, run_program
-from unidiff.rewards.table import RewardTable, evaluate
+from unidiff.rewards.table import RewardTable, reward_table
 from unidiff.sampling.compute import Compute, ComputeMeter, Cost, ModelFlops
 from unidiff.sampling.rollout import Rollout
 from unidiff.sequence import Interleaved, Modality, Segment
@@ -42,12 +42,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass
 class Config:
-    """model: checkpoint. prompts: held-out prompts, one rollout each. repeats: of every measurement. seed: of noise."""
+    """Settings of all measurements."""
 
-    model: FilePath = str(ROOT / "recipes" / "base")
-    prompts: int = 64
-    repeats: int = 3
-    seed: int = 0
+    model: FilePath = setting("", str(ROOT / "recipes" / "base"), "checkpoint")
+    prompts: int = setting("", 64, "held-out prompts, one rollout each")
+    repeats: int = setting("", 3, "of every measurement")
+    seed: int = setting("", 0, "of the noise")
 
 
 class Bench:
@@ -234,15 +234,15 @@ def rewards(config: Config) -> None:
     rows = steps[-1][1].rows
     group_B = torch.arange(len(rows)) // settings.num_generations
     idle = [replace(r, function=lambda segments, **columns: [1.0] * len(segments)) for r in trainer.rewards]
-    table = evaluate(trainer.rewards, rows)
+    table = reward_table(trainer.rewards, rows)
 
     def routed() -> None:
         RewardTable.concatenate([table]).rows(slice(None))
         trainer.router.route(table, group_B)
 
     seconds = {
-        "the rewards themselves": _seconds(lambda: evaluate(trainer.rewards, rows), 3 * config.repeats),
-        "calls, copies and table": _seconds(lambda: evaluate(idle, rows), 3 * config.repeats),
+        "the rewards themselves": _seconds(lambda: reward_table(trainer.rewards, rows), 3 * config.repeats),
+        "calls, copies and table": _seconds(lambda: reward_table(idle, rows), 3 * config.repeats),
         "router": _seconds(routed, 3 * config.repeats),
     }
     seconds["the rewards themselves"] -= seconds["calls, copies and table"]

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from unidiff import GRPOConfig, InterleavedSampler, UnifiedModel, noise, reward
+from unidiff.config import setting
 from unidiff.grpo.experience import sample_and_judge
 from unidiff.grpo.process import Clock
 from unidiff.program import run_command, run_program
@@ -54,15 +55,13 @@ ANSWERS = (  # right answer, text
 
 @dataclass
 class Config:
-    """items: scored in each measurement. workers: processes of math, threads of code. repeats: of each measurement.
-    generations: rollouts of each of the 8 prompts of a step. seconds: that the slow scorer takes for a step; 0 = as
-    long as the step's rollouts are sampled."""
+    """Settings of all measurements."""
 
-    items: int = 512
-    workers: int = 2
-    repeats: int = 3
-    generations: int = 8
-    seconds: float = 0.0
+    items: int = setting("", 512, "scored in each measurement")
+    workers: int = setting("", 2, "processes of math, threads of code")
+    repeats: int = setting("", 3, "of each measurement")
+    generations: int = setting("", 8, "rollouts of each of the 8 prompts of a step")
+    seconds: float = setting("", 0.0, "the slow scorer's time for a step; 0 = as long as the step's rollouts take")
 
 
 def fastest(run: Callable[[], object], repeats: int) -> float:

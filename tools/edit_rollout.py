@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from unidiff import InterleavedSampler, SamplerConfig, UnifiedModel, noise, plugins
-from unidiff.config import FilePath, build, parse
+from unidiff.config import FilePath, build, parse, setting
 from unidiff.files import write_json
 from unidiff.grpo.experience import segment_views
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, load_rollouts, router_settings
@@ -40,7 +40,7 @@ from unidiff.rewards.names import REWARDS, as_rewards
 from unidiff.rewards.reward import Reward, RewardError
 from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.segment_view import SegmentView
-from unidiff.rewards.table import evaluate
+from unidiff.rewards.table import reward_table
 from unidiff.sampling.edit import EDITS, Locate, box
 from unidiff.scorers.pictures import pixels_of, psnr
 from unidiff.tasks import FrozenLake, Task
@@ -53,50 +53,49 @@ PROMPTS, LOOKED_AT = 3, 24  # of a task, unless --index names others
 
 @dataclass(frozen=True)
 class Config:
-    """What to look at
-      checkpoint: checkpoint folder, run folder (its model/ and its settings are used) or hub name; none = the shipped
-      model. trust_run: import the rewards that a run folder's settings name as package.module:function, which runs
-      their code; without it they are refused. rollouts: a file that a run saved, instead of sampling. sample: which of
-      its rollouts (or of those sampled here), counted from 0, with commas; none = all, of a file 16, groups with both
-      successes and failures first.
-    What to sample
-      task: package.module:name of a unidiff.tasks.Task, a class or function that makes one without arguments, or the
-      task itself; none = FrozenLake as the run had it. split, index: prompts of the task; no index = three of the first
-      24, among them one with both successes and failures if there is one. image, prompt: your own picture and text
-      instead (transparency is laid on white, the picture is prepared as the family does). num_generations: rollouts of
-      each prompt; advantages need 2 or more. edit: region,
-      confidence, random, full; none = the run's, or region. box: TOP,LEFT,BOTTOM,RIGHT in rows and columns of tokens,
-      from 0, without the last ones: edit this place, whatever the text names. compare: several edits with commas; the
-      same prompt and noise under each, in columns. sampler: other settings of SamplerConfig, as
-      image_steps=16,greedy=true. rewards: package.module:function, …; none = the run's, or the task's. seed: of the
-      noise.
-    What to write
-      output: folder. png: a strip of before, mask and after for each edit. gif: the denoising of each rollout. json:
-      everything as data. no_open: do not open the page in a browser."""
+    """What to look at, what to sample, and what to write."""
 
-    checkpoint: FilePath | None = None
-    trust_run: bool = False
-    rollouts: FilePath | None = None
-    sample: tuple[int, ...] | None = None
+    checkpoint: FilePath | None = setting(
+        "", None, "checkpoint folder, run folder (its model and settings) or hub name; none = the shipped model"
+    )
+    trust_run: bool = setting(
+        "", False, "import the rewards that a run folder names as package.module:function, which runs their code"
+    )
+    rollouts: FilePath | None = setting("", None, "a file that a run saved, to look at instead of sampling")
+    sample: tuple[int, ...] | None = setting(
+        "", None, "which rollouts, from 0, with commas; none = all, of a file 16, groups with both outcomes first"
+    )
 
-    task: str | None = None
-    index: tuple[int, ...] | None = None
-    split: Literal["train", "dev", "test"] = "test"
-    image: FilePath | None = None
-    prompt: str | None = None
-    num_generations: int = 4
-    edit: Literal["region", "confidence", "random", "full"] | None = None
-    box: tuple[int, int, int, int] | None = None
-    compare: tuple[str, ...] | None = None
-    sampler: dict[str, str] = field(default_factory=dict)
-    rewards: tuple[str, ...] | None = None
-    seed: int = 0
+    task: str | None = setting(
+        "", None, "package.module:name of a task, or of what makes one; none = FrozenLake as the run had it"
+    )
+    index: tuple[int, ...] | None = setting(
+        "", None, "prompts of the split, with commas; none = three of the first 24, one with both outcomes among them"
+    )
+    split: Literal["train", "dev", "test"] = setting("", "test", "of the task")
+    image: FilePath | None = setting("", None, "your own picture instead of a task's; prepared as the family does")
+    prompt: str | None = setting("", None, "your own text, with or without a picture")
+    num_generations: int = setting("", 4, "rollouts of each prompt; advantages need 2")
+    edit: Literal["region", "confidence", "random", "full"] | None = setting(
+        "", None, "which tokens are denoised again; none = the run's, or region"
+    )
+    box: tuple[int, int, int, int] | None = setting(
+        "",
+        None,
+        "TOP,LEFT,BOTTOM,RIGHT in rows and columns of tokens, ends exclusive: edit here, whatever the text names",
+    )
+    compare: tuple[str, ...] | None = setting(
+        "", None, "several edits with commas: the same prompt and noise under each, in columns"
+    )
+    sampler: dict[str, str] = setting("", dict, "other settings of rollouts, as in image_steps=16,greedy=true")
+    rewards: tuple[str, ...] | None = setting("", None, "package.module:function, ...; none = the run's, or the task's")
+    seed: int = setting("", 0, "of the noise")
 
-    output: FilePath = "outputs/edits"
-    png: bool = False
-    gif: bool = False
-    json: bool = False
-    no_open: bool = False
+    output: FilePath = setting("", "outputs/edits", "folder of the page")
+    png: bool = setting("", False, "also a strip of before, mask and after for each edit")
+    gif: bool = setting("", False, "also the denoising of each rollout")
+    json: bool = setting("", False, "also everything as data")
+    no_open: bool = setting("", False, "do not open the page in a browser")
 
     def __post_init__(self) -> None:
         if self.num_generations < 1:
@@ -318,7 +317,7 @@ def sample(
     if repeated[0].example is not None:
         examples = [p.example for p in repeated]
         batch.figures = {name: values.tolist() for name, values in task.measure(views, examples).items()}
-        batch.table = evaluate(rewards_of(config, run, task), views)
+        batch.table = reward_table(rewards_of(config, run, task), views)
         router = RewardRouter(**{k: run[k] for k in ("assignment", "leave_one_out") if k in run})
         if each > 1:
             router = replace(router, scale=run.get("scale_rewards", router.scale))

@@ -21,7 +21,7 @@ from typing import Literal
 from transformers import LlamaConfig
 
 from unidiff import families
-from unidiff.config import FilePath, parse
+from unidiff.config import FilePath, parse, setting
 from unidiff.families import folder_of, read_config
 from unidiff.families.architecture import published_shapes, read_architecture
 from unidiff.program import run_program
@@ -29,25 +29,23 @@ from unidiff.program import run_program
 
 @dataclass(frozen=True)
 class Config:
-    """model: checkpoint folder; none = the published sizes of MMaDA-8B, or of LLaDA-8B for responses without pictures.
-    pictures: false = responses are one text, as always of a model of text alone. processes: GPUs that share the work.
-    prompt, text_length, picture: tokens of a prompt, of a text's canvas and of a picture with its delimiters; none = as
-    the native model says in its config.json, or 64 and 258. max_rounds: pictures of a rollout. accumulate: an update
-    has several micro-batches. The rest: as in GRPOConfig and the recipe."""
+    """The part of a recipe's settings that memory depends on."""
 
-    model: FilePath | None = None
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    lora_rank: int = 128
-    gradient_checkpointing: bool = True
-    beta: float = 0.01
-    processes: int = 8
-    micro_batch_size: int = 3
-    accumulate: bool = True
-    prompt: int = 300
+    model: FilePath | None = setting(
+        "", None, "checkpoint folder; none = the published sizes of MMaDA-8B, or of LLaDA-8B without pictures"
+    )
+    dtype: Literal["float32", "bfloat16"] = setting("", "bfloat16", "of the weights")
+    lora_rank: int = setting("", 128, "0 = the weights are trained")
+    gradient_checkpointing: bool = setting("", True, "compute activations twice")
+    beta: float = setting("", 0.01, "above 0: a reference policy")
+    processes: int = setting("", 8, "GPUs that share the work")
+    micro_batch_size: int = setting("", 3, "rows of one backward pass")
+    accumulate: bool = setting("", True, "an update has several micro-batches")
+    prompt: int = setting("", 300, "tokens of a prompt")
     pictures: bool = True
-    text_length: int | None = None
-    picture: int | None = None
-    max_rounds: int = 4
+    text_length: int | None = setting("", None, "tokens of a text's canvas; none = the model's, or 64")
+    picture: int | None = setting("", None, "tokens of a picture with its delimiters; none = the model's, or 258")
+    max_rounds: int = setting("", 4, "pictures of a rollout")
 
 
 CHUNK = 1 << 28  # bytes of log-probabilities that `score` keeps at once, of each modality

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidiff.config import parse
+from unidiff.config import parse, setting
 from unidiff.program import run_program
 
 if TYPE_CHECKING:
@@ -23,9 +23,13 @@ WIDTH = 1180
 
 @dataclass(frozen=True)
 class Config:
-    """output: folder of rollout.png and compare.png, which are replaced."""
+    """Where the pictures go."""
 
-    output: str = str(Path(__file__).resolve().parent.parent / "docs" / "images")
+    output: str = setting(
+        "",
+        str(Path(__file__).resolve().parent.parent / "docs" / "images"),
+        "folder of rollout.png and compare.png, which are replaced",
+    )
 
 
 def main() -> None:

@@ -1,9 +1,12 @@
 """One dataclass = one YAML file = one command line.
 
-`parse(Config)` reads `--config file.yaml`, then `--field value` for any field, which win over the file. A key that
+`parse(Config)` reads `--config file.yaml`, then `--field value` for any field, which wins over the file. A key that
 does not exist is an error that names the nearest one that does. Fields are bool, int, float, str, Literal, tuple, list,
 dict, or a union of them with None. A float is finite, unless its type is `Unbounded`. In a `FilePath`, ~ and $NAME
-stand for what they are in a shell.
+mean what they mean in a shell.
+
+`setting(group, default, text)` makes a field with the line that --help prints. A setting can be given by its name
+(`--beta 0.1`) or with its group (`--loss.beta 0.1`; in a file also `loss: {beta: 0.1}`).
 
 `check_fields(self)` in a dataclass's `__post_init__` holds values from Python to the same types; `@typed` does so with
 the arguments of a function.
@@ -21,13 +24,20 @@ import re
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, field, fields
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 Call = TypeVar("Call", bound=Callable[..., Any])
 Unbounded = Annotated[float, math.inf]  # a float that may be infinite
 FilePath = Annotated[str, "path"]  # ~ and $NAME in it are replaced
+GROUPS = ("run", "data", "rollout", "estimator", "loss", "optimizer")  # of settings, in the order of --help
+
+
+def setting(group: str, default: Any, text: str) -> Any:
+    """A field of a config. group: one of GROUPS, or "". text: one line for --help."""
+    how: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
+    return field(**how, metadata={"group": group, "help": text})
 
 
 def parse(
@@ -37,22 +47,26 @@ def parse(
     start: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     others: Collection[str] = (),
 ) -> T:
-    """Builds the dataclass from the command line (default: sys.argv). `--help` prints its docstring and defaults.
-    start: makes of the given settings those that hold where nothing is given, before the defaults. others: keys that
-    a file may hold for another program.
+    """Builds the dataclass from the command line (default: sys.argv). `--help` prints all settings, `--help loss` one
+    group, `--help yaml` a settings file.
+    start: gives the values that take the place of the defaults, from the settings that are given. others: keys that a
+    file may hold for another program.
 
     Raises SystemExit with a message that a user can act on: an unknown key, a value of the wrong type, a missing file.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in words or "-h" in words:
-        print(f"{description}\n\n{help_text(config)}".strip())
+    if asked := {"--help", "-h"} & set(words):
+        from unidiff.settings_text import help_text
+
+        topic = words[words.index(asked.pop()) + 1 :][:1]
+        print(help_text(config, description, *topic))
         raise SystemExit(0)
     try:
-        given: dict[str, Any] = flags(words)
+        given = ungrouped(config, flags(words))
         if "config" in given:
             from unidiff.settings_file import from_yaml  # a plain rollout needs no YAML
 
-            file = from_yaml(expanded(given.pop("config"), "config"))
+            file = ungrouped(config, from_yaml(expanded(given.pop("config"), "config")))
             given = {**{k: v for k, v in file.items() if k not in others}, **given}
         return build(config, {**(start(given) if start else {}), **given})
     except (ValueError, TypeError, OSError) as error:
@@ -70,6 +84,29 @@ def build(config: type[T], values: dict[str, Any]) -> T:
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"setting {name!r} is required; give --{name}")
     return config(**{name: convert(value, hints[name], name) for name, value in values.items()})
+
+
+def ungrouped(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their names alone, from names with or without a group. Raises ValueError for a setting that is given
+    twice, or under another group than its own."""
+    pairs: list[tuple[str, str, Any]] = []  # group, name, value
+    for key, value in values.items():
+        group, dot, name = key.partition(".")
+        if dot and group in GROUPS:
+            pairs.append((group, name, value))
+        elif key in GROUPS and isinstance(value, dict):
+            pairs += [(key, name, each) for name, each in value.items()]
+        else:
+            pairs.append(("", key, value))
+    own = {f.name: f.metadata.get("group", "") for f in fields(config)}
+    found: dict[str, Any] = {}
+    for group, name, value in pairs:
+        if group and own.get(name, "") not in ("", group):
+            raise ValueError(f"unknown setting '{group}.{name}'; {name} is in the group {own[name]!r}")
+        if name in found:
+            raise ValueError(f"setting {name!r} is given twice, with its group and without")
+        found[name] = value
+    return found
 
 
 def nearest(name: Any, known: Iterable[Any], cutoff: float = 0.6) -> str:
@@ -233,7 +270,7 @@ def _typed(value: Any, kind: type, words: bool) -> Any:
 
 
 def flags(words: Sequence[str]) -> dict[str, str]:
-    """--name value, --name=value, and a bare --name for true."""
+    """--name value, --name=value, and a bare --name for true. The last one wins, as in a shell command."""
     given: dict[str, str] = {}
     at = 0
     while at < len(words):
@@ -246,15 +283,3 @@ def flags(words: Sequence[str]) -> dict[str, str]:
         given[name.replace("-", "_")] = value if has_value else "true"
         at += 1
     return given
-
-
-def help_text(config: type) -> str:
-    """Every field with its type and default, behind the docstrings of the dataclass and of those it extends."""
-    docs = [inspect.getdoc(c) or "" for c in config.__mro__ if is_dataclass(c) and "__doc__" in vars(c)]
-    lines = [*docs, ""]
-    for f in fields(config):
-        default = f.default if f.default is not MISSING else "(required)"
-        if f.default_factory is not MISSING:
-            default = f.default_factory()
-        lines.append(f"  --{f.name}  {default!r}  ({f.type})")
-    return "\n".join(lines)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unidiff import noise
 from unidiff.canvas import Canvas, Window, render
-from unidiff.config import check_fields
+from unidiff.config import check_fields, setting
 from unidiff.model import UnifiedModel
 from unidiff.muon import Muon
 from unidiff.sequence import Interleaved, Modality
@@ -41,27 +41,23 @@ class Demonstrated(Protocol):
 
 @dataclass
 class SupervisedConfig:
-    """steps: optimizer steps. batch_size: sequences a step. window_share: chance that a step shows windows of
-    sequences, window_batch of them. lr: Muon's, for the matrices of the blocks.
-    lr_rest: AdamW's, for everything else. warmup: first steps, over which both rise linearly.
-    decay: last share of the steps, over which both fall linearly to 0.
-    weight_decay: Muon's. corpus: number of demonstrations. edit_extra: chance that an edit also denoises tokens
-    outside its region. changed_weight: weight of an image token that differs from the picture before.
-    seed: of data and masks."""
+    """Settings of supervised training."""
 
-    steps: int = 4000
-    batch_size: int = 16
-    window_share: float = 0.75
-    window_batch: int = 80
-    lr: float = 0.01
-    lr_rest: float = 1.5e-3
-    warmup: int = 50
-    decay: float = 0.75
-    weight_decay: float = 0.1
-    corpus: int = 42_000
-    edit_extra: float = 0.3
-    changed_weight: float = 4.0
-    seed: int = 0
+    steps: int = setting("optimizer", 4000, "optimizer steps")
+    batch_size: int = setting("optimizer", 16, "whole sequences of a step")
+    window_share: float = setting(
+        "optimizer", 0.75, "share of the steps that show windows of sequences: one text with what it depends on"
+    )
+    window_batch: int = setting("optimizer", 80, "windows of such a step")
+    lr: float = setting("optimizer", 0.01, "of Muon, for the matrices of the blocks")
+    lr_rest: float = setting("optimizer", 1.5e-3, "of AdamW, for everything else")
+    warmup: int = setting("optimizer", 50, "steps over which both rates rise linearly")
+    decay: float = setting("optimizer", 0.75, "last share of the steps, over which both rates fall linearly to 0")
+    weight_decay: float = setting("optimizer", 0.1, "of Muon")
+    corpus: int = setting("data", 42_000, "demonstrations")
+    edit_extra: float = setting("data", 0.3, "chance that an edit also denoises tokens outside its region")
+    changed_weight: float = setting("loss", 4.0, "weight of an image token that differs from the picture before")
+    seed: int = setting("data", 0, "of data and masks")
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -20,7 +20,7 @@ import unidiff.grpo.trainer as trainer_module
 from unidiff.report.page import write_page
 from unidiff.rewards import runner
 from unidiff.rewards.idle import silent_rewards
-from unidiff.rewards.reward import Cause, Loss, RewardError, reward
+from unidiff.rewards.reward import Cause, Missing, RewardError, reward
 from unidiff.rewards.table import RewardTable
 from unidiff.scorers import math as math_answers
 from unidiff.sequence import Modality
@@ -188,7 +188,7 @@ def test_a_worker_killed_in_the_middle_costs_the_answers_that_it_was_at(make_tra
     share = pytest.approx(1 / int(tables[0].asked_F[2]), 1e-5)
     assert first["lost/math_answer"] == first["lost/math_answer/raised"] == share
     assert second["lost/math_answer"] == 0 and first["grad_norm"] > 0
-    (place,) = [(row, segment) for f, row, segment in tables[0].losses if f == 2]
+    (place,) = [(row, segment) for f, row, segment in tables[0].missing if f == 2]
     assert "math_answer has no value (raised: the worker that verified it has died)" in tables[0].explain(*place)
 
 
@@ -222,7 +222,7 @@ def test_a_required_reward_that_fails_elsewhere_ends_every_process(make_trainer,
     def with_another(own, _):
         if not isinstance(own, RewardTable):
             return [own]
-        another = replace(own, losses={(1, 2, 3): Loss(Cause.TIMEOUT, "took longer than 5 s")})
+        another = replace(own, missing={(1, 2, 3): Missing(Cause.TIMEOUT, "took longer than 5 s")})
         return [own, another]
 
     monkeypatch.setattr(trainer_module, "everybody", with_another)

@@ -17,8 +17,8 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+from unidiff import backoff
 from unidiff.rewards.reward import Breaker, Cause, RewardError
-from unidiff.scorers import endpoint
 from unidiff.scorers.remote import remote
 
 SERVER = Path(__file__).resolve().parents[2] / "tools" / "reward_server.py"
@@ -74,7 +74,7 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(endpoint, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_SECONDS", 0.01)
     server = Server(tmp_path)
     yield server
     server.process.kill()
@@ -110,7 +110,7 @@ def test_a_run_goes_on_while_its_server_is_dead_and_when_it_is_back(
 
     images = int(tables[1].asked_F[2])
     assert tables[1].lost == {("brightness", Cause.RAISED): images - 1} and len(tables[1].present(2)) == 1
-    row, segment = next((row, s) for f, row, s in tables[1].losses if f == 2)
+    row, segment = next((row, s) for f, row, s in tables[1].missing if f == 2)
     assert "brightness has no value (raised: http://127.0.0.1" in tables[1].explain(row, segment)
     assert f"raised {images - 1}" in str(tables[1])
     assert "failed 2 times in a row" in tables[4].messages["brightness", Cause.SKIPPED]
@@ -170,7 +170,7 @@ BAD |= {"slow": "timeout"}
 @pytest.fixture
 def bad(monkeypatch):
     """bad(way, **options) -> a reward of a server that answers in that way."""
-    monkeypatch.setattr(endpoint, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_SECONDS", 0.01)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bad)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -197,7 +197,7 @@ def test_a_run_goes_on_with_servers_that_answer_badly(make_trainer, rewards, bad
         for way, cause in BAD.items():
             assert metrics[f"lost/{way}/{cause}"] == metrics[f"lost/{way}"] == 1 and f"reward/{way}" not in metrics
             assert {c for name, c in table.lost if name == way} == {cause}
-            place = next((row, segment) for f, row, segment in table.losses if table.names[f] == way)
+            place = next((row, segment) for f, row, segment in table.missing if table.names[f] == way)
             assert f"{way} has no value ({cause}: " in table.explain(*place)
 
 

@@ -61,9 +61,9 @@ def test_what_is_written_is_read_back(batch, path) -> None:
             assert same(x.trace if x.trace is None else x.trace.half().float(), y.trace)
     for name in ("values_BSF", "sequence_BF", "modality_BS"):
         assert same(getattr(batch.table, name), getattr(read.table, name))
-    for name in ("names", "weights", "on", "credit", "losses", "scale", "logged", "extra"):
+    for name in ("names", "weights", "on", "credit", "missing", "scale", "logged", "extra"):
         assert getattr(batch.table, name) == getattr(read.table, name)
-    assert batch.table is not None and any(loss.cause is Cause.NONE for loss in batch.table.losses.values())
+    assert batch.table is not None and any(loss.cause is Cause.NONE for loss in batch.table.missing.values())
     assert torch.equal(batch.routed.advantage_BS, read.routed.advantage_BS)
     for name, values in batch.figures.items():
         assert all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(values, read.figures[name]))

@@ -43,7 +43,7 @@ def test_nothing_depends_on_the_number_of_parts(make_trainer, rewards, weights, 
     assert its_history == history and difference(weights(parted), weights(whole)) == 0
     for a, b in zip(experiences, its_experiences, strict=True):
         assert [r.key for r in a.rollouts] == [r.key for r in b.rollouts]
-        assert a.table.losses == b.table.losses and a.table.extra == b.table.extra and str(a.table) == str(b.table)
+        assert a.table.missing == b.table.missing and a.table.extra == b.table.extra and str(a.table) == str(b.table)
         assert all(
             a.table.explain(row, 0, a.routed) == b.table.explain(row, 0, b.routed) for row in range(len(a.rollouts))
         )

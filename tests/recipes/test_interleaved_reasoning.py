@@ -332,7 +332,7 @@ def test_help(run, tmp_path, capsys):
         run(tmp_path / "run", "--help")
     out = capsys.readouterr().out
     assert ended.value.code == 0 and not (tmp_path / "run").exists()
-    assert "accelerate launch recipes/interleaved_reasoning.py" in out and "--text_estimator  'fading_out'" in out
+    assert "accelerate launch recipes/interleaved_reasoning.py" in out and "--text_estimator fading_out" in out
 
 
 # ---------------------------------------------------------------------------------------------- kills

@@ -13,7 +13,7 @@ from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings
 from unidiff.model import UnifiedModel
 from unidiff.rewards.router import RewardRouter, Routed
 from unidiff.rewards.segment_view import SegmentView
-from unidiff.rewards.table import RewardTable, evaluate
+from unidiff.rewards.table import RewardTable, reward_table
 from unidiff.sampling.compute import Compute, Cost
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.rollout import Rollout, Stop
@@ -34,7 +34,7 @@ class Batch:
     @classmethod
     def of(cls, model: UnifiedModel, task: FrozenLake, rollouts: list[Rollout], examples: list, group: int) -> Batch:
         rows = segment_views(model, rollouts, examples)
-        table = evaluate(task.rewards(), rows)
+        table = reward_table(task.rewards(), rows)
         return cls(rollouts, rows, table, RewardRouter().route(table, torch.arange(len(rollouts)) // group))
 
 

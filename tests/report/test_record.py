@@ -17,7 +17,7 @@ from unidiff.grpo.experience import segment_views
 from unidiff.report.record import record
 from unidiff.report.regeneration import full_regeneration
 from unidiff.rewards.reward import reward
-from unidiff.rewards.table import evaluate
+from unidiff.rewards.table import reward_table
 from unidiff.sampling.compute import Compute, Cost
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.rollout import Stop
@@ -102,7 +102,7 @@ def test_lost_and_whole_response_rewards_say_why(demonstrated) -> None:
         return [float(len(s.segments)) for s in segments]
 
     rows = demonstrated.rows[:2]
-    table = evaluate([broken, length], rows)
+    table = reward_table([broken, length], rows)
     made = record(demonstrated.rollouts[1], rows[1], table=table, row=1)
     assert [(r.name, r.value, r.weight) for r in made.rewards] == [("length", float(len(rows[1])), 2.0)]
     picture = next(s for s in made.response if s.modality == "image")

@@ -19,7 +19,7 @@ import torch
 from unidiff.rewards.call import checked_value
 from unidiff.rewards.guard import in_words
 from unidiff.rewards.reward import Cause, reward
-from unidiff.rewards.table import RewardTable, evaluate
+from unidiff.rewards.table import RewardTable, reward_table
 
 
 def ones(segments):
@@ -81,7 +81,7 @@ def test_whatever_a_reward_raises_costs_its_own_values(error, way, responses):
         for options in ({}, {"batched": False}, {"timeout": 20}):
             given = reward(raises(error, way), name="f", **options)
             for _ in range(2):  # and it can be called again
-                table = evaluate([given, reward(ones)], responses(1))
+                table = reward_table([given, reward(ones)], responses(1))
                 assert table.lost == {("f", Cause.RAISED): 2} and table.values_BSF[..., 1].nansum() == 2
                 assert table.explain(0, 0)
     finally:
@@ -91,7 +91,7 @@ def test_whatever_a_reward_raises_costs_its_own_values(error, way, responses):
 def test_the_users_own_interrupt_is_the_users(responses):
     """Without a trainer that collects the signals, a KeyboardInterrupt in the main thread is that of Ctrl-C."""
     with pytest.raises(KeyboardInterrupt):
-        evaluate([reward(raises(KeyboardInterrupt, "plain"), name="f")], responses(1))
+        reward_table([reward(raises(KeyboardInterrupt, "plain"), name="f")], responses(1))
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -104,7 +104,7 @@ def test_a_reward_that_stops_its_loop_goes_on(times, responses):
 
     given = reward(stops)
     for _ in range(2):
-        assert evaluate([given], responses(1)).values_BSF.nansum() == 2
+        assert reward_table([given], responses(1)).values_BSF.nansum() == 2
 
 
 # ---------------------------------------------------------------------------------------------- what it gives back
@@ -134,10 +134,10 @@ def test_a_value_that_cannot_be_read_is_missing_alone(kind, responses):
     odd = kind()
     handler = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
-        table = evaluate([reward(lambda segments: [1.0, odd], name="f")], responses(1))
+        table = reward_table([reward(lambda segments: [1.0, odd], name="f")], responses(1))
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert table.values_BSF.nansum() == 1 and len(table.losses) == 1 and table.explain(0, 2)
+    assert table.values_BSF.nansum() == 1 and len(table.missing) == 1 and table.explain(0, 2)
     assert isinstance(in_words(odd), str)
 
 
@@ -149,7 +149,7 @@ def test_what_a_reward_logs_is_kept_as_words(responses, tmp_path):
         log_extra("plain", [np.float64(1.5), "a"])
         return ones(segments)
 
-    table = evaluate([reward(logs)], responses(1))
+    table = reward_table([reward(logs)], responses(1))
     assert not table.lost, table.messages
     table.save(tmp_path / "t.safetensors")
     kept = RewardTable.load(tmp_path / "t.safetensors")
@@ -244,7 +244,7 @@ def test_what_a_reward_changes_in_the_process_is_set_back(what, asynchronous, re
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(2):
-            table = evaluate([given, reward(lambda s: seen.append(read()) or ones(s), name="after")], responses(1))
+            table = reward_table([given, reward(lambda s: seen.append(read()) or ones(s), name="after")], responses(1))
             assert not table.lost, table.messages
     assert read() == before
     if what.strip():
@@ -256,11 +256,11 @@ def test_a_working_directory_that_is_gone_ends_nothing(responses, tmp_path, monk
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     rmdir = reward(lambda segments: (tmp_path / "here").rmdir() or os.chdir("/") or ones(segments), name="rmdir")
-    assert not evaluate([rmdir, reward(ones)], responses(1)).lost
+    assert not reward_table([rmdir, reward(ones)], responses(1)).lost
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
     (tmp_path / "there").rmdir()
-    assert not evaluate([reward(ones)], responses(1)).lost
+    assert not reward_table([reward(ones)], responses(1)).lost
 
 
 def test_a_second_ctrl_c_acts_as_usual_and_the_first_ends_the_run_in_order():

@@ -11,7 +11,7 @@ from PIL import Image
 from unidiff.rewards.names import REWARDS, as_rewards, register, resolve
 from unidiff.rewards.reward import Cause, RewardError, reward
 from unidiff.rewards.segment_view import SegmentView, SequenceView, link_row
-from unidiff.rewards.table import evaluate
+from unidiff.rewards.table import reward_table
 from unidiff.sequence import Modality
 
 
@@ -34,7 +34,7 @@ def rows(count=3):
 
 def only(function, **kwargs):
     """The table of one reward on three rows (six text segments)."""
-    return evaluate([reward(function, name="f", **kwargs)], rows())
+    return reward_table([reward(function, name="f", **kwargs)], rows())
 
 
 # ---------------------------------------------------------------------------------------------- views
@@ -92,7 +92,7 @@ def test_marks_functions_objects_and_calls():
     assert bare.__doc__ == "Says one." and bare([1, 2]) == [1.0, 1.0] and not bare.asynchronous
     assert (named.name, named.on, named.weight, named.credit) == ("other", "image", 2.0, ("image",))
     assert judge.name == "Judge" and judge.asynchronous and judge.credit == ("text", "image")
-    table = evaluate([bare, named, judge], rows())
+    table = reward_table([bare, named, judge], rows())
     assert table.values_BSF[..., 0].nansum() == 6 and table.values_BSF[..., 1].nansum() == 1.5
     assert table.sequence_BF[:, 2].tolist() == [0, 0, 0] and not table.lost
 
@@ -127,7 +127,7 @@ def test_registry_and_names():
 
     try:
         assert resolve("test/ones").name == "test/ones" and ones.name == "ones"
-        assert evaluate(["test/ones"], rows()).names == ("test/ones",)
+        assert reward_table(["test/ones"], rows()).names == ("test/ones",)
         with pytest.raises(ValueError, match="registered already"):
             register("test/ones")(ones)
         with pytest.raises(ValueError, match="did you mean 'test/ones'"):
@@ -194,7 +194,7 @@ def test_columns_are_what_the_signature_accepts():
     def none(segments):
         return [1.0] * len(segments)
 
-    table = evaluate([reward(f) for f in (named, everything, none)], rows())
+    table = reward_table([reward(f) for f in (named, everything, none)], rows())
     assert not table.lost
     assert seen["named"] == ([0, 0, 1, 1, 2, 2], None)
     assert seen["everything"] == {"answer": [0, 0, 1, 1, 2, 2]}
@@ -202,7 +202,7 @@ def test_columns_are_what_the_signature_accepts():
 
 def test_columns_that_only_some_rows_have():
     mixed = [link_row([text("a")], columns={"answer": 1, "segments": 5}), link_row([text("b")])]
-    table = evaluate([reward(lambda segments, **columns: [float(columns == {"answer": [1, None]})] * 2)], mixed)
+    table = reward_table([reward(lambda segments, **columns: [float(columns == {"answer": [1, None]})] * 2)], mixed)
     assert table.values_BSF.flatten().tolist() == [1.0, 1.0]
 
 
@@ -248,7 +248,7 @@ WHOLE_FAULTS = {
 def test_a_fault_loses_the_rewards_own_values_only(fault):
     function, cause, message = WHOLE_FAULTS[fault]
     good = reward(lambda segments: [0.25] * len(segments), name="good")
-    table = evaluate([reward(function, name="bad"), good], rows())
+    table = reward_table([reward(function, name="bad"), good], rows())
     assert table.lost == {("bad", cause): 6}
     assert message in table.messages["bad", cause]
     assert table.values_BSF[..., 0].isnan().all()
@@ -296,5 +296,5 @@ def test_required_makes_a_loss_fatal():
 
 def test_a_reward_without_segments_is_not_called():
     calls = []
-    table = evaluate([reward(lambda s: calls.append(1) or [], on="image", name="f")], [link_row([text("a")]), ()])
+    table = reward_table([reward(lambda s: calls.append(1) or [], on="image", name="f")], [link_row([text("a")]), ()])
     assert not calls and not table.lost and table.values_BSF.shape == (2, 1, 1)

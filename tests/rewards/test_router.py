@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unidiff.rewards.reward import Cause, Loss
+from unidiff.rewards.reward import Cause, Missing
 from unidiff.rewards.router import ASSIGNMENTS, RewardRouter
 from unidiff.rewards.table import RewardTable
 
@@ -13,7 +13,7 @@ NAN = float("nan")
 T, I, X = (0, 1, -1)
 
 
-def table(values_BSF, modality_BS, on, sequence_BF=None, weights=None, credit=None, losses=None):
+def table(values_BSF, modality_BS, on, sequence_BF=None, weights=None, credit=None, missing=None):
     values = torch.as_tensor(values_BSF, dtype=torch.float32)
     count = values.shape[2]
     sequence = torch.full((len(values), count), NAN) if sequence_BF is None else torch.tensor(sequence_BF)
@@ -25,7 +25,7 @@ def table(values_BSF, modality_BS, on, sequence_BF=None, weights=None, credit=No
         values_BSF=values,
         sequence_BF=sequence,
         modality_BS=torch.tensor(modality_BS),
-        losses=losses or {},
+        missing=missing or {},
     )
 
 
@@ -210,14 +210,14 @@ def test_segment_adds_sequence_rewards_to_each_segments_own():
 
 
 def test_metrics():
-    losses = {
-        (0, 2, 0): Loss(Cause.TIMEOUT, "slow"),
-        (0, 3, 0): Loss(Cause.NONE, "no"),
+    missing = {
+        (0, 2, 0): Missing(Cause.TIMEOUT, "slow"),
+        (0, 3, 0): Missing(Cause.NONE, "no"),
     }
     values = torch.full((4, 2, 2), NAN)
     values[:2, 0, 0] = torch.tensor([1.0, 3.0])
     values[:, 1, 1] = torch.tensor([4.0, 2.0, 0.0, 0.0])
-    given = table(values, [[T, I]] * 4, ["text", "image"], weights=[5.0, 1.0], losses=losses)
+    given = table(values, [[T, I]] * 4, ["text", "image"], weights=[5.0, 1.0], missing=missing)
     metrics = RewardRouter("joint").route(given, torch.tensor([0, 0, 1, 1])).metrics
     assert metrics["reward/r0"] == 2 and metrics["reward/r1"] == 1.5
     assert metrics["lost/r0"] == 0.25 and metrics["not_applicable/r0"] == 0.25 and metrics["lost/r1"] == 0

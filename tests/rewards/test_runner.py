@@ -13,16 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
+from unidiff import backoff
 from unidiff.rewards import runner
 from unidiff.rewards.reward import Cause, RewardError, reward
-from unidiff.rewards.table import Pending, evaluate
+from unidiff.rewards.table import Pending, reward_table
 from unidiff.sequence import Modality
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(runner, "GRACE_SECONDS", 0.1)
-    monkeypatch.setattr(runner, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_SECONDS", 0.01)
 
 
 def ones(segments):
@@ -52,12 +53,12 @@ def test_rewards_of_a_batch_run_side_by_side(responses):
     rewards += [napper(f"thread{i}", seen, False, timeout=20) for i in range(3)]
     rewards += [napper("retried", seen, False, retries=1), napper("here", seen, False)]
     start = time.perf_counter()
-    assert evaluate(rewards, responses()).values_BSF.nansum() == 6 * 8
+    assert reward_table(rewards, responses()).values_BSF.nansum() == 6 * 8
     assert time.perf_counter() - start < 3  # one after the other: 4 s
     assert len(set(seen)) == 8 and threading.current_thread() in seen
     loops = {one for one in seen if isinstance(one, asyncio.AbstractEventLoop)}
     seen.clear()
-    evaluate(rewards, responses())
+    reward_table(rewards, responses())
     assert loops <= set(seen)  # each async reward keeps its loop
 
 
@@ -90,7 +91,7 @@ def test_single_segments_of_an_async_reward_run_side_by_side(responses, monkeypa
         working -= 1
         return answer + len(segment.text)
 
-    table = evaluate([one], responses())
+    table = reward_table([one], responses())
     assert table.values_BSF[:, ::2, 0].tolist() == [[2, 2], [3, 3], [4, 4]] and most == 4
 
 
@@ -99,7 +100,7 @@ def test_works_inside_a_running_loop(responses):
         return ones(segments)
 
     async def notebook():
-        return evaluate([reward(one)], responses())
+        return reward_table([reward(one)], responses())
 
     assert asyncio.run(notebook()).values_BSF.nansum() == 6
 
@@ -111,10 +112,10 @@ def test_a_plain_function_may_hand_on_a_coroutine(responses):
     async def never(segments):
         await asyncio.sleep(60)
 
-    assert not evaluate([reward(lambda segments: one(segments), name="f")], responses()).lost
-    assert not evaluate([reward(lambda segments: one(segments), name="f", timeout=5)], responses()).lost
+    assert not reward_table([reward(lambda segments: one(segments), name="f")], responses()).lost
+    assert not reward_table([reward(lambda segments: one(segments), name="f", timeout=5)], responses()).lost
     slow = reward(lambda segments: never(segments), name="f", timeout=0.1)
-    assert evaluate([slow], responses()).lost == {("f", Cause.TIMEOUT): 6}
+    assert reward_table([slow], responses()).lost == {("f", Cause.TIMEOUT): 6}
 
 
 # ---------------------------------------------------------------------------------------------- single segments
@@ -129,7 +130,7 @@ def test_a_function_of_one_segment(responses):
     async def texts(response, **columns):
         return float(len(response.texts) + len(columns))
 
-    table = evaluate([gray, texts], responses())
+    table = reward_table([gray, texts], responses())
     assert not table.lost, table.messages
     assert table.values_BSF[:, 1, 0].tolist() == [10, 21, 32] and table.sequence_BF[:, 1].tolist() == [4, 4, 4]
 
@@ -146,7 +147,7 @@ def test_one_sample_that_fails_loses_its_own_value_only(responses, asynchronous,
         return judge(segment, answer)
 
     given = reward(judge_async if asynchronous else judge, name="f", batched=False, timeout=timeout)
-    table = evaluate([given], responses())
+    table = reward_table([given], responses())
     assert table.lost == {("f", Cause.RAISED): 2, ("f", Cause.NOT_FINITE): 1}
     assert table.values_BSF[0, ::2, 0].tolist() == [0, 0] and table.values_BSF[2, 0, 0] == 2
     assert "raised KeyError: 'sample 1'" in table.messages["f", Cause.RAISED]
@@ -164,7 +165,7 @@ def test_what_is_there_at_the_deadline_counts(responses, asynchronous):
         return 1.0
 
     given = reward(judge_async if asynchronous else judge, name="f", batched=False, timeout=0.3)
-    table = evaluate([given], responses())
+    table = reward_table([given], responses())
     assert table.lost == {("f", Cause.TIMEOUT): 2} and table.values_BSF[:2].nansum() == 4
 
 
@@ -200,7 +201,7 @@ def test_timeout(function, responses):
 
     start = time.perf_counter()
     given = [reward(function, name="slow", timeout=0.1), reward(ones, name="quick", timeout=5), patient]
-    table = evaluate(given, responses())
+    table = reward_table(given, responses())
     assert time.perf_counter() - start < 2
     assert table.lost == {("slow", Cause.TIMEOUT): 6}
     assert table.messages["slow", Cause.TIMEOUT] == "took longer than 0.1 s"
@@ -216,13 +217,13 @@ def test_a_call_that_was_given_up_is_not_joined_by_another(responses):
         return ones(segments)
 
     given = reward(stuck, name="f", timeout=0.05)
-    assert evaluate([given], responses()).lost == {("f", Cause.TIMEOUT): 6}
-    again = evaluate([given], responses())
+    assert reward_table([given], responses()).lost == {("f", Cause.TIMEOUT): 6}
+    again = reward_table([given], responses())
     assert "its call in an earlier batch has not come back yet" in again.messages["f", Cause.TIMEOUT]
     assert len(threads) == 1
     release.set()
     threads[0].join()
-    assert not evaluate([given], responses()).lost
+    assert not reward_table([given], responses()).lost
 
 
 def test_a_late_result_changes_nothing(responses):
@@ -235,7 +236,7 @@ def test_a_late_result_changes_nothing(responses):
         done.set()
         return ones(segments)
 
-    table = evaluate([reward(late, timeout=0.05)], responses())
+    table = reward_table([reward(late, timeout=0.05)], responses())
     release.set()
     assert done.wait(20)
     assert table.values_BSF.isnan().all() and not table.metrics
@@ -264,14 +265,14 @@ def test_waiting_without_a_deadline_is_said(responses, monkeypatch, caplog):
         return ones(segments)
 
     with caplog.at_level(logging.WARNING):
-        assert not evaluate([slow], responses()).lost
+        assert not reward_table([slow], responses()).lost
     assert "still waiting for reward 'slow', which has no timeout" in caplog.text
 
 
 @pytest.mark.parametrize("function", [leave, cancel, lambda segments: sys.exit(3), lambda segments: leave(segments)])
 @pytest.mark.parametrize("timeout", [None, 5])
 def test_what_would_end_a_thread_or_the_program_is_a_fault_like_others(function, timeout, responses):
-    table = evaluate([reward(function, name="f", timeout=timeout), reward(ones)], responses())
+    table = reward_table([reward(function, name="f", timeout=timeout), reward(ones)], responses())
     assert table.lost == {("f", Cause.RAISED): 6} and table.values_BSF[..., 1].nansum() == 6
 
 
@@ -295,25 +296,25 @@ def test_retries(responses, asynchronous, batched):
     def table(retries):
         tries.clear()
         function = flaky_async if asynchronous else flaky
-        return evaluate([reward(function, name="f", on="image", batched=batched, retries=retries)], responses(1))
+        return reward_table([reward(function, name="f", on="image", batched=batched, retries=retries)], responses(1))
 
     assert table(retries=2).values_BSF.nansum() == 1 and len(tries) == 3
     first, second = tries[1] - tries[0], tries[2] - tries[1]
-    assert first >= 0.005 and second >= 0.01  # half of PAUSE_SECONDS at least, then twice that
+    assert first >= 0.005 and second >= 0.01  # half of FIRST_SECONDS at least, then twice that
     assert table(retries=1).lost == {("f", Cause.RAISED): 1} and len(tries) == 2
 
 
 def test_retries_end_with_the_deadline(responses, monkeypatch):
-    monkeypatch.setattr(runner, "PAUSE_SECONDS", 10.0)
+    monkeypatch.setattr(backoff, "FIRST_SECONDS", 10.0)
     start = time.perf_counter()
-    table = evaluate([reward(lambda s: 1 / 0, name="f", retries=5, timeout=3)], responses())
+    table = reward_table([reward(lambda s: 1 / 0, name="f", retries=5, timeout=3)], responses())
     assert time.perf_counter() - start < 2
     assert "division by zero" in table.messages["f", Cause.RAISED]  # and not "took longer": it is known why
 
 
 def test_a_wrong_result_is_not_asked_for_again(responses):
     calls = []
-    evaluate([reward(lambda s: calls.append(1) or [1.0], name="f", retries=3)], responses())
+    reward_table([reward(lambda s: calls.append(1) or [1.0], name="f", retries=3)], responses())
     assert len(calls) == 1
 
 
@@ -331,20 +332,20 @@ def test_the_breaker(responses, caplog):
 
     given = reward(server, name="f", breaker=2)
     with caplog.at_level(logging.WARNING):
-        causes = [{c for _, c in evaluate([given], responses()).lost} for _ in range(2 + 10 + 1)]
+        causes = [{c for _, c in reward_table([given], responses()).lost} for _ in range(2 + 10 + 1)]
     assert causes == [{Cause.RAISED}] * 2 + [{Cause.SKIPPED}] * 10 + [{Cause.RAISED}] and len(calls) == 3
     assert caplog.text.count("reward 'f' lost all values of a batch: raised ConnectionError: down") == 1
     assert "reward 'f' failed 2 times in a row, is left out for 10 batches" in caplog.text
-    skipped = evaluate([given], responses())
+    skipped = reward_table([given], responses())
     assert skipped.values_BSF.isnan().all() and skipped.lost == {("f", Cause.SKIPPED): 6}
     assert skipped.messages["f", Cause.SKIPPED] == "was not called: it failed 3 times in a row"
     broken = False
     for _ in range(9):
-        evaluate([given], responses())
-    assert not evaluate([given], responses()).lost and given.state.failed == 0  # tried again, and well
+        reward_table([given], responses())
+    assert not reward_table([given], responses()).lost and given.state.failed == 0  # tried again, and well
     broken = True
-    evaluate([given], responses())
-    evaluate([reward(ones, name="f")], responses())  # another reward: a state of its own
+    reward_table([given], responses())
+    reward_table([reward(ones, name="f")], responses())  # another reward: a state of its own
     assert given.state.failed == 1 and given.state.resting == 0
 
 
@@ -355,16 +356,16 @@ def test_the_breaker_counts_batches_without_any_value(responses):
     for function, breaker in ((partly, 1), (lambda s: [None] * len(s), 1), (lambda s: 1 / 0, None)):
         given = reward(function, name="f", breaker=breaker)
         for _ in range(3):
-            assert ("f", Cause.SKIPPED) not in evaluate([given], responses()).lost
+            assert ("f", Cause.SKIPPED) not in reward_table([given], responses()).lost
     assert given.state.failed == 3
 
 
 def test_a_required_reward_that_is_skipped_is_fatal(responses):
     given = reward(lambda s: 1 / 0, name="f", breaker=1)
-    evaluate([given], responses())
+    reward_table([given], responses())
     given.required = True
     with pytest.raises(RewardError, match="'f' is required and has no value for sample 0, segment 0: skipped"):
-        evaluate([given], responses())
+        reward_table([given], responses())
 
 
 # ---------------------------------------------------------------------------------------------- own copies
@@ -421,7 +422,7 @@ def test_a_reward_may_do_to_its_views_what_it_likes(responses, timeout, on):
         looks.extend((seen(s), b, columns["answer"][i]) for i, (s, b) in enumerate(zip(segments, board)))
         return ones(segments)
 
-    table = evaluate([reward(vandal, on=on, timeout=timeout), reward(witness, on="text")], given)
+    table = reward_table([reward(vandal, on=on, timeout=timeout), reward(witness, on="text")], given)
     assert not table.lost, table.messages
     assert looks == [(untouched[b][s], {"cells": [1, 2, 3]}, b) for b in range(3) for s in (0, 2)]
     assert [[seen(view) for view in row] for row in given] == untouched
@@ -441,7 +442,7 @@ def test_own_views_are_views(responses):
         assert len(tasks) == 1  # what rows share is copied once
         return ones(segments)
 
-    assert not (table := evaluate([reward(looks)], rows)).lost, table.messages
+    assert not (table := reward_table([reward(looks)], rows)).lost, table.messages
 
 
 def test_what_cannot_be_copied_is_shared(responses):
@@ -451,7 +452,7 @@ def test_what_cannot_be_copied_is_shared(responses):
         for view in row:
             view.columns["lock"] = lock
     given = reward(lambda segments, lock: [float(one is rows[0][0].columns["lock"]) for one in lock], name="f")
-    assert evaluate([given], rows).values_BSF.nansum() == 6
+    assert reward_table([given], rows).values_BSF.nansum() == 6
 
 
 # ---------------------------------------------------------------------------------------------- modules
@@ -474,6 +475,6 @@ class Brightness(torch.nn.Module):
 def test_a_module_is_a_reward(responses):
     given = reward(Brightness(), on="image")
     assert given.name == "Brightness" and not given.asynchronous
-    table = evaluate([given], responses())
+    table = reward_table([given], responses())
     assert not table.lost, table.messages
     assert table.values_BSF[:, 1, 0].tolist() == [0, 3, 6] and not table.values_BSF.requires_grad

@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from unidiff.rewards.reward import Cause, reward
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import ASSIGNMENTS, RewardRouter
 from unidiff.rewards.segment_view import SegmentView, link_row
-from unidiff.rewards.table import WHOLE, RewardTable, evaluate
+from unidiff.rewards.table import WHOLE, RewardTable, reward_table
 from unidiff.sequence import Modality
 
 
@@ -46,7 +45,7 @@ def solved(segments):
 
 def test_values_stand_at_what_they_score():
     ragged = [*rows(2), link_row([picture()], task=5), ()]
-    table = evaluate([legal, follows], ragged)
+    table = reward_table([legal, follows], ragged)
     assert table.modality_BS.tolist() == [[0, 1, 0], [0, 1, 0], [1, -1, -1], [-1, -1, -1]]
     assert table.values_BSF.dtype == torch.float32
     expected = torch.full((4, 3, 2), float("nan"))
@@ -60,7 +59,7 @@ def test_values_stand_at_what_they_score():
 
 
 def test_reads_as_a_table():
-    page = str(evaluate([legal, follows, solved], rows()))
+    page = str(reward_table([legal, follows, solved], rows()))
     assert page.splitlines()[0] == "RewardTable(3 rows, 3 segments, rewards: legal, follows, solved)"
     lines = [line.split() for line in page.splitlines()[1:]]
     assert lines[0] == ["reward", "on", "weight", "credit", "scored", "mean", "std", "missing"]
@@ -76,11 +75,11 @@ def test_reads_as_a_table():
         "not_finite",
         "1",
     ]
-    assert repr(evaluate([legal], [])) == "RewardTable(0 rows, 0 segments, rewards: legal)"
+    assert repr(reward_table([legal], [])) == "RewardTable(0 rows, 0 segments, rewards: legal)"
 
 
 def test_explains_in_words():
-    table = evaluate([legal, follows, solved], rows())
+    table = reward_table([legal, follows, solved], rows())
     assert table.explain(2, 1) == (
         "Sample 2, segment 1 (image):\n"
         "  follows = 2, times weight 2 = 4\n"
@@ -89,13 +88,13 @@ def test_explains_in_words():
     words = table.explain(1, 0)
     assert "legal has no value (none: returned None: not applicable)" in words
     assert "solved has no value (not_finite: returned inf" in words
-    assert "no reward looks at image segments" in evaluate([legal], rows()).explain(0, 1)
+    assert "no reward looks at image segments" in reward_table([legal], rows()).explain(0, 1)
     with pytest.raises(IndexError, match="sample 0 has no sampled segment 9"):
         table.explain(0, 9)
 
 
 def test_explains_how_the_router_came_to_an_advantage():
-    table = evaluate([legal, follows, solved], rows(4))
+    table = reward_table([legal, follows, solved], rows(4))
     assert "advantage" not in table.explain(2, 1)
     routed = RewardRouter("factorized").route(table, torch.tensor([0, 0, 0, 0]))
     assert table.explain(2, 1, routed).splitlines()[-3:] == [
@@ -111,7 +110,7 @@ def test_explains_how_the_router_came_to_an_advantage():
         "  compared in group 0 with 3 values: mean 0.6667, std 0.7638",  # of 1.5, 0.5 and 0
         "  advantage of each of its sampled tokens: 3/2 × (1.5 - 0.6667) = 1.25",
     ]
-    same = evaluate([reward(lambda segments: [1.0] * len(segments), on="image", name="same")], rows())
+    same = reward_table([reward(lambda segments: [1.0] * len(segments), on="image", name="same")], rows())
     routed = RewardRouter("joint").route(same, torch.tensor([0, 0, 0]))
     assert same.explain(1, 1, routed).endswith("sampled tokens: all are equal = 0")
     routed = RewardRouter("segment").route(table, torch.tensor([0, 0, 1, 1]))
@@ -127,7 +126,7 @@ def test_explains_how_the_router_came_to_an_advantage():
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 @pytest.mark.parametrize("leave_one_out", [False, True])
 def test_the_account_of_an_advantage_is_right(assignment, scale, leave_one_out):
-    table = evaluate([legal, replace(follows, scale="rank"), solved], rows(6))
+    table = reward_table([legal, replace(follows, scale="rank"), solved], rows(6))
     routed = RewardRouter(assignment, scale, leave_one_out).route(table, torch.tensor([0, 0, 0, 1, 1, 1]))
     account, weights = routed.account, torch.tensor(table.weights).double()
     assert account is not None and routed.valid_BS.sum() > 9
@@ -146,27 +145,23 @@ def test_the_account_of_an_advantage_is_right(assignment, scale, leave_one_out):
             assert last.endswith(f" = {value:.4g}") if valid else "not trained" in last
 
 
-def test_a_table_can_be_kept(tmp_path):
-    table = evaluate([legal, replace(follows, scale="rank"), solved], rows(4))
+def test_a_table_can_be_kept():
+    table = reward_table([legal, replace(follows, scale="rank"), solved], rows(4))
     table.extra = {"note": {(0, 1): "a", (3, WHOLE): 2.5, (1, 0): [1, 2]}}
     table.logged = {"accuracy": [0.5, 1.0]}
-    table.save(tmp_path / "table.safetensors")
-    kept = RewardTable.load(tmp_path / "table.safetensors")
-    for name in ("names", "weights", "on", "credit", "scale", "losses", "lost", "logged", "metrics"):
+    tensors, header = table.to_tensors()
+    others = tensors | {"tokens": torch.ones(3)}  # beside those of a file of rollouts
+    kept = RewardTable.from_tensors(others, json.loads(json.dumps(header)))
+    for name in ("names", "weights", "on", "credit", "scale", "missing", "lost", "logged", "metrics"):
         assert getattr(kept, name) == getattr(table, name), name
     assert kept.extra["note"] == {(0, 1): "a", (3, WHOLE): 2.5, (1, 0): "[1, 2]"}
     assert str(kept) == str(table)
     for row in range(4):
         assert [kept.explain(row, s) for s in range(3)] == [table.explain(row, s) for s in range(3)]
-    tensors, header = table.to_tensors()
-    others = {f"rewards/{name}": value for name, value in tensors.items()} | {"tokens": torch.ones(3)}
-    own = {k.removeprefix("rewards/"): v for k, v in others.items()}  # beside those of a file of rollouts
-    assert RewardTable.from_tensors(own, json.loads(json.dumps(header))).explain(0, 0) == table.explain(0, 0)
-    assert [p.name for p in tmp_path.iterdir()] == ["table.safetensors"]
 
 
 def test_looking_at_a_table_under_every_assignment_changes_nothing_that_it_explains():
-    table = evaluate([legal, replace(follows, scale="rank"), solved], rows(6))
+    table = reward_table([legal, replace(follows, scale="rank"), solved], rows(6))
     groups_B = torch.tensor([4, 4, 4, -1, -1, -1])
     before, fields = copy.deepcopy(table), set(vars(table))
     routed = {name: RewardRouter(name).route(table, groups_B) for name in ASSIGNMENTS}
@@ -177,14 +172,14 @@ def test_looking_at_a_table_under_every_assignment_changes_nothing_that_it_expla
         assert [table.explain(row, s, again) for row in range(6) for s in range(3)] == told[name]
         assert torch.equal(again.advantage_BS, routed[name].advantage_BS)
         assert routed[name].group_B.tolist() == [1, 1, 1, 0, 0, 0]
-    assert set(vars(table)) == fields and table.losses == before.losses and "advantage" not in table.explain(0, 0)
+    assert set(vars(table)) == fields and table.missing == before.missing and "advantage" not in table.explain(0, 0)
     for name in ("values_BSF", "sequence_BF", "modality_BS"):
         torch.testing.assert_close(getattr(table, name), getattr(before, name), equal_nan=True)
 
 
 @pytest.mark.parametrize("router", [RewardRouter("segment"), RewardRouter(lambda v, s: torch.ones(v.shape[:2]))])
 def test_what_a_router_made_can_be_kept(router):
-    table = evaluate([legal, follows, solved], rows(4))
+    table = reward_table([legal, follows, solved], rows(4))
     routed = router.route(table, torch.tensor([0, 0, 1, 1]))
     tensors, header = routed.to_tensors()
     kept = Routed.from_tensors(tensors | table.to_tensors()[0], json.loads(json.dumps(header)))
@@ -192,34 +187,28 @@ def test_what_a_router_made_can_be_kept(router):
         assert [table.explain(row, s, kept) for s in range(3)] == [table.explain(row, s, routed) for s in range(3)]
 
 
-def test_a_file_without_a_table(tmp_path):
-    save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"other.safetensors holds no reward table"):
-        RewardTable.load(tmp_path / "other.safetensors")
-
-
 def test_rows_of_a_table_are_the_table_of_the_rows():
     everything = rows(4)
-    table = evaluate([legal, follows, solved], everything)
+    table = reward_table([legal, follows, solved], everything)
     routed = RewardRouter("factorized").route(table, torch.tensor([0, 0, 1, 1]))
     part, some = table.rows(slice(1, 3)), routed.rows(slice(1, 3))
     whole = [table.explain(row, 1, routed) for row in range(4)]
-    alone = evaluate([legal, follows], everything[1:3])
+    alone = reward_table([legal, follows], everything[1:3])
     torch.testing.assert_close(part.values_BSF[..., :2], alone.values_BSF, equal_nan=True)
-    assert {k: v for k, v in part.losses.items() if k[0] < 2} == alone.losses
+    assert {k: v for k, v in part.missing.items() if k[0] < 2} == alone.missing
     assert [part.explain(row, 1, some).splitlines()[1:] for row in range(2)] == [w.splitlines()[1:] for w in whole[1:3]]
 
 
 def test_concatenate_is_the_table_of_all_rows():
     everything = [*rows(2), link_row([text("x"), picture(), text("y"), picture(), text("z")], task=1)]
-    whole = evaluate([legal, follows], everything)
-    parts = [evaluate([legal, follows], everything[:1]), evaluate([legal, follows], everything[1:])]
+    whole = reward_table([legal, follows], everything)
+    parts = [reward_table([legal, follows], everything[:1]), reward_table([legal, follows], everything[1:])]
     joined = RewardTable.concatenate(parts)
     for name in ("values_BSF", "sequence_BF", "modality_BS"):
         torch.testing.assert_close(getattr(joined, name), getattr(whole, name), equal_nan=True)
-    assert joined.losses == whole.losses and joined.lost == whole.lost
+    assert joined.missing == whole.missing and joined.lost == whole.lost
     with pytest.raises(ValueError, match="different rewards"):
-        RewardTable.concatenate([whole, evaluate([legal], rows())])
+        RewardTable.concatenate([whole, reward_table([legal], rows())])
 
 
 def test_disagreeing_shapes_are_named():

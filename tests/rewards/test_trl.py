@@ -10,7 +10,7 @@ import torch
 
 from unidiff.rewards.names import as_reward, as_rewards
 from unidiff.rewards.reward import Cause, Reward
-from unidiff.rewards.table import RewardTable, evaluate
+from unidiff.rewards.table import RewardTable, reward_table
 from unidiff.rewards.trl import from_trl
 
 
@@ -71,7 +71,7 @@ def test_functions_of_the_documentation(responses):
         logs,
         Penalty(),
     ]
-    table = evaluate(rewards, responses(), TrainerState(global_step=7, max_steps=100, epoch=0.0))
+    table = reward_table(rewards, responses(), TrainerState(global_step=7, max_steps=100, epoch=0.0))
     assert table.lost == {("only_even", Cause.NONE): 1}, table.messages
     assert table.on == ("sequence",) * 7 and table.names[-1] == "penalty"
     expected = [[10, 1, 1, 1, 7, 1, -4], [10, 1, float("nan"), 1, 7, 1, -4], [10, 1, 0.5, 1, 7, 1, -4]]
@@ -92,7 +92,7 @@ def test_what_is_asked_for_is_given_and_no_more(responses):
     def without_kwargs(completions):
         return [0.0] * len(completions)
 
-    assert not evaluate([from_trl(everything), without_kwargs], responses()).lost
+    assert not reward_table([from_trl(everything), without_kwargs], responses()).lost
     names = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
     assert given.keys() == names | {"answer", "board"}
     assert given["prompts"] == ["q"] * 3 and given["completions"] == ["a0\nb0", "a1\nb1", "a2\nb2"]
@@ -104,14 +104,14 @@ def test_chat(responses):
         assert prompts[1] == [{"role": "user", "content": "q"}]
         return [float(c == [{"role": "assistant", "content": f"a{i}\nb{i}"}]) for i, c in enumerate(completions)]
 
-    assert evaluate([from_trl(chat, chat=True)], responses()).sequence_BF.tolist() == [[1.0]] * 3
+    assert reward_table([from_trl(chat, chat=True)], responses()).sequence_BF.tolist() == [[1.0]] * 3
 
 
 def test_an_absent_column_is_named(responses):
     def wants(completions, solution):
         return []
 
-    table = evaluate([wants], responses())
+    table = reward_table([wants], responses())
     assert "asks for the column 'solution'" in table.messages["wants", Cause.RAISED]
 
 
@@ -120,7 +120,7 @@ def test_log_extra_of_another_length_is_a_fault(responses):
         log_extra("column", [1])
         return [1.0] * len(completions)
 
-    table = evaluate([wrong], responses())
+    table = reward_table([wrong], responses())
     assert table.lost == {("wrong", Cause.RAISED): 3} and not table.extra
     assert "log_extra('column'): got 1 values for 3 segments" in table.messages["wrong", Cause.RAISED]
 
@@ -135,7 +135,7 @@ def test_native_rewards_may_log_too(responses):
         log_extra("upper", [s.text.upper() for s in segments])
         return [1.0] * len(segments)
 
-    tables = [evaluate([words], responses(n)) for n in (1, 2)]
+    tables = [reward_table([words], responses(n)) for n in (1, 2)]
     joined = RewardTable.concatenate(tables)
     assert joined.metrics == {"words": 3.0} and joined.extra["upper"][2, 2] == "B1"
     assert joined.rows(slice(1, 3)).extra["upper"] == tables[1].extra["upper"]

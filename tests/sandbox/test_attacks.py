@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from unidiff.sandbox import Sandbox, Stop
+from unidiff.sandbox import Ending, Sandbox
 from unidiff.sandbox import filter as sandbox_filter
 from unidiff.sandbox import process as module
 
@@ -68,7 +68,7 @@ for name in ("AS", "CPU", "NPROC", "NOFILE", "FSIZE", "CORE"):
 def test_ten_gigabytes_of_output_are_cut(walls):
     start = time.monotonic()
     done = run("import os\nfor _ in range(10240): os.write(1, bytes(1 << 20))", walls)
-    assert done.stop is Stop.OUTPUT and len(done.stdout) == Sandbox().output and time.monotonic() - start < 8
+    assert done.stop is Ending.OUTPUT and len(done.stdout) == Sandbox().output and time.monotonic() - start < 8
 
 
 # --- the kernel, and what lies outside --------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ print("on", flush=True)
 time.sleep(60)
 """
     done = run(code, walls, seconds=2.0)
-    assert done.stop is Stop.TIMEOUT and done.stdout == "on\n" and done.seconds < 4
+    assert done.stop is Ending.TIMEOUT and done.stdout == "on\n" and done.seconds < 4
     names = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from unidiff.sandbox import Sandbox, SandboxError, Stop
+from unidiff.sandbox import Ending, Sandbox, SandboxError
 from unidiff.sandbox import process as module
 
 needs_namespaces = pytest.mark.usefixtures("namespaces")
@@ -34,7 +34,7 @@ def run(code, walls=None, stdin="", **limits):
 
 def test_a_program_runs(walls):
     done = run("import sys, math\nprint(sys.stdin.read().upper(), math.pi > 3)\nsys.exit(3)", walls, stdin="hé")
-    assert (done.stop, done.code, done.stdout, done.stderr) == (Stop.EXITED, 3, "HÉ True\n", "")
+    assert (done.stop, done.code, done.stdout, done.stderr) == (Ending.EXITED, 3, "HÉ True\n", "")
     assert not done.ok and run("", walls).ok
 
 
@@ -86,7 +86,7 @@ def test_bad_options_are_named(options, message):
 def test_endless_loops_end(walls):
     start = time.monotonic()
     busy, idle = run("while True: pass", walls, seconds=1.0), run("import time; time.sleep(60)", walls, seconds=1.0)
-    assert busy.stop in (Stop.TIMEOUT, Stop.SIGNAL) and idle.stop is Stop.TIMEOUT
+    assert busy.stop in (Ending.TIMEOUT, Ending.SIGNAL) and idle.stop is Ending.TIMEOUT
     assert time.monotonic() - start < 6
 
 
@@ -122,7 +122,7 @@ import time; time.sleep(60)
 """
     mark = str(os.getpid() % 10000)
     done = run(code.replace("%d", mark), walls, seconds=2.0, processes=6)
-    assert done.stop is Stop.TIMEOUT and 1 <= int(done.stdout) <= 8
+    assert done.stop is Ending.TIMEOUT and 1 <= int(done.stdout) <= 8
     assert not survivors(f"bomb-{mark}")
 
 
@@ -153,7 +153,7 @@ def test_memory_is_bounded(walls):
 def test_printing_for_ever_is_cut(walls):
     for stream in ("stdout", "stderr"):
         done = run(f"import sys\nwhile True: sys.{stream}.write('x' * 999)", walls, output=5000)
-        assert done.stop is Stop.OUTPUT and len(getattr(done, stream)) == 5000
+        assert done.stop is Ending.OUTPUT and len(getattr(done, stream)) == 5000
 
 
 def test_files_are_bounded(walls):
@@ -212,7 +212,7 @@ print(os.getpid())
 """
     done = run(code)
     assert int(done.stdout.split()[-1]) < 10 and str(3) in done.stdout.split()  # the trainer: no such process
-    assert done.stop is Stop.EXITED  # and init does not hear
+    assert done.stop is Ending.EXITED  # and init does not hear
 
 
 def listen(port_file: socket.socket, seen: list) -> None:

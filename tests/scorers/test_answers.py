@@ -11,7 +11,7 @@ import torch
 
 from unidiff.rewards.reward import Cause
 from unidiff.rewards.segment_view import SegmentView, link_row
-from unidiff.rewards.table import evaluate
+from unidiff.rewards.table import reward_table
 from unidiff.scorers.answers import final_answer, last_boxes, last_number
 from unidiff.scorers.math import MathVerifier, math_answer
 from unidiff.scorers.text import exact_answer, numeric_answer
@@ -95,7 +95,7 @@ def test_the_last_number_of_a_text_is_read(text):
     ],
 )
 def test_numeric_answers(right, text, value):
-    assert evaluate([numeric_answer()], [row(text, answer=right)]).values_BSF.item() == value
+    assert reward_table([numeric_answer()], [row(text, answer=right)]).values_BSF.item() == value
 
 
 @pytest.mark.parametrize(
@@ -159,25 +159,25 @@ def test_an_odd_row_loses_its_own_value_and_says_why(name):
         made = lambda: math_answer(workers=1, seconds=60)  # noqa: E731
     odd = [*ODD[name], Unspeakable()]
     rows = [row("7", answer="7"), *(row("7", answer=one) for one in odd), row("7", other=7), row("8", answer="7")]
-    table = evaluate([made()], rows)
+    table = reward_table([made()], rows)
     values = table.values_BSF[:, 0, 0]
     assert values[0] == 1 and values[-1] == 0 and values[1:-1].isnan().all()
     assert table.lost == {(name, Cause.RAISED): len(odd) + 1}
     for at, one in enumerate(odd, 1):
-        said = table.losses[0, at, 0].message
+        said = table.missing[0, at, 0].message
         assert "is not understood" in said or "; the column 'answer' holds " in said, one
     assert "the column 'answer' holds <a Unspeakable whose repr() raises RuntimeError>" in said
-    assert "the row has no column 'answer'; it has: other" in table.losses[0, len(odd) + 1, 0].message
+    assert "the row has no column 'answer'; it has: other" in table.missing[0, len(odd) + 1, 0].message
 
 
 def test_a_row_without_a_right_answer_is_not_applicable():
-    table = evaluate([numeric_answer(), exact_answer()], [row("7", answer=None)])
+    table = reward_table([numeric_answer(), exact_answer()], [row("7", answer=None)])
     assert set(table.lost) == {("numeric_answer", Cause.NONE), ("exact_answer", Cause.NONE)}
 
 
 def test_lists_and_arrays_of_right_answers():
     for right in (["no", "yes"], ("yes",), {"yes"}, np.array(["no", "yes"])):
-        assert evaluate([exact_answer()], [row("Yes", answer=right)]).values_BSF.item() == 1
+        assert reward_table([exact_answer()], [row("Yes", answer=right)]).values_BSF.item() == 1
 
 
 # ---------------------------------------------------------------------------------------------- final answers

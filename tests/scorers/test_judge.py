@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from unidiff.rewards.reward import Cause, Loss
+from unidiff import backoff
+from unidiff.rewards.reward import Cause, Missing
 from unidiff.rewards.segment_view import SegmentView, SequenceView, link_row
-from unidiff.scorers import endpoint
 from unidiff.scorers.judge import judge, read_score
 from unidiff.sequence import Modality
 
@@ -83,7 +83,7 @@ def test_a_view_that_cannot_be_sent_loses_its_own_score(chat):
     chat.says = lambda body: "Score: 5"
     made, odd = judge(chat.url, "m", "r"), link_row([row("a")[0]], prompt=[Unsendable()])
     lost, sound = ask(made, [odd[0], row("a")[0]])
-    assert sound == 0.5 and isinstance(lost, Loss) and lost.cause is Cause.RAISED
+    assert sound == 0.5 and isinstance(lost, Missing) and lost.cause is Cause.RAISED
     assert "a picture is a file's path, its bytes or a PIL image, not Unsendable" in lost.message
 
 
@@ -129,13 +129,13 @@ def test_nonsense_is_missing_and_the_others_stay(chat):
     chat.says = lambda body: answers[body["messages"][1]["content"][-2]["text"]]
     views = [row(word)[0] for word in answers]
     said = ask(judge(chat.url, "vlm", "rubric"), views)
-    assert [value for value in said if not isinstance(value, Loss)] == [0.5, 1.0]
-    assert {value.cause for value in said if isinstance(value, Loss)} == {Cause.WRONG_TYPE}
+    assert [value for value in said if not isinstance(value, Missing)] == [0.5, 1.0]
+    assert {value.cause for value in said if isinstance(value, Missing)} == {Cause.WRONG_TYPE}
     assert "'no idea'" in said[1].message and "no chat completion" in said[2].message
 
 
 def test_a_judge_that_is_down_is_missing(chat, monkeypatch):
-    monkeypatch.setattr(endpoint, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_SECONDS", 0.01)
     (lost,) = ask(judge("http://127.0.0.1:9/v1", "vlm", "rubric", retries=1), [row("a")[0]])
     assert lost.cause is Cause.RAISED and "(2 attempts)" in lost.message
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from unidiff.rewards.names import resolve
-from unidiff.rewards.reward import Cause, Loss
+from unidiff.rewards.reward import Cause, Missing
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.scorers.pictures import (
     cell_agreement,
@@ -135,7 +135,7 @@ def test_an_odd_target_loses_its_own_row_and_says_why(board, reward, target, mes
     other = link_row([picture(board)], prompt=[Image.fromarray(board)], columns={"target": sound})
     good = type(reward)(reward.function, reward.name, "image")
     lost, value = good([*odd, *other])
-    assert isinstance(lost, Loss) and lost.cause is Cause.RAISED and message.lower() in lost.message.lower()
+    assert isinstance(lost, Missing) and lost.cause is Cause.RAISED and message.lower() in lost.message.lower()
     assert f"; the column 'target' holds {repr(target)[:20]}" in lost.message
     assert isinstance(value, float) or reward.name == "cell_agreement"
 

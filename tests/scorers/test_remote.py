@@ -23,9 +23,9 @@ from PIL import Image
 
 pytest.importorskip("fastapi")
 
-from unidiff.rewards.reward import Cause, Loss
+from unidiff import backoff
+from unidiff.rewards.reward import Cause, Missing
 from unidiff.rewards.segment_view import SegmentView, SequenceView, link_row
-from unidiff.scorers import endpoint
 from unidiff.scorers.remote import encoded, pickled, remote
 from unidiff.sequence import Modality
 
@@ -83,7 +83,7 @@ def quick(url, scorer="words", **options):
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(endpoint, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_SECONDS", 0.01)
 
 
 def free_port():
@@ -357,7 +357,9 @@ def failing():
 )
 def test_a_fault_is_named_and_loses_its_values(failing, mode, cause, words):
     lost = ask(quick(failing(mode), seconds=0.3 if mode in ("slow", "drip") else 5), row(text("a"), text("b")))
-    assert len(lost) == 2 and all(isinstance(one, Loss) and one.cause is cause and words in one.message for one in lost)
+    assert len(lost) == 2 and all(
+        isinstance(one, Missing) and one.cause is cause and words in one.message for one in lost
+    )
 
 
 def test_a_server_that_is_down():
@@ -369,13 +371,13 @@ def test_what_passes_is_tried_again(failing):
     for mode in ("error", "half", "hangs_up", "busy"):
         assert ask(quick(failing(mode, fails=2), retries=2), row(text("a"))) == [0.5]
     url = failing("refusal", fails=1)
-    assert isinstance(ask(quick(url, retries=3), row(text("a")))[0], Loss)
+    assert isinstance(ask(quick(url, retries=3), row(text("a")))[0], Missing)
     assert len(failing.bodies) == 1  # what will not pass is not tried again
 
 
 def test_a_failed_batch_loses_its_own_items_only(failing):
     values = ask(quick(failing("error", fails=1), batch=2, parallel=1), row(*[text(t) for t in "abcde"]))
-    assert [isinstance(v, Loss) for v in values] == [True, True, False, False, False] and values[2:] == [0.5] * 3
+    assert [isinstance(v, Missing) for v in values] == [True, True, False, False, False] and values[2:] == [0.5] * 3
 
 
 def test_a_server_killed_in_the_middle_of_a_run(tmp_path):
@@ -384,8 +386,8 @@ def test_a_server_killed_in_the_middle_of_a_run(tmp_path):
     threading.Timer(0.8, process.kill).start()
     values = ask(reward, views)
     process.wait()
-    assert len(values) == 6 and isinstance(values[-1], Loss) and "Error" in values[-1].message
-    assert isinstance(ask(reward, views[:1])[0], Loss)  # the next step goes on without it
+    assert len(values) == 6 and isinstance(values[-1], Missing) and "Error" in values[-1].message
+    assert isinstance(ask(reward, views[:1])[0], Missing)  # the next step goes on without it
 
 
 @pytest.mark.parametrize(
@@ -438,7 +440,7 @@ def test_a_pickle_that_runs_code_is_not_run_even_when_told(failing):
     url = failing("evil")
     for trust in (False, True):
         (lost,) = ask(pickled(url, trust_pickle=trust, retries=0), [row(picture(0))[0]])
-        assert isinstance(lost, Loss) and lost.cause is Cause.WRONG_TYPE
+        assert isinstance(lost, Missing) and lost.cause is Cause.WRONG_TYPE
     assert "it holds a" in lost.message and not RAN
     missing = ask(pickled(failing("old"), key="rewards", trust_pickle=True), [row(picture(0))[0]])
     assert "without a list 'rewards'" in missing[0].message

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from unidiff.rewards.names import resolve
-from unidiff.rewards.reward import Cause, Loss
+from unidiff.rewards.reward import Cause, Missing
 from unidiff.rewards.segment_view import SegmentView, link_row
-from unidiff.rewards.table import evaluate
+from unidiff.rewards.table import reward_table
 from unidiff.sandbox import Sandbox
 from unidiff.scorers import code as code_module
 from unidiff.scorers.code import code_tests
@@ -58,7 +58,7 @@ def test_exact():
     assert [values(tagged, views(t, answer="new york"))[0] for t in texts] == [1.0, 0.0, 0.0]
     assert values(exact_answer("city"), views("Rome", city=["Paris", "rome"]), views("x", city=None)) == [1.0, None]
     (lost,) = values(exact_answer(), views("x", city=1))
-    assert isinstance(lost, Loss) and "the row has no column 'answer'; it has: city" in lost.message
+    assert isinstance(lost, Missing) and "the row has no column 'answer'; it has: city" in lost.message
     assert values(exact_answer(), views("caf\u00e9", answer="cafe\u0301"), views("7", answer=np.int64(7))) == [1.0, 1.0]
 
 
@@ -67,7 +67,7 @@ def test_numeric():
     assert row == [1.0, 0.0, 0.0]
     assert values(numeric_answer(tolerance=0.1), views("3.0", answer=3.14)) == [1.0]
     (lost,) = values(numeric_answer(), views("8", answer="seven"))
-    assert isinstance(lost, Loss) and "the right answer 'seven' has no number" in lost.message
+    assert isinstance(lost, Missing) and "the right answer 'seven' has no number" in lost.message
 
 
 def test_length_and_repetition():
@@ -158,19 +158,19 @@ def test_a_late_or_killed_worker_loses_its_own_answer_only(verifier):
     os.kill(before, signal.SIGSTOP)
     late, after = verifier.verify([("2", "$2$")])[0], None
     verifier.seconds = 20.0
-    assert isinstance(late, Loss) and late.cause is Cause.TIMEOUT and "longer than 0.3 s" in late.message
+    assert isinstance(late, Missing) and late.cause is Cause.TIMEOUT and "longer than 0.3 s" in late.message
     assert not verifier._idle
     after = verifier.verify([("2", "$2$")])
     assert after == [1.0] and verifier._idle[0].process.pid != before
     os.kill(verifier._idle[0].process.pid, signal.SIGKILL)
     time.sleep(0.2)
     first, second = verifier.verify([("2", "$2$"), ("3", "$3$")])
-    assert isinstance(first, Loss) and first.cause is Cause.RAISED and "has died" in first.message and second == 1.0
+    assert isinstance(first, Missing) and first.cause is Cause.RAISED and "has died" in first.message and second == 1.0
 
 
 def test_a_right_answer_that_is_not_understood_is_missing(verifier):
     (lost,) = verifier.verify([("", "$2$")])
-    assert isinstance(lost, Loss) and "is not understood" in lost.message
+    assert isinstance(lost, Missing) and "is not understood" in lost.message
 
 
 def test_math_reward():
@@ -250,17 +250,17 @@ def test_code(tests, text, value):
 )  # fmt: skip
 def test_a_row_that_cannot_be_judged_says_why_and_costs_itself_alone(tests, words):
     lost, kept = values(code_tests(), views(GOOD, tests=tests), views(GOOD, tests=ASSERTS))
-    assert isinstance(lost, Loss) and words in lost.message and lost.message.startswith("column 'tests': ")
+    assert isinstance(lost, Missing) and words in lost.message and lost.message.startswith("column 'tests': ")
     assert kept == 1.0
 
 
 @pytest.mark.usefixtures("namespaces")
 def test_a_row_without_the_column_of_tests_costs_itself_alone():
     code = "def f(x): return x"
-    table = evaluate([code_tests()], [views(code, tests="assert f(2) == 2"), views(code, other=1)])
+    table = reward_table([code_tests()], [views(code, tests="assert f(2) == 2"), views(code, other=1)])
     assert (
         table.values_BSF[0].item() == 1
-        and "the row has no column 'tests'; it has: other" in table.losses[0, 1, 0].message
+        and "the row has no column 'tests'; it has: other" in table.missing[0, 1, 0].message
     )
 
 
@@ -285,13 +285,13 @@ def test_a_trainer_without_descriptors_loses_the_row_alone():
         for fd in held:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert isinstance(value, Loss) and "Too many open files" in value.message
+    assert isinstance(value, Missing) and "Too many open files" in value.message
     assert code_module.judge(Sandbox(), "def f(x): return x", ["assert f(1) == 1"]) == (1.0, False)
 
 
 def test_values_that_code_could_forge_are_counted():
     weak = views("class P: x = 1", tests=["assert P().x == 1"])
-    table = evaluate([code_tests()], [weak, views(GOOD, tests=ASSERTS)])
+    table = reward_table([code_tests()], [weak, views(GOOD, tests=ASSERTS)])
     assert table.values_BSF.flatten().tolist() == [1.0, 1.0] and table.logged == {"code_weak": [1.0, 0.0]}
 
 
@@ -307,7 +307,7 @@ def test_a_timeout_ends_what_has_not_begun(monkeypatch):
     monkeypatch.setattr("unidiff.scorers.code.judge", slow)
     reward = code_tests(workers=1, timeout=1.0)
     rows = [views(f"x = {i}", tests=["assert x"]) for i in range(20)]
-    first = evaluate([reward], rows)
+    first = reward_table([reward], rows)
     assert first.lost == {("code_tests", Cause.TIMEOUT): 20}
-    second = evaluate([reward], rows[:1])
+    second = reward_table([reward], rows[:1])
     assert second.values_BSF.tolist() == [[[1.0]]] and len(begun) <= 8

@@ -8,7 +8,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from unidiff.rewards.reward import Cause
 from unidiff.rewards.segment_view import SegmentView, link_row
-from unidiff.rewards.table import evaluate
+from unidiff.rewards.table import reward_table
 from unidiff.scorers.vision import aesthetic_score, clip_score, from_open_clip, hps_score, pick_score
 from unidiff.sequence import Modality
 
@@ -152,11 +152,11 @@ def test_an_odd_row_loses_its_own_score(folder, views, batch):
     rows = [*views, *(link_row([views[0]], columns={"caption": one})[0] for one in odd.values()), *views]
     rows[4:4] = link_row([views[0]], columns={"text": "go left"})
     made = clip_score(folder, column="caption", loading={"batch": batch})
-    table = evaluate([made], [(view,) for view in rows])
+    table = reward_table([made], [(view,) for view in rows])
     values = table.values_BSF[:, 0, 0].tolist()
     assert values[:3] == values[-3:] == pytest.approx(made.function(views), abs=1e-6)
-    lost = {row: loss.message for (_, row, _), loss in table.losses.items()}
+    lost = {row: loss.message for (_, row, _), loss in table.missing.items()}
     assert set(lost) == {3, 4, 5, 6, 7} and lost[3].startswith("raised TypeError: a picture is scored with a text, not")
     assert lost[3].endswith("; the column 'caption' holds 3")
     assert "the row has no column 'caption'; it has: text" in lost[4] and "UnicodeEncodeError" in lost[6]
-    assert table.losses[0, 7, 0].cause is Cause.NONE
+    assert table.missing[0, 7, 0].cause is Cause.NONE

@@ -9,7 +9,7 @@ from PIL import Image
 
 from unidiff.grpo.experience import segment_views
 from unidiff.rewards.segment_view import SegmentView, link_row
-from unidiff.rewards.table import evaluate
+from unidiff.rewards.table import reward_table
 from unidiff.sampling.compute import Compute
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.rollout import Rollout, Stop
@@ -44,8 +44,8 @@ def response(*parts, board: Board = BOARD, ended: bool = True):
 
 def values(*parts, **options) -> dict[str, list[float]]:
     """What each reward says of the segments that it applies to, in order."""
-    table = evaluate(REWARDS, [response(*parts, **options)])
-    assert not [loss for loss in table.losses.values() if loss.cause != "none"]
+    table = reward_table(REWARDS, [response(*parts, **options)])
+    assert not [loss for loss in table.missing.values() if loss.cause != "none"]
     return {name: table.present(f).tolist() for f, name in enumerate(table.names)}
 
 
@@ -185,7 +185,7 @@ def test_boards_of_several_sizes_in_one_batch():
         response(RIGHT, at(0, 1, small), "answer right", board=small),
         response(RIGHT, at(0, 2), ""),
     ]
-    table = evaluate(REWARDS, rows)
+    table = reward_table(REWARDS, rows)
     exact = table.values_BSF[..., table.names.index("picture_exact")]
     assert exact[0, 1::2].tolist() == [1.0] * 4 and exact[1, 1] == 1 and exact[2, 1] == 0
     assert measure(rows, [BOARD, small, BOARD])["image_exact"].tolist() == [1.0, 1.0, 0.0]
@@ -218,7 +218,7 @@ def test_figures_agree_with_rewards():
         parts = mutated(task.demonstration(example), rng)
         rows.append(response(*parts, board=example.board, ended=rng.random() < 0.8))
         boards.append(example.board)
-    table, held = evaluate(REWARDS, rows), measure(rows, boards)
+    table, held = reward_table(REWARDS, rows), measure(rows, boards)
     means = {name: table.row_means_BF[:, f].numpy() for f, name in enumerate(table.names)}
     for figure, name in {"success": "success", "agreement": "agreement"}.items():
         np.testing.assert_allclose(held[figure], means[name])
@@ -235,7 +235,7 @@ def test_an_expert_gets_full_marks_in_everything():
     task = FrozenLake(goal_directed=1.0)
     examples = [task.example("train", i) for i in range(30)]
     rows = [response(*task.demonstration(e), board=e.board) for e in examples]
-    table, held = evaluate(REWARDS, rows), measure(rows, [e.board for e in examples])
+    table, held = reward_table(REWARDS, rows), measure(rows, [e.board for e in examples])
     assert all(set(table.present(f).tolist()) == {1.0} for f in range(len(REWARDS)))
     assert all(set(v.tolist()) == {1.0} for v in held.values())
 
@@ -263,8 +263,8 @@ def test_an_expert_gets_full_marks_through_both_tokenizers(model):
     examples = [task.example("test", i) for i in range(8)]
     rollouts = [rollout(model, task, e, task.demonstration(e), Stop.ANSWERED) for e in examples]
     rows = segment_views(model, rollouts, examples)
-    table = evaluate(task.rewards(), rows)
-    assert not any(loss.cause != "none" for loss in table.losses.values())
+    table = reward_table(task.rewards(), rows)
+    assert not any(loss.cause != "none" for loss in table.missing.values())
     assert all(set(table.present(f).tolist()) == {1.0} for f in range(len(REWARDS)))
     assert all(set(v.tolist()) == {1.0} for v in task.measure(rows, examples).values())
 
@@ -274,7 +274,7 @@ def test_a_rollout_that_did_not_end_has_no_answer(model, stop):
     task = FrozenLake(goal_directed=1.0)
     example = task.example("test", 0)
     rows = segment_views(model, [rollout(model, task, example, task.demonstration(example), stop)], [example])
-    table = evaluate(task.rewards(), rows)
+    table = reward_table(task.rewards(), rows)
     assert [table.present(table.names.index(n)).tolist() for n in NOTHING] == [[0.0]] * 3
     held = task.measure(rows, [example])
     assert held["success"] == held["agreement"] == held["format"] == 0 and held["legal"] == 1
@@ -282,5 +282,5 @@ def test_a_rollout_that_did_not_end_has_no_answer(model, stop):
 
 def test_a_picture_of_another_size_loses_the_value(model):
     row = response(RIGHT, Image.new("RGB", (50, 50)), "answer right")
-    table = evaluate(REWARDS, [row])
+    table = reward_table(REWARDS, [row])
     assert table.lost["picture_exact", "raised"] == 1 and table.lost["picture_cells", "raised"] == 1

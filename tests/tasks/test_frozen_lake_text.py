@@ -9,7 +9,7 @@ import torch
 from unidiff import GRPOConfig, GRPOTrainer, supervised
 from unidiff.families import native
 from unidiff.rewards.segment_view import SegmentView, link_row
-from unidiff.rewards.table import evaluate
+from unidiff.rewards.table import reward_table
 from unidiff.sequence import Modality
 from unidiff.tasks import FrozenLake
 from unidiff.tasks.frozen_lake.board import Board
@@ -30,8 +30,8 @@ def row(text: str, ended: bool = True):
 
 
 def rewards(text: str, **options) -> dict[str, float]:
-    table = evaluate(TASK.rewards(), [row(text, **options)])
-    assert not table.losses
+    table = reward_table(TASK.rewards(), [row(text, **options)])
+    assert not table.missing
     return {name.removesuffix("_in_text"): table.present(f).item() for f, name in enumerate(table.names)}
 
 

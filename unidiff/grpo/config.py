@@ -1,11 +1,11 @@
-"""GRPOConfig: every setting of a run. The docstring is the reference; names are TRL's where the meaning is the same."""
+"""GRPOConfig: every setting of a run. Names are TRL's where the meaning is the same."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from unidiff.config import FilePath, Unbounded
+from unidiff.config import FilePath, Unbounded, setting
 from unidiff.estimators import Estimator
 from unidiff.estimators import parse as parse_estimator
 from unidiff.sampling.config import SamplerConfig
@@ -13,40 +13,9 @@ from unidiff.sampling.config import SamplerConfig
 
 @dataclass(frozen=True)
 class GRPOConfig(SamplerConfig):
-    """Settings of a GRPO run, and those of its rollouts (see SamplerConfig).
+    """Settings of a GRPO run and of its rollouts, checked together.
 
-    Data
-      num_prompts: prompts a step, over all processes. num_generations: rollouts of each prompt (the group, >= 2).
-      seed: of prompts, rollouts and masks. rollout_parts: a step samples its prompts in so many parts, and judges one
-      while it samples the next: for rewards that take long elsewhere. Changes speed, not results.
-    Optimisation
-      max_steps: steps; 0 = evaluate only. num_iterations: μ, passes over a step's rollouts, each with masks of its
-      own. micro_batch_size: rows in one backward pass; changes memory and speed, not results. learning_rate,
-      warmup_steps, lr_schedule (linear: down to 0 at max_steps; constant), adam_beta2, weight_decay, max_grad_norm
-      (inf = gradients are not clipped). lora_rank: train adapters of this rank beside the frozen weights (0 = train
-      the weights), with lora_alpha / lora_rank as their factor; there is no dropout in them, which would move ratios.
-      gradient_checkpointing: compute activations twice instead of keeping them; changes memory and speed, not results.
-    Objective
-      loss_type: grpo, bnpo, dapo, dr_grpo, gspo, gmpo. epsilon, epsilon_high (None = epsilon): clip range. delta: dual
-      clip, the cap of a loss with negative advantage, in advantages (None = off). beta: weight of the KL to the model
-      at the start (0 = no reference is kept). text_weight, image_weight: λ of the modalities' losses. score_guidance:
-      score guided rollouts with the same guidance, a forward pass more for each compared prompt; false = without, so
-      that the policy that is trained is not the one that was sampled (metric guidance_ratio_max_dev).
-    Credit
-      assignment: joint, normalize_then_sum, factorized, segment. scale_rewards: group, batch, none.
-      leave_one_out: a rollout's baseline leaves itself out.
-    Estimators
-      text_estimator, image_estimator: names in unidiff.estimators, with options as in "trace:merge=4". text_min_ratio,
-      image_min_ratio: γ, smallest share of masked tokens, for estimators with a ladder of ratios.
-    Run
-      output_dir, resume (go on from the last checkpoint in output_dir; on the command line, with the settings of the
-      run there, of which those that change speed or display alone may be given anew, and a larger max_steps),
-      save_steps (0 = only at the end and when stopped), log_rollouts_every (steps between files in
-      output_dir/rollouts, beside that of the first step: what the report and tools/edit_rollout.py show; 0 = none),
-      eval_size, eval_split: held-out prompts of an evaluation, eval_steps: steps between greedy evaluations on the
-      way (0 = only before and after).
-      check_ratio_every: steps between checks that a row scores alone as in its micro-batch (0 = none).
-      tracker: tensorboard, wandb, …. quiet: no live display.
+    Raises ValueError, with the field's name, for a value of another type or out of range.
     """
 
     # What a run may change when it goes on: how fast it is and what it shows, not what it learns.
@@ -56,52 +25,84 @@ class GRPOConfig(SamplerConfig):
     )
     GROWS: ClassVar[str] = "max_steps"  # with lr_schedule linear, the rate then falls from where the longer run has it
 
-    num_prompts: int = 8
-    num_generations: int = 8
-    rollout_parts: int = 1
-    seed: int = 0
+    num_prompts: int = setting("data", 8, "prompts of a step, over all processes")
+    num_generations: int = setting("data", 8, "rollouts of each prompt (the group), at least 2")
+    rollout_parts: int = setting(
+        "data",
+        1,
+        "sample a step's prompts in this many parts, and judge one while the next is sampled; changes speed only",
+    )
+    seed: int = setting("data", 0, "of prompts, rollouts and masks")
 
-    max_steps: int = 80
-    num_iterations: int = 1
-    micro_batch_size: int = 8
-    learning_rate: float = 2e-4
-    warmup_steps: int = 4
-    lr_schedule: Literal["linear", "constant"] = "linear"
-    adam_beta2: float = 0.99
-    weight_decay: float = 0.0
-    max_grad_norm: Unbounded = 1.0
-    lora_rank: int = 0
-    lora_alpha: float = 64.0
-    gradient_checkpointing: bool = False
+    max_steps: int = setting("optimizer", 80, "optimizer steps are max_steps x num_iterations; 0 = evaluate only")
+    num_iterations: int = setting("optimizer", 1, "passes over a step's rollouts (mu), each with its own masks")
+    micro_batch_size: int = setting("optimizer", 8, "rows of one backward pass; changes memory and speed only")
+    learning_rate: float = setting("optimizer", 2e-4, "of AdamW")
+    warmup_steps: int = setting("optimizer", 4, "steps over which the rate rises linearly")
+    lr_schedule: Literal["linear", "constant"] = setting("optimizer", "linear", "linear = down to 0 at max_steps")
+    adam_beta2: float = setting("optimizer", 0.99, "second moment's decay of AdamW")
+    weight_decay: float = setting("optimizer", 0.0, "of AdamW")
+    max_grad_norm: Unbounded = setting("optimizer", 1.0, "clip the gradient's norm to this; .inf = do not clip")
+    lora_rank: int = setting(
+        "optimizer", 0, "train adapters of this rank beside the frozen weights, without dropout; 0 = train the weights"
+    )
+    lora_alpha: float = setting("optimizer", 64.0, "adapters are scaled by lora_alpha / lora_rank")
+    gradient_checkpointing: bool = setting(
+        "optimizer", False, "compute activations twice instead of keeping them; changes memory and speed only"
+    )
 
-    loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo", "gspo", "gmpo"] = "grpo"
-    epsilon: float = 0.2
-    epsilon_high: float | None = None
-    delta: float | None = 3.0
-    beta: float = 0.0
-    text_weight: float = 1.0
-    image_weight: float = 1.0
-    score_guidance: bool = True
+    loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo", "gspo", "gmpo"] = setting(
+        "loss", "grpo", "how token losses are formed and averaged"
+    )
+    epsilon: float = setting("loss", 0.2, "importance ratios are clipped to [1 - epsilon, 1 + epsilon_high]")
+    epsilon_high: float | None = setting("loss", None, "none = epsilon")
+    delta: float | None = setting(
+        "loss",
+        3.0,
+        "dual clip: caps the loss of a token with negative advantage at delta times its advantage; none = off",
+    )
+    beta: float = setting(
+        "loss", 0.0, "weight of the KL to the reference policy, the model at the start; 0 = no reference"
+    )
+    text_weight: float = setting("loss", 1.0, "weight of the text tokens' loss")
+    image_weight: float = setting("loss", 1.0, "weight of the image tokens' loss")
+    score_guidance: bool = setting(
+        "loss", True, "score guided rollouts with the same guidance; false = without (see guidance_ratio_max_dev)"
+    )
 
-    assignment: Literal["joint", "normalize_then_sum", "factorized", "segment"] = "factorized"
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    leave_one_out: bool = False
+    assignment: Literal["joint", "normalize_then_sum", "factorized", "segment"] = setting(
+        "loss", "factorized", "which tokens a reward's advantage goes to"
+    )
+    scale_rewards: Literal["group", "batch", "none"] = setting(
+        "loss", "group", "what centred rewards are divided by: the standard deviation of the group, of the batch, or 1"
+    )
+    leave_one_out: bool = setting("loss", False, "a rollout's baseline is the mean of the other rollouts of its group")
 
-    text_estimator: str = "fading_out"
-    image_estimator: str = "image_random"
-    text_min_ratio: float = 0.6
-    image_min_ratio: float = 0.8
+    text_estimator: str = setting(
+        "estimator",
+        "fading_out",
+        "log-probabilities of text: a name, with options as in trace:merge=4 (docs/estimators.md)",
+    )
+    image_estimator: str = setting("estimator", "image_random", "log-probabilities of pictures")
+    text_min_ratio: float = setting(
+        "estimator", 0.6, "smallest share of masked text tokens (gamma), for estimators with a ladder of ratios"
+    )
+    image_min_ratio: float = setting("estimator", 0.8, "smallest share of masked image tokens")
 
-    output_dir: FilePath = "outputs/run"
-    resume: bool = False
-    save_steps: int = 10
-    log_rollouts_every: int = 20
-    eval_size: int = 256
-    eval_split: str = "test"
-    eval_steps: int = 0
-    check_ratio_every: int = 10
-    tracker: str | None = None
-    quiet: bool = False
+    output_dir: FilePath = setting("run", "outputs/run", "folder of the run")
+    resume: bool = setting("run", False, "go on from the last checkpoint in output_dir, with the settings there")
+    save_steps: int = setting("run", 10, "steps between checkpoints; 0 = only at the end and when stopped")
+    log_rollouts_every: int = setting(
+        "run", 20, "steps between files of rollouts, beside that of the first step; 0 = none"
+    )
+    eval_size: int = setting("data", 256, "held-out prompts of an evaluation")
+    eval_split: str = setting("data", "test", "split that evaluations use")
+    eval_steps: int = setting("run", 0, "steps between greedy evaluations on the way; 0 = only before and after")
+    check_ratio_every: int = setting(
+        "run", 10, "steps between checks that a row scores alone as in its micro-batch; 0 = none"
+    )
+    tracker: str | None = setting("run", None, "tensorboard, wandb, ...; none = metrics.jsonl alone")
+    quiet: bool = setting("run", False, "no live display")
 
     def __post_init__(self) -> None:
         super().__post_init__()

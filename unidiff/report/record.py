@@ -330,7 +330,7 @@ def _rewards(table: RewardTable | None, row: int, segment: int) -> list[RewardRe
     for f, (name, on, weight) in enumerate(zip(table.names, table.on, table.weights)):
         if on != kind:
             continue
-        value, loss = float(values[f]), table.losses.get((f, row, segment))
+        value, loss = float(values[f]), table.missing.get((f, row, segment))
         if not math.isnan(value):
             out.append(RewardRecord(name, value, weight))
         elif loss is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from unidiff.rewards.guard import in_words, raised
-from unidiff.rewards.reward import Cause, Loss, Reward, parameters
+from unidiff.rewards.reward import Cause, Missing, Reward, parameters
 from unidiff.rewards.segment_view import SegmentView, SequenceView
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -102,7 +102,7 @@ def calls(reward: Reward, segments: Views) -> list[Callable[[], Any]]:
 # ---------------------------------------------------------------------------------------------- results
 
 
-def checked(returned: Any, count: int) -> list[float | Loss]:
+def checked(returned: Any, count: int) -> list[float | Missing]:
     """What a reward returned, as `count` finite floats or the reasons why there is none.
 
     A sequence of the wrong kind or length loses every value; a bad item loses its own only.
@@ -110,32 +110,32 @@ def checked(returned: Any, count: int) -> list[float | Loss]:
     if isinstance(returned, torch.Tensor | np.ndarray):
         if returned.ndim != 1:
             shape = list(returned.shape)
-            return [Loss(Cause.WRONG_TYPE, f"returned an array of shape {shape}, not [{count}]")] * count
+            return [Missing(Cause.WRONG_TYPE, f"returned an array of shape {shape}, not [{count}]")] * count
         returned = returned.tolist()
     if not isinstance(returned, list | tuple):
-        return [Loss(Cause.WRONG_TYPE, f"returned {type(returned).__name__}, not a list of floats")] * count
+        return [Missing(Cause.WRONG_TYPE, f"returned {type(returned).__name__}, not a list of floats")] * count
     if len(returned) != count:
-        return [Loss(Cause.WRONG_LENGTH, f"returned {len(returned)} values for {count} segments")] * count
+        return [Missing(Cause.WRONG_LENGTH, f"returned {len(returned)} values for {count} segments")] * count
     return [checked_value(value) for value in returned]
 
 
-def checked_value(value: Any) -> float | Loss:
+def checked_value(value: Any) -> float | Missing:
     """One value of a reward as a finite float, or the reason why there is none."""
     if value is None:
-        return Loss(Cause.NONE, "returned None: not applicable")
+        return Missing(Cause.NONE, "returned None: not applicable")
     try:
-        if isinstance(value, Loss):
-            return Loss(Cause(value.cause), in_words(value.message, 1000, str))
+        if isinstance(value, Missing):
+            return Missing(Cause(value.cause), in_words(value.message, 1000, str))
         if isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0:
             value = value.item()
         if not isinstance(value, Real | np.bool_):
             kind = type(value).__name__
-            return Loss(Cause.WRONG_TYPE, f"returned a {kind} ({in_words(value, 40, str)!r}), not a float")
+            return Missing(Cause.WRONG_TYPE, f"returned a {kind} ({in_words(value, 40, str)!r}), not a float")
         number = float(value)
     except OverflowError:
         number = math.inf
     except BaseException as error:  # of an object of the reward's own
         return raised(error)
     if not abs(number) <= FLOAT32_MAX:
-        return Loss(Cause.NOT_FINITE, f"returned {number}, which is not finite in float32")
+        return Missing(Cause.NOT_FINITE, f"returned {number}, which is not finite in float32")
     return number

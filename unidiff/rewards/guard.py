@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from unidiff.rewards.reward import Cause, Loss
+from unidiff.rewards.reward import Cause, Missing
 from unidiff.rewards.segment_view import SegmentView, SequenceView
 
 logger = logging.getLogger(__name__)
 
-Value = float | Loss | None
+Value = float | Missing | None
 T = TypeVar("T")
 
 # ---------------------------------------------------------------------------------------------- words
@@ -39,7 +39,7 @@ def in_words(value: Any, most: int = 80, form: Callable[[Any], str] = repr) -> s
     return text if len(text) <= most else text[:most] + "…"
 
 
-def raised(error: BaseException) -> Loss:
+def raised(error: BaseException) -> Missing:
     """The missing value that an error of a reward leaves. The user's own Ctrl-C is raised again: it ends the run.
 
     A KeyboardInterrupt is the user's in the main thread, where Python's own handler is in charge of SIGINT. Elsewhere,
@@ -50,7 +50,7 @@ def raised(error: BaseException) -> Loss:
         raise error
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return Loss(Cause.RAISED, f"raised {type(error).__name__}: {in_words(error, 500, str)}{place}")
+    return Missing(Cause.RAISED, f"raised {type(error).__name__}: {in_words(error, 500, str)}{place}")
 
 
 # ---------------------------------------------------------------------------------------------- rows
@@ -58,26 +58,26 @@ def raised(error: BaseException) -> Loss:
 
 def each(
     views: Sequence[SegmentView | SequenceView], judge: Callable[[Any], T], column: str | None = None
-) -> list[T | Loss]:
-    """What `judge` says of each view. One that it raises for is a `Loss` with the cause, and with what the row's
+) -> list[T | Missing]:
+    """What `judge` says of each view. One that it raises for is a `Missing` with the cause, and with what the row's
     `column` holds, if the judge reads one."""
 
-    def one(view: Any) -> T | Loss:
+    def one(view: Any) -> T | Missing:
         try:
             return judge(view)
         except Exception as error:
-            loss = raised(error)
+            lost = raised(error)
             held = "" if column is None else f"; the column {column!r} holds {in_words(view.columns.get(column))}"
-            return Loss(loss.cause, loss.message + held)
+            return Missing(lost.cause, lost.message + held)
 
     return [one(view) for view in views]
 
 
-def fill(ready: Sequence[T | Loss | None], score: Callable[[list[T]], Sequence[Value]]) -> list[Value]:
-    """`score` of everything that is ready, called once and not for nothing; a `Loss` and a None stay what they are."""
-    good: list[Any] = [one for one in ready if not isinstance(one, Loss | None)]
+def fill(ready: Sequence[T | Missing | None], score: Callable[[list[T]], Sequence[Value]]) -> list[Value]:
+    """`score` of all that is ready, in one call, if there is anything. A `Missing` and a None stay as they are."""
+    good: list[Any] = [one for one in ready if not isinstance(one, Missing | None)]
     values = iter(score(good) if good else ())
-    return [one if isinstance(one, Loss | None) else next(values) for one in ready]
+    return [one if isinstance(one, Missing | None) else next(values) for one in ready]
 
 
 def column_of(view: SegmentView | SequenceView, column: str) -> Any:

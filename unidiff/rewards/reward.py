@@ -42,7 +42,7 @@ class RewardError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Loss:
+class Missing:
     """A value that is missing: why, and in words."""
 
     cause: Cause

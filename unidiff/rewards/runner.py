@@ -19,24 +19,23 @@ import contextlib
 import inspect
 import itertools
 import logging
-import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
 import torch
 
+from unidiff import backoff
 from unidiff.rewards.call import Log, Views, call, calls, checked, checked_value
 from unidiff.rewards.guard import in_words, raised
-from unidiff.rewards.reward import Cause, Loss, Reward
+from unidiff.rewards.reward import Cause, Missing, Reward
 
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 1.0  # an async reward is cancelled at its timeout; one that blocks its loop is given up later
-PAUSE_SECONDS = 0.5  # before the first retry; it doubles
 SIDE_BY_SIDE = 32  # segments that an async reward with batched=False works on at once
 PATIENCE_SECONDS = 60.0  # after which one without a timeout is said to be waited for
 
@@ -44,7 +43,6 @@ _LOOPS: weakref.WeakKeyDictionary[Reward, tuple[threading.Thread, asyncio.Abstra
     weakref.WeakKeyDictionary()
 )
 _GIVEN_UP: weakref.WeakKeyDictionary[Reward, Future] = weakref.WeakKeyDictionary()
-_JITTER = random.Random()  # of pauses alone: many processes should not knock at a server at once
 
 
 class RewardTimeoutError(Exception):
@@ -58,7 +56,7 @@ class Job:
         self.reward, self.views = reward, views
         self.log = Log(trainer_state, len(views))
         over = f"took longer than {reward.timeout:g} s" if reward.timeout else "ended without a result"
-        self._values: list[float | Loss] = [Loss(Cause.TIMEOUT, over)] * len(views)  # until there are others
+        self._values: list[float | Missing] = [Missing(Cause.TIMEOUT, over)] * len(views)  # until there are others
         self._future: Future | None = None
         self._end: float | None = None
         self._idle = not views
@@ -75,8 +73,8 @@ class Job:
             self._future = _in_thread(self._work)
         return self
 
-    def finish(self) -> list[float | Loss]:
-        """One finite float or `Loss` for each segment."""
+    def finish(self) -> list[float | Missing]:
+        """One finite float or `Missing` for each segment."""
         if self._idle:
             return list(self._values)
         if self._future is None:
@@ -94,18 +92,18 @@ class Job:
         """The reward rests, or an earlier call of it has not come back."""
         given_up = _GIVEN_UP.get(self.reward)
         if self.reward.state.skips():
-            loss = Loss(Cause.SKIPPED, f"was not called: it failed {self.reward.state.failed} times in a row")
+            lost = Missing(Cause.SKIPPED, f"was not called: it failed {self.reward.state.failed} times in a row")
         elif given_up is not None and not given_up.done():
-            loss = Loss(Cause.TIMEOUT, "was not called: its call in an earlier batch has not come back yet")
+            lost = Missing(Cause.TIMEOUT, "was not called: its call in an earlier batch has not come back yet")
         else:
             return False
-        self._values[:] = [loss] * len(self.views)
+        self._values[:] = [lost] * len(self.views)
         self._idle = True
         return True
 
-    def _judge(self, values: list[float | Loss]) -> None:
+    def _judge(self, values: list[float | Missing]) -> None:
         """Tells the breaker how it went, and says so where it matters."""
-        reward, lost = self.reward, [v for v in values if isinstance(v, Loss) and v.cause is not Cause.NONE]
+        reward, lost = self.reward, [v for v in values if isinstance(v, Missing) and v.cause is not Cause.NONE]
         faulty = len(lost) == len(values)
         rests = reward.state.record(faulty, reward.breaker)
         if rests:
@@ -132,7 +130,7 @@ class Job:
         except BaseException as error:  # a SystemExit, say: what a reward raises is its own affair
             self._values[:] = [raised(error)] * len(self.views)
 
-    def _one(self, function: Callable[[], Any]) -> float | Loss:
+    def _one(self, function: Callable[[], Any]) -> float | Missing:
         try:
             return checked_value(self._attempt(function))
         except RewardTimeoutError:
@@ -171,7 +169,7 @@ class Job:
 
     def _pause(self, attempt: int, error: BaseException) -> float:
         """Seconds before the next attempt; raises the error again if there is none."""
-        pause = PAUSE_SECONDS * 2**attempt * _JITTER.uniform(0.5, 1.0)
+        pause = backoff.pause_before(attempt)
         if attempt >= self.reward.retries or (self._end is not None and time.monotonic() + pause > self._end):
             raise error
         return pause
@@ -234,12 +232,6 @@ class Job:
             _LOOPS.pop(self.reward, None)  # its loop is blocked: the next batch gets a new one
         else:
             _GIVEN_UP[self.reward] = future
-
-
-def run_rewards(rewards: Sequence[Reward], batches: Sequence[Views]) -> list[list[float | Loss]]:
-    """Calls reward i on batches[i]; gives one finite float or `Loss` for each of its segments."""
-    jobs = [Job(reward, views).start() for reward, views in zip(rewards, batches)]
-    return [job.finish() for job in jobs]
 
 
 def _cancelled() -> bool:

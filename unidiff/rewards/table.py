@@ -7,18 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from unidiff.files import write_whole
 from unidiff.rewards.guard import Surroundings
 from unidiff.rewards.names import as_rewards
-from unidiff.rewards.reward import Cause, Loss, Reward, RewardError
+from unidiff.rewards.reward import Cause, Missing, Reward, RewardError
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.runner import Job
 from unidiff.rewards.segment_view import SegmentView, own_rows
@@ -36,7 +32,7 @@ class RewardTable:
                  lost, not applicable, of another modality, or no such segment. Sequence rewards are NaN here.
     sequence_BF: float32, the values of rewards with on="sequence". NaN = missing, or not a sequence reward.
     modality_BS: int64, the modality of each sampled segment; -1 = the row has no such segment.
-    losses:      {(f, row, segment or WHOLE): Loss}, one entry for each value that was asked for and is
+    missing:     {(f, row, segment or WHOLE): Missing}, one entry for each value that was asked for and is
                  missing.
     scale:       one entry a reward, as in `Reward`; all None unless given.
     logged:      numbers that rewards logged, by name (`log_metric`).
@@ -50,7 +46,7 @@ class RewardTable:
     values_BSF: Tensor
     sequence_BF: Tensor
     modality_BS: Tensor
-    losses: dict[tuple[int, int, int], Loss] = field(default_factory=dict)
+    missing: dict[tuple[int, int, int], Missing] = field(default_factory=dict)
     scale: tuple[str | None, ...] = ()
     logged: dict[str, list[float]] = field(default_factory=dict)
     extra: dict[str, dict[tuple[int, int], Any]] = field(default_factory=dict)
@@ -69,20 +65,20 @@ class RewardTable:
     @property
     def lost(self) -> dict[tuple[str, Cause], int]:
         """How many values each reward lost, by cause. `Cause.NONE` (not applicable) is counted too."""
-        return dict(Counter((self.names[f], loss.cause) for (f, _, _), loss in self.losses.items()))
+        return dict(Counter((self.names[f], lost.cause) for (f, _, _), lost in self.missing.items()))
 
     @property
     def messages(self) -> dict[tuple[str, Cause], str]:
         """The first message of each (reward, cause)."""
         first: dict[tuple[str, Cause], str] = {}
-        for (f, _, _), loss in self.losses.items():
-            first.setdefault((self.names[f], loss.cause), loss.message)
+        for (f, _, _), lost in self.missing.items():
+            first.setdefault((self.names[f], lost.cause), lost.message)
         return first
 
     @property
     def asked_F(self) -> Tensor:
         """int64 [F]: how many values each reward was asked for."""
-        missing = Counter(f for f, _, _ in self.losses)
+        missing = Counter(f for f, _, _ in self.missing)
         return torch.tensor([missing[f] + len(self.present(f)) for f in range(len(self.names))])
 
     @property
@@ -132,8 +128,8 @@ class RewardTable:
         if not math.isnan(value):
             weight = self.weights[f]
             return f"{self.names[f]} = {value:.4g}, times weight {weight:g} = {weight * value:.4g}"
-        loss = self.losses.get((f, row, segment))
-        why = f"{loss.cause}: {loss.message}" if loss else "it was not asked"
+        lost = self.missing.get((f, row, segment))
+        why = f"{lost.cause}: {lost.message}" if lost else "it was not asked"
         return f"{self.names[f]} has no value ({why})"
 
     def __repr__(self) -> str:
@@ -166,7 +162,7 @@ class RewardTable:
             values_BSF=self.values_BSF[first:last],
             sequence_BF=self.sequence_BF[first:last],
             modality_BS=self.modality_BS[first:last],
-            losses={(f, row - first, s): loss for (f, row, s), loss in self.losses.items() if row in inside},
+            missing={(f, row - first, s): lost for (f, row, s), lost in self.missing.items() if row in inside},
             extra={
                 column: {(row - first, s): value for (row, s), value in values.items() if row in inside}
                 for column, values in self.extra.items()
@@ -181,12 +177,12 @@ class RewardTable:
         if len(kinds) != 1:
             raise ValueError(f"tables of different rewards cannot be joined: {[t.names for t in tables]}")
         longest = max(t.modality_BS.shape[1] for t in tables)
-        losses: dict[tuple[int, int, int], Loss] = {}
+        missing: dict[tuple[int, int, int], Missing] = {}
         extra: dict[str, dict[tuple[int, int], Any]] = {}
         logged: dict[str, list[float]] = {}
         offset = 0
         for t in tables:
-            losses |= {(f, row + offset, segment): loss for (f, row, segment), loss in t.losses.items()}
+            missing |= {(f, row + offset, segment): lost for (f, row, segment), lost in t.missing.items()}
             for column, values in t.extra.items():
                 extra.setdefault(column, {}).update({(row + offset, s): value for (row, s), value in values.items()})
             for name, numbers in t.logged.items():
@@ -197,7 +193,7 @@ class RewardTable:
         modality = [pad(t.modality_BS, (0, longest - t.modality_BS.shape[1]), value=-1) for t in tables]
         joined = torch.cat(values), torch.cat([t.sequence_BF for t in tables]), torch.cat(modality)
         names = first.names, first.weights, first.on, first.credit
-        return RewardTable(*names, *joined, losses, first.scale, logged, extra)
+        return RewardTable(*names, *joined, missing, first.scale, logged, extra)
 
     # ---------------------------------------------------------------- files
 
@@ -206,7 +202,7 @@ class RewardTable:
         Values of `extra` that JSON does not know become their text."""
         tensors = {name: getattr(self, name).contiguous() for name in ("values_BSF", "sequence_BF", "modality_BS")}
         header: dict[str, Any] = {name: getattr(self, name) for name in ("names", "weights", "on", "credit", "scale")}
-        header["losses"] = [[*place, loss.cause, loss.message] for place, loss in self.losses.items()]
+        header["missing"] = [[*place, lost.cause, lost.message] for place, lost in self.missing.items()]
         header["extra"] = {
             column: [[*place, value if _is_plain(value) else str(value)] for place, value in values.items()]
             for column, values in self.extra.items()
@@ -225,26 +221,11 @@ class RewardTable:
             values_BSF=tensors["values_BSF"],
             sequence_BF=tensors["sequence_BF"],
             modality_BS=tensors["modality_BS"],
-            losses={(f, row, s): Loss(Cause(cause), why) for f, row, s, cause, why in header["losses"]},
+            missing={(f, row, s): Missing(Cause(cause), why) for f, row, s, cause, why in header["missing"]},
             scale=tuple(header["scale"]),
             logged=header["logged"],
             extra={column: {(row, s): value for row, s, value in values} for column, values in header["extra"].items()},
         )
-
-    def save(self, path: str | Path) -> None:
-        """Writes it as safetensors with a JSON header, in one piece."""
-        tensors, header = self.to_tensors()
-        write_whole(Path(path), lambda draft: save_file(tensors, draft, {"reward_table": json.dumps(header)}))
-
-    @staticmethod
-    def load(path: str | Path) -> RewardTable:
-        """The table of a file. ValueError if it holds none."""
-        with safe_open(path, "pt") as file:
-            header = (file.metadata() or {}).get("reward_table")
-            if header is None:
-                raise ValueError(f"{path} holds no reward table")
-            names = list(file.keys())
-            return RewardTable.from_tensors({name: file.get_tensor(name) for name in names}, json.loads(header))
 
 
 def _is_plain(value: Any) -> bool:
@@ -275,9 +256,9 @@ class Pending:
             self._surroundings.restore(job.reward.name)
         for f, (reward, where, values) in enumerate(zip(self.rewards, self._places, results)):
             for (row, segment), result in zip(where, values):
-                if isinstance(result, Loss):
-                    table.losses[f, row, segment] = result
-            at = [(place, v) for place, v in zip(where, values) if not isinstance(v, Loss)]
+                if isinstance(result, Missing):
+                    table.missing[f, row, segment] = result
+            at = [(place, v) for place, v in zip(where, values) if not isinstance(v, Missing)]
             if at:
                 rows, segments = torch.tensor([place for place, _ in at]).unbind(1)
                 given = torch.tensor([v for _, v in at], dtype=torch.float32)
@@ -293,7 +274,7 @@ class Pending:
         return table
 
 
-def evaluate(
+def reward_table(
     rewards: Iterable[Reward | str], rows: Sequence[tuple[SegmentView, ...]], trainer_state: Any = None
 ) -> RewardTable:
     """Runs all rewards on a batch of rollouts.
@@ -311,11 +292,11 @@ def evaluate(
 
 def check_required(rewards: Sequence[Reward], table: RewardTable) -> None:
     """Raises RewardError if one with required=True lost a value. rewards: those of the table, in its order."""
-    for (f, row, segment), loss in table.losses.items():
+    for (f, row, segment), lost in table.missing.items():
         if rewards[f].required:
             place = f"sample {row}" if segment == WHOLE else f"sample {row}, segment {segment}"
             raise RewardError(
-                f"reward {rewards[f].name!r} is required and has no value for {place}: {loss.cause}: {loss.message}"
+                f"reward {rewards[f].name!r} is required and has no value for {place}: {lost.cause}: {lost.message}"
             )
 
 

@@ -5,48 +5,65 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from unidiff.config import check_fields
+from unidiff.config import check_fields, setting
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How rollouts are sampled; every rollout carries it, since scoring must use the same temperatures.
+    """How rollouts are sampled. Every rollout carries it, because scoring needs the same temperatures and guidance.
 
-    text_threshold: commit every text token drawn with at least this probability, and at least the best one;
-    None = text_steps of them for the whole canvas, in the text_order: confidence, margin, entropy or random.
-    text_block: tokens of a semi-autoregressive block, which takes its share of the steps; None = the whole canvas.
-    text_temperature: 0 = the most probable tokens. image_sampler: maskgit or emerge. image_steps: steps for a whole
-    image, edits take their share. image_noise: temperature of MaskGIT's choice of tokens, which falls with the steps as
-    image_annealing says: linear, cumulative or constant. edit: region, confidence, random, full. edit_share: share of
-    tokens that confidence and random take. edit_threshold: confidence takes tokens below this probability instead.
-    text_guidance, image_guidance: scale s of classifier-free guidance for texts and for images, (1 + s) c - s u with a
-    prompt without its words; picture_guidance: of a second term for images, with a prompt without its pictures.
-    greedy: most probable values, no noise. max_rounds: images at most. cache: keep keys and values of finished segments
-    (exact; block-causal models only); False runs the whole sequence at each step. approximate_cache: of bidirectional
-    models, while a block of a text is written: prefix = keep what stands before the block, dual = keep all but it.
+    Raises ValueError, with the field's name, for a value of another type or out of range.
     """
 
-    text_steps: int = 8
-    text_threshold: float | None = 0.9
-    text_order: Literal["confidence", "margin", "entropy", "random"] = "confidence"
-    text_block: int | None = None
-    text_temperature: float = 1.0
-    image_sampler: Literal["maskgit", "emerge"] = "maskgit"
-    image_steps: int = 8
-    image_schedule: Literal["cosine", "linear"] = "cosine"
-    image_temperature: float = 1.0
-    image_noise: float = 1.0
-    image_annealing: Literal["linear", "cumulative", "constant"] = "linear"
-    text_guidance: float = 0.0
-    image_guidance: float = 0.0
-    picture_guidance: float = 0.0
-    edit: Literal["region", "confidence", "random", "full"] = "region"
-    edit_share: float = 0.125
-    edit_threshold: float | None = None
-    greedy: bool = False
-    max_rounds: int = 4
-    cache: bool = True
-    approximate_cache: Literal["none", "prefix", "dual"] = "none"
+    text_steps: int = setting("rollout", 8, "denoising steps of a text's canvas, where text_threshold is none")
+    text_threshold: float | None = setting(
+        "rollout",
+        0.9,
+        "commit every token drawn with at least this probability, and always the best one; none = use text_steps",
+    )
+    text_order: Literal["confidence", "margin", "entropy", "random"] = setting(
+        "rollout", "confidence", "which tokens text_steps commits first"
+    )
+    text_block: int | None = setting(
+        "rollout",
+        None,
+        "tokens of a semi-autoregressive block, which takes its share of the steps; none = the whole canvas",
+    )
+    text_temperature: float = setting("rollout", 1.0, "of text tokens; 0 = the most probable ones")
+    image_sampler: Literal["maskgit", "emerge"] = setting(
+        "rollout", "maskgit", "how the tokens of a picture are revealed"
+    )
+    image_steps: int = setting("rollout", 8, "denoising steps of a whole picture; an edit takes its share")
+    image_schedule: Literal["cosine", "linear"] = setting(
+        "rollout", "cosine", "how the share of masked tokens falls with the steps"
+    )
+    image_temperature: float = setting("rollout", 1.0, "of image tokens")
+    image_noise: float = setting("rollout", 1.0, "temperature of MaskGIT's choice of the tokens to commit")
+    image_annealing: Literal["linear", "cumulative", "constant"] = setting(
+        "rollout", "linear", "how image_noise falls with the steps"
+    )
+    text_guidance: float = setting(
+        "rollout", 0.0, "scale s of guidance for texts, (1 + s) c - s u; u = the prompt without its words; 0 = off"
+    )
+    image_guidance: float = setting("rollout", 0.0, "scale of guidance for pictures; u = the prompt without its words")
+    picture_guidance: float = setting(
+        "rollout", 0.0, "scale of a second term for pictures; u = the prompt without its pictures"
+    )
+    edit: Literal["region", "confidence", "random", "full"] = setting(
+        "rollout", "region", "which tokens of a copied picture are denoised again"
+    )
+    edit_share: float = setting("rollout", 0.125, "share of the tokens that confidence and random take")
+    edit_threshold: float | None = setting(
+        "rollout", None, "confidence takes the tokens below this probability instead; none = edit_share"
+    )
+    greedy: bool = setting("rollout", False, "the most probable values, without noise")
+    max_rounds: int = setting("rollout", 4, "pictures of a response, at most")
+    cache: bool = setting("rollout", True, "keep keys and values of finished segments; exact, for block-causal models")
+    approximate_cache: Literal["none", "prefix", "dual"] = setting(
+        "rollout",
+        "none",
+        "for bidirectional models, while a text block is written: prefix keeps what is before it, dual all but it",
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -42,7 +42,7 @@ class SandboxError(RuntimeError):
     """The sandbox itself failed or was refused: nothing is known about the code."""
 
 
-class Stop(StrEnum):
+class Ending(StrEnum):
     """Why a program ended."""
 
     EXITED = "exited"
@@ -55,7 +55,7 @@ class Stop(StrEnum):
 class Outcome:
     """How a program ended. code: exit status, or the signal's number; None if it was stopped from outside."""
 
-    stop: Stop
+    stop: Ending
     code: int | None
     stdout: str
     stderr: str
@@ -64,7 +64,7 @@ class Outcome:
     @property
     def ok(self) -> bool:
         """It ended by itself with status 0. A program chooses its status: this is no verdict."""
-        return self.stop is Stop.EXITED and self.code == 0
+        return self.stop is Ending.EXITED and self.code == 0
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ class Process:
         if stop is None:
             if words[0] not in ("exit", "signal"):
                 raise SandboxError(self._refusal(words[2], printed[1]))
-            stop, code = (Stop.EXITED if words[0] == "exit" else Stop.SIGNAL), int(words[2])
+            stop, code = (Ending.EXITED if words[0] == "exit" else Ending.SIGNAL), int(words[2])
         stdout, stderr = (bytes(text[: self.limits.output]).decode(errors="replace") for text in printed)
         return Outcome(stop, code, stdout, stderr, seconds)
 
@@ -316,7 +316,7 @@ class Process:
         said = reason or bytes(stderr[-500:]).decode(errors="replace").strip() or "it ended without a word"
         return f"the sandbox could not be built: {said}"
 
-    def _read(self, streams: dict[int, bytearray], printed: list[bytearray]) -> Stop | None:
+    def _read(self, streams: dict[int, bytearray], printed: list[bytearray]) -> Ending | None:
         """Fills the buffers until all streams are closed (None), the time is over, or too much was printed."""
         deadline = self.started + self.limits.seconds
         with selectors.DefaultSelector() as selector:
@@ -326,14 +326,14 @@ class Process:
                 left = deadline - time.monotonic()
                 ready = selector.select(max(left, 0))
                 if not ready and left <= 0:
-                    return Stop.TIMEOUT
+                    return Ending.TIMEOUT
                 for key, _ in ready:
                     chunk = os.read(key.fd, 1 << 16)
                     if not chunk:
                         selector.unregister(key.fd)
                     key.data.extend(chunk)
                 if any(len(buffer) > self.limits.output for buffer in printed):
-                    return Stop.OUTPUT
+                    return Ending.OUTPUT
         return None
 
     def kill(self) -> None:

@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import wire
-from .process import Limits, Outcome, Process, Stop
+from .process import Ending, Limits, Outcome, Process
 
 REPORT = 2048  # bytes that a verdict may take
 
@@ -115,7 +115,7 @@ class Sandbox(Limits):
         box = replace(self, seconds=(self.seconds + 1) * count, processes=self.processes + 1, output=output)
         verdicts = {}
         for index, run in enumerate(box._lines("programs", job)):
-            if run["stop"] != Stop.EXITED or run["code"] != 0:
+            if run["stop"] != Ending.EXITED or run["code"] != 0:
                 verdicts[index] = {"message": f"{run['stop']}, with {run['code']}"}
             elif not _printed_same(run["stdout"], wanted[index], tolerance):
                 verdicts[index] = {"message": f"it printed {run['stdout'][:200]!r}"}

@@ -11,23 +11,23 @@ from typing import Any
 from unidiff.config import typed
 from unidiff.rewards.guard import Value, column_of, each
 from unidiff.rewards.names import register
-from unidiff.rewards.reward import Cause, Loss, Reward, reward
+from unidiff.rewards.reward import Cause, Missing, Reward, reward
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.sandbox import Sandbox, rows
 from unidiff.sandbox.fences import code_of
 from unidiff.scorers.text import check_tolerance, check_which, looked_at
 
 
-def judge(sandbox: Sandbox, text: str, row: Any, tolerance: float = 0.0) -> tuple[float | Loss, bool]:
+def judge(sandbox: Sandbox, text: str, row: Any, tolerance: float = 0.0) -> tuple[float | Missing, bool]:
     """Share of the row's tests that a text's code passes, or why that is not known; and whether the code could have
     forged it, since a test had to run beside it. row: see `rows`."""
     try:
         report = rows.judge(sandbox, code_of(text), rows.read(row), tolerance)
     except Exception as error:  # of the sandbox or of the row, not of the code
-        return Loss(Cause.RAISED, f"{type(error).__name__}: {error}"), False
+        return Missing(Cause.RAISED, f"{type(error).__name__}: {error}"), False
     if report.unjudged:
         index, why = next(iter(report.unjudged.items()))
-        return Loss(Cause.RAISED, f"test {index} is not judged: {why}"), False
+        return Missing(Cause.RAISED, f"test {index} is not judged: {why}"), False
     return report.rate, bool(report.weak)
 
 
@@ -76,8 +76,8 @@ def code_tests(
         # At the reward's timeout this cancels what has not begun, which would hold up the next batch.
         judged = await asyncio.gather(*(loop.run_in_executor(pool, judge, *one) for one in jobs.values()))
         for i, (value, weak) in zip(jobs, judged):
-            if isinstance(value, Loss):
-                value = Loss(value.cause, f"column {column!r}: {value.message}")
+            if isinstance(value, Missing):
+                value = Missing(value.cause, f"column {column!r}: {value.message}")
             elif log_metric is not None:
                 log_metric("code_weak", float(weak))
             values[i] = value

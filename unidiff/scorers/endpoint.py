@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from dataclasses import dataclass
 from typing import Any
 
+from unidiff import backoff
 from unidiff.rewards.reward import Cause
 
 RETRIED = (408, 425, 429, 500, 502, 503, 504)  # what may be over soon
-PAUSE_SECONDS = 0.5  # before the first retry; each is twice as long as the one before, and up to half shorter by chance
 MOST_BYTES = 4 << 20  # of an answer: a hundred thousand figures
-_CHANCE = random.Random()  # not the global one, which belongs to the run
 
 
 class EndpointError(RuntimeError):
@@ -72,7 +70,7 @@ class Endpoint:
                 if attempt == self.retries:
                     tried = f" ({attempt + 1} attempts)" if attempt else ""
                     raise EndpointError(f"{error}{tried}", error.cause) from error
-            await asyncio.sleep(PAUSE_SECONDS * 2**attempt * _CHANCE.uniform(0.5, 1.0))
+            await asyncio.sleep(backoff.pause_before(attempt))
         raise AssertionError("unreachable")
 
     async def _post(self, path: str, body: dict[str, Any]) -> Answer:

@@ -15,7 +15,7 @@ from typing import Any
 
 from unidiff.config import typed
 from unidiff.rewards.guard import raised
-from unidiff.rewards.reward import Cause, Loss, Reward, reward
+from unidiff.rewards.reward import Cause, Missing, Reward, reward
 from unidiff.scorers.answers import plain
 from unidiff.scorers.endpoint import Endpoint, EndpointError, json_of
 from unidiff.scorers.remote import Values, View, encoded, parts_of
@@ -90,25 +90,25 @@ def judge(
         headers = {"authorization": f"Bearer {os.environ[api_key_env]}"}
     endpoint = Endpoint(url, seconds, retries, headers)
 
-    async def score(view: View) -> float | Loss:
+    async def score(view: View) -> float | Missing:
         body = {"model": model, "messages": messages_of(view, rubric, low, high), "max_tokens": max_tokens}
         try:
             answer = json_of(await endpoint.post("/chat/completions", json={**body, "temperature": 0, **(extra or {})}))
         except EndpointError as error:
-            return Loss(error.cause, str(error))
+            return Missing(error.cause, str(error))
         try:
             said = answer["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
-            return Loss(Cause.WRONG_TYPE, f"{url} gave no chat completion: {str(answer)[:100]}")
+            return Missing(Cause.WRONG_TYPE, f"{url} gave no chat completion: {str(answer)[:100]}")
         value = read_score(said, low, high) if isinstance(said, str) else None
         if value is None:
-            return Loss(Cause.WRONG_TYPE, f"the judge gave no score from {low:g} to {high:g}: {str(said)[-150:]!r}")
+            return Missing(Cause.WRONG_TYPE, f"the judge gave no score from {low:g} to {high:g}: {str(said)[-150:]!r}")
         return (value - low) / (high - low)
 
     async def judge(segments: Sequence[View]) -> Values:
         gate = asyncio.Semaphore(parallel)
 
-        async def one(view: View) -> float | Loss:
+        async def one(view: View) -> float | Missing:
             async with gate:
                 try:
                     return await score(view)

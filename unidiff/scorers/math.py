@@ -22,7 +22,7 @@ from typing import Any
 from unidiff.config import typed
 from unidiff.rewards.guard import Value, column_of, each
 from unidiff.rewards.names import register
-from unidiff.rewards.reward import Cause, Loss, Reward, reward
+from unidiff.rewards.reward import Cause, Missing, Reward, reward
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.sandbox import lifeline
 from unidiff.scorers import math_worker
@@ -95,19 +95,19 @@ class MathVerifier:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(workers, "unidiff-math")
 
-    def verify(self, pairs: Sequence[tuple[str, str]]) -> list[float | Loss]:
+    def verify(self, pairs: Sequence[tuple[str, str]]) -> list[float | Missing]:
         """1 or 0 for each (right answer, text with an answer in it), or why that is not known.
 
         Errors: ImportError without math-verify.
         """
         return list(self._pool.map(self._one, pairs))
 
-    async def verify_async(self, pairs: Sequence[tuple[str, str]]) -> list[float | Loss]:
+    async def verify_async(self, pairs: Sequence[tuple[str, str]]) -> list[float | Missing]:
         """The same for an event loop. Cancelled, it gives up the answers that have not begun."""
         loop = asyncio.get_running_loop()
         return await asyncio.gather(*(loop.run_in_executor(self._pool, self._one, pair) for pair in pairs))
 
-    def _one(self, pair: tuple[str, str]) -> float | Loss:
+    def _one(self, pair: tuple[str, str]) -> float | Missing:
         right, given = right_answer(pair[0]), final_answer(pair[1])
         if bases(right.text) and bases(given.text) not in ([], bases(right.text)):  # math-verify does not read them
             return 0.0
@@ -118,18 +118,18 @@ class MathVerifier:
         try:
             worker = worker or _Worker()
         except (OSError, EOFError) as error:
-            return Loss(Cause.RAISED, f"no worker for it could be started: {type(error).__name__}: {error}")
+            return Missing(Cause.RAISED, f"no worker for it could be started: {type(error).__name__}: {error}")
         try:
             reply = worker.ask(request, self.seconds)
         except TimeoutError:
             worker.kill()
-            return Loss(Cause.TIMEOUT, f"took longer than {self.seconds:g} s to verify")
+            return Missing(Cause.TIMEOUT, f"took longer than {self.seconds:g} s to verify")
         except EOFError:
             worker.kill()
-            return Loss(Cause.RAISED, "the worker that verified it has died")
+            return Missing(Cause.RAISED, "the worker that verified it has died")
         with self._lock:
             self._idle.append(worker)
-        return reply["value"] if "value" in reply else Loss(Cause.RAISED, f"math-verify: {reply['error']}")
+        return reply["value"] if "value" in reply else Missing(Cause.RAISED, f"math-verify: {reply['error']}")
 
     def close(self) -> None:
         """Ends the workers; another call starts new ones."""

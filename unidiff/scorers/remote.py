@@ -33,12 +33,12 @@ from PIL import Image
 
 from unidiff.config import typed
 from unidiff.images.picture import rgb
-from unidiff.rewards.reward import Cause, Loss, Reward, reward
+from unidiff.rewards.reward import Cause, Missing, Reward, reward
 from unidiff.rewards.segment_view import SegmentView, SequenceView
 from unidiff.scorers.endpoint import Answer, Endpoint, EndpointError, json_of
 
 View = SegmentView | SequenceView
-Values = list[float | Loss | None]
+Values = list[float | Missing | None]
 Item = TypeVar("Item")
 
 
@@ -65,20 +65,20 @@ def prompt_text(view: View) -> str:
 
 
 async def in_batches(
-    items: Sequence[Item | Loss], ask: Callable[[list[Item]], Awaitable[Values]], batch: int, parallel: int
+    items: Sequence[Item | Missing], ask: Callable[[list[Item]], Awaitable[Values]], batch: int, parallel: int
 ) -> Values:
     """What `ask` says of each batch, so many at a time; the items of a batch that fails are lost, the others not.
     Items that are lost already stay so, and are not asked about."""
     gate = asyncio.Semaphore(parallel)
-    values: Values = [item if isinstance(item, Loss) else None for item in items]
-    asked = [i for i, item in enumerate(items) if not isinstance(item, Loss)]
+    values: Values = [item if isinstance(item, Missing) else None for item in items]
+    asked = [i for i, item in enumerate(items) if not isinstance(item, Missing)]
 
     async def one(places: list[int]) -> None:
         async with gate:
             try:
                 answer = await ask([items[i] for i in places])  # type: ignore[misc]
             except EndpointError as error:
-                answer = [Loss(error.cause, str(error))] * len(places)
+                answer = [Missing(error.cause, str(error))] * len(places)
         for i, value in zip(places, answer):
             values[i] = value
 
@@ -99,8 +99,8 @@ def plain(value: Any) -> Any:
     raise TypeError(f"JSON cannot hold a {type(value).__name__}")
 
 
-def no_column(view: View, name: str) -> Loss:
-    return Loss(Cause.RAISED, f"this row has no column {name!r}; it has: {', '.join(view.columns)}")
+def no_column(view: View, name: str) -> Missing:
+    return Missing(Cause.RAISED, f"this row has no column {name!r}; it has: {', '.join(view.columns)}")
 
 
 def column_of(view: View, name: str) -> Any:
@@ -110,7 +110,7 @@ def column_of(view: View, name: str) -> Any:
     try:
         return json.loads(json.dumps(view.columns[name], default=plain, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        return Loss(Cause.WRONG_TYPE, f"column {name!r} cannot be sent as JSON: {error}"[:300])
+        return Missing(Cause.WRONG_TYPE, f"column {name!r} cannot be sent as JSON: {error}"[:300])
 
 
 def _checked(batch: int, parallel: int) -> None:
@@ -121,11 +121,11 @@ def _checked(batch: int, parallel: int) -> None:
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def request_of(view: View, scorer: str, columns: Sequence[str], pictures: dict[int, str]) -> dict[str, Any] | Loss:
+def request_of(view: View, scorer: str, columns: Sequence[str], pictures: dict[int, str]) -> dict[str, Any] | Missing:
     """One item of the protocol. pictures: encoded ones by the id of the picture, which rows of a group share."""
     metadata = {name: column_of(view, name) for name in columns}
     for value in metadata.values():
-        if isinstance(value, Loss):
+        if isinstance(value, Missing):
             return value
     history: list[dict[str, str]] = []
     for role, part in parts_of(view):
@@ -136,7 +136,7 @@ def request_of(view: View, scorer: str, columns: Sequence[str], pictures: dict[i
             try:
                 pictures[id(part)] = base64.b64encode(encoded(part)).decode()
             except (TypeError, ValueError) as error:
-                return Loss(Cause.WRONG_TYPE, f"a picture of the {role} cannot be sent: {error}")
+                return Missing(Cause.WRONG_TYPE, f"a picture of the {role} cannot be sent: {error}")
         history.append({"role": role, "image_b64": pictures[id(part)]})
     return {"history": history, "required_rewards": [scorer], "metadata": metadata}
 
@@ -158,7 +158,7 @@ def remote(
 
     url: of the server, such as "http://host:8000". scorer: the reward's name there.
     columns: the task's columns that it gets as metadata: plain data, NumPy's and torch's values (as numbers and lists),
-        dates (as ISO text). A row with anything else, such as NaN, has no value; the loss names the column.
+        dates (as ISO text). A row with anything else, such as NaN, has no value; the message names the column.
     metric: the figure to take of a result that has several (of one that has a single figure, that).
     batch, parallel: items in a request, and requests at a time. seconds, retries: see `Endpoint`.
     Further options (`on`, `weight`, `timeout` for all of it, …) are those of `reward`; the name is the scorer's.
@@ -189,18 +189,18 @@ def read_answer(answer: Any, scorer: str, metric: str, count: int) -> Values:
     return [_value(result, error, scorer, metric) for result, error in zip(results, errors)]
 
 
-def _value(result: Any, error: Any, scorer: str, metric: str) -> float | Loss | None:
+def _value(result: Any, error: Any, scorer: str, metric: str) -> float | Missing | None:
     said = error.get(scorer) if isinstance(error, dict) else error
     if said:
-        return Loss(Cause.RAISED, f"the server says: {str(said)[:300]}")
+        return Missing(Cause.RAISED, f"the server says: {str(said)[:300]}")
     if not isinstance(result, dict) or scorer not in result:
-        return Loss(Cause.WRONG_TYPE, f"the server gave no {scorer!r}: {str(result)[:100]}")
+        return Missing(Cause.WRONG_TYPE, f"the server gave no {scorer!r}: {str(result)[:100]}")
     value = result[scorer]
     if isinstance(value, dict):
         value = next(iter(value.values())) if len(value) == 1 else value.get(metric, value)
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
-    return Loss(Cause.WRONG_TYPE, f"the server gave {str(value)[:100]!r} for {scorer!r}, which is no number")
+    return Missing(Cause.WRONG_TYPE, f"the server gave {str(value)[:100]!r} for {scorer!r}, which is no number")
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def pickled(
         except Exception as error:  # anything may come out of broken bytes
             raise EndpointError(f"{url} answered no pickle of plain data: {error}", Cause.WRONG_TYPE) from error
 
-    def item_of(view: View) -> tuple[bytes, Any] | Loss:
+    def item_of(view: View) -> tuple[bytes, Any] | Missing:
         assert isinstance(view, SegmentView) and view.image is not None
         if column is None:
             return encoded(view.image, "JPEG", quality=95), prompt_text(view)
@@ -260,7 +260,7 @@ def pickled(
         try:
             pickle.dumps(view.columns[column])
         except Exception as error:  # an object of the row's own: anything
-            return Loss(Cause.WRONG_TYPE, f"column {column!r} cannot be sent as a pickle: {error}"[:300])
+            return Missing(Cause.WRONG_TYPE, f"column {column!r} cannot be sent as a pickle: {error}"[:300])
         return encoded(view.image, "JPEG", quality=95), view.columns[column]
 
     async def ask(part: list[tuple[bytes, Any]]) -> Values:

@@ -1,0 +1,13 @@
+"""Retries with back-off: each pause is twice as long as the one before."""
+
+from __future__ import annotations
+
+import random
+
+FIRST_SECONDS = 0.5
+_CHANCE = random.Random()  # not the global one, which belongs to the run
+
+
+def pause_before(retry: int) -> float:
+    """Seconds before a retry (0 = the first). Up to half shorter by chance, so that processes do not come at once."""
+    return FIRST_SECONDS * 2**retry * _CHANCE.uniform(0.5, 1.0)
