@@ -30,7 +30,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from unidiff.config import FilePath, build, check_fields, expanded, flags, parse, setting, ungrouped
+from unidiff.command_line import flags, parse, ungrouped
+from unidiff.config import FilePath, build, check_fields, expanded, setting
 from unidiff.files import write_json, write_text
 from unidiff.program import run_program
 from unidiff.run_folder import RunFolder, read_metrics

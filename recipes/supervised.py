@@ -24,8 +24,9 @@ from typing import ClassVar
 import torch
 from transformers import AutoTokenizer
 
-from unidiff import launcher, supervised
-from unidiff.config import FilePath, parse, setting
+from unidiff import program, supervised
+from unidiff.command_line import parse
+from unidiff.config import FilePath, setting
 from unidiff.families import native
 from unidiff.files import read_json, write_json
 from unidiff.grpo.process import stop_signals
@@ -70,7 +71,7 @@ class Config(supervised.SupervisedConfig):
 
 
 def main() -> None:
-    command = launcher.command()
+    command = program.command()
     config = parse(Config, description=__doc__ or "", start=resumed(Config, FILES[0]))
     folder = RunFolder(config.output_dir, *FILES)
     again = f"{command} --resume --output_dir {shlex.quote(config.output_dir)}"
@@ -88,7 +89,7 @@ def main() -> None:
     if not folder.finished:
         message = f"stopped; go on with {again}"
         print(message, flush=True)
-        launcher.repeat(message)
+        program.repeat(message)
         sys.exit(130)
 
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from unidiff.config import FilePath, Unbounded, build, check_fields, convert, parse
+from unidiff.command_line import parse
+from unidiff.config import FilePath, Unbounded, build, check_fields, convert
 from unidiff.settings_file import from_yaml
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from unidiff.config import parse
+from unidiff.command_line import parse
 from unidiff.files import WriteError, whole_folder, write_json, write_text, write_whole
 from unidiff.grpo.config import GRPOConfig
 from unidiff.run_folder import RunFolder, read_metrics, resumed, step_of
@@ -43,6 +39,15 @@ def test_a_folder_that_holds_a_run_is_not_taken(folder):
     with pytest.raises(ValueError, match="holds another run; go on with it"):
         folder.open(config(folder.path))
     folder.open(config(folder.path, resume=True))
+
+
+def test_a_run_is_not_placed_inside_another_one(folder, tmp_path):
+    place = folder.path / "checkpoints" / "mine"
+    with pytest.raises(
+        ValueError, match=f"output_dir: {place} is inside the run {folder.path}; choose a folder outside"
+    ):
+        RunFolder(place).open(config(place))
+    RunFolder(tmp_path / "beside").open(config(tmp_path / "beside"))
 
 
 def test_resuming_with_other_settings_names_them(folder):
@@ -161,59 +166,6 @@ def test_a_link_to_a_folder_is_a_folder(tmp_path):
     assert (tmp_path / "real" / "config.json").is_file()
 
 
-# ---------------------------------------------------------------------------------------------- two runs at once
-
-HOLD = """
-import os, sys, time
-from unidiff.grpo.config import GRPOConfig
-from unidiff.run_folder import RunFolder
-folder = RunFolder(sys.argv[1])
-folder.open(GRPOConfig(output_dir=sys.argv[1]))
-if os.fork():  # a child that outlives the run
-    print("held", flush=True)
-time.sleep(120)
-"""
-
-
-@pytest.fixture
-def holder(tmp_path):
-    """A process that has claimed tmp_path/run, and has a child."""
-    code = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    process = subprocess.Popen(code, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
-    yield process
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-@pytest.mark.parametrize("going_on", [False, True])
-def test_a_folder_in_use_is_not_taken_until_its_process_ends(tmp_path, holder, going_on):
-    folder = RunFolder(tmp_path / "run")
-    with pytest.raises(ValueError, match=rf"run is in use by process {holder.pid} on .*; wait until it ends"):
-        folder.open(config(folder.path, resume=going_on))
-    holder.kill()
-    holder.wait()
-    folder.open(config(folder.path, resume=going_on))
-
-
-def test_a_process_may_take_its_own_folder_again(tmp_path):
-    """As in a notebook, where the trainer that failed is still there. The lock stays while one of them lives."""
-    take = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-
-    def free() -> bool:
-        gc.collect()
-        code = [sys.executable, "-c", take, str(tmp_path / "run.lock")]
-        return subprocess.run(code, stderr=subprocess.DEVNULL).returncode == 0
-
-    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
-    first.open(config(tmp_path))
-    second.open(config(tmp_path, resume=True))
-    del first
-    assert not free()
-    del second
-    assert free()
-
-
 # ---------------------------------------------------------------------------------------------- checkpoints
 
 
@@ -276,6 +228,12 @@ DAMAGES = {
     "none": ("progress.json", progress(step=None), "progress.json says step None of 80"),
     "fraction": ("progress.json", progress(step=2.5), r"progress.json says step 2\.5 of 80"),
     "renamed": (".", lambda p: p.rename(p.with_name("step-000079")), "step-000079.progress.json says step 3 of 80"),
+    "a file": (".", lambda p: (shutil.rmtree(p), p.write_text("")), "step-000003.progress.json is missing"),
+    "a dangling link": (
+        ".",
+        lambda p: (shutil.rmtree(p), p.symlink_to("gone")),
+        "step-000003.progress.json is missing",
+    ),
     "too late": (
         ".",
         lambda p: (progress(step=81)(p / "progress.json"), p.rename(p.with_name("step-000081"))),

@@ -9,7 +9,8 @@ from typing import Literal
 
 import pytest
 
-from unidiff.config import parse, setting, ungrouped
+from unidiff.command_line import parse, ungrouped
+from unidiff.config import setting
 from unidiff.settings_text import help_text
 
 

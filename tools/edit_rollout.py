@@ -25,7 +25,8 @@ import torch
 from PIL import Image
 
 from unidiff import InterleavedSampler, SamplerConfig, UnifiedModel, noise, plugins
-from unidiff.config import FilePath, build, parse, setting
+from unidiff.command_line import parse
+from unidiff.config import FilePath, build, setting
 from unidiff.files import write_json
 from unidiff.grpo.experience import segment_views
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, load_rollouts, router_settings

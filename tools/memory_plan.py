@@ -21,7 +21,8 @@ from typing import Literal
 from transformers import LlamaConfig
 
 from unidiff import families
-from unidiff.config import FilePath, parse, setting
+from unidiff.command_line import parse
+from unidiff.config import FilePath, setting
 from unidiff.families import folder_of, read_config
 from unidiff.families.architecture import published_shapes, read_architecture
 from unidiff.program import run_program

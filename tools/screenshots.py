@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unidiff.config import parse, setting
+from unidiff.command_line import parse
+from unidiff.config import setting
 from unidiff.program import run_program
 
 if TYPE_CHECKING:

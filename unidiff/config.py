@@ -1,12 +1,10 @@
 """One dataclass = one YAML file = one command line.
 
-`parse(Config)` reads `--config file.yaml`, then `--field value` for any field, which wins over the file. A key that
-does not exist is an error that names the nearest one that does. Fields are bool, int, float, str, Literal, tuple, list,
-dict, or a union of them with None. A float is finite, unless its type is `Unbounded`. In a `FilePath`, ~ and $NAME
-mean what they mean in a shell.
+`setting(group, default, text)` makes a field with the line that --help prints. `build` makes the dataclass from words
+or values; a key that does not exist is an error that names the nearest one that does. command_line.py reads the words.
 
-`setting(group, default, text)` makes a field with the line that --help prints. A setting can be given by its name
-(`--beta 0.1`) or with its group (`--loss.beta 0.1`; in a file also `loss: {beta: 0.1}`).
+Fields are bool, int, float, str, Literal, tuple, list, dict, or a union of them with None. A float is finite, unless
+its type is `Unbounded`. In a `FilePath`, ~ and $NAME mean what they mean in a shell.
 
 `check_fields(self)` in a dataclass's `__post_init__` holds values from Python to the same types; `@typed` does so with
 the arguments of a function.
@@ -21,9 +19,8 @@ import math
 import numbers
 import os
 import re
-import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -40,39 +37,6 @@ def setting(group: str, default: Any, text: str) -> Any:
     return field(**how, metadata={"group": group, "help": text})
 
 
-def parse(
-    config: type[T],
-    argv: Sequence[str] | None = None,
-    description: str = "",
-    start: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-    others: Collection[str] = (),
-) -> T:
-    """Builds the dataclass from the command line (default: sys.argv). `--help` prints all settings, `--help loss` one
-    group, `--help yaml` a settings file.
-    start: gives the values that take the place of the defaults, from the settings that are given. others: keys that a
-    file may hold for another program.
-
-    Raises SystemExit with a message that a user can act on: an unknown key, a value of the wrong type, a missing file.
-    """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if asked := {"--help", "-h"} & set(words):
-        from unidiff.settings_text import help_text
-
-        topic = words[words.index(asked.pop()) + 1 :][:1]
-        print(help_text(config, description, *topic))
-        raise SystemExit(0)
-    try:
-        given = ungrouped(config, flags(words))
-        if "config" in given:
-            from unidiff.settings_file import from_yaml  # a plain rollout needs no YAML
-
-            file = ungrouped(config, from_yaml(expanded(given.pop("config"), "config")))
-            given = {**{k: v for k, v in file.items() if k not in others}, **given}
-        return build(config, {**(start(given) if start else {}), **given})
-    except (ValueError, TypeError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-
-
 def build(config: type[T], values: dict[str, Any]) -> T:
     """The dataclass from a dictionary of strings or typed values. Raises ValueError with the field's name."""
     hints = _hints(config)
@@ -84,29 +48,6 @@ def build(config: type[T], values: dict[str, Any]) -> T:
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"setting {name!r} is required; give --{name}")
     return config(**{name: convert(value, hints[name], name) for name, value in values.items()})
-
-
-def ungrouped(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by their names alone, from names with or without a group. Raises ValueError for a setting that is given
-    twice, or under another group than its own."""
-    pairs: list[tuple[str, str, Any]] = []  # group, name, value
-    for key, value in values.items():
-        group, dot, name = key.partition(".")
-        if dot and group in GROUPS:
-            pairs.append((group, name, value))
-        elif key in GROUPS and isinstance(value, dict):
-            pairs += [(key, name, each) for name, each in value.items()]
-        else:
-            pairs.append(("", key, value))
-    own = {f.name: f.metadata.get("group", "") for f in fields(config)}
-    found: dict[str, Any] = {}
-    for group, name, value in pairs:
-        if group and own.get(name, "") not in ("", group):
-            raise ValueError(f"unknown setting '{group}.{name}'; {name} is in the group {own[name]!r}")
-        if name in found:
-            raise ValueError(f"setting {name!r} is given twice, with its group and without")
-        found[name] = value
-    return found
 
 
 def nearest(name: Any, known: Iterable[Any], cutoff: float = 0.6) -> str:
@@ -267,19 +208,3 @@ def _typed(value: Any, kind: type, words: bool) -> Any:
     elif kind is str and isinstance(value, (str, os.PathLike)):
         return os.fspath(value)
     raise ValueError
-
-
-def flags(words: Sequence[str]) -> dict[str, str]:
-    """--name value, --name=value, and a bare --name for true. The last one wins, as in a shell command."""
-    given: dict[str, str] = {}
-    at = 0
-    while at < len(words):
-        word = words[at]
-        if not word.startswith("--"):
-            raise ValueError(f"expected --setting value, got {word!r}")
-        name, has_value, value = word[2:].partition("=")
-        if not has_value and at + 1 < len(words) and not words[at + 1].startswith("--"):
-            at, value, has_value = at + 1, words[at + 1], "="
-        given[name.replace("-", "_")] = value if has_value else "true"
-        at += 1
-    return given

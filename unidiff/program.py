@@ -1,15 +1,33 @@
-"""How the programs of this repository begin and end."""
+"""How the programs of this repository begin and end.
+
+`accelerate launch` and `torchrun` print a traceback of their own when a program ends with an error, below the one line
+that says what to do. So that line is printed once more when the launcher has ended.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import shlex
+import socket
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from unidiff import launcher
-from unidiff.config import parse
+import psutil
+
+from unidiff.command_line import parse
+
+_launcher: psutil.Process | None = None  # found when the program begins: later it may have ended
+_WAITED = 60  # seconds for a launcher to end
+_AFTER = (
+    "import select, sys\n"
+    f"if select.select([int(sys.argv[1])], [], [], {_WAITED})[0]: print(sys.argv[2], file=sys.stderr)"
+)
 
 
 def run_program(main: Callable[[], object]) -> None:
@@ -17,7 +35,7 @@ def run_program(main: Callable[[], object]) -> None:
     under a launcher too. A reader of its output who has gone, as in `--help | head`, ends it without a traceback."""
     try:
         try:
-            with launcher.last_line():
+            with _last_line():
                 status = main()
         finally:
             sys.stdout.flush()
@@ -43,3 +61,65 @@ def _reader_gone() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def command() -> str:
+    """What was written on the command line to start this program, up to and with the script; ask before the launcher
+    may have ended."""
+    for process in (psutil.Process().parent(), psutil.Process()):
+        words = _words(process)
+        if sys.argv[0] in words:
+            words = words[: words.index(sys.argv[0]) + 1]
+            if len(words) > 2 and Path(words[1]).name in ("accelerate", "torchrun"):  # a script, which Python runs
+                words = [Path(words[1]).name, *words[2:]]
+            return shlex.join(words)
+    return shlex.join([sys.executable, sys.argv[0]])
+
+
+@contextlib.contextmanager
+def _last_line() -> Iterator[None]:
+    """Around a program: its warnings are lines, and the message of a SystemExit is the last line on the screen."""
+    global _launcher
+    _launcher = _started_by()
+    shown = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            repeat(end.code)
+        raise
+    finally:
+        warnings.formatwarning = shown
+
+
+def repeat(message: str) -> None:
+    """Prints a message on standard error once the launcher has ended, if there is one: for what is printed now, too,
+    just before this process ends."""
+    if _launcher is None:
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another process of the launcher does it; no Linux
+        first = socket.socket(socket.AF_UNIX)
+        first.bind(f"\0unidiff.launcher.{_launcher.pid}")
+        try:
+            ended = os.pidfd_open(_launcher.pid)
+        except ProcessLookupError:  # it has ended already, perhaps since the message was printed
+            print(message, file=sys.stderr, flush=True)
+            return
+        kept = [ended, first.fileno()]
+        code = [sys.executable, "-I", "-S", "-c", _AFTER, str(kept[0]), message]
+        subprocess.Popen(code, pass_fds=kept, start_new_session=True)
+
+
+def _started_by() -> psutil.Process | None:
+    """The launcher of this program, if there is one."""
+    parent = psutil.Process().parent()
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+    return parent if launched and sys.argv[0] in _words(parent) else None
+
+
+def _words(process: psutil.Process | None) -> list[str]:
+    try:
+        return process.cmdline() if process else []
+    except psutil.Error:
+        return []

@@ -85,6 +85,8 @@ class RunFolder:
                 raise ValueError(
                     f"{self.path} holds another run; go on with it (--resume), choose another --output_dir or delete it"
                 )
+            elif around := next((p for p in self.path.absolute().parents if (p / LOCK).is_file()), None):
+                raise ValueError(f"output_dir: {self.path} is inside the run {around}; choose a folder outside of it")
             elif self._settings_in_file() is None and (others := self._others()):
                 raise ValueError(
                     f"output_dir: {self.path} holds {', '.join(others[:3])}{', …' if others[3:] else ''} but no run; "
@@ -190,7 +192,7 @@ class RunFolder:
     def _numbered(self) -> list[Path]:
         names = [re.fullmatch(r"step-(\d{6,18})", p.name) for p in self.path.glob("checkpoints/step-*")]
         steps = sorted({int(name[1]) for name in names if name})
-        return [folder for step in steps if (folder := self.checkpoint(step)).is_dir()]
+        return [folder for step in steps if os.path.lexists(folder := self.checkpoint(step))]
 
     @contextlib.contextmanager
     def saving(self, step: int, **progress: Any) -> Iterator[Path]:

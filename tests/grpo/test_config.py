@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unidiff.config import GROUPS, parse
+from unidiff.command_line import parse
+from unidiff.config import GROUPS
 from unidiff.grpo.config import GRPOConfig
 from unidiff.sampling.config import SamplerConfig
 from unidiff.settings_text import help_text

@@ -13,11 +13,11 @@ import pytest
 
 PROGRAM = """
 import os, sys, time, warnings
-from unidiff import launcher
+from unidiff import program
 from unidiff.program import run_program
 
 def main():
-    command = launcher.command()
+    command = program.command()
     try:  # from here on the test may interrupt
         os.write(1, f"{command}\\n".encode())  # in one piece: two processes share this output
         if sys.argv[1:] == ["wait"]:
@@ -25,7 +25,7 @@ def main():
     except KeyboardInterrupt:
         time.sleep(1)  # the launcher has ended meanwhile
         print("go on with", command, file=sys.stderr)
-        launcher.repeat("go on with " + command)
+        program.repeat("go on with " + command)
         sys.exit(130)
     warnings.warn("mind the step")
     sys.exit("error: seed is 'x'; it must be a whole number")
