@@ -46,10 +46,12 @@ _States = tuple[Tensor, tuple[Tensor, ...]]
 class UnifiedModel(nn.Module):
     """A masked-diffusion model of interleaved text and images.
 
-    backbone: a transformers causal-LM module with `.model` (body) and `.lm_head`. tokenizer: None = ids only. images:
-    None = a model of text alone. embedding: the family's own input embedding `(tokens, table) -> [B, N, d]`, or None
-    for the plain token table; if it has a `grid`, images of that grid are all that it can embed. template: how the
-    family writes prompts (see `PromptTemplate`); None = texts and images as they are.
+    backbone: a transformers causal-LM module with `.model` (body) and `.lm_head`.
+    tokenizer: None = ids only. images: None = a model of text alone.
+    embedding: the family's own input embedding `(tokens, table) -> [B, N, d]`; None = the plain token table. If it has
+    a `grid`, it embeds images of that grid only.
+    template: how the family writes prompts (see `PromptTemplate`); None = texts and images as they are.
+    preprocess: how the family prepares pictures, by task; "default" holds for all others.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class UnifiedModel(nn.Module):
         images: ImageTokenizer | None,
         embedding: nn.Module | None = None,
         template: PromptTemplate | None = None,
+        preprocess: Mapping[str, Preprocess] | None = None,
     ) -> None:
         super().__init__()
         rows = backbone.lm_head.weight.shape[0]
@@ -71,7 +74,7 @@ class UnifiedModel(nn.Module):
         self.tokenizer: Any = tokenizer
         self._plain = None if tokenizer is None else PlainText(tokenizer, spec)
         self.template = template
-        self.preprocess: Mapping[str, Preprocess] = {}  # how the family prepares pictures, by task; set when it loads
+        self.preprocess = preprocess or {}
         self._images = [images]  # in a list: the VQ tokenizer is frozen, and no part of the policy's parameters
 
     @property

@@ -6,13 +6,19 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from PIL import Image
 
-from unidiff.families.templates import PREPROCESSING, SYSTEMS, templates, variant
+from unidiff import UnifiedModel, families
+from unidiff.families.dimoo import Dimoo
+from unidiff.families.llada import Llada
+from unidiff.families.mmada import Mmada
+from unidiff.families.mmada_parallel import ParallelA, ParallelM
 from unidiff.images import grid
+from unidiff.images.preprocess import Preprocess
 from unidiff.spec import ModelSpec
 from unidiff.templates import AnswerTagTemplates, Guided, Layout, Picture, Role, TaskTokenTemplates
 
@@ -49,6 +55,7 @@ def spec_of(family: str) -> ModelSpec:
         text_length=256,
         max_positions=4096,
         row_separator=126084 if tags else None,
+        special=SPECIAL[family],
     )
 
 
@@ -69,8 +76,12 @@ def tokenize(family: str):
     return lambda text: [table.get(word, 2000 + len(word)) for word in pattern.findall(text)]
 
 
+CLASSES = {"llada": Llada, "mmada": Mmada, "parallel_m": ParallelM, "dimoo": Dimoo, "parallel_a": ParallelA}
+
+
 def made(family: str, prefix: int = 513) -> Any:
-    return templates(spec_of(family), SPECIAL[family], plain(family), prefix)
+    own = CLASSES[family]().templates(spec_of(family), plain(family))
+    return replace(own, prefix=prefix) if isinstance(own, TaskTokenTemplates) else own
 
 
 def picture(given: dict[str, Any]) -> Picture:
@@ -338,9 +349,9 @@ def test_a_prompt_longer_than_its_place():
 
 
 def test_the_family_s_own():
-    assert set(PREPROCESSING) == {variant(spec_of(f), SPECIAL[f]) for f in SPECIAL} - {"llada"}
+    assert all("default" in CLASSES[family].preprocessing for family in set(SPECIAL) - {"llada"})
     assert made("mmada").prefix == 513 and made("mmada").markup.gap == "\n"
-    assert made("dimoo").systems == SYSTEMS and made("parallel_a").systems["parallel"] == SYSTEMS["edit"]
+    assert made("parallel_a").systems["parallel"] == made("dimoo").systems["edit"]
     with pytest.raises(ValueError, match="no system prompt for parallel"):
         made("dimoo").parallel("make it red", [DOG], HOLE, 3)
     with pytest.raises(ValueError, match="was not trained on text and picture in parallel"):
@@ -348,15 +359,14 @@ def test_the_family_s_own():
     with pytest.raises(ValueError, match="at least one picture; without one the task is text_to_image"):
         made("dimoo").edit("make it red", [], HOLE)
     assert len(made("dimoo").understand("what is it ?", [], 4).conditional.targets()) == 4  # no picture: text alone
-    with pytest.raises(ValueError, match="family 'native' has no templates"):
-        variant(replace(spec_of("mmada"), family="native"), {})
 
 
 def test_tokenizers_that_are_not_the_family_s():
     with pytest.raises(ValueError, match=r"need the special token 'ipad'"):
-        templates(spec_of("mmada"), LLADA, tokenize("mmada"))
+        Mmada().templates(replace(spec_of("mmada"), special=LLADA), tokenize("mmada"))
     with pytest.raises(ValueError, match=r"need the special token 'user_end'"):
-        templates(spec_of("dimoo"), {k: v for k, v in SPECIAL["dimoo"].items() if k != "user_end"}, plain("dimoo"))
+        left = {k: v for k, v in SPECIAL["dimoo"].items() if k != "user_end"}
+        Dimoo().templates(replace(spec_of("dimoo"), special=left), plain("dimoo"))
 
 
 @pytest.mark.parametrize("family", SPECIAL)
@@ -379,3 +389,24 @@ def test_turns_to_train_on_are_those_of_the_golden_text():
     own = made("mmada")
     assert own.turns(("user", "a blue ball"), ("assistant", "blue")) == tuple(case["text_ids"])
     assert own.turns(("user", "<|eot_id|>")).count(126348) == 1
+
+
+def test_a_family_derived_from_outside_has_the_template_and_the_preprocessing(published, tmp_path, monkeypatch):
+    monkeypatch.setattr(families.registry, "FAMILIES", dict(families.FAMILIES))
+
+    @families.register
+    class Mine(Mmada):
+        name: ClassVar[str] = "mine"
+        preprocessing: ClassVar[dict[str, Preprocess]] = {"default": Preprocess("squash", 32)}
+
+        def detect(self, config: dict[str, Any]) -> bool:
+            return False
+
+    theirs = UnifiedModel.from_pretrained(published("mmada"))
+    mine = UnifiedModel.from_pretrained(published("mmada"), family="mine")
+    mine.save_pretrained(tmp_path / "saved")
+    picture = Image.new("RGB", (50, 40), "red")
+    for model in (mine, UnifiedModel.from_pretrained(tmp_path / "saved")):
+        assert model.spec.family == "mine" and model.prepare(picture).size == (32, 32)
+        prompts = [m.encode(["find it", m.prepare(picture).resize((32, 32))]) for m in (model, theirs)]
+        assert [s.tokens.tolist() for s in prompts[0]] == [s.tokens.tolist() for s in prompts[1]]

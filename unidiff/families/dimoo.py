@@ -9,7 +9,11 @@ from typing import Any, ClassVar
 
 from unidiff.families.llada import LLADA_TOKENS, Llada, Token, is_dimoo
 from unidiff.families.registry import register
+from unidiff.families.templates import picture_ids, special_ids
+from unidiff.images.preprocess import Preprocess
 from unidiff.spec import ModelSpec
+from unidiff.templates.answer_tag import AnswerTagIds, AnswerTagTemplates
+from unidiff.templates.layout import Tokenize
 
 # The four of the prompt are spliced at, so each must be one token; their ids were never published.
 DIMOO_TOKENS = LLADA_TOKENS | {
@@ -26,6 +30,12 @@ DIMOO_TOKENS = LLADA_TOKENS | {
     "user_end": Token("</user>", None, "named"),
 }
 
+EDIT = "Generate an image applying the following editing instruction based on the original image."
+_ANSWER = (
+    "You are a multimodal model that can process both text and images. Answer the following question based on the "
+    "provided images. Analyze each image and combine relevant details to answer."
+)
+
 
 @register
 class Dimoo(Llada):
@@ -35,6 +45,16 @@ class Dimoo(Llada):
     image_offset: ClassVar[int | None] = 126356
     codebook_size: ClassVar[int] = 8192
     vq: ClassVar[tuple[str, str] | None] = ("diffusers_vq", "vqvae")
+    preprocessing: ClassVar[dict[str, Preprocess]] = {
+        "default": Preprocess("buckets", 512, 32),
+        "understand": Preprocess("buckets", 1024, 32),
+    }
+    systems: ClassVar[dict[str, str]] = {  # the system's prompt, by task
+        "text_to_image": "Generate an image according to the text prompt.",
+        "edit": EDIT,
+        "understand": _ANSWER,
+        "interleaved": _ANSWER,
+    }
 
     def detect(self, config: dict[str, Any]) -> bool:
         return config.get("model_type") == "llada" and is_dimoo(config)
@@ -60,6 +80,16 @@ class Dimoo(Llada):
             "max_positions": max(positions, 5120) if rows == self.rows else positions,
             "sampler": {**sampler, "image_sampler": "maskgit", "image_schedule": "cosine"},
         }
+
+    def templates(self, spec: ModelSpec, tokenize: Tokenize) -> AnswerTagTemplates:
+        names = {"answer_begin": "answer_start", "answer_end": "answer_end", "uncondition": "uncondition"}
+        names |= {"system_begin": "system_start", "system_end": "system_end"}
+        names |= {"user_begin": "user_start", "user_end": "user_end"}
+        ids = picture_ids(spec) | special_ids(spec, names)
+        filler = spec.special.get("filler", ids["eos"])  # of training only; not every tokenizer has it
+        return AnswerTagTemplates(
+            AnswerTagIds(**ids, filler=filler, row_separator=spec.row_separator), tokenize, self.systems
+        )
 
     def check_size(self, spec: ModelSpec, size: int) -> None:
         """Whether the published tokenizer has all ids below the codes is not known; it may have none behind."""

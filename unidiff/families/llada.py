@@ -18,12 +18,15 @@ from unidiff.families import checkpoint
 from unidiff.families.architecture import KEYS, check_weights, read_architecture, unread_fields
 from unidiff.families.backbone import Backbone
 from unidiff.families.registry import FAMILIES, register
-from unidiff.families.templates import PREPROCESSING, TEMPLATED, templates, variant
+from unidiff.families.templates import chat_markup, text_ids
+from unidiff.images.preprocess import Preprocess
 from unidiff.images.tokenizer import ImageTokenizer
 from unidiff.images.weights import check_finite
 from unidiff.model import UnifiedModel
 from unidiff.plain_text import PlainText
 from unidiff.spec import ModelSpec, PadPolicy
+from unidiff.templates.chat import ChatTemplates
+from unidiff.templates.layout import Ids, Tokenize
 
 # ---------------------------------------------------------------- the family
 
@@ -63,6 +66,7 @@ class Llada:
     codebook_size: ClassVar[int] = 0
     vq: ClassVar[tuple[str, str] | None] = None  # kind of image tokenizer, its folder in the checkpoint
     additive_to: ClassVar[str] = "valid_pairs"
+    preprocessing: ClassVar[dict[str, Preprocess]] = {}  # of pictures, by task; "default" holds for all others
 
     def detect(self, config: dict[str, Any]) -> bool:
         return config.get("model_type") == "llada" and not is_dimoo(config)
@@ -233,14 +237,14 @@ class Llada:
         spec = self.build_spec({**config, "unidiff": {**own, "spec": stated}}, tokenizer, rows)
         pictures = self._images(folder, config, spec, image_tokenizer)
         body = self.load_backbone(folder, config, dtype, spec.pad_policy, device_map)
-        model = UnifiedModel(body, spec, tokenizer, pictures, template=self.templates(spec, tokenizer))
-        if spec.family in TEMPLATED:
-            model.preprocess = PREPROCESSING.get(variant(spec, spec.special), {})
-        return model
+        template = self.templates(spec, PlainText(tokenizer, spec))
+        return UnifiedModel(body, spec, tokenizer, pictures, template=template, preprocess=self.preprocessing)
 
-    def templates(self, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Any:
-        """The family's templates; None for one that has none of its own (texts and pictures stand as they are)."""
-        return templates(spec, spec.special, PlainText(tokenizer, spec)) if spec.family in TEMPLATED else None
+    def templates(self, spec: ModelSpec, tokenize: Tokenize) -> Any:
+        """How the family writes a task down. tokenize: words to ids, no special token among them. Raises ValueError if
+        a special token is missing. A base model's tokenizer has no chat headers."""
+        markup = chat_markup(spec) if "start_header" in spec.special else None
+        return ChatTemplates(Ids(**text_ids(spec)), tokenize, markup)
 
     def _images(
         self, folder: Path, config: dict[str, Any], spec: ModelSpec, given: str | Path | None

@@ -10,7 +10,11 @@ from typing import Any, ClassVar
 
 from unidiff.families.llada import LLADA_TOKENS, Llada, Token
 from unidiff.families.registry import register
+from unidiff.families.templates import chat_markup, picture_ids, special_ids
+from unidiff.images.preprocess import Preprocess
 from unidiff.spec import ModelSpec
+from unidiff.templates.layout import Tokenize
+from unidiff.templates.task_token import TaskTokenIds, TaskTokenTemplates
 
 # Ids that LLaDA reserved; published tokenizers may still call them <|reserved_token_…|>.
 MMADA_TOKENS = LLADA_TOKENS | {
@@ -31,6 +35,13 @@ class Mmada(Llada):
     image_offset: ClassVar[int | None] = 126349
     codebook_size: ClassVar[int] = 8192
     vq: ClassVar[tuple[str, str] | None] = ("magvit2", "magvitv2")
+    # "document": diagrams and scans.
+    preprocessing: ClassVar[dict[str, Preprocess]] = {
+        "default": Preprocess("crop", 512),
+        "document": Preprocess("squash", 512),
+    }
+    prefix: ClassVar[int] = 513  # ids of a text-to-image prompt, as trained: a task token and 512 of text
+    parallel: ClassVar[str | None] = None  # the task token of text and picture in parallel
 
     def detect(self, config: dict[str, Any]) -> bool:
         return config.get("model_type") == "mmada"
@@ -50,6 +61,15 @@ class Mmada(Llada):
             "pixel_range": (-1.0, 1.0),
             "sampler": {**sampler, "image_sampler": "maskgit", "image_schedule": "cosine"},
         }
+
+    def templates(self, spec: ModelSpec, tokenize: Tokenize) -> TaskTokenTemplates:
+        names = {"pad": "ipad", "header_end": "end_header", "text_end": "eot", "text_to_image": "t2i"}
+        names |= {"understand": "mmu", "reason": "r2i"}
+        # MMaDA has no task of rounds. Reasoning before a picture is the nearest that was trained.
+        names |= {"interleaved": self.parallel or "r2i"} | ({"parallel": self.parallel} if self.parallel else {})
+        ids = TaskTokenIds(**picture_ids(spec), **special_ids(spec, names))
+        markup = chat_markup(spec, gap="\n")  # where LLaDA has two line breaks
+        return TaskTokenTemplates(ids, tokenize, markup, self.prefix)
 
     def check_size(self, spec: ModelSpec, size: int) -> None:
         if off := size - spec.image_offset:

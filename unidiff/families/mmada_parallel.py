@@ -14,10 +14,11 @@ import torch
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from unidiff.families.backbone import Backbone
-from unidiff.families.dimoo import Dimoo
+from unidiff.families.dimoo import EDIT, Dimoo
 from unidiff.families.llada import Llada, Token
 from unidiff.families.mmada import MMADA_TOKENS, Mmada
 from unidiff.families.registry import register
+from unidiff.images.preprocess import Preprocess
 from unidiff.model import UnifiedModel
 from unidiff.spec import ModelSpec
 
@@ -26,6 +27,8 @@ class ParallelM(Mmada):
     name: ClassVar[str] = "mmada_parallel"
     tokens: ClassVar[dict[str, Token]] = MMADA_TOKENS | {"interleave": Token("<|interleave|>", 126095)}
     additive_to: ClassVar[str] = "valid_keys"
+    preprocessing: ClassVar[dict[str, Preprocess]] = {"default": Preprocess("squash", 512)}
+    parallel: ClassVar[str | None] = "interleave"
 
     def layout(self, ids: dict[str, int], offset: int, rows: int, positions: int) -> dict[str, Any]:
         fields = super().layout(ids, offset, rows, positions)
@@ -36,6 +39,8 @@ class ParallelM(Mmada):
 
 class ParallelA(Dimoo):
     name: ClassVar[str] = "mmada_parallel"
+    preprocessing: ClassVar[dict[str, Preprocess]] = {"default": Preprocess("buckets", 512, 32)}
+    systems: ClassVar[dict[str, str]] = Dimoo.systems | {"parallel": EDIT}
 
     def layout(self, ids: dict[str, int], offset: int, rows: int, positions: int) -> dict[str, Any]:
         fields = super().layout(ids, offset, rows, positions)
