@@ -15,6 +15,8 @@ from unidiff.sequence import Modality, Segment
 PadPolicy = Literal["hard", "attend", "additive_one"]
 PAD_POLICIES = get_args(PadPolicy)
 
+_RETIRED = {"pixel_range"}  # fields of earlier versions, which nothing reads any more
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -53,7 +55,6 @@ class ModelSpec:
     attention: Literal["block_causal", "bidirectional"] = "block_causal"
     pad_policy: PadPolicy = "hard"
     additive_to: Literal["valid_pairs", "valid_keys"] = "valid_pairs"
-    pixel_range: tuple[float, float] = (0.0, 1.0)
     special: dict[str, int] = field(default_factory=dict)
     sampler: dict[str, Any] = field(default_factory=dict)
 
@@ -62,8 +63,6 @@ class ModelSpec:
         for name in ("logit_rows", "text_length", "max_positions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"ModelSpec.{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.pixel_range[0] < self.pixel_range[1]:
-            raise ValueError(f"ModelSpec.pixel_range is {self.pixel_range}; the first must be below the second")
         self._check_ranges()
         self._check_ids()
         self._check_images()
@@ -190,6 +189,7 @@ class ModelSpec:
         if not isinstance(values, Mapping):
             raise ValueError(f"ModelSpec: expected an object with its fields, got {values!r}")
         names = [f.name for f in fields(cls)]
+        values = {name: value for name, value in values.items() if name not in _RETIRED}
         if unknown := sorted(set(values) - set(names)):
             raise ValueError(f"ModelSpec has no field {', '.join(map(str, unknown))}{nearest(unknown[0], names)}")
         try:

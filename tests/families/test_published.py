@@ -173,7 +173,7 @@ def test_mmada_as_published(variant: str) -> None:
     spec = published_spec("mmada", 134656, 126348, variant, mask_token_id=126336)
     assert spec.image_range == (126349, 134541) and spec.logit_rows == 134656 and spec.row_separator is None
     assert spec.image_begin == (126084,) and spec.image_end == (126085,) and spec.image_grid == (32, 32)
-    assert spec.pixel_range == (-1.0, 1.0) and spec.text_range == (0, 126349)
+    assert spec.text_range == (0, 126349)
     assert {spec.special[n] for n in ("t2i", "mmu", "ipad", "r2i")} == {126088, 126089, 126093, 126094}
     assert spec.special.get("interleave") == (126095 if variant else None)
     assert spec.additive_to == ("valid_keys" if variant else "valid_pairs")

@@ -21,7 +21,7 @@ def test_golden(golden, fill_by_formula):
     bits = (torch.arange(8192)[:, None] & powers) > 0
     fill_by_formula(model, facts, **{"quantize.embedding": bits * 2.0 - 1, "quantize.power_vals": powers})
     assert len(model.state_dict()) == facts.weights == 382
-    assert (model.factor, model.codebook_size, list(model.pixel_range)) == (16, 8192, facts.pixel_range)
+    assert (model.factor, model.codebook_size) == (16, 8192)
     pixels = facts.image / 2 + 0.5
     torch.testing.assert_close(model.latents(pixels), facts.latent, rtol=0, atol=1e-4)
     ids = model.encode(pixels)

@@ -141,7 +141,7 @@ def test_a_value_that_cannot_be_read_is_missing_alone(kind, responses):
     assert isinstance(in_words(odd), str)
 
 
-def test_what_a_reward_logs_is_kept_as_words(responses, tmp_path):
+def test_what_a_reward_logs_is_kept_as_words(responses):
     lock = threading.Lock()
 
     def logs(segments, log_extra):
@@ -151,8 +151,7 @@ def test_what_a_reward_logs_is_kept_as_words(responses, tmp_path):
 
     table = reward_table([reward(logs)], responses(1))
     assert not table.lost, table.messages
-    table.save(tmp_path / "t.safetensors")
-    kept = RewardTable.load(tmp_path / "t.safetensors")
+    kept = RewardTable.from_tensors(*table.to_tensors())
     assert kept.extra["plain"] == table.extra["plain"] == {(0, 0): 1.5, (0, 2): "a"}
     assert kept.extra["odd"][0, 2] == str(lock) and "a OddNumber" in kept.extra["odd"][0, 0]
     assert "odd: " in kept.explain(0, 0)

@@ -246,11 +246,12 @@ def test_a_hung_reward_does_not_hold_up_the_exit():
     code = (
         "import time, torch\n"
         "from unidiff.rewards.reward import reward\n"
-        "from unidiff.rewards.runner import run_rewards\n"
+        "from unidiff.rewards.runner import Job\n"
         "async def nap(s): time.sleep(60)\n"
         "slow = [reward(lambda s: time.sleep(60), name='x', timeout=0.05), reward(nap, timeout=0.05)]\n"
         "class View: columns = {}\n"
-        "print([str(r[0].cause) for r in run_rewards(slow, [[View()]] * 2)])\n"
+        "jobs = [Job(each, [View()]).start() for each in slow]\n"
+        "print([str(job.finish()[0].cause) for job in jobs])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "['timeout', 'timeout']", done.stderr

@@ -16,32 +16,36 @@ from unidiff.families import checkpoint
 
 # ---------------------------------------------------------------- names of the weights
 
-_BLOCK, _LAYER = r"^model\.transformer\.blocks\.(\d+)\.", r"model.layers.\1."
-_INSIDE = {"q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj"}
-_INSIDE |= {"attn_out": "self_attn.o_proj", "attn_norm": "input_layernorm", "ff_norm": "post_attention_layernorm"}
-_INSIDE |= {"ff_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj"}
-# Published name (a pattern) -> transformers' name, read both ways. `ff_out` is a block's down projection, and outside
-# of the blocks the head.
-KEYS = {
-    r"^model\.transformer\.wte\.": "model.embed_tokens.",
-    r"^model\.transformer\.ln_f\.": "model.norm.",
-    r"^model\.transformer\.ff_out\.": "lm_head.",
-    **{rf"{_BLOCK}{theirs}\.": f"{_LAYER}{ours}." for theirs, ours in _INSIDE.items()},
+# Published name of a weight -> transformers' name, and its sides: v rows, d width, k width of the keys, m of the MLP.
+_OUTSIDE = {"wte": ("model.embed_tokens", "vd"), "ln_f": ("model.norm", "d"), "ff_out": ("lm_head", "vd")}
+_INSIDE = {
+    "q_proj": ("self_attn.q_proj", "dd"),
+    "k_proj": ("self_attn.k_proj", "kd"),
+    "v_proj": ("self_attn.v_proj", "kd"),
+    "attn_out": ("self_attn.o_proj", "dd"),
+    "attn_norm": ("input_layernorm", "d"),
+    "ff_norm": ("post_attention_layernorm", "d"),
+    "ff_proj": ("mlp.gate_proj", "md"),
+    "up_proj": ("mlp.up_proj", "md"),
+    "ff_out": ("mlp.down_proj", "dm"),
+}
+# The same as patterns, which transformers reads both ways.
+KEYS = {rf"^model\.transformer\.{theirs}\.": f"{ours}." for theirs, (ours, _) in _OUTSIDE.items()}
+KEYS |= {
+    rf"^model\.transformer\.blocks\.(\d+)\.{theirs}\.": rf"model.layers.\1.{ours}."
+    for theirs, (ours, _) in _INSIDE.items()
 }
 
 
 def published_shapes(llama: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Published name -> shape of every weight."""
-    d, mlp, rows = llama.hidden_size, llama.intermediate_size, llama.vocab_size
-    kv = d // llama.num_attention_heads * (llama.num_key_value_heads or llama.num_attention_heads)
-    block = {"attn_norm": (d,), "ff_norm": (d,), "q_proj": (d, d), "k_proj": (kv, d), "v_proj": (kv, d)}
-    block |= {"attn_out": (d, d), "ff_proj": (mlp, d), "up_proj": (mlp, d), "ff_out": (d, mlp)}
-    shapes: dict[str, tuple[int, ...]] = {"wte": (rows, d), "ln_f": (d,)}
-    if not llama.tie_word_embeddings:
-        shapes["ff_out"] = (rows, d)
+    d, heads = llama.hidden_size, llama.num_attention_heads
+    side = {"v": llama.vocab_size, "d": d, "m": llama.intermediate_size}
+    side["k"] = d // heads * (llama.num_key_value_heads or heads)
+    sides = {name: each for name, (_, each) in _OUTSIDE.items() if name != "ff_out" or not llama.tie_word_embeddings}
     for i in range(llama.num_hidden_layers):
-        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
-    return {f"model.transformer.{name}.weight": shape for name, shape in shapes.items()}
+        sides |= {f"blocks.{i}.{name}": each for name, (_, each) in _INSIDE.items()}
+    return {f"model.transformer.{name}.weight": tuple(side[x] for x in each) for name, each in sides.items()}
 
 
 # ---------------------------------------------------------------- config.json

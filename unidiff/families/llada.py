@@ -281,7 +281,7 @@ class Llada:
         ids |= {name: t.id for name, t in self.tokens.items() if t.id is not None and name in spec.special}
         ids |= {name: config[f] for name, f in _STATED.items() if config.get(f) is not None}
         usual = self._fields({k: v for k, v in ids.items() if v is not None}, self.image_offset, self.rows, config)
-        default = {"row_separator": None, "pad_policy": "hard", "pixel_range": (0.0, 1.0), "sampler": {}, **usual}
+        default = {"row_separator": None, "pad_policy": "hard", "sampler": {}, **usual}
         return {k: v for k, v in spec.to_dict().items() if v != default.get(k) and k != "logit_rows"}
 
     # ------------------------------------------------------------ inspection

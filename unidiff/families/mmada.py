@@ -58,7 +58,6 @@ class Mmada(Llada):
             "image_grid": (32, 32),
             "text_length": 512,
             "max_positions": positions,
-            "pixel_range": (-1.0, 1.0),
             "sampler": {**sampler, "image_sampler": "maskgit", "image_schedule": "cosine"},
         }
 

@@ -27,8 +27,6 @@ _NEEDED += ("num_vq_embeddings", "norm_num_groups", "act_fn")
 class DiffusersVQ(nn.Module):
     """The tokenizer; an `ImageTokenizer`. vq: a `diffusers.VQModel`, which works on pixels in [0, 1]."""
 
-    pixel_range = (0.0, 1.0)
-
     def __init__(self, vq: Any) -> None:
         super().__init__()
         self.vq = vq

@@ -35,7 +35,6 @@ class Magvit2(nn.Module):
     """
 
     factor = 2 ** (len(_ENCODER) - 1)
-    pixel_range = (-1.0, 1.0)
 
     def __init__(self, channels: int = 128, bits: int = 13) -> None:
         super().__init__()

@@ -7,17 +7,17 @@ trial with overlapping kernels, 65 % of boards leaked into neighbouring cells.) 
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unidiff.config import check_fields
+from unidiff.files import write_json, write_whole
 from unidiff.images.tokenizer import check_ids, check_pixels, register
 from unidiff.images.weights import fill, read_config, read_weights
 
@@ -43,7 +43,6 @@ class PatchVQConfig:
 class PatchVQ(nn.Module):
     """The tokenizer; an `ImageTokenizer`. Weights are fp32."""
 
-    pixel_range = (0.0, 1.0)
     codebook: Tensor
 
     def __init__(self, config: PatchVQConfig | None = None) -> None:
@@ -105,12 +104,9 @@ class PatchVQ(nn.Module):
         """Write config.json and model.safetensors, each in one piece or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        settings = json.dumps({"tokenizer": "patch_vq", **asdict(self.config)}, indent=2) + "\n"
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        for name, content in ((CONFIG, settings.encode()), (WEIGHTS, save(weights))):
-            partial = folder / f"{name}.partial"
-            partial.write_bytes(content)
-            partial.replace(folder / name)
+        write_json(folder / CONFIG, {"tokenizer": "patch_vq", **asdict(self.config)})
+        write_whole(folder / WEIGHTS, lambda path: save_file(weights, path))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> PatchVQ:

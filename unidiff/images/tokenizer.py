@@ -19,7 +19,6 @@ class ImageTokenizer(Protocol):
 
     factor: pixels a token, along each side.
     codebook_size: K; ids lie in 0..K-1, without the offset that a model's vocabulary adds.
-    pixel_range: what the network itself works on; `encode` takes and `decode` gives [0, 1] whatever it is.
     """
 
     @property
@@ -27,9 +26,6 @@ class ImageTokenizer(Protocol):
 
     @property
     def codebook_size(self) -> int: ...
-
-    @property
-    def pixel_range(self) -> tuple[float, float]: ...
 
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] float in [0, 1] -> ids [B, H / factor, W / factor] int64."""

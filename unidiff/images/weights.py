@@ -66,6 +66,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds more than tensors and is not loaded: {error}") from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} cannot be read, fetch it again: {error}") from error
+    if isinstance(weights, dict):
+        weights = weights.get("state_dict", weights)  # of a training checkpoint
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{path} must hold a table of tensors by name")
     return weights

@@ -10,7 +10,7 @@ Whatever it does to tokens, pictures or columns, no other reward sees it, nor do
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -116,6 +116,21 @@ class SequenceView:
         """The response closes with a text that reached its end token: not cut off, nor left at a picture."""
         final = self.segments[-1]
         return final.modality == Modality.TEXT and final.ended
+
+
+def parts_of(view: SegmentView | SequenceView) -> Iterator[tuple[str, str | Image.Image]]:
+    """What a view is judged with, in order, as (role, text or picture): the prompt, then the response up to it."""
+    segments = view.segments if isinstance(view, SequenceView) else (*view.before, view)
+    yield from (("prompt", part) for part in view.prompt)
+    for segment in segments:
+        part = segment.text if segment.text is not None else segment.image
+        assert part is not None
+        yield "response", part
+
+
+def prompt_text(view: SegmentView | SequenceView) -> str:
+    """The texts of the prompt, joined by line breaks."""
+    return "\n".join(part for part in view.prompt if isinstance(part, str))
 
 
 def link_row(

@@ -19,10 +19,11 @@ from transformers import AutoTokenizer, BlipTextConfig, BlipVisionConfig, BlipVi
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from unidiff.config import typed
+from unidiff.images.weights import read_weights
 from unidiff.rewards.guard import Value
 from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
-from unidiff.scorers.vision import VisionModel, head_of, text_of, weights_of
+from unidiff.scorers.vision import VisionModel, head_of, text_of
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's figures over the authors' validation pictures
 PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
@@ -128,7 +129,7 @@ class _Scorer(VisionModel):
 
     def build(self) -> nn.Module:
         self._words = AutoTokenizer.from_pretrained(self.tokenizer)
-        model = ImageRewardModel(weights_of(self.checkpoint))
+        model = ImageRewardModel(read_weights(Path(self.checkpoint)))
         size = model.vision.config.image_size
         steps = [v2.Resize(size, v2.InterpolationMode.BICUBIC), v2.CenterCrop(size), v2.PILToTensor()]
         steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(PIXEL_MEAN, PIXEL_STD)]

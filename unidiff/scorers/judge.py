@@ -16,9 +16,10 @@ from typing import Any
 from unidiff.config import typed
 from unidiff.rewards.guard import raised
 from unidiff.rewards.reward import Cause, Missing, Reward, reward
+from unidiff.rewards.segment_view import parts_of
 from unidiff.scorers.answers import plain
 from unidiff.scorers.endpoint import Endpoint, EndpointError, json_of
-from unidiff.scorers.remote import Values, View, encoded, parts_of
+from unidiff.scorers.remote import Values, View, encoded
 
 SCORE = re.compile(
     r"\bscore\b[\s*_`\"':=]*(?:is\b\s*)?(?P<score>[-+]?\d+(?:\.\d+)?)"

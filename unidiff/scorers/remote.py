@@ -24,7 +24,7 @@ import datetime
 import io
 import json
 import pickle
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,7 +34,7 @@ from PIL import Image
 from unidiff.config import typed
 from unidiff.images.picture import rgb
 from unidiff.rewards.reward import Cause, Missing, Reward, reward
-from unidiff.rewards.segment_view import SegmentView, SequenceView
+from unidiff.rewards.segment_view import SegmentView, SequenceView, parts_of, prompt_text
 from unidiff.scorers.endpoint import Answer, Endpoint, EndpointError, json_of
 
 View = SegmentView | SequenceView
@@ -47,21 +47,6 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     rgb(image).save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def parts_of(view: View) -> Iterator[tuple[str, str | Image.Image]]:
-    """What a view is judged with, in order, as (role, text or picture): the prompt, then the response up to it."""
-    segments = view.segments if isinstance(view, SequenceView) else (*view.before, view)
-    yield from (("prompt", part) for part in view.prompt)
-    for segment in segments:
-        part = segment.text if segment.text is not None else segment.image
-        assert part is not None
-        yield "response", part
-
-
-def prompt_text(view: View) -> str:
-    """The texts of the prompt, joined by line breaks."""
-    return "\n".join(part for part in view.prompt if isinstance(part, str))
 
 
 async def in_batches(

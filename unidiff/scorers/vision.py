@@ -15,16 +15,15 @@ from typing import Any, cast
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
 from unidiff.config import typed
+from unidiff.images.weights import read_weights
 from unidiff.rewards.guard import Value, column_of, each, fill
 from unidiff.rewards.reward import Reward, reward
-from unidiff.rewards.segment_view import SegmentView
-from unidiff.scorers.remote import prompt_text
+from unidiff.rewards.segment_view import SegmentView, prompt_text
 
 CLIP = "openai/clip-vit-large-patch14"
 PICK = "yuvalkirstain/PickScore_v1"
@@ -125,7 +124,7 @@ class Clip(VisionModel):
         if self.checkpoint is None:
             return CLIPModel.from_pretrained(self.name)
         model = CLIPModel(CLIPConfig.from_pretrained(self.name))
-        model.load_state_dict(from_open_clip(weights_of(self.checkpoint)))
+        model.load_state_dict(from_open_clip(read_weights(Path(self.checkpoint))))
         return model
 
     def embedded(self, model: Any, pixels: Tensor) -> Tensor:
@@ -209,14 +208,6 @@ def hps_score(
     return _agreement(Clip(model, checkpoint=checkpoint, **(loading or {})), column, False, "hps_score", options)
 
 
-def weights_of(path: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or torch file; code in it is not run."""
-    if path.endswith(".safetensors"):
-        return load_file(path)
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    return found.get("state_dict", found)
-
-
 # --- names of open_clip -----------------------------------------------------------------------------------------------
 
 _WHOLE = {
@@ -286,7 +277,7 @@ def aesthetic_score(head: str, model: str = CLIP, *, loading: dict[str, Any] | N
     if not Path(head).is_file():
         raise FileNotFoundError(f"head={head!r} is no file")
     clip = Clip(model, vision_only=True, **(loading or {}))
-    layers = head_of(weights_of(head))
+    layers = head_of(read_weights(Path(head)))
 
     def aesthetic_score(segments: Sequence[SegmentView]) -> list[Value]:
         def run(model: Any, pixels: Tensor, texts: list[str]) -> Tensor:
