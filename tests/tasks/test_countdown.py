@@ -1,0 +1,53 @@
+"""Countdown: solutions earn everything, and every way to be wrong is told apart."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from unidiff.tasks.countdown import Problem, answer_right, calculate, problem, steps_right, value_of
+
+GIVEN = Problem((25, 3, 4), 24)
+
+
+def test_a_solution_earns_everything():
+    chance = random.Random(0)
+    for made, solution in (problem(chance) for _ in range(300)):
+        assert answer_right(made, str(solution)) == steps_right(made, str(solution)) == 1.0
+        assert made.prompt.startswith(f"make {made.target} from ") and len(made.numbers) == 3
+
+
+def test_a_random_calculation_is_right_in_its_steps_only():
+    chance = random.Random(1)
+    problems = [problem(chance)[0] for _ in range(300)]
+    texts = [str(calculate(made.numbers, chance)) for made in problems]
+    assert all(steps_right(made, text) == 1.0 for made, text in zip(problems, texts))
+    assert 0.1 < sum(answer_right(made, text) == 1.0 for made, text in zip(problems, texts)) / 300 < 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "answer"),
+    [
+        ("25 + 3 = 28 , 28 - 4 = 24 so ( 25 + 3 ) - 4", 1.0, 1.0),
+        ("25 + 3 = 28 , 28 - 4 = 25 so 25 + 3 - 4", 0.5, 1.0),  # a wrong result on the way
+        ("25 + 3 = 28 , 28 - 3 = 25 so 25 + 3 - 3", 0.5, 0.1),  # 3 is used up
+        ("25 - 4 = 21 , 21 + 3 = 24 so 25 - 4", 1.0, 0.1),  # not every number
+        ("so 24", 0.0, 0.1),
+        ("25 + 3 = 28 , 28 - 4 = 24", 1.0, 0.0),  # no answer
+        ("25 + 3 = 28 , 25 + 3 = 28 so 25 ** 3", 0.5, 0.0),
+        ("so __import__('os')", 0.0, 0.0),
+        ("so " + "(" * 150 + "1" + ")" * 150, 0.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
+)
+def test_what_a_text_earns(text, steps, answer):
+    assert (steps_right(GIVEN, text), answer_right(GIVEN, text)) == (steps, answer)
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "1 +", "a", "1.5", "True", "2 ** 9", "1 / 2", "-3", "9" * 9, "f(1)", "1 if 1 else 2"]
+)
+def test_what_is_no_expression_of_numbers_has_no_value(bad):
+    assert value_of(bad) is None
+    assert value_of("( 2 + 3 ) * 4") == (20, [2, 3, 4])

@@ -1,0 +1,111 @@
+"""Small Python functions: from a signature and two examples to a body; hidden unit tests judge it.
+
+prompt    write f ( x ) so that f ( 3 ) == 7 and f ( 5 ) == 11
+response  ```python
+          def f ( x ) : return x * 2 + 1
+          ```
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+EXAMPLES, TESTS = 2, 5
+_CONSTANTS = range(1, 10)
+Arguments = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Functions that differ in a constant `a`. body: their text, with {a} for the constant. run: what they compute."""
+
+    signature: str
+    body: str
+    run: Callable[..., Any]
+
+    @property
+    def constants(self) -> tuple[int, ...]:
+        return tuple(_CONSTANTS) if "{a}" in self.body else (0,)
+
+
+FAMILIES = (
+    Family("x", "x + {a}", lambda a, x: x + a),
+    Family("x", "x - {a}", lambda a, x: x - a),
+    Family("x", "{a} - x", lambda a, x: a - x),
+    Family("x", "x * {a}", lambda a, x: x * a),
+    Family("x", "x * x + {a}", lambda a, x: x * x + a),
+    Family("x", "x * 2 + {a}", lambda a, x: x * 2 + a),
+    Family("x", "x % ( {a} + 1 )", lambda a, x: x % (a + 1)),
+    Family("x", "max ( x , {a} )", lambda a, x: max(x, a)),
+    Family("x", "min ( x , {a} )", lambda a, x: min(x, a)),
+    Family("x", "x > {a}", lambda a, x: x > a),
+    Family("x y", "x + y + {a}", lambda a, x, y: x + y + a),
+    Family("x y", "x * y - {a}", lambda a, x, y: x * y - a),
+    Family("x y", "max ( x , y ) + {a}", lambda a, x, y: max(x, y) + a),
+    Family("x y", "abs ( x - y )", lambda a, x, y: abs(x - y)),
+    Family("xs", "sum ( xs )", lambda a, xs: sum(xs)),
+    Family("xs", "sum ( xs ) + {a}", lambda a, xs: sum(xs) + a),
+    Family("xs", "len ( xs ) * {a}", lambda a, xs: len(xs) * a),
+    Family("xs", "max ( xs ) - min ( xs )", lambda a, xs: max(xs) - min(xs)),
+    Family("xs", "sorted ( xs )", lambda a, xs: sorted(xs)),
+    Family("xs", "xs [ : : - 1 ]", lambda a, xs: xs[::-1]),
+    Family("xs", "[ x + {a} for x in xs ]", lambda a, xs: [x + a for x in xs]),
+    Family("xs", "[ x * {a} for x in xs ]", lambda a, xs: [x * a for x in xs]),
+    Family("xs", "[ x for x in xs if x > {a} ]", lambda a, xs: [x for x in xs if x > a]),
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One function to write. examples: (arguments, value), shown in the prompt. tests: assertions that are not."""
+
+    family: Family
+    constant: int
+    examples: tuple[tuple[Arguments, Any], ...]
+    tests: tuple[str, ...]
+
+    @property
+    def prompt(self) -> str:
+        shown = " and ".join(f"f ( {spaced(given)} ) == {spaced((value,))}" for given, value in self.examples)
+        return f"write f ( {' , '.join(self.family.signature.split())} ) so that {shown}"
+
+    @property
+    def solution(self) -> str:
+        return written(self.family, self.constant)
+
+
+def written(family: Family, constant: int) -> str:
+    """A response: one function of a family in a fenced block."""
+    signature = " , ".join(family.signature.split())
+    return f"```python\ndef f ( {signature} ) : return {family.body.format(a=constant)}\n```"
+
+
+def problem(chance: random.Random, family: Family, constant: int) -> Problem:
+    """A problem with examples and tests drawn by chance; every one has other arguments."""
+    cases: dict[str, tuple[Arguments, Any]] = {}
+    while len(cases) < EXAMPLES + TESTS:
+        given = tuple(
+            [chance.randint(0, 9) for _ in range(3)] if name == "xs" else chance.randint(0, 9)
+            for name in family.signature.split()
+        )
+        cases[repr(given)] = given, family.run(constant, *given)
+    *examples, _ = list(cases.values())[: EXAMPLES + 1]
+    tests = [
+        f"assert f({', '.join(map(repr, given))}) == {value!r}" for given, value in list(cases.values())[EXAMPLES:]
+    ]
+    return Problem(family, constant, tuple(examples), tuple(tests))
+
+
+def spaced(values: Arguments) -> str:
+    """Values as single words: `[ 1 , 2 ] , 3`."""
+    return " , ".join(
+        f"[ {' , '.join(map(str, value))} ]"
+        if isinstance(value, list) and value
+        else "[ ]"
+        if value == []
+        else str(value)
+        for value in values
+    )

@@ -1,0 +1,1 @@
+"""Coloured shapes on a plain ground: pictures from prompts, and edits of pictures."""

@@ -1,0 +1,95 @@
+"""Edits of a picture in words: an instruction, the scene before and the scene after."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from unidiff.tasks.shapes.look import Seen
+from unidiff.tasks.shapes.prompts import free_places
+from unidiff.tasks.shapes.scene import COLOURS, KINDS, SIDE, SIZE, Shape, apart
+
+ACTIONS = ("recolour", "reshape", "move", "remove")
+STEP = 16  # pixels that "move" moves a shape: the width of two tokens of the native tokenizer
+_WAYS = {"left": (-STEP, 0), "right": (STEP, 0), "up": (0, -STEP), "down": (0, STEP)}
+_NEAR = 3  # pixels that a shape's centre may be off
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit. `after` is None where the instruction names `before` and nothing is left of it."""
+
+    instruction: str
+    action: str
+    scene: tuple[Shape, ...]
+    before: Shape
+    after: Shape | None
+
+    @property
+    def target(self) -> tuple[Shape, ...]:
+        """The scene that the instruction asks for."""
+        changed = [self.after if shape == self.before else shape for shape in self.scene]
+        return tuple(shape for shape in changed if shape is not None)
+
+
+def draw_edit(chance: random.Random, action: str) -> Edit:
+    """A scene of two or three shapes with different names, and an edit of one of them."""
+    if action not in ACTIONS:
+        raise ValueError(f"action: expected one of {', '.join(ACTIONS)}, got {action!r}")
+    while True:
+        names = chance.sample([(kind, colour) for kind in KINDS for colour in COLOURS], chance.choice((2, 3)))
+        scene = tuple(Shape(*name, *place) for name, place in zip(names, free_places(len(names), chance)))
+        before, *rest = chance.sample(scene, len(scene))
+        found = _change(action, before, rest, chance)
+        if found is not None:
+            instruction, after = found
+            return Edit(instruction, action, scene, before, after)
+
+
+def _change(action: str, shape: Shape, rest: Sequence[Shape], chance: random.Random) -> tuple[str, Shape | None] | None:
+    """An instruction and what becomes of a shape; None where it cannot be moved."""
+    if action == "remove":
+        return f"remove the {shape}", None
+    if action == "recolour":
+        colour = chance.choice([name for name in COLOURS if name != shape.colour])
+        return f"make the {shape} {colour}", replace(shape, colour=colour)
+    if action == "reshape":
+        kind = chance.choice([name for name in KINDS if name != shape.kind])
+        return f"turn the {shape} into a {kind}", replace(shape, kind=kind)
+    ways = {way: (shape.x + x, shape.y + y) for way, (x, y) in _WAYS.items()}
+    free = [
+        way
+        for way, (x, y) in ways.items()
+        if min(x, y) >= 0 and max(x, y) <= SIDE - SIZE and all(apart((x, y), (s.x, s.y)) for s in rest)
+    ]
+    if not free:
+        return None
+    way = chance.choice(free)
+    return f"move the {shape} {way}", replace(shape, x=ways[way][0], y=ways[way][1])
+
+
+def shows(shape: Shape, seen: Seen) -> bool:
+    """Whether a shape that is seen is this one: its kind, its colour, its place."""
+    x, y = seen.centre
+    middle = SIZE / 2
+    near = abs(x - shape.x - middle) <= _NEAR and abs(y - shape.y - middle) <= _NEAR
+    return seen.clear and near and (seen.kind, seen.colour) == (shape.kind, shape.colour)
+
+
+def reached(edit: Edit, seen: Sequence[Seen]) -> bool:
+    """Whether a picture shows the target and nothing else."""
+    return len(seen) == len(edit.target) and all(any(shows(shape, one) for one in seen) for shape in edit.target)
+
+
+def degrees(edit: Edit, seen: Sequence[Seen]) -> float:
+    """The mean of two shares, 0 to 1: of the change that is asked for, and of the other shapes that are still there.
+
+    A change counts half if the old shape is gone and half if the new one is there.
+    """
+    gone = not any(shows(edit.before, one) for one in seen)
+    there = edit.after is None or any(shows(edit.after, one) for one in seen)
+    rest = [shape for shape in edit.scene if shape != edit.before]
+    kept = sum(any(shows(shape, one) for one in seen) for shape in rest) / len(rest)
+    extra = max(0, len(seen) - len(edit.target))
+    return ((gone + there) / 2 + kept) / 2 / (1 + extra)
