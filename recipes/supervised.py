@@ -1,6 +1,8 @@
-"""Masked-diffusion supervised training of the native model on demonstrations. Makes recipes/base.
+"""Masked-diffusion supervised training of a native model on demonstrations. Makes recipes/base.
 
-    python recipes/supervised.py --output_dir outputs/base            # about an hour on 2 CPU cores
+    python recipes/supervised.py --output_dir outputs/base            # FrozenLake; about an hour on 2 CPU cores
+    python recipes/supervised.py --config recipes/configs/supervised/tasks.yaml     # pictures, edits, sums, code
+    python recipes/supervised.py --init recipes/base --task my_task.py:task --steps 500
     python recipes/supervised.py --init recipes/base --steps 100      # a continued run
     python recipes/supervised.py --pictures false --output_dir outputs/base-text     # responses of one text
     python recipes/supervised.py --resume --output_dir outputs/base   # go on after Ctrl-C or a kill
@@ -8,8 +10,9 @@
 OUTPUT_DIR gets the model, and beside its files training.json, supervised.jsonl, checkpoints and, at the end,
 summary.json.
 
-The demonstrator walks partly towards the goal and partly by habit (see FrozenLake.walker_probabilities), so that what
-is learnt is how to see, move and draw; where to go is left for reinforcement learning.
+A task shows how it is done (`Task.demonstration`). FrozenLake's demonstrator walks partly towards the goal and partly
+by habit (see FrozenLake.walker_probabilities), so that what is learnt is how to see, move and draw; where to go is left
+for reinforcement learning. The other tasks' demonstrators are right only in part, for the same reason.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from unidiff.model import UnifiedModel
 from unidiff.program import run_program
 from unidiff.run_folder import PROGRESS, SUMMARY, RunFolder, resumed, step_of
 from unidiff.sequence import Interleaved
-from unidiff.tasks import FrozenLake
+from unidiff.tasks import FrozenLake, Task, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 FROZEN = (0.75, 0.6, 0.9)  # chance that a cell is ice
@@ -47,9 +50,10 @@ TEXT_LENGTH = {True: 8, False: 32}  # tokens of the longest text: of a move, and
 class Config(supervised.SupervisedConfig):
     """SupervisedConfig, and what is trained and where it is saved."""
 
-    init: FilePath | None = setting(
-        "run", None, "checkpoint to continue from; none = a fresh model on tokenizers/native"
-    )
+    task: tuple[str, ...] = setting("data", ("frozen_lake",), "what is imitated, in equal shares; see docs/tasks.md")
+    init: FilePath | None = setting("run", None, "checkpoint to continue from; none = a fresh model on `tokenizers`")
+    tokenizers: FilePath = setting("run", str(ROOT / "tokenizers/native"), "of a fresh model")
+    text_length: int | None = setting("run", None, "longest text of a fresh model; none = of FrozenLake's")
     output_dir: FilePath = setting("run", "outputs/base", "folder of the model")
     resume: bool = setting("run", False, "go on from the last checkpoint in output_dir, with the settings there")
     save_every: int = setting("run", 500, "steps between checkpoints; 0 = only at the end and when stopped")
@@ -96,7 +100,7 @@ def main() -> None:
 def train(config: Config, folder: RunFolder, model: UnifiedModel, last: Path | None, asked: list[int]) -> None:
     """Trains from a checkpoint, if there is one, to the end, or until a signal is asked for. Raises WriteError."""
     began = time.perf_counter()
-    rows = demonstrations(model, config.corpus, config.pictures)
+    rows = demonstrations(model, config)
     print(f"{len(rows)} demonstrations in {time.perf_counter() - began:.0f} s", flush=True)
     optimizers = supervised.optimizers(model, config)
     rates = [o.param_groups[0]["lr"] for o in optimizers]
@@ -152,18 +156,24 @@ def step(
     return losses
 
 
-def demonstrations(model: UnifiedModel, count: int, pictures: bool = True) -> list[Interleaved]:
-    """Walks over boards with few, some and many holes: more layouts to learn from than those of the task alone."""
-    tasks = [FrozenLake(frozen_probability=p, pictures=pictures) for p in FROZEN]
+def demonstrations(model: UnifiedModel, config: Config) -> list[Interleaved]:
+    """Those of each task. Of FrozenLake on boards with few, some and many holes: more layouts to learn from than those
+    of the task alone."""
+    tasks: list[Task] = []
+    for name in config.task:
+        lakes = [FrozenLake(frozen_probability=p, pictures=config.pictures) for p in FROZEN]
+        tasks += lakes if name == "frozen_lake" else [resolve(name)]
+    count = config.corpus
     return [row for i, task in enumerate(tasks) for row in supervised.corpus(model, task, range(i, count, len(tasks)))]
 
 
 def start(config: Config) -> UnifiedModel:
     if config.init is not None:
         return UnifiedModel.from_pretrained(config.init)
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tokenizers/native/text")
-    images = PatchVQ.from_pretrained(ROOT / "tokenizers/native/image").eval()
-    text_length = TEXT_LENGTH[config.pictures]
+    folder = Path(config.tokenizers)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "text")
+    images = PatchVQ.from_pretrained(folder / "image").eval()
+    text_length = config.text_length or TEXT_LENGTH[config.pictures]
     return native.build(
         tokenizer, images, text_length=text_length, d_model=config.d_model, layers=config.layers, seed=config.seed
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from unidiff.canvas import Window, render
 from unidiff.model import UnifiedModel
 from unidiff.sequence import Interleaved, Modality
 from unidiff.supervised import SupervisedConfig, draw_forms, draw_mask, lr_factor, supervised_loss
-from unidiff.tasks import FrozenLake
+from unidiff.tasks import Example, FrozenLake, Task
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +51,14 @@ def test_images_of_the_corpus_carry_the_region_of_their_text(
     assert outside == 0  # the pictures change nowhere else: an edit can draw all that has to change
 
 
-@dataclass
-class Words:
+class Words(Task):
     """A task whose demonstrations hold no picture."""
 
-    def example(self, split: str, index: int) -> Words:
-        self.prompt = ["find the goal"]
-        return self
+    def example(self, split: str, index: int) -> Example:
+        return Example(["find the goal"])
 
-    def demonstration(self, example: Words, attempt: int = 0) -> list[str]:
+    def demonstration(self, example: Example, attempt: int = 0) -> list[str]:
         return ["answer right"]
-
-    def region(self, text: str, grid: tuple[int, int]) -> None: ...
 
 
 def test_demonstrations_without_pictures(model: UnifiedModel) -> None:

@@ -58,7 +58,7 @@ class Bench:
         self.model = UnifiedModel.from_pretrained(config.model)
         self.task = FrozenLake()
         self.examples = [self.task.example("test", i) for i in range(config.prompts)]
-        self.prompts = [self.model.encode(e.prompt) for e in self.examples]
+        self.prompts = [self.model.encode(list(e.prompt)) for e in self.examples]
         self.keys = [noise.key(config.seed, i) for i in range(config.prompts)]
 
     def rollouts(self, settings: SamplerConfig) -> list[Rollout]:

@@ -158,7 +158,7 @@ def overlap(config: Config) -> None:
     model = UnifiedModel.from_pretrained(BASE)
     sampler = InterleavedSampler(model, settings.sampler(), task.region)
     examples = [task.example("train", i) for i in range(settings.num_prompts)]
-    prompts = [model.encode(example.prompt) for example in examples]
+    prompts = [model.encode(list(example.prompt)) for example in examples]
     keys = [noise.key(0, p, g) for p in range(settings.num_prompts) for g in range(settings.num_generations)]
     pause = 0.0
 

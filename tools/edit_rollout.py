@@ -350,7 +350,8 @@ def task_of(config: Config, run: dict[str, Any]) -> Task:
 def rewards_of(config: Config, run: dict[str, Any], task: Task) -> list[Reward]:
     """Those of the command line, else of the run, else of the task. Raises ValueError for what is not a reward, and for
     rewards of the run that would be imported, unless it is trusted."""
-    own = {reward.name for reward in as_rewards(task.rewards())}
+    shipped = as_rewards(task.rewards())
+    own = {reward.name for reward in shipped}
     foreign = [name for name in run.get("rewards") or () if str(name).partition("=")[0].strip() not in {*REWARDS, *own}]
     if foreign and not config.rewards and not config.trust_run:
         raise ValueError(
@@ -358,7 +359,7 @@ def rewards_of(config: Config, run: dict[str, Any], task: Task) -> list[Reward]:
             f"code: {', '.join(map(str, foreign))}. Give --trust_run if you trust them, or name others by --rewards"
         )
     try:
-        return as_rewards(config.rewards or run.get("rewards") or task.rewards(), task.rewards())
+        return as_rewards(config.rewards or run.get("rewards") or shipped, shipped)
     except TypeError as error:
         raise ValueError(f"rewards: {error}") from error
 
@@ -394,7 +395,7 @@ def sampler_settings(config: Config, family: Mapping[str, Any], run: dict[str, A
 
 def task_prompts(config: Config, task: Task, index: Sequence[int]) -> list[Prompt]:
     examples = [(i, task.example(config.split, i)) for i in index]
-    return [Prompt(e.prompt, e.columns, f"{config.split} prompt {i}", e) for i, e in examples]
+    return [Prompt(list(e.prompt), dict(e.columns), f"{config.split} prompt {i}", e) for i, e in examples]
 
 
 def own_picture(config: Config) -> Image.Image | None:

@@ -72,7 +72,7 @@ class Canvas:
 
     clean: the sequence [B, L]. sampled: [B, L] bool, response content that the policy chose (no delimiter, no kept
     image token, nothing after an end token). noisy: [B, N] the copy of the sampled segments that is masked to score
-    them: a text with its canvas up to the spec's text length, an image's sampled tokens. source: [B, N] int64,
+    them: a text with its canvas and what stands behind it, an image's sampled tokens. source: [B, N] int64,
     column of `clean` that a noisy token copies, -1 = it only pads out a text's canvas and is always masked. step:
     [B, L] int64, the denoising step that committed a sampled token, -1 = not sampled, or not known.
     """
@@ -147,6 +147,7 @@ def wrap(segment: Segment, spec: ModelSpec, announced: bool = False) -> tuple[np
             rows, columns = segment.grid
             at = np.arange(1, rows + 1) * columns
             ids, offset = np.insert(ids, at, spec.row_separator), np.insert(offset, at, -1)
+    after = (*after, *segment.behind)
     outside = [-1] * len(before), [-1] * len(after)
     return np.concatenate([before, ids, after]).astype(np.int64), np.concatenate([outside[0], offset, outside[1]])
 
@@ -245,8 +246,12 @@ def _render_row(row: Interleaved, spec: ModelSpec, window: Window | None = None)
         at = np.flatnonzero(sampled)
         noisy.add(start + at, ids=ids[at], position=position[at], offset=offset[at], previous=previous[at], **common)
         if segment.modality is Modality.TEXT:
-            rest = np.arange(len(at), spec.text_length)
+            room, n = spec.room(segment.room), len(segment.behind)
+            rest = np.arange(len(at), room)
             noisy.add(np.full(len(rest), -1), ids=spec.mask, position=start + rest, offset=rest, previous=-1, **common)
+            if n:  # stands behind the canvas while the text is written
+                column, place = start + len(ids) - n + np.arange(n), start + room + np.arange(n)
+                noisy.add(column, ids=ids[-n:], position=place, offset=-1, previous=-1, **common)
     return clean, noisy
 
 

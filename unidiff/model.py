@@ -27,7 +27,17 @@ from unidiff.images.picture import rgb
 from unidiff.images.pixels import to_pil, to_pixels
 from unidiff.images.preprocess import Preprocess
 from unidiff.plain_text import PlainText
-from unidiff.sequence import Interleaved, Modality, Prompt, Segment, check_parts, hidden
+from unidiff.sequence import (
+    Interleaved,
+    Locate,
+    Modality,
+    Prompt,
+    Segment,
+    Writes,
+    check_parts,
+    check_writes,
+    hidden,
+)
 from unidiff.spec import ModelSpec
 from unidiff.templates import Picture, PromptTemplate
 
@@ -158,19 +168,52 @@ class UnifiedModel(nn.Module):
             )
         return sequence
 
-    def encode_prompt(self, parts: Sequence[str | Image], left_out: Sequence[str] = ()) -> Prompt:
-        """Texts and PIL images as a prompt, and the same without what guidance leaves out, "text" or "image": as the
-        family's template says, or with the mask token in the place of every token left out. TypeError: no parts."""
+    def encode_prompt(
+        self,
+        parts: Sequence[str | Image],
+        left_out: Sequence[str] = (),
+        writes: Writes = "interleaved",
+        *,
+        system: str | None = None,
+        room: int | None = None,
+        prepare: str | None = None,
+        locate: Locate | None = None,
+    ) -> Prompt:
+        """Texts and PIL images as a prompt for a kind of response, and the same without what guidance leaves out,
+        "text" or "image": as the family's template says, or with the mask token in the place of every token left out.
+
+        writes, room, locate: see `Prompt`. system: what the system says; None = the family's own words. prepare: the
+        family's rule for pictures of any size and mode (see `prepare`); None = they are as the model takes them.
+        Raises TypeError for what are no parts, ValueError for a response that the family cannot write, an edit without
+        a picture, or a prompt that is too long.
+        """
         check_parts(parts)
+        writes = check_writes(writes)
+        given = [self.prepare(p, prepare) if prepare and not isinstance(p, str) else p for p in parts]
+        pictures = sum(not isinstance(part, str) for part in given)
+        prompt = Prompt(Interleaved(), {}, writes, room, (), " ".join(p for p in given if isinstance(p, str)), locate)
+        self._check_plan(prompt, pictures)
         if self.template is None:
             kinds = {"text": Modality.TEXT, "image": Modality.IMAGE}
+            parts = given if system is None else [system, *given]
             whole = Interleaved.from_parts(parts, self.encode_text, lambda im: self.encode_images([im])[0])
             without = {name: hidden(whole, kinds[name], self.spec.mask) for name in left_out}
+            behind = ()
         else:
-            pictures = self._pictures(parts)
-            whole = self.template.prompt(pictures)
-            without = {name: self.template.prompt(pictures, name) for name in left_out}
-        return Prompt(self._fitting(whole), without)
+            kind = writes if isinstance(writes, str) else "interleaved"
+            coded = self._pictures(given)
+            whole = self.template.prompt(coded, None, kind, system)
+            without = {name: self.template.prompt(coded, name, kind, system) for name in left_out}
+            behind = self.template.behind(kind)
+        return dataclasses.replace(prompt, whole=self._fitting(whole), without=without, behind=behind)
+
+    def _check_plan(self, prompt: Prompt, pictures: int) -> None:
+        self.spec.room(prompt.room)
+        draws = [part for part in prompt.plan if part in ("image", "edit")]
+        if draws and not self.spec.codebook_size:
+            raise ValueError(f"writes is {prompt.writes!r}, but family {self.spec.family} is one of text alone")
+        if prompt.plan[0] == "edit" and not pictures:
+            raise ValueError("writes is 'edit', but the prompt has no picture to edit")
 
     def _pictures(self, parts: Sequence[str | Image]) -> list[str | Picture]:
         """PIL images as codes."""

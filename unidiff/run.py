@@ -39,7 +39,7 @@ from unidiff.report.record import RolloutRecord
 from unidiff.report.results import duration
 from unidiff.rewards.reward import RewardError
 from unidiff.run_folder import RunFolder, read_metrics, resumed
-from unidiff.tasks import Task
+from unidiff.tasks.task import Task
 
 GALLERY = 6  # rollouts in each gallery of the report
 
@@ -125,8 +125,10 @@ class Run:
         if self.accelerator.device.type == "cpu":
             share = max((os.cpu_count() or 1) // self.accelerator.num_processes, 1)
             torch.set_num_threads(config.threads or share)
+        if isinstance(task, Task):
+            task.check()
         model = load(config) if model is None else model
-        made = task(model) if callable(task) else task
+        made = task if isinstance(task, Task) else task(model)
         self.trainer = GRPOTrainer(
             model,
             made,
@@ -188,7 +190,12 @@ class Run:
         out, config = self.trainer.folder.path, self.config
         metrics = read_metrics(self.trainer.folder.metrics)
         rollout, seconds = final["sampled"].compute, time.perf_counter() - self.began
+        # The task's first figure that applied to some response, before and after.
+        known = figures(final)
+        headline = next((name for name in self.trainer.task.headline if name in known), None)
         summary = {
+            "task": type(self.trainer.task).__name__,
+            "headline": headline,
             "base": json.loads((out / "base.json").read_text()),
             "final": figures(final),
             "rollout": {**rollout.total.to_dict(), "phases": {k: c.to_dict() for k, c in rollout.items()}},
@@ -229,7 +236,7 @@ def figures(held: dict[str, Evaluation]) -> dict[str, Any]:
 def gallery(model: UnifiedModel, held: dict[str, Evaluation]) -> list[RolloutRecord]:
     """The first sampled responses of an evaluation."""
     one = held["sampled"]
-    titles = [f"{example.split} board {example.index}" for example in one.examples]
+    titles = [example.title for example in one.examples]
     per_row = {name: values.tolist() for name, values in one.per_row.items()}
     batch = RolloutBatch(one.rollouts, titles, torch.arange(len(titles)), fingerprint(model), per_row)
     return records(model, batch, range(min(GALLERY, len(titles))), views=one.rows)

@@ -9,13 +9,23 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import BoolTensor, FloatTensor, IntTensor, LongTensor, Tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+# What a response consists of: one text; a picture; a changed copy of the prompt's last picture; a text about pictures;
+# or rounds of text and picture until the model answers. Or a fixed plan of such parts, as in ("image", "text").
+Kind = Literal["text", "image", "edit", "understand", "interleaved"]
+KINDS = get_args(Kind)
+Writes = Kind | tuple[Kind, ...]
+
+# The place that a text names: (text, grid) -> bool [rows, columns], or None if it names none.
+Locate = Callable[[str, tuple[int, int]], Any]
 
 
 class Modality(IntEnum):
@@ -35,6 +45,8 @@ class Segment:
     step: [n] int32, the denoising step that committed each token, -1 = kept. probability: [n] float32 of each token
     when it was committed (1 where kept). trace: [T, n] float32, at each of the T steps the probability of the token
     drawn at each place that was masked then (in a text: in the block at work), NaN elsewhere; None unless it was asked.
+    room: tokens of the canvas that a sampled text was written in; None = `ModelSpec.text_length`. behind: ids that the
+    family's template puts behind the segment, and that it sees while it is written.
     """
 
     modality: Modality
@@ -45,6 +57,8 @@ class Segment:
     step: IntTensor | None = None
     probability: FloatTensor | None = None
     trace: FloatTensor | None = None
+    room: int | None = None
+    behind: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         n = self.tokens.numel()
@@ -133,10 +147,44 @@ class Interleaved(tuple[Segment, ...]):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as tokens, and what guidance compares it with: without its words ("text") or its pictures ("image")."""
+    """A prompt as tokens, and what a response to it is.
+
+    without: what guidance compares it with: the prompt without its words ("text") or its pictures ("image"). writes:
+    what the response consists of. room: tokens of the canvas of each of its texts; None = `ModelSpec.text_length`.
+    behind: ids that the family's template puts behind the response. words: the prompt's own texts. locate: finds the
+    place that a text names, for edit="region"; None = the sampler's, or the tokens that the model finds least likely.
+    """
 
     whole: Interleaved
     without: Mapping[str, Interleaved] = field(default_factory=dict)
+    writes: Writes = "interleaved"
+    room: int | None = None
+    behind: tuple[int, ...] = ()
+    words: str = ""
+    locate: Locate | None = None
+
+    @property
+    def plan(self) -> tuple[Kind, ...]:
+        """The parts of the response in order."""
+        return (self.writes,) if isinstance(self.writes, str) else self.writes
+
+    def laid_out(self, response: Iterable[Segment]) -> Interleaved:
+        """Segments of a response with the room and the ids behind them that they have in this prompt's context."""
+        return Interleaved(
+            replace(s, behind=self.behind, room=self.room if s.modality is Modality.TEXT else None) for s in response
+        )
+
+
+def check_writes(writes: Any) -> Writes:
+    """What a response consists of; a list is a plan too. Raises ValueError with the known kinds for anything else."""
+    plan = (writes,) if isinstance(writes, str) else tuple(writes) if isinstance(writes, (list, tuple)) else ()
+    if not plan or any(part not in KINDS for part in plan):
+        raise ValueError(f"writes is {writes!r}; choose one of {', '.join(KINDS)}, or a tuple of them")
+    if "interleaved" in plan[:-1]:
+        raise ValueError(
+            f"writes is {writes!r}; interleaved rounds go on until the answer, so nothing comes after them"
+        )
+    return writes if isinstance(writes, str) else plan  # type: ignore[return-value]
 
 
 def hidden(prompt: Interleaved, modality: Modality, mask: int) -> Interleaved:

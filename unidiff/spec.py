@@ -173,8 +173,22 @@ class ModelSpec:
                 f"{segment!r}: ids {segment.tokens[wrong][:3].tolist()} do not lie in [{low}, {high}){but}, "
                 f"the {segment.modality.name.lower()} range of family {self.family!r}"
             )
-        if segment.modality is Modality.TEXT and not segment.prompt and len(segment) > self.text_length:
-            raise ValueError(f"a sampled text of {len(segment)} tokens is longer than text_length {self.text_length}")
+        if segment.modality is Modality.TEXT and not segment.prompt:
+            room = self.room(segment.room)
+            if len(segment) > room:
+                name = "text_length" if segment.room is None else "its room of"
+                raise ValueError(f"a sampled text of {len(segment)} tokens is longer than {name} {room}")
+
+    def room(self, asked: int | None) -> int:
+        """Tokens of a text's canvas: as many as are asked for, or `text_length`. Raises ValueError for more."""
+        if asked is None:
+            return self.text_length
+        if not 1 <= asked <= self.text_length:
+            raise ValueError(
+                f"room is {asked}; a text of this model has 1 to {self.text_length} tokens (its text_length, which can "
+                "be set when it is loaded)"
+            )
+        return asked
 
     def codes(self, ids: torch.Tensor) -> torch.Tensor:
         """Image ids in the model's vocabulary -> codes of the VQ tokenizer."""

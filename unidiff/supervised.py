@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,20 +23,12 @@ from unidiff.canvas import Canvas, Window, render
 from unidiff.config import check_fields, setting
 from unidiff.model import UnifiedModel
 from unidiff.muon import Muon
-from unidiff.sequence import Interleaved, Modality
+from unidiff.sequence import Interleaved, Locate, Modality, Segment
+from unidiff.tasks.encode import encode, ready
+from unidiff.tasks.task import Task
 
 _FORM, _EXTRA, _RATIO, _MASK, _PICK, _WINDOW = range(6)  # noise streams
 _SEGMENT_STRIDE = 1 << 32  # noise counter of a token = segment · stride + offset: larger than any segment
-
-
-class Demonstrated(Protocol):
-    """A task that can show how it is done (see unidiff.tasks)."""
-
-    def example(self, split: str, index: int) -> Any: ...
-
-    def demonstration(self, example: Any, attempt: int = 0) -> list: ...
-
-    def region(self, text: str, grid: tuple[int, int]) -> Any: ...
 
 
 @dataclass
@@ -63,23 +55,37 @@ class SupervisedConfig:
         check_fields(self)
 
 
-def corpus(model: UnifiedModel, task: Demonstrated, indices: Sequence[int], split: str = "train") -> list[Interleaved]:
-    """Demonstrations as token sequences, each image segment carrying its edit region in `edited`."""
+def corpus(model: UnifiedModel, task: Task, indices: Sequence[int], split: str = "train") -> list[Interleaved]:
+    """Demonstrations as token sequences. Each image carries in `edited` what an edit denoises: the tokens that the text
+    before it names or, where the task does not say, those that differ from the image before; None = it is a new image.
+    Raises ValueError for a task without demonstrations."""
     rows = []
     for index in indices:
-        example = task.example(split, index)
-        prompt = model.encode(example.prompt)
-        parts = task.demonstration(example, attempt=0)
+        example = ready(model, task, task.example(split, index))
+        prompt = encode(model, task, example)
+        parts = task.demonstration(example)
+        if parts is None:
+            raise ValueError(f"{type(task).__name__} has no demonstrations to imitate; it needs `demonstration`")
         pictures = [p for p in parts if not isinstance(p, str)]
         images = model.encode_images(pictures) if pictures else []
         response = list(_with_images(model, parts, images))
+        before = None if prompt.plan[0] == "image" else prompt.whole.last_image()
         for i, segment in enumerate(response):
             if segment.modality is Modality.IMAGE:
-                assert segment.grid is not None
-                region = torch.as_tensor(task.region(parts[i - 1], segment.grid)).flatten()
-                response[i] = replace(segment, edited=region)
-        rows.append(prompt + response)
+                said = parts[i - 1] if i else prompt.words
+                response[i] = replace(segment, edited=_region(segment, before, prompt.locate, said))
+                before = segment
+        rows.append(prompt.whole + prompt.laid_out(response))
     return rows
+
+
+def _region(image: Segment, before: Segment | None, locate: Locate | None, said: Any) -> Any:
+    """[n] bool: what an edit denoises; None = it is no edit."""
+    if before is None or before.grid != image.grid:
+        return None
+    if locate is None:
+        return before.tokens != image.tokens
+    return torch.as_tensor(locate(said, image.grid)).flatten()  # type: ignore[arg-type]
 
 
 def _with_images(model: UnifiedModel, parts: list, images: list):
@@ -90,10 +96,11 @@ def _with_images(model: UnifiedModel, parts: list, images: list):
 
 
 def draw_forms(row: Interleaved, row_key: int, edit_extra: float) -> Interleaved:
-    """One image of the sequence in full form, the others as edits, some of them wider than their region."""
+    """One image of the sequence in full form, the others as edits, some of them wider than their region. Where there is
+    one image alone, it is in full form every other time."""
     keys = torch.tensor([row_key])
-    images = [i for i, s in enumerate(row) if s.modality is Modality.IMAGE and not s.prompt]
-    pick = int(noise.uniform(keys, (_PICK,), 1) * len(images)) if images else -1
+    images = [i for i, s in enumerate(row) if s.modality is Modality.IMAGE and not s.prompt and s.edited is not None]
+    pick = int(noise.uniform(keys, (_PICK,), 1) * max(len(images), 2)) if images else -1
     out = list(row)
     for order, i in enumerate(images):
         segment = row[i]
@@ -102,14 +109,16 @@ def draw_forms(row: Interleaved, row_key: int, edit_extra: float) -> Interleaved
         if order != pick:
             wide, share = noise.uniform(keys, (_FORM, i), 2)[0].tolist()
             extra = noise.uniform(keys, (_EXTRA, i), len(segment))[0] < share * 0.25
-            edited = segment.edited | extra if wide < edit_extra else segment.edited
+            edited = segment.edited | extra if wide < edit_extra or not segment.edited.any() else segment.edited
         out[i] = replace(segment, edited=edited)
     return Interleaved(out)
 
 
 def draw_window(row: Interleaved, row_key: int) -> Window:
     """One of the sequence's texts to predict, seen with the question, the picture before it and the text before that;
-    the answer with all texts."""
+    the answer with all texts. A response of one segment is seen and predicted as a whole."""
+    if len(row.response) == 1:
+        return Window(frozenset(range(len(row))), frozenset([len(row) - 1]))
     texts = [i for i, s in enumerate(row) if s.modality is Modality.TEXT and not s.prompt]
     picked = texts[int(noise.uniform(torch.tensor([row_key]), (_WINDOW,), 1) * len(texts))]
     pictures = [i for i in range(picked) if row[i].modality is Modality.IMAGE]

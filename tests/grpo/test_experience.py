@@ -55,7 +55,7 @@ def test_views_hold_what_was_sampled(model, rollouts, examples):
 
 def test_only_an_answered_response_ends_with_an_answer(model, rollouts, examples):
     rows = segment_views(model, rollouts, examples)
-    assert {r.stop for r in rollouts} == set(Stop)  # the test sees every reason
+    assert {r.stop for r in rollouts} == set(Stop) - {Stop.DRAWN}  # every reason that rounds have
     for row, rollout in zip(rows, rollouts):
         assert row[-1].ended == (rollout.stop is Stop.ANSWERED)
         assert all(v.ended for v in row[:-1])

@@ -15,10 +15,11 @@ from accelerate.state import AcceleratorState, GradientState
 import unidiff.grpo.update as update_module
 from unidiff.estimators import ESTIMATORS
 from unidiff.grpo.losses import LOSSES
-from unidiff.grpo.trainer import prompt_index
 from unidiff.rewards.reward import RewardError, reward
 from unidiff.rewards.router import ASSIGNMENTS, RewardRouter
 from unidiff.sequence import Modality
+from unidiff.tasks.order import endless
+from unidiff.tasks.task import Place
 
 LOSS_TYPES = tuple(LOSSES)
 
@@ -68,7 +69,7 @@ def test_a_step_depends_on_seed_and_step_only(make_trainer, timeless):
 
 
 def test_prompts_are_drawn_anew_in_each_step():
-    drawn = [prompt_index(seed, step, p) for seed in range(3) for step in range(20) for p in range(4)]
+    drawn = [endless(Place(seed, step, p, 4 * step + p)) for seed in range(3) for step in range(20) for p in range(4)]
     assert len(set(drawn)) == len(drawn) and all(0 <= i < 1 << 30 for i in drawn)
 
 
@@ -465,7 +466,7 @@ def test_settings_that_do_not_fit(make_trainer, task, rewards):
 
 def test_a_prompt_that_is_too_long(make_trainer, model):
     trainer = make_trainer(max_rounds=50)
-    with pytest.raises(ValueError, match=r"50 rounds .* need \d+ positions, the model has 1024"):
+    with pytest.raises(ValueError, match=r"50 images of .* need \d+ positions, the model has 1024"):
         trainer.step(0)
 
 

@@ -18,8 +18,9 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataP
 
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, reward
 from unidiff.files import write_json
-from unidiff.grpo.experience import prompt_index
 from unidiff.tasks import FrozenLake
+from unidiff.tasks.order import endless
+from unidiff.tasks.task import Place
 
 COMMON = {
     "num_prompts": 4,
@@ -55,7 +56,7 @@ def lost_now_and_then(segments, **columns):
     return [None if sum(len(s.tokens) for s in v.segments) % 3 == 0 else float(len(v.segments)) for v in segments]
 
 
-FIRST = {prompt_index(0, step, 0) for step in range(COMMON["max_steps"])}
+FIRST = {endless(Place(0, step, 0, step)) for step in range(COMMON["max_steps"])}
 
 
 def on_first_prompt(name, function):

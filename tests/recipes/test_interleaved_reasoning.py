@@ -201,7 +201,7 @@ def test_settings_from_a_file(run, tmp_path):
         (["--board_size", "5", "--tile", "16"], "the model embeds images of (8, 8) tokens, not of [(10, 10)]"),
         (["--image_tokenizer", "somewhere"], "takes no image_tokenizer"),
         (["--family", "mmda"], "family 'mmda' is not known"),
-        (["--max_rounds", "40"], "tokens and 40 rounds (a text"),
+        (["--max_rounds", "40"], "tokens, 41 texts of up to 8 tokens and 40 images"),
         (["--eval_split", "exam"], "split: expected one of train, dev, test, got 'exam'"),
         (["--rewards", "no_module:f"], "no_module"),
         (["--rewards", "math:sqrt"], "mark the function with @reward"),

@@ -25,14 +25,14 @@ def test_region_asks_for_each_text() -> None:
         found = {"all": np.ones(grid, int), "top": torch.tensor([[1, 1, 1], [0, 0, 0]])}
         return found.get(text)
 
-    mask = edit.region(["all", "top", "nothing"], (2, 3), locate, CPU)
+    mask = edit.region(["all", "top", "nothing"], (2, 3), [locate] * 3, CPU)
     assert mask.dtype == torch.bool and mask.tolist() == [[True] * 6, [True] * 3 + [False] * 3, [False] * 6]
     assert asked == [("all", (2, 3)), ("top", (2, 3)), ("nothing", (2, 3))]
 
 
 def test_a_region_of_another_grid_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the region of 'x' is \(3, 2\), the image's grid \(2, 3\)"):
-        edit.region(["x"], (2, 3), lambda *_: np.ones((3, 2)), CPU)
+        edit.region(["x"], (2, 3), [lambda *_: np.ones((3, 2))], CPU)
 
 
 def test_box_is_half_open() -> None:
@@ -45,9 +45,10 @@ def test_box_is_half_open() -> None:
 
 def test_given_tokens_whatever_the_text_says() -> None:
     mask = grid.from_box((4, 0, 8, 5), (8, 12), 4)  # pixels
-    assert edit.region(["a", ""], (2, 3), edit.given(mask), CPU).tolist() == [[False] * 3 + [True, True, False]] * 2
+    found = edit.region(["a", ""], (2, 3), [edit.given(mask)] * 2, CPU)
+    assert found.tolist() == [[False] * 3 + [True, True, False]] * 2
     with pytest.raises(ValueError, match=r"is \(2, 3\), the image's grid \(3, 3\)"):
-        edit.region(["a"], (3, 3), edit.given(mask), CPU)
+        edit.region(["a"], (3, 3), [edit.given(mask)], CPU)
 
 
 @pytest.mark.parametrize("sides", [(1, 0, 1, 2), (0, 2, 3, 2), (-1, 0, 1, 1), (0, -1, 1, 1), (3, 0, 1, 1)])

@@ -394,10 +394,13 @@ def test_wrong_settings_are_named(field: str, value: object, message: str) -> No
         SamplerConfig(**{field: value})
 
 
-def test_region_needs_a_way_to_find_it(model: UnifiedModel) -> None:
-    with pytest.raises(ValueError, match=r"edit='region' needs locate=…"):
-        InterleavedSampler(model, SamplerConfig())
-    InterleavedSampler(model, SamplerConfig(edit="full"))
+def test_region_without_a_way_to_find_it_is_confidence(model: UnifiedModel, prompts: list[Interleaved]) -> None:
+    sampled = [
+        InterleavedSampler(model, SamplerConfig(edit=edit)).sample(prompts, range(8))
+        for edit in ("region", "confidence")
+    ]
+    for one, other in zip(*sampled):
+        assert [s.tokens.tolist() for s in one.segments] == [s.tokens.tolist() for s in other.segments]
 
 
 def test_an_approximate_cache_is_for_bidirectional_models(model: UnifiedModel) -> None:
@@ -410,20 +413,6 @@ def test_keys_have_to_fit(rows: int, keys: int, model: UnifiedModel, prompts: li
     sampler = InterleavedSampler(model, SamplerConfig(edit="full"))
     with pytest.raises(ValueError, match=f"{keys} keys do not fit {rows} prompts"):
         sampler.sample(prompts[:rows], range(keys))
-
-
-def test_prompts_have_one_grid(
-    model: UnifiedModel, prompts: list[Interleaved], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model.embedding, "grid", None)  # of a model that takes images of any size
-    tokens = torch.full((32,), model.spec.image_offset)
-    wide = Interleaved([Segment(Modality.IMAGE, tokens, True, (4, 8))])
-    sampler = InterleavedSampler(model, SamplerConfig(edit="full"))
-    for rows in ([prompts[0], wide], [wide, Interleaved(prompts[0][:1])]):
-        with pytest.raises(
-            ValueError, match=r"different grids \[\(4, 8\), \(8, 8\)\]; sample them in separate batches"
-        ):
-            sampler.sample(rows, [0, 1])
 
 
 def test_prompts_that_leave_no_room_are_refused(model: UnifiedModel, prompts: list[Interleaved]) -> None:

@@ -1,10 +1,12 @@
-"""Train the image tokenizer of the native model on rendered FrozenLake boards.
+"""Train the image tokenizer of a native model on pictures of its tasks: FrozenLake boards, and coloured shapes.
 
-    python tokenizers/native/train_image.py            # about a minute on one CPU core
+    python tokenizers/native/train_image.py                       # boards; about a minute on one CPU core
+    python tokenizers/native/train_image.py --out tokenizers/unified/image --codes 512 --steps 4000 --train-scenes 8192
 
-Boards come from the train split, with the agent on any cell (start, goal and holes more often than chance, so
-that every kind of tile is common). Evaluation is on boards of the test split, whose layouts are new.
-Simplifications: plain squared error, no perceptual or adversarial loss; tiles are crisp enough without.
+Boards come from the train split, with the agent on any cell (start, goal and holes more often than chance, so that
+every kind of tile is common). With scenes they are a quarter of each batch, and the rest are pictures of several shapes
+anywhere. Evaluation is on boards of the test split, whose layouts are new, and on scenes that prompts ask for.
+Simplifications: plain squared error, no perceptual or adversarial loss; pictures are crisp enough without.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import time
 from pathlib import Path
 
@@ -25,6 +28,10 @@ from unidiff.program import run_program
 from unidiff.tasks import FrozenLake
 from unidiff.tasks.frozen_lake.board import Board, board_classes
 from unidiff.tasks.frozen_lake.render import draw
+from unidiff.tasks.shapes import scene
+from unidiff.tasks.shapes.look import look
+from unidiff.tasks.shapes.prompts import TAGS, all_rows, free_places, scene_for
+from unidiff.tasks.shapes.verify import strict
 
 
 def main() -> None:
@@ -32,11 +39,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "image")
     parser.add_argument("--widths", type=int, nargs="+", default=PatchVQConfig().widths, help="one per halving")
+    parser.add_argument("--codes", type=int, default=128)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--train-boards", type=int, default=4096)
+    parser.add_argument("--train-scenes", type=int, default=0)
     parser.add_argument("--test-boards", type=int, default=1024)
+    parser.add_argument("--test-scenes", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
     settings = parser.parse_args()
     torch.set_num_threads(1)  # one thread gives the same weights on every run
@@ -44,28 +54,37 @@ def main() -> None:
 
     # written out, so that the task's defaults may change and these weights stay what they are
     task = FrozenLake(size=4, frozen_probability=0.75, min_distance=1, max_distance=4, tile=16)
-    model = PatchVQ(PatchVQConfig(widths=tuple(settings.widths)))
+    model = PatchVQ(PatchVQConfig(codebook_size=settings.codes, widths=tuple(settings.widths)))
     started = time.perf_counter()
-    train(model, _pixels(boards(task, "train", settings.train_boards, settings.seed)), settings)
+    rendered = draw(boards(task, "train", settings.train_boards, settings.seed))
+    train(model, _pixels(rendered), _pixels(scenes(settings.train_scenes, settings.seed)), settings)
     seconds = time.perf_counter() - started
     model.eval().save_pretrained(settings.out)
 
-    metrics = evaluate(PatchVQ.from_pretrained(settings.out), task, settings.test_boards, settings.seed)
+    saved = PatchVQ.from_pretrained(settings.out)
+    metrics = evaluate(saved, task, settings.test_boards, settings.seed)
+    if settings.train_scenes:
+        metrics |= evaluate_scenes(saved, settings.test_scenes, settings.seed)
+        metrics |= {"train_scenes": settings.train_scenes}
     metrics |= {"parameters": sum(p.numel() for p in model.parameters()), "steps": settings.steps}
     metrics |= {"train_boards": settings.train_boards, "train_seconds": round(seconds, 1)}
     (settings.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(json.dumps(metrics, indent=2))
 
 
-def train(model: PatchVQ, pixels: Tensor, settings: argparse.Namespace) -> None:
+def train(model: PatchVQ, board_pixels: Tensor, scene_pixels: Tensor, settings: argparse.Namespace) -> None:
     """Minimise `PatchVQ.loss` with AdamW and a linear decay; codes are revived in the first two thirds."""
+    few = settings.batch // 4 if len(scene_pixels) else settings.batch
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, settings.steps)
     codes = CodebookEMA(model)
     for step in range(settings.steps):
-        batch = torch.randint(len(pixels), (settings.batch,), generator=generator)
-        loss, features, ids = model.loss(pixels[batch])
+        batch = board_pixels[torch.randint(len(board_pixels), (few,), generator=generator)]
+        if len(scene_pixels):
+            drawn = torch.randint(len(scene_pixels), (settings.batch - few,), generator=generator)
+            batch = torch.cat([batch, scene_pixels[drawn]])
+        loss, features, ids = model.loss(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -90,14 +109,26 @@ def _agent(board: Board, rng: np.random.Generator) -> tuple[int, int]:
     return int(row), int(column)
 
 
-def _pixels(classes: np.ndarray) -> Tensor:
-    return torch.from_numpy(draw(classes)).permute(0, 3, 1, 2).float() / 255
+def scenes(count: int, seed: int) -> np.ndarray:
+    """[count, side, side, 3] uint8: pictures of three to six shapes of any kind and colour."""
+    chance = random.Random(seed)
+    kinds, colours = scene.KINDS, list(scene.COLOURS)
+    pictures = []
+    for _ in range(count):
+        places = free_places(chance.randint(3, 6), chance)
+        shapes = tuple(scene.Shape(chance.choice(kinds), chance.choice(colours), *place) for place in places)
+        pictures.append(np.asarray(scene.draw(shapes)))
+    return np.stack(pictures) if pictures else np.zeros((0, scene.SIDE, scene.SIDE, 3), np.uint8)
+
+
+def _pixels(pictures: np.ndarray) -> Tensor:
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
 
 
 def evaluate(model: PatchVQ, task: FrozenLake, count: int, seed: int) -> dict[str, float]:
     """PSNR, use of the codes, boards read back right after encode and decode, and tokens that leak."""
     classes = boards(task, "test", count, seed)
-    pixels = _pixels(classes)
+    pixels = _pixels(draw(classes))
     ids = torch.cat([model.encode(chunk) for chunk in pixels.split(128)])
     decoded = torch.cat([model.decode(chunk) for chunk in ids.split(128)])
     parsed = task.parse(np.stack([np.asarray(image) for image in to_pil(decoded)]))
@@ -116,6 +147,24 @@ def evaluate(model: PatchVQ, task: FrozenLake, count: int, seed: int) -> dict[st
     }
 
 
+def evaluate_scenes(model: PatchVQ, count: int, seed: int) -> dict[str, float]:
+    """PSNR of scenes that prompts ask for, each tag alike, and the share of them that the strict verifier still takes
+    for what the prompt asks for."""
+    chance = random.Random(seed + 1)
+    rows = {tag: all_rows(tag) for tag in TAGS}
+    given = [chance.choice(rows[TAGS[i % len(TAGS)]]) for i in range(count)]
+    drawn = [np.asarray(scene.draw(scene_for(row, chance))) for row in given]
+    pixels = _pixels(np.stack(drawn))
+    ids = torch.cat([model.encode(chunk) for chunk in pixels.split(128)])
+    decoded = torch.cat([model.decode(chunk) for chunk in ids.split(128)])
+    return {
+        "test_scenes": count,
+        "scenes_psnr": round(-10 * math.log10(float((decoded - pixels).square().mean())), 2),
+        "scenes_read_back": sum(map(strict, given, look(to_pil(decoded)))) / count,
+        "codes_used_by_scenes": len(ids.unique()),
+    }
+
+
 def leak(model: PatchVQ, classes: np.ndarray, seed: int) -> tuple[float, float]:
     """Move the agent to another cell: mean tokens that change in the two cells, and outside of them."""
     rng = np.random.default_rng([seed, 1])
@@ -123,7 +172,7 @@ def leak(model: PatchVQ, classes: np.ndarray, seed: int) -> tuple[float, float]:
     size = moved.shape[1]
     rows, columns = rng.integers(size, size=(2, len(moved)))
     moved[np.arange(len(moved)), rows, columns] += 1
-    before, after = (torch.cat([model.encode(c) for c in _pixels(x).split(128)]) for x in (classes, moved))
+    before, after = (torch.cat([model.encode(c) for c in _pixels(draw(x)).split(128)]) for x in (classes, moved))
     cell = before.shape[1] // size
     touched = torch.from_numpy(moved != classes).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
     changes = before != after

@@ -1,6 +1,7 @@
-"""Write the text tokenizer of the native model: one token a word, for words that the tasks use.
+"""Write the text tokenizer of a native model: one token a word, for words that its tasks use.
 
-    python tokenizers/native/train_text.py             # a second; nothing is learnt, the vocabulary is a list
+    python tokenizers/native/train_text.py             # FrozenLake; a second, since the vocabulary is a list
+    python tokenizers/native/train_text.py --unified   # all tasks, to tokenizers/unified/text
 
 The folder loads with transformers' AutoTokenizer, offline. Order of the ids: special tokens, then words; new
 words belong at the end, since trained models know words by id.
@@ -11,12 +12,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from unidiff.program import run_program
+from unidiff.tasks import functions
 from unidiff.tasks.frozen_lake.board import DIRECTIONS, MAX_SIZE, cell_name
 from unidiff.tasks.frozen_lake.task import QUESTION
+from unidiff.tasks.shapes.prompts import TAGS, all_rows
+from unidiff.tasks.shapes.scene import COLOURS, KINDS
 
 # A sampled text may hold tokens from <eos> on, and none before: the text range is one run of ids.
 # <eot> ends a text after which a picture follows, <eos> the last one; <soi> and <eoi> stand around a picture.
@@ -26,15 +30,25 @@ SPECIAL = ("<pad>", "<mask>", "<bos>", "<soi>", "<eoi>", "<unk>", "<eos>", "<eot
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "text")
-    build().save_pretrained(parser.parse_args().out)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--unified", action="store_true", help="the words of all tasks; a line break is a word too")
+    settings = parser.parse_args()
+    folder = Path(__file__).parent.parent / ("unified" if settings.unified else "native") / "text"
+    build(settings.unified).save_pretrained(settings.out or folder)
 
 
-def build() -> PreTrainedTokenizerFast:
+def build(unified: bool = False) -> PreTrainedTokenizerFast:
     """A word-level tokenizer that splits at white space and joins with single spaces."""
-    ids = {token: index for index, token in enumerate((*SPECIAL, *words()))}
+    chosen = [*words(), *(more_words() if unified else [])]
+    ids = {token: index for index, token in enumerate(dict.fromkeys((*SPECIAL, *chosen)))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if unified:
+        line = Regex("[ \t]*\n[ \t]*")
+        tokenizer.normalizer = normalizers.Replace(line, " \n ")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[ \t]+"), "removed")
+        joined = decoders.WordPiece(prefix="##", cleanup=False)
+        tokenizer.decoder = decoders.Sequence([joined, decoders.Fuse(), decoders.Replace(" \n ", "\n")])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -52,6 +66,17 @@ def words() -> list[str]:
     cells = [cell_name((row, column)) for row in range(MAX_SIZE) for column in range(MAX_SIZE)]
     numbers = [str(digit) for digit in range(10)]
     return list(dict.fromkeys([*QUESTION.split(), "from", "go", "answer", *DIRECTIONS, *cells, *numbers]))
+
+
+def more_words() -> list[str]:
+    """The words of the other tasks: numbers, signs, code, shapes and colours."""
+    numbers = [str(number) for number in range(-9, 100)]
+    signs = ["make", "so", "+", "-", "*", "=", ",", "(", ")"]
+    bodies = [functions.written(family, 1) for family in functions.FAMILIES]
+    code = " ".join(["write f so that == and ``` True False [ ] x y xs", *bodies]).replace("\n", " ").split()
+    prompts = " ".join(row["prompt"] for tag in TAGS for row in all_rows(tag)).split()
+    edits = ["make", "remove", "turn", "move", "the", "into", "a", "left", "right", "up", "down"]
+    return ["\n", *numbers, *signs, *code, *prompts, *edits, *KINDS, *COLOURS]
 
 
 if __name__ == "__main__":

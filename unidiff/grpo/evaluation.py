@@ -13,12 +13,15 @@ from unidiff import noise
 from unidiff.grpo.experience import Experience, segment_views
 from unidiff.grpo.process import everybody
 from unidiff.model import UnifiedModel
+from unidiff.rewards.reward import Reward
 from unidiff.rewards.segment_view import SegmentView
+from unidiff.rewards.table import reward_table
 from unidiff.sampling.compute import Compute
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sampling.sampler import InterleavedSampler
-from unidiff.tasks import Task
+from unidiff.tasks.encode import encode, ready
+from unidiff.tasks.task import Task
 
 _EVAL = 1 << 20  # keeps evaluation noise apart from training steps
 
@@ -48,25 +51,38 @@ def evaluate(
     batch_size: int = 128,
     accelerator: Accelerator | None = None,
     trace: bool = False,
+    rewards: Sequence[Reward] = (),
 ) -> Evaluation:
     """One response to each prompt of a split; with an accelerator, its processes share the prompts out.
 
     A response's noise depends on (seed, index) alone: not on the batch size, the processes or the training before.
-    trace: responses keep the probabilities of every denoising step (`Segment.trace`), to look at.
+    trace: responses keep the probabilities of every denoising step (`Segment.trace`), to look at. rewards: those whose
+    values are figures too (see `reward_figures`).
     """
     if accelerator is not None:
         indices = indices[accelerator.process_index :: accelerator.num_processes]
-    inner = InterleavedSampler(model, sampler, task.region, trace)
+    inner = InterleavedSampler(model, sampler, trace=trace)
     rollouts: list[Rollout] = []
-    examples = [task.example(split, i) for i in indices]
+    examples = [ready(model, task, task.example(split, i)) for i in indices]
     for start in range(0, len(indices), batch_size):
         part = examples[start : start + batch_size]
         keys = [noise.key(seed, _EVAL, i, 0) for i in indices[start : start + batch_size]]
-        rollouts += inner.sample([model.encode_prompt(e.prompt, sampler.guides) for e in part], keys)
+        rollouts += inner.sample([encode(model, task, e, sampler.guides) for e in part], keys)
     rows = segment_views(model, rollouts, examples)
-    per_row = task.measure(rows, examples)
+    per_row = reward_figures(rewards, rows) | task.measure(rows, examples)
     compute = mean_compute(rollouts, accelerator)
     return Evaluation(means(per_row, accelerator), compute, per_row, rollouts, rows, examples)
+
+
+def reward_figures(rewards: Sequence[Reward], rows: Sequence[tuple[SegmentView, ...]]) -> dict[str, np.ndarray]:
+    """What held-out responses earn: "reward", the weighted sum, and each reward by name; NaN where it has no value."""
+    if not rewards:
+        return {}
+    table = reward_table(rewards, rows)
+    means_BF = table.row_means_BF.numpy()
+    total_B = np.nansum(means_BF * np.array(table.weights), axis=1)
+    figures = {"reward": np.where(np.isnan(means_BF).all(1), np.nan, total_B)}
+    return figures | {f"reward/{name}": means_BF[:, f] for f, name in enumerate(table.names)}
 
 
 def means(per_row: dict[str, np.ndarray], accelerator: Accelerator | None = None) -> dict[str, float]:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unidiff import noise
 from unidiff.canvas import Canvas
 from unidiff.estimators import Draw, Estimator
 from unidiff.estimators.checks import check_credit
@@ -25,9 +24,6 @@ from unidiff.rewards.table import Pending, RewardTable
 from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.sequence import Modality
-
-_PROMPT = 1 << 21  # noise stream of the choice of training prompts
-_TRAIN_PROMPTS = 1 << 30
 
 
 @dataclass
@@ -150,7 +146,7 @@ def segment_views(
         for i, segment in enumerate(rollout.segments):
             if segment.modality is Modality.TEXT:
                 # The last text has to be an answer: neither cut off nor left at the announcement of a picture.
-                ended = i < last or rollout.stop is Stop.ANSWERED
+                ended = int(segment.tokens[-1]) in model.spec.text_end and (i < last or rollout.stop is Stop.ANSWERED)
                 text = model.decode_text(segment.tokens)
                 views.append(SegmentView(modality=Modality.TEXT, tokens=segment.tokens, text=text, ended=ended))
             else:
@@ -198,8 +194,3 @@ def credited(routed: Routed, modality_BS: Tensor, text: Estimator, image: Estima
         check_credit(estimator, credit_N, routed.advantage_BS[chosen])
         credited_BS[chosen] = credit_N
     return credited_BS
-
-
-def prompt_index(seed: int, step: int, prompt: int) -> int:
-    """Index in the train split of a step's prompt."""
-    return int(noise.uniform(noise.keys(seed, step, prompt), (_PROMPT,), 1) * _TRAIN_PROMPTS)

@@ -23,7 +23,7 @@ from unidiff.files import whole_folder
 from unidiff.grpo import activations, checkpoint, distributed, lora
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, step_figures
-from unidiff.grpo.experience import Experience, credited, guidance_of, prompt_index, sample_and_judge, spread
+from unidiff.grpo.experience import Experience, credited, guidance_of, sample_and_judge, spread
 from unidiff.grpo.process import Clock, check_tracker, everybody, flat, largest, stop_signals
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
 from unidiff.grpo.update import PolicyUpdate
@@ -37,7 +37,8 @@ from unidiff.rewards.table import RewardTable, check_required
 from unidiff.run_folder import RunFolder, step_of
 from unidiff.sampling.rollout import Rollout
 from unidiff.sampling.sampler import InterleavedSampler
-from unidiff.tasks import Task
+from unidiff.tasks.encode import encode, ready
+from unidiff.tasks.task import Place, Task, check_task
 
 
 class GRPOTrainer:
@@ -68,8 +69,9 @@ class GRPOTrainer:
             raise ValueError(f"num_prompts is {config.num_prompts}; it must be a multiple of the {processes} processes")
         if config.rollout_parts > (share := config.num_prompts // processes):
             raise ValueError(f"rollout_parts is {config.rollout_parts}; a process has {share} prompts to part")
-        own = task.rewards()
-        self.rewards = as_rewards(own if rewards is None else rewards, own)
+        check_task(task).check()
+        own = as_rewards(task.rewards())
+        self.rewards = own if rewards is None else as_rewards(rewards, own)
         if not self.rewards:
             raise ValueError("rewards is empty; give at least one reward function, or None for the task's own")
         self.router = router or RewardRouter(
@@ -85,7 +87,7 @@ class GRPOTrainer:
             activations.enable(self.model)
         self.reference = lora.reference(self.model, fresh=config.lora_rank > 0) if config.beta else None
         self.weights = distributed.weights_for(self.model, self.accelerator, config.max_grad_norm)
-        self.sampler = InterleavedSampler(self.model, config.sampler(), task.region)
+        self.sampler = InterleavedSampler(self.model, config.sampler())
         self.optimizer = torch.optim.AdamW(
             lora.trained(self.model),
             lr=config.learning_rate,
@@ -198,7 +200,7 @@ class GRPOTrainer:
         figures = self.task.measure(experience.rows, experience.examples)
         return RolloutBatch(
             rollouts=experience.rollouts,
-            titles=[f"train prompt {prompt_index(self.config.seed, step, int(g))}" for g in groups],
+            titles=[e.title or f"train prompt {int(g)}" for g, e in zip(groups, experience.examples)],
             groups_B=groups,
             fits=fingerprint(self.model),
             figures={name: values.tolist() for name, values in figures.items()},
@@ -218,11 +220,12 @@ class GRPOTrainer:
                 self.model,
                 self.task,
                 config.sampler(greedy=way == "greedy"),
-                range(config.eval_size),
+                range(min(config.eval_size, self.task.length(config.eval_split) or config.eval_size)),
                 split=config.eval_split,
                 seed=config.seed,
                 accelerator=self.accelerator,
                 trace=way == "sampled",  # those that the report shows
+                rewards=() if self.task.headline[0] != "reward" else self.rewards,
             )
             for way in ways
         }
@@ -234,11 +237,11 @@ class GRPOTrainer:
         config = self.config
         share = config.num_prompts // self.accelerator.num_processes
         mine = range(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
-        indices = [prompt_index(config.seed, step, p) for p in mine]
-        prompts = [self.task.example("train", i) for i in indices]
+        places = [Place(config.seed, step, p, step * config.num_prompts + p) for p in mine]
+        prompts = [ready(self.model, self.task, self.task.training_example(place)) for place in places]
         keys = [noise.key(config.seed, step, p, g) for p in mine for g in range(config.num_generations)]
         self.sampler.trace = config.saves_rollouts(step)  # these are looked at; tokens do not depend on it
-        encoded = [self.model.encode_prompt(e.prompt, config.guides) for e in prompts]
+        encoded = [encode(self.model, self.task, e, config.guides) for e in prompts]
         state = TrainerState(global_step=step, max_steps=config.max_steps, epoch=0.0)
         rollouts, rows, table = sample_and_judge(
             self.sampler, encoded, prompts, keys, self.rewards, config.rollout_parts, clock, state

@@ -92,6 +92,8 @@ class Reward:
     retries:  further attempts after one that raised, with pauses that double from half a second.
     breaker:  after so many batches in a row without any value the reward is skipped for a while; None = never.
     batched:  it takes all segments of a batch; False: one segment a call.
+    kind:     it looks at rows of this kind alone (`unidiff.tasks.Example.kind`), those inside it ("kind/…") included;
+              "" = at all rows.
     """
 
     function: Callable[..., Any]
@@ -105,6 +107,7 @@ class Reward:
     scale: str | None = None
     retries: int = 0
     breaker: int | None = 5
+    kind: str = ""
     state: Breaker = field(default_factory=Breaker, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -128,6 +131,10 @@ class Reward:
         if isinstance(self.function, nn.Module):
             self.function.eval()
         functools.update_wrapper(self, self.function, updated=())
+
+    def looks_at(self, kind: str) -> bool:
+        """Whether it looks at rows of a kind."""
+        return not self.kind or kind == self.kind or kind.startswith(self.kind + "/")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)

@@ -302,10 +302,13 @@ def check_required(rewards: Sequence[Reward], table: RewardTable) -> None:
 
 def _places(reward: Reward, rows: Sequence[tuple[SegmentView, ...]]) -> list[tuple[int, int]]:
     """(row, segment) of everything that a reward looks at."""
+    mine = [
+        (row, views) for row, views in enumerate(rows) if views and reward.looks_at(getattr(views[0].task, "kind", ""))
+    ]
     if reward.on == "sequence":
-        return [(row, WHOLE) for row, views in enumerate(rows) if views]
+        return [(row, WHOLE) for row, _ in mine]
     target = Modality[reward.on.upper()]
-    return [(b, s) for b, views in enumerate(rows) for s, view in enumerate(views) if view.modality == target]
+    return [(b, s) for b, views in mine for s, view in enumerate(views) if view.modality == target]
 
 
 def _empty_table(rewards: Sequence[Reward], rows: Sequence[tuple[SegmentView, ...]]) -> RewardTable:

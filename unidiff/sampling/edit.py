@@ -7,25 +7,24 @@ gives; `confidence` asks the model which tokens of the copy it finds least likel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unidiff import noise
-
-# (text that the model wrote, grid) -> [rows, columns] bool, or None if it names no place
-Locate = Callable[[str, tuple[int, int]], "np.ndarray | Tensor | None"]
+from unidiff.sequence import Locate
 
 EDITS = ("region", "confidence", "random", "full")
 
 
-def region(texts: list[str], grid: tuple[int, int], locate: Locate, device: torch.device) -> Tensor:
-    """[B, n] bool: the tokens that each row's text names. Nothing named: nothing is edited."""
+def region(texts: Sequence[str], grid: tuple[int, int], locate: Sequence[Locate], device: torch.device | str) -> Tensor:
+    """[B, n] bool: the tokens that each row's text names, found by the row's own function. Nothing named: nothing is
+    edited. Raises ValueError for a region of another shape."""
     masks = []
-    for text in texts:
-        found = locate(text, grid)
+    for text, find in zip(texts, locate):
+        found = find(text, grid)
         masks.append(np.zeros(grid, bool) if found is None else np.asarray(found, bool))
         if masks[-1].shape != grid:
             raise ValueError(f"the region of {text!r} is {masks[-1].shape}, the image's grid {grid}")

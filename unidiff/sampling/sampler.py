@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +11,9 @@ from unidiff import noise
 from unidiff.config import convert
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
-from unidiff.sampling.edit import Locate
 from unidiff.sampling.rollout import Rollout
 from unidiff.sampling.writing import Writing
-from unidiff.sequence import Interleaved, Prompt, check_parts
+from unidiff.sequence import Interleaved, Locate, Prompt, Writes, check_parts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,15 +24,20 @@ def rollout(
     prompt: Sequence[str | Image],
     locate: Locate | None = None,
     seed: int = 0,
+    writes: Writes = "interleaved",
+    system: str | None = None,
+    room: int | None = None,
+    prepare: str | None = None,
     **settings: Any,
 ) -> Rollout:
-    """One interleaved response to texts and PIL images: `rollout(model, ["Where is the way out?", image])`.
+    """One response to texts and PIL images: `rollout(model, ["Where is the way out?", image])`.
 
-    locate: finds the place that a text names, for edit="region" (a task's `region`, or `edit.box(…)`). settings:
-    fields of `SamplerConfig`; the others are the family's own (`ModelSpec.sampler`). Batches: `InterleavedSampler`.
+    locate: finds the place that a text names, for edit="region" (a task's `region`, or `edit.box(…)`). writes,
+    system, room, prepare: see `UnifiedModel.encode_prompt`. settings: fields of `SamplerConfig`; the others are the
+    family's own (`ModelSpec.sampler`). Batches: `InterleavedSampler`.
     """
     config = model.spec.sampler_config(**settings)
-    encoded = model.encode_prompt(prompt, config.guides)
+    encoded = model.encode_prompt(prompt, config.guides, writes, system=system, room=room, prepare=prepare)
     key = noise.key(convert(seed, int, "seed", words=False))
     return InterleavedSampler(model, config, locate).sample([encoded], [key])[0]
 
@@ -41,7 +45,8 @@ def rollout(
 class InterleavedSampler:
     """Samples responses to batches of prompts.
 
-    locate: finds the region that a text names (edit="region"). trace: segments keep the probabilities of every step
+    locate: finds the region that a text names (edit="region"), for prompts without a `locate` of their own. Where there
+    is neither, the tokens are chosen by confidence. trace: segments keep the probabilities of every step
     (`Segment.trace`); tokens do not depend on it. Raises ValueError for settings that do not fit the model.
     """
 
@@ -52,18 +57,16 @@ class InterleavedSampler:
             raise ValueError(
                 f"approximate_cache is {config.approximate_cache!r}, but the model is block_causal: its cache is exact"
             )
-        if config.edit == "region" and locate is None and model.spec.image_next is not None:
-            raise ValueError("edit='region' needs locate=…, which finds the place that a text names; or another edit")
         self.model, self.config, self.locate, self.trace = model, config, locate, trace
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Interleaved | Prompt], keys: Sequence[int]) -> list[Rollout]:
         """Rollouts of each prompt, len(keys) / len(prompts) of them, prompt by prompt.
 
-        prompts: with guidance those of `UnifiedModel.encode_prompt`. keys: one noise key a rollout
-        (`noise.key(seed, step, prompt, sample)`). Raises ValueError if the counts do not fit, the prompts' images have
-        different grids, guidance lacks a prompt, or a rollout may outgrow the model's positions; TypeError for prompts
-        that are not encoded.
+        prompts: with guidance those of `UnifiedModel.encode_prompt`. They may differ in length, in number and size of
+        pictures and in what the responses are: those that are alike are sampled together. keys: one noise key a rollout
+        (`noise.key(seed, step, prompt, sample)`). Raises ValueError if the counts do not fit, guidance lacks a prompt,
+        or a rollout may outgrow the model's positions; TypeError for prompts that are not encoded.
         """
         check_parts(prompts, "prompts", Prompt, Interleaved)  # as `model.encode_prompt` and `model.encode` return them
         if not prompts or not keys or len(keys) % len(prompts):
@@ -75,9 +78,26 @@ class InterleavedSampler:
                     f"guidance needs each prompt without its {name} too: encode it by "
                     f"model.encode_prompt(parts, {self.config.guides})"
                 )
+        each = len(keys) // len(prompts)
+        done: list[Rollout | None] = [None] * len(keys)
         training = self.model.training
         self.model.eval()
         try:
-            return Writing(self.model, self.config, given, keys, self.locate, self.trace).run()
+            for places in self._alike(given):
+                rows = [p * each + i for p in places for i in range(each)]
+                own = [given[p] for p in places]
+                writing = Writing(self.model, self.config, own, [keys[i] for i in rows], self.locate, self.trace)
+                for row, rollout in zip(rows, writing.run()):
+                    done[row] = rollout
         finally:
             self.model.train(training)
+        return [rollout for rollout in done if rollout is not None]
+
+    def _alike(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Places of the prompts whose responses have the same parts, the same room and pictures of the same grid."""
+        groups: dict[Hashable, list[int]] = {}
+        for place, prompt in enumerate(prompts):
+            picture = prompt.whole.last_image()
+            grid = None if picture is None else picture.grid
+            groups.setdefault((prompt.plan, prompt.room, prompt.behind, grid), []).append(place)
+        return list(groups.values())

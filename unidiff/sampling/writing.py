@@ -1,8 +1,9 @@
-"""One call of the sampler: the rows that are being written, round by round.
+"""One call of the sampler: the rows that are being written, part by part.
 
-Every prompt is read once, however many samples it gets. A new image starts as a copy of the one before it. An edit
-selector chooses the tokens to denoise again, and only those are run. Noise is counter-based (`unidiff.noise`): a row's
-rollout depends on its key and its prompt, not on the batch.
+A plan says what a response consists of: texts, new pictures, changed copies of the picture before. In interleaved
+rounds a text says itself whether a picture follows. Every prompt is read once, however many samples it gets. An edit
+starts as a copy of the image before it. An edit selector chooses the tokens to denoise again, and only those are run.
+Noise is counter-based (`unidiff.noise`): a row's rollout depends on its key and its prompt, not on the batch.
 
 A block-causal model runs a segment behind the cache of finished segments, and of an edited image only the edited
 tokens. A bidirectional model runs the whole sequence in every step: images with their delimiters, separators and kept
@@ -28,17 +29,20 @@ from unidiff.sampling.compute import ComputeMeter, ModelFlops
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.denoise import EDIT, Drawn, denoise_image, denoise_text, text_length
 from unidiff.sampling.draw import check_drawn
+from unidiff.sampling.plan import Part, parts_of
 from unidiff.sampling.rollout import Rollout, Stop
-from unidiff.sequence import Interleaved, Modality, Prompt, Segment
+from unidiff.sequence import Interleaved, Locate, Modality, Prompt, Segment
 from unidiff.spec import ModelSpec
 
 
 class Writing:
-    """Rollouts of prompts, len(keys) / len(prompts) of each. See `InterleavedSampler` for the arguments.
+    """Rollouts of prompts, len(keys) / len(prompts) of each, whose responses have the same plan, room and grid. See
+    `InterleavedSampler` for the arguments.
 
     index: int64 [B], places of the rows in the whole batch; rows that have ended leave. keys: int64 [B]. image: int64
     [B, n], the last image's ids, -1 where there is none yet. previous: int64 [R, n], the same as each prompt shows it.
-    context: of the R rows. segments, stops: of all rows of the batch.
+    announced: bool [B], rows whose last text has written the first delimiter of the picture behind it. context: of the
+    R rows. segments, stops: of all rows of the batch.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class Writing:
         config: SamplerConfig,
         prompts: Sequence[Prompt],
         keys: Sequence[int],
-        locate: edits.Locate | None = None,
+        locate: Locate | None = None,
         trace: bool = False,
     ) -> None:
         self.model, self.spec, self.config = model, model.spec, config
@@ -57,31 +61,51 @@ class Writing:
         self.index = torch.arange(len(keys), device=model.device)
         self.row_prompts = [prompts[i * len(prompts) // len(keys)] for i in range(len(keys))]
         self.segments = [list(prompt.whole) for prompt in self.row_prompts]
-        self.stops = [Stop.MAX_ROUNDS] * len(keys)
+        self.stops = [Stop.DRAWN] * len(keys)
+        self.announced = torch.zeros_like(self.index, dtype=torch.bool)
+        # A model of text alone writes one text.
+        rounds = 0 if self.spec.image_next is None else config.max_rounds
+        self.parts = parts_of(prompts[0].plan, rounds)
+        self.room, self.behind = self.spec.room(prompts[0].room), prompts[0].behind
         self._read_prompts([[p.whole for p in prompts], *([p.without[n] for p in prompts] for n in config.guides)])
 
     def run(self) -> list[Rollout]:
         """Writes the rows to their ends."""
-        all_keys = self.keys.tolist()
-        for turn in range(self.config.max_rounds + 1):
-            with self.meter.clock("text"):
-                text = self._denoise_text(turn)
-            goes_on, length = self._collect_text(text)
-            if turn == self.config.max_rounds or not len(goes_on):
+        all_keys, done = self.keys.tolist(), {"text": 0, "picture": 0}
+        for part, last in zip(self.parts, [False] * (len(self.parts) - 1) + [True]):
+            if part.kind == "text":
+                self._write_text(done["text"], part, last)
+            else:
+                self._draw_image(done["picture"], part, last)
+            done["text" if part.kind == "text" else "picture"] += 1
+            if not len(self.index):
                 break
-            self._keep(goes_on)
-            with self.meter.clock("write_text"):
-                self._write_text(text.ids[goes_on], length[goes_on])
-            with self.meter.clock("select"):
-                edited = self._select(turn)
-            with self.meter.clock("image"):
-                image = self._denoise_image(turn, edited)
-            self._collect_image(image, edited)
-            with self.meter.clock("write_image"):
-                self._write(self._whole_image(image.ids), "write_image")
-                self.image, self.previous = image.ids, self._everywhere(image.ids)
         rows = zip(self.segments, self.stops, self.meter.rows(), all_keys, self.row_prompts)
-        return [Rollout(Interleaved(s), stop, c, key, self.config, p.without) for s, stop, c, key, p in rows]
+        return [Rollout(Interleaved(s), stop, c, key, self.config, p.without, p.writes) for s, stop, c, key, p in rows]
+
+    def _write_text(self, number: int, part: Part, last: bool) -> None:
+        with self.meter.clock("text"):
+            text = self._denoise_text(number)
+        announced, length = self._collect_text(text)
+        goes_on = announced if part.open else torch.ones_like(announced)
+        rows = (goes_on & (not last)).nonzero()[:, 0]
+        self._keep(rows)
+        self.announced = announced[rows]
+        if len(rows):
+            with self.meter.clock("write_text"):
+                self._append_text(text.ids[rows], length[rows])
+
+    def _draw_image(self, number: int, part: Part, last: bool) -> None:
+        with self.meter.clock("select"):
+            edited, new = self._select(number, part)
+        with self.meter.clock("image"):
+            image = self._denoise_image(number, edited)
+        self._collect_image(image, edited, new)
+        if not last:
+            with self.meter.clock("write_image"):
+                self._append(self._whole_image(image.ids), "write_image")
+                self.image, self.previous = image.ids, self._everywhere(image.ids)
+                self.announced = torch.zeros_like(self.announced)
 
     # ---------------------------------------------------------------- rows
 
@@ -92,6 +116,7 @@ class Writing:
             self.context.rows(everywhere)
             self.previous = self.previous[everywhere]
             self.index, self.keys, self.image = self.index[rows], self.keys[rows], self.image[rows]
+            self.announced = self.announced[rows]
 
     @property
     def _prompts(self) -> int:
@@ -118,14 +143,14 @@ class Writing:
         """Begins the context. each: the prompts, whole and without what guidance leaves out."""
         canvas = self.model.render([p for kind in each for p in kind])
         images, grid = self._last_images(each)
-        turns = 0 if self.spec.image_next is None else self.config.max_rounds  # a model of text alone writes one text
-        rounds = turns * (self.spec.text_length + _image_columns(self.spec, grid)[1]) + self.spec.text_length
+        widths = {"text": self.room, "picture": len(_frame(self.spec, grid, announced=False))}
+        rounds = len(self.behind) + sum(widths["text" if part.kind == "text" else "picture"] for part in self.parts)
         if canvas.shape[1] + rounds > self.spec.max_positions:
+            pictures = sum(part.kind != "text" for part in self.parts)
             raise ValueError(
-                f"prompts of {canvas.shape[1]} tokens and {turns} rounds (a text of up to "
-                f"{self.spec.text_length} tokens and an image of {grid[0]} × {grid[1]} in each) need "
-                f"{canvas.shape[1] + rounds} positions, the model has {self.spec.max_positions}; lower max_rounds or "
-                "the spec's text_length"
+                f"prompts of {canvas.shape[1]} tokens, {len(self.parts) - pictures} texts of up to {self.room} tokens "
+                f"and {pictures} images of {grid[0]} × {grid[1]} need {canvas.shape[1] + rounds} positions, the model "
+                f"has {self.spec.max_positions}; lower max_rounds or the spec's text_length"
             )
         indexed = self.config.approximate_cache != "none"
         context = self.context = self.model.begin(canvas.shape[1] + rounds, self.config.cache, indexed)
@@ -145,15 +170,14 @@ class Writing:
     def _last_images(self, prompts: Sequence[Sequence[Interleaved]]) -> tuple[Tensor, tuple[int, int]]:
         """Ids [P, n] of the image to edit in each prompt, -1 where it has none, and the grid of them all."""
         images = [p.last_image() for kind in prompts for p in kind]
-        whole = images[: len(prompts[0])]
-        grids = {self.spec.image_grid if im is None or im.grid is None else im.grid for im in whole}
-        if len(grids) > 1:
-            raise ValueError(
-                f"the prompts' images have different grids {sorted(grids)}; sample them in separate batches"
-            )
-        grid = grids.pop()
+        drawn = next((part.kind for part in self.parts if part.kind != "text"), None)
+        first = images[0]  # the other prompts' have the same grid
+        grid = self.spec.image_grid if first is None or first.grid is None or drawn == "image" else first.grid
         none = torch.full((grid[0] * grid[1],), -1)
-        shown = [none if im is None else im.tokens.masked_fill(im.tokens == self.spec.mask, -1) for im in images]
+        shown = [
+            none if im is None or im.grid != grid else im.tokens.masked_fill(im.tokens == self.spec.mask, -1)
+            for im in images
+        ]
         return torch.stack(shown), grid
 
     def _count(
@@ -201,7 +225,7 @@ class Writing:
         whole, *others = hidden.gather(1, at).split(len(self.index))
         return self.model.log_probs(whole, modality, temperature, list(zip(scales, others)), count_mask=True)
 
-    def _write(self, block: Tokens, phase: str) -> None:
+    def _append(self, block: Tokens, phase: str) -> None:
         if self.context.cache is not None:
             self._count(block, phase)
         self.model.write(self.context, block)
@@ -210,18 +234,19 @@ class Writing:
 
     def _denoise_text(self, turn: int) -> Drawn:
         """A text's canvas [B, N], filled up to each row's end token."""
-        size = self.spec.text_length
+        size = self.room
         masks = torch.full((len(self.index), size), self.spec.mask, device=self.keys.device)
-        block = self._text_block(masks)
+        behind = torch.tensor(self.behind, dtype=torch.int64, device=masks.device).expand(len(masks), -1)
+        block = self._text_block(torch.cat([masks, behind], 1))
         text = Drawn.nothing(masks, self.spec.mask, self.trace)
         kind = self.config.approximate_cache
 
         def read(ids: Tensor, at: slice, first: bool, active: Tensor) -> Tensor:
             part = None
             if kind != "none" and not first:  # the first step of a block runs everything, and keeps it
-                part = at if kind == "dual" else slice(at.start, size)
+                part = at if kind == "dual" else slice(at.start, block.shape[1])
             place = torch.arange(at.start, at.stop, device=ids.device) - (part.start if part else 0)
-            now = block.with_ids(self._everywhere(ids))
+            now = block.with_ids(self._everywhere(torch.cat([ids, behind], 1)))
             place = place.expand(len(ids), -1)
             return self._read(now, Modality.TEXT, "text", active, place, part)
 
@@ -230,69 +255,87 @@ class Writing:
         return text
 
     def _text_block(self, ids: Tensor) -> Tokens:
+        """A text's canvas [B, N], and what stands behind it."""
         ids = self._everywhere(ids)
-        offset = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         return Tokens(
             ids=ids,
             segment=self._ordinal.expand_as(ids),
             modality=torch.full_like(ids, int(Modality.TEXT)),
-            position=self.context.lengths[:, None] + offset,
-            offset=offset,
+            position=self.context.lengths[:, None] + place,
+            offset=torch.where(place < self.room, place, -1),
             previous=torch.full_like(ids, -1),
             valid=torch.ones_like(ids, dtype=torch.bool),
         )
 
     def _collect_text(self, text: Drawn) -> tuple[Tensor, Tensor]:
-        """Adds the texts to their rows. Returns which rows go on with an image, and the texts' lengths [B]."""
+        """Adds the texts to their rows. Returns which rows announce an image [B] bool, and the texts' lengths [B]."""
         length, text = text_length(text.ids, self.spec), text.map(Tensor.cpu)
         check_drawn(text.probability)
-        goes_on = []
+        announced = []
         for place, (index, n) in enumerate(zip(self.index.tolist(), length.tolist())):
             tokens, step, probability = text.ids[place, :n], text.step[place, :n].int(), text.probability[place, :n]
             kept = {"step": step, "probability": probability, "trace": text.traced(place, n)}
-            self.segments[index].append(Segment(Modality.TEXT, tokens, **kept))  # type: ignore[arg-type]
-            last = int(tokens[-1])
-            if last == self.spec.image_next:
-                goes_on.append(place)
-            else:
-                self.stops[index] = Stop.ANSWERED if last in self.spec.text_end else Stop.NO_END
-        return torch.tensor(goes_on, dtype=torch.int64, device=self.keys.device), length
+            segment = Segment(Modality.TEXT, tokens, **kept)  # type: ignore[arg-type]
+            self.segments[index] += self.row_prompts[index].laid_out([segment])
+            final = int(tokens[-1])
+            announced.append(final == self.spec.image_next)
+            ended = Stop.ANSWERED if final in self.spec.text_end else Stop.NO_END
+            self.stops[index] = Stop.MAX_ROUNDS if announced[-1] else ended
+        return torch.tensor(announced, device=self.keys.device), length
 
-    def _write_text(self, ids: Tensor, length: Tensor) -> None:
+    def _append_text(self, ids: Tensor, length: Tensor) -> None:
         block = self._text_block(ids)
         inside = block.offset < self._everywhere(length)[:, None]
         block = dataclasses.replace(block, valid=inside, segment=block.segment.masked_fill(~inside, -1))
-        self._write(block, "write_text")
+        self._append(block, "write_text")
 
     # ---------------------------------------------------------------- images
 
-    def _select(self, turn: int) -> Tensor:
-        """[B, n] bool: the tokens to denoise again; all of them where there is no image to edit."""
-        everything = torch.ones_like(self.image, dtype=torch.bool)
-        if self.config.edit == "full" or not bool(self._has_image.any()):
-            return everything
+    def _select(self, number: int, part: Part) -> tuple[Tensor, Tensor]:
+        """[B, n] bool: the tokens to denoise, all of them in a new image; and [B] bool: the rows that get a new one."""
+        has = self._has_image
+        new = torch.ones_like(has) if part.kind == "image" or self.config.edit == "full" else ~has
+        if bool(new.all()):
+            return torch.ones_like(self.image, dtype=torch.bool), new
         if self.config.edit == "region":
-            assert self.locate is not None
-            written = [self.model.decode_text(self.segments[i][-1].tokens) for i in self.index.tolist()]
-            chosen = edits.region(written, self.grid, self.locate, self.keys.device)
+            chosen = self._named(has)
         elif self.config.edit == "random":
-            chosen = edits.random(self.keys, self.image.shape[1], self.config.edit_share, (turn, 0, EDIT))
+            chosen = edits.random(self.keys, self.image.shape[1], self.config.edit_share, (number, 0, EDIT))
         else:
-            copied = self._probability_of_copy(everything)
-            chosen = edits.lowest(copied, self.config.edit_share, self.config.edit_threshold)
-        return chosen | ~self._has_image[:, None]
+            chosen = self._unlikely(has)
+        return chosen | new[:, None], new
 
-    def _probability_of_copy(self, everything: Tensor) -> Tensor:
-        """[B, n] of each token of the image before, with all tokens of the new one masked."""
+    def _named(self, active: Tensor) -> Tensor:
+        """[B, n] bool: the tokens that each row's text names; of rows that no function reads, the unlikely ones."""
+        rows = self.index.tolist()
+        found = [self.row_prompts[i].locate or self.locate for i in rows]
+        texts = [self._said(i) for i in rows]
+        chosen = edits.region(texts, self.grid, [f or (lambda *_: None) for f in found], self.keys.device)
+        unread = torch.tensor([f is None for f in found], device=chosen.device) & active
+        return torch.where(unread[:, None], self._unlikely(unread), chosen) if bool(unread.any()) else chosen
+
+    def _said(self, index: int) -> str:
+        """What a row's picture is to follow: the text before it, or the prompt's words."""
+        last = self.segments[index][-1]
+        if last.prompt or last.modality is not Modality.TEXT:
+            return self.row_prompts[index].words
+        return self.model.decode_text(last.tokens)
+
+    def _unlikely(self, active: Tensor) -> Tensor:
+        """[B, n] bool: the tokens of the image before that the model finds least likely, all of the new one masked.
+        active: [B] bool, rows that are asked for."""
+        everything = torch.ones_like(self.image, dtype=torch.bool)
         place = torch.arange(self.image.shape[1], device=self.keys.device).expand_as(self.image)
         block, at = self._image_block(place, everything)
-        log_probs = self._read(block, Modality.IMAGE, "select", self._has_image, at)
-        return log_probs.gather(2, self.spec.codes(self.image).clamp(min=0)[:, :, None])[:, :, 0].exp()
+        log_probs = self._read(block, Modality.IMAGE, "select", active, at)
+        copied = log_probs.gather(2, self.spec.codes(self.image).clamp(min=0)[:, :, None])[:, :, 0].exp()
+        return edits.lowest(copied, self.config.edit_share, self.config.edit_threshold)
 
     def _image_block(self, place: Tensor, valid: Tensor) -> tuple[Tokens, Tensor]:
         """What is run to denoise the tokens at the given places [B, E] of the image's grid, with these masked, and
         where they stand in it [B, E]: these tokens alone, or under bidirectional attention the image as a whole."""
-        columns = _image_columns(self.spec, self.grid)[0].to(place.device)[place]
+        columns = self._frame[1][place]
         masks = torch.full_like(place, self.spec.mask)
         if self.spec.attention == "bidirectional":
             return self._whole_image(_put(self.image, place, masks, valid)), columns
@@ -301,7 +344,7 @@ class Writing:
             ids=self._everywhere(masks),
             segment=self._ordinal.expand_as(everywhere).masked_fill(~inside, -1),
             modality=torch.full_like(everywhere, int(Modality.IMAGE)),
-            position=self.context.lengths[:, None] + self._everywhere(columns),
+            position=self.context.lengths[:, None] + self._everywhere(columns) - self._skipped,
             offset=everywhere,
             previous=self.previous.gather(1, everywhere),
             valid=inside,
@@ -334,53 +377,60 @@ class Writing:
             None if image.trace is None else [_put(nothing, place, t, valid) for t in image.trace],
         )
 
-    def _collect_image(self, image: Drawn, edited: Tensor) -> None:
+    def _collect_image(self, image: Drawn, edited: Tensor, new: Tensor) -> None:
         """Adds the images to their rows."""
         image, edited = image.map(Tensor.cpu), edited.cpu()
         check_drawn(image.probability)
-        new = torch.ones_like(self._has_image) if self.config.edit == "full" else ~self._has_image
         for place, (index, whole) in enumerate(zip(self.index.tolist(), new.tolist())):
-            self.segments[index].append(
-                Segment(
-                    Modality.IMAGE,
-                    image.ids[place],  # type: ignore[arg-type]
-                    grid=self.grid,
-                    edited=None if whole else edited[place],  # type: ignore[arg-type]
-                    step=image.step[place].int(),  # type: ignore[arg-type]
-                    probability=image.probability[place],  # type: ignore[arg-type]
-                    trace=image.traced(place, image.ids.shape[1]),  # type: ignore[arg-type]
-                )
+            segment = Segment(
+                Modality.IMAGE,
+                image.ids[place],  # type: ignore[arg-type]
+                grid=self.grid,
+                edited=None if whole else edited[place],  # type: ignore[arg-type]
+                step=image.step[place].int(),  # type: ignore[arg-type]
+                probability=image.probability[place],  # type: ignore[arg-type]
+                trace=image.traced(place, image.ids.shape[1]),  # type: ignore[arg-type]
             )
+            self.segments[index] += self.row_prompts[index].laid_out([segment])
+            self.stops[index] = Stop.DRAWN
+
+    @property
+    def _frame(self) -> tuple[Tensor, Tensor]:
+        """An image as it stands in a sequence, with the mask in the place of its content [w], and where that stands in
+        it [n]. Where all rows have announced it, without the delimiter that they have written."""
+        frame = _frame(self.spec, self.grid, bool(self.announced.all()), self.behind)
+        ids = torch.tensor(frame, device=self.keys.device)
+        return ids, (ids == self.spec.mask).nonzero()[:, 0]
+
+    @property
+    def _skipped(self) -> Tensor:
+        """int64 [R, 1]: 1 where a row leaves out the frame's first delimiter, because its text has written it."""
+        some = self.spec.before_image != self.spec.image_begin and not bool(self.announced.all())
+        return self._everywhere((self.announced & some).long())[:, None]
 
     def _whole_image(self, ids: Tensor) -> Tokens:
         """The image [B, n] as it stands in a sequence, with delimiters and row separators."""
-        columns, width = _image_columns(self.spec, self.grid)
-        frame = torch.tensor(_frame(self.spec, self.grid), device=ids.device).expand(len(self.previous), -1)
-        columns = columns.to(ids.device).expand(len(self.previous), -1)
+        frame, columns = (x.expand(len(self.previous), -1) for x in self._frame)
         nothing = torch.full_like(frame, -1)
         order = torch.arange(ids.shape[1], device=ids.device).expand_as(columns)
+        place, skipped = torch.arange(frame.shape[1], device=ids.device), self._skipped
+        valid = place >= skipped
         return Tokens(
             ids=frame.scatter(1, columns, self._everywhere(ids)),
-            segment=self._ordinal.expand_as(frame),
+            segment=self._ordinal.expand_as(frame).masked_fill(~valid, -1),
             modality=torch.full_like(frame, int(Modality.IMAGE)),
-            position=self.context.lengths[:, None] + torch.arange(width, device=ids.device),
+            position=self.context.lengths[:, None] + place - skipped,
             offset=nothing.scatter(1, columns, order),
             previous=nothing.scatter(1, columns, self.previous),
-            valid=torch.ones_like(frame, dtype=torch.bool),
+            valid=valid,
         )
 
 
-def _frame(spec: ModelSpec, grid: tuple[int, int]) -> list[int]:
-    """An announced image as it stands in a sequence, with the mask in the place of its content."""
+def _frame(spec: ModelSpec, grid: tuple[int, int], announced: bool, behind: tuple[int, ...] = ()) -> list[int]:
+    """An image as it stands in a sequence, with the mask in the place of its content."""
     separator = [] if spec.row_separator is None else [spec.row_separator]
-    return [*spec.before_image, *([spec.mask] * grid[1] + separator) * grid[0], *spec.image_end]
-
-
-def _image_columns(spec: ModelSpec, grid: tuple[int, int]) -> tuple[Tensor, int]:
-    """Where the tokens of an announced image stand among its delimiters and separators [n]; and how long it is."""
-    place = torch.arange(grid[0] * grid[1])
-    separators = 0 if spec.row_separator is None else place // max(grid[1], 1)
-    return len(spec.before_image) + place + separators, len(_frame(spec, grid))
+    begin = spec.before_image if announced else spec.image_begin
+    return [*begin, *([spec.mask] * grid[1] + separator) * grid[0], *spec.image_end, *behind]
 
 
 def _put(old: Tensor, place: Tensor, new: Tensor, valid: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
-"""Procedural tasks: prompts, demonstrations, verifiers and pictures."""
+"""Tasks: what a run trains on."""
 
-from unidiff.tasks.frozen_lake import Example, FrozenLake
-from unidiff.tasks.task import Task
+from unidiff.tasks.frozen_lake import FrozenLake
+from unidiff.tasks.mix import mix
+from unidiff.tasks.names import resolve
+from unidiff.tasks.rows import Rows
+from unidiff.tasks.task import Example, Task
 
-__all__ = ["Example", "FrozenLake", "Task"]
+__all__ = ["Example", "FrozenLake", "Rows", "Task", "mix", "resolve"]

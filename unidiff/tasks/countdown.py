@@ -3,7 +3,7 @@
     prompt    make 24 from 25 3 4
     response  25 + 3 = 28 , 28 - 4 = 24 so ( 25 + 3 ) - 4
 
-The task is TinyZero's and d1's (2504.12216) with small numbers: every result is from 1 to 99.
+The task is TinyZero's and d1's (2504.12216) with small numbers: no result on the way is below 1 or above `largest`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-LARGEST = 99  # of the target and of every result on the way
-NUMBERS = 25  # the largest number to begin with
+import numpy as np
+
+from unidiff.config import check_fields
+from unidiff.rewards.reward import Reward, reward
+from unidiff.tasks.splits import generator, split_of
+from unidiff.tasks.task import Example, Responses, Task
+
 OPERATIONS = ("+", "-", "*")
 _STEP = re.compile(r"(\d+) ?([-+*]) ?(\d+) ?= ?(\d+)")
 _LONGEST = 200  # characters of an answer that is looked at
@@ -45,14 +51,14 @@ class Calculation:
         return " , ".join(f"{a} {sign} {b} = {c}" for a, sign, b, c in self.steps) + f" so {self.answer}"
 
 
-def problem(chance: random.Random) -> tuple[Problem, Calculation]:
-    """A problem and a calculation that solves it."""
-    numbers = tuple(chance.randint(1, NUMBERS) for _ in range(3))
-    solution = calculate(numbers, chance)
-    return Problem(numbers, solution.steps[-1][3]), solution
+def problem(chance: random.Random, numbers: int = 25, largest: int = 99) -> tuple[Problem, Calculation]:
+    """A problem and a calculation that solves it. numbers: the largest of the three. largest: of all results."""
+    given = tuple(chance.randint(1, numbers) for _ in range(3))
+    solution = calculate(given, chance, largest)
+    return Problem(given, solution.steps[-1][3]), solution
 
 
-def calculate(numbers: Sequence[int], chance: random.Random) -> Calculation:
+def calculate(numbers: Sequence[int], chance: random.Random, largest: int = 99) -> Calculation:
     """A random calculation with three numbers, whatever it reaches."""
     while True:
         left = [(number, str(number)) for number in numbers]
@@ -62,7 +68,7 @@ def calculate(numbers: Sequence[int], chance: random.Random) -> Calculation:
             (a, first), (b, second), *left = left
             sign = chance.choice(OPERATIONS)
             result = apply(a, sign, b)
-            if not 1 <= result <= LARGEST:
+            if not 1 <= result <= largest:
                 break
             steps.append((a, sign, b, result))
             left.append((result, f"( {first} {sign} {second} )" if left else f"{first} {sign} {second}"))
@@ -123,3 +129,69 @@ def value_of(expression: str) -> tuple[int, list[int]] | None:
 
     found = value(tree)
     return None if found is None else (found, numbers)
+
+
+@reward(on="text")
+def steps(segments: Sequence[Any], **columns: Any) -> list[float]:
+    """The share of the calculation's steps that are right (see `steps_right`)."""
+    return [steps_right(s.columns["problem"], s.text) for s in segments]
+
+
+@reward(on="text", weight=2.0)
+def answer(segments: Sequence[Any], **columns: Any) -> list[float]:
+    """d1's scores of the answer (see `answer_right`)."""
+    return [answer_right(s.columns["problem"], s.text) for s in segments]
+
+
+@dataclass(frozen=True)
+class Countdown(Task):
+    """The task, with its demonstrator.
+
+    numbers: the largest number to begin with. largest: of the target and of all results on the way; both at most 99.
+    skill: chance that a demonstration reaches the target; the others are calculations that are right, with the given
+    numbers, and reach something else.
+    """
+
+    numbers: int = 12
+    largest: int = 50
+    skill: float = 0.35
+
+    writes = "text"
+    room = 24
+    prepare = None
+    headline = ("success", "steps")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not (1 <= self.numbers <= 99 and 3 <= self.largest <= 99):
+            raise ValueError(f"numbers and largest are {self.numbers} and {self.largest}; choose 1 to 99, and 3 to 99")
+
+    def example(self, split: str, index: int) -> Example:
+        chance = generator("countdown", split, index)
+        while True:
+            given, solution = problem(chance, self.numbers, self.largest)
+            if split_of(given.prompt) == split:
+                columns = {"problem": given, "numbers": list(given.numbers), "target": given.target}
+                columns |= {"solution": str(solution), "place": (split, index)}
+                return Example([given.prompt], columns, title=f"{split} problem {index}")
+
+    def rewards(self) -> tuple[Reward, ...]:
+        return steps, answer
+
+    def measure(self, rows: Responses, examples: Sequence[Any]) -> dict[str, np.ndarray]:
+        pairs = [
+            (e.columns["problem"], (row[-1].text or "") if row[-1].ended else "") for row, e in zip(rows, examples)
+        ]
+        return {
+            "success": np.array([answer_right(given, text) == 1.0 for given, text in pairs], float),
+            "steps": np.array([steps_right(given, text) for given, text in pairs]),
+        }
+
+    def demonstration(self, example: Example, attempt: int = 0) -> list[Any]:
+        chance = generator("countdown demonstration", *example.columns["place"], attempt)
+        if chance.random() < self.skill:
+            return [example.columns["solution"]]
+        return [str(calculate(example.columns["numbers"], chance, self.largest))]
+
+    def best(self, example: Example) -> list[Any]:
+        return [example.columns["solution"]]

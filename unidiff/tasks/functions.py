@@ -9,9 +9,18 @@ response  ```python
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
+from unidiff.config import check_fields
+from unidiff.rewards.names import as_reward
+from unidiff.rewards.reward import Reward
+from unidiff.rewards.table import reward_table
+from unidiff.tasks.splits import generator, split_of
+from unidiff.tasks.task import Example, Responses, Task
 
 EXAMPLES, TESTS = 2, 5
 _CONSTANTS = range(1, 10)
@@ -109,3 +118,50 @@ def spaced(values: Arguments) -> str:
         else str(value)
         for value in values
     )
+
+
+@dataclass(frozen=True)
+class Functions(Task):
+    """The task, with its demonstrator.
+
+    skill: chance that a demonstration is right; the others are functions of the same arguments that compute something
+    else.
+    """
+
+    skill: float = 0.35
+
+    writes = "text"
+    room = 32
+    prepare = None
+    headline = ("success", "passed")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def example(self, split: str, index: int) -> Example:
+        chance = generator("functions", split, index)
+        while True:
+            family = chance.choice(FAMILIES)
+            given = problem(chance, family, chance.choice(family.constants))
+            if split_of(given.prompt) == split:
+                columns = {"tests": list(given.tests), "problem": given, "place": (split, index)}
+                return Example([given.prompt], columns, title=f"{split} function {index}")
+
+    def rewards(self) -> tuple[Reward, ...]:
+        """MaskGRPO's: 2 × the tests that pass, and half a point for code without a syntax error."""
+        return as_reward("code_tests=2.0"), as_reward("code_syntax=0.5")
+
+    def measure(self, rows: Responses, examples: Sequence[Any]) -> dict[str, np.ndarray]:
+        judged = reward_table(["code_tests"], rows).row_means_BF[:, 0].numpy()
+        return {"success": np.where(np.isnan(judged), np.nan, judged == 1.0), "passed": judged}
+
+    def demonstration(self, example: Example, attempt: int = 0) -> list[Any]:
+        chance = generator("functions demonstration", *example.columns["place"], attempt)
+        given = example.columns["problem"]
+        if chance.random() < self.skill:
+            return [given.solution]
+        family = chance.choice([f for f in FAMILIES if f.signature == given.family.signature])
+        return [written(family, chance.choice(family.constants))]
+
+    def best(self, example: Example) -> list[Any]:
+        return [example.columns["problem"].solution]

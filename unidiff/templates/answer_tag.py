@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from unidiff.sequence import Interleaved, check_parts
+from unidiff.sequence import Interleaved, Kind, check_parts
 from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, Tokenize, filled, ids_of, without
+
+# Which of the system prompts a response has, where it is not the one of its own name.
+_SYSTEMS = {"image": "text_to_image", "text": "understand"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +93,24 @@ class AnswerTagTemplates:
             {name: self._mixed(system, self._left_out(prompt, name)) + output for name in names},
         )
 
-    def prompt(self, parts: Sequence[Text | Picture], left_out: str | None = None) -> Interleaved:
-        """What stands before the response of `interleaved`, <answer> with it. left_out: "text", "image" or None."""
-        tagged = self._tagged(self._system("interleaved", None), self._left_out(parts, left_out))
+    def prompt(
+        self,
+        parts: Sequence[Text | Picture],
+        left_out: str | None = None,
+        writes: Kind = "interleaved",
+        system: str | None = None,
+    ) -> Interleaved:
+        """What stands before a response, <answer> with it: an interleaved one has the parts in their order, any other
+        the words and then the pictures, as in the layouts above. left_out: "text", "image" or None."""
+        kept = self._left_out(parts, left_out)
+        if writes != "interleaved":
+            kept = sorted(kept, key=lambda part: isinstance(part, Picture))
+        tagged = self._tagged(self._system(_SYSTEMS.get(writes, writes), system), kept)
         return self.ids.prompt([*tagged, (self.ids.answer_begin,)], self.tokenize)
+
+    def behind(self, writes: Kind) -> tuple[int, ...]:
+        """</answer>, behind a response of one part."""
+        return () if writes == "interleaved" else (self.ids.answer_end,)
 
     # ---------------------------------------------------------------- training
 

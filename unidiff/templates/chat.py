@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unidiff.sequence import Interleaved, Modality, hidden
+from unidiff.sequence import Interleaved, Kind, Modality, hidden
 from unidiff.templates.layout import Guided, Ids, Layout, Picture, Text, Tokenize, ids_of, tokenized, without
 
 
@@ -61,20 +61,34 @@ class ChatTemplates:
             raise ValueError("a base model knows no chat: its tokenizer has no headers; use text")
         return self.text(self._written(self.markup.prompt(*turns)), length)
 
-    def prompt(self, parts: Sequence[Text | Picture], left_out: str | None = None) -> Interleaved:
+    def prompt(
+        self,
+        parts: Sequence[Text | Picture],
+        left_out: str | None = None,
+        writes: Kind = "text",
+        system: str | None = None,
+    ) -> Interleaved:
         """What stands before a response: the parts as one turn of a chat, or as they are for a base model. left_out:
-        "text" masks all of it (LLaDA's way), "image" leaves nothing out: there is none. ValueError for pictures."""
+        "text" masks all of it (LLaDA's way), "image" leaves nothing out: there is none. Raises ValueError for pictures,
+        in the prompt or in the response."""
         kept = without(parts, left_out)
         if any(isinstance(part, Picture) for part in parts):
             raise ValueError("a model of text alone takes no pictures")
-        whole = self.ids.prompt(self._one_turn(parts), self.tokenize)
+        if writes in ("image", "edit"):
+            raise ValueError(f"a model of text alone draws no pictures: writes={writes!r} is not for it")
+        whole = self.ids.prompt(self._one_turn(parts, system), self.tokenize)
         return whole if kept == list(parts) else hidden(whole, Modality.TEXT, self.ids.mask)
 
-    def _one_turn(self, parts: Sequence[Text | Picture]) -> list[Text | Picture]:
-        """The parts as what the user says, up to the assistant's header."""
+    def behind(self, writes: Kind) -> tuple[int, ...]:
+        """Nothing."""
+        return ()
+
+    def _one_turn(self, parts: Sequence[Text | Picture], system: str | None = None) -> list[Text | Picture]:
+        """What the user says, behind a turn of the system if there is one, up to the assistant's header."""
         if self.markup is None:
-            return list(parts)
-        before, behind = ((self.markup.bos,), *self.markup.opening("user")), self.markup.opening("assistant")
+            return [*([] if system is None else [system + "\n"]), *parts]
+        turns = [] if system is None else self.markup.turns([("system", system)])
+        before, behind = ((self.markup.bos,), *turns, *self.markup.opening("user")), self.markup.opening("assistant")
         return [*before, *parts, (self.markup.turn_end,), *behind]
 
     def _written(self, parts: Sequence[Text]) -> tuple[int, ...]:

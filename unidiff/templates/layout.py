@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unidiff.config import convert
-from unidiff.sequence import Interleaved, Modality, Segment, check_parts
+from unidiff.sequence import Interleaved, Kind, Modality, Segment, check_parts
 
 Tokenize = Callable[[str], Sequence[int]]  # words as ids, never a special token (`unidiff.plain_text`)
 Text = str | Sequence[int]  # words to tokenize, or ids, special tokens among them
@@ -123,10 +123,24 @@ Part = Text | Picture | int  # of an interleaved response; a number = so many te
 
 
 class PromptTemplate(Protocol):
-    """A family's way to write the prompt of an interleaved response."""
+    """A family's way to write a prompt for each kind of response."""
 
-    def prompt(self, parts: Sequence[str | Picture], left_out: str | None = None) -> Interleaved:
-        """The prompt's segments, with all marks; without its words ("text") or its pictures ("image") for guidance."""
+    def prompt(
+        self,
+        parts: Sequence[str | Picture],
+        left_out: str | None = None,
+        writes: Kind = "interleaved",
+        system: str | None = None,
+    ) -> Interleaved:
+        """The prompt's segments, with all marks; without its words ("text") or its pictures ("image") for guidance.
+
+        writes: what the response consists of. system: None = what the family says to itself for this kind. Raises
+        ValueError where the family knows no such response or no system prompt.
+        """
+        ...
+
+    def behind(self, writes: Kind) -> tuple[int, ...]:
+        """Ids that stand behind a response of one part while it is written."""
         ...
 
 

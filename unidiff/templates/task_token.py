@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from unidiff.sequence import Interleaved
+from unidiff.sequence import Interleaved, Kind
 from unidiff.templates.chat import ChatTemplates
 from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, filled, ids_of, without
 
@@ -117,13 +117,40 @@ class TaskTokenTemplates(ChatTemplates):
 
         return Guided(layout(None), {name: layout(name) for name in names})
 
-    def prompt(self, parts: Sequence[Text | Picture], left_out: str | None = None) -> Interleaved:
-        """What stands before the response of `interleaved`. left_out: "text", "image" or None."""
-        return self.ids.prompt([(self.ids.interleaved,), *self._rounds(without(parts, left_out))], self.tokenize)
+    def prompt(
+        self,
+        parts: Sequence[Text | Picture],
+        left_out: str | None = None,
+        writes: Kind = "interleaved",
+        system: str | None = None,
+    ) -> Interleaved:
+        """What stands before a response, as in the layouts above; pads are left out, since nothing sees them. left_out:
+        "text", "image" or None.
 
-    def _rounds(self, parts: Sequence[Text | Picture]) -> list[Text | Picture]:
+        A text is written to a chat without a task token. An edit has the pictures, then bos words eos, behind the task
+        token that the family was trained with for a picture from a picture, else that of text-to-image. Raises
+        ValueError for a system prompt where a picture is drawn: the family has none there.
+        """
+        kept = without(parts, left_out)
+        if writes in ("image", "edit"):
+            if system is not None:
+                raise ValueError(
+                    f"system: this family knows no system prompt for writes={writes!r}; add it to the prompt"
+                )
+            pictures = [part for part in kept if isinstance(part, Picture)]
+            closed = self._closed(self._written([part for part in kept if not isinstance(part, Picture)]))
+            if writes == "image" and len(closed) >= self.prefix:
+                closed = filled(closed, self.prefix - 1, self.ids.eos, cut=self.ids.eos)
+            task = self.ids.text_to_image if writes == "image" or self.ids.parallel is None else self.ids.parallel
+            return self.ids.prompt([(task,), *pictures, closed], self.tokenize)
+        if writes == "understand":
+            kept.sort(key=lambda part: not isinstance(part, Picture))
+        task = {"text": (), "understand": (self.ids.understand,)}.get(writes, (self.ids.interleaved,))
+        return self.ids.prompt([task, *self._rounds(kept, system)], self.tokenize)
+
+    def _rounds(self, parts: Sequence[Text | Picture], system: str | None = None) -> list[Text | Picture]:
         leading = next((i for i, part in enumerate(parts) if not isinstance(part, Picture)), len(parts))
-        return [*parts[:leading], *self._one_turn(parts[leading:])]
+        return [*parts[:leading], *self._one_turn(parts[leading:], system)]
 
     # ---------------------------------------------------------------- training
 

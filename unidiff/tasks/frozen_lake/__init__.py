@@ -1,5 +1,5 @@
 """FrozenLake: boards, demonstrations, verifiers, pictures."""
 
-from unidiff.tasks.frozen_lake.task import Example, FrozenLake
+from unidiff.tasks.frozen_lake.task import FrozenLake, LakeExample
 
-__all__ = ["Example", "FrozenLake"]
+__all__ = ["FrozenLake", "LakeExample"]

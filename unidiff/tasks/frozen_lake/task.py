@@ -20,7 +20,7 @@ from PIL import Image
 
 from unidiff.config import check_fields
 from unidiff.rewards.reward import Reward
-from unidiff.rewards.segment_view import SegmentView
+from unidiff.sequence import Writes
 from unidiff.tasks.frozen_lake.board import (
     DIRECTIONS,
     MAX_SIZE,
@@ -38,6 +38,7 @@ from unidiff.tasks.frozen_lake.rewards import REWARDS, measure
 from unidiff.tasks.frozen_lake.text import REWARDS as TEXT_REWARDS
 from unidiff.tasks.frozen_lake.text import measure as measure_text
 from unidiff.tasks.frozen_lake.text import question
+from unidiff.tasks.task import Example, Responses, Task
 
 QUESTION = "find a safe way to the goal"
 SPLITS: dict[str, range] = {"train": range(0, 8), "dev": range(8, 9), "test": range(9, 10)}  # layout % 10
@@ -45,23 +46,19 @@ _MAX_DRAWS = 20_000
 _EXAMPLE, _DEMONSTRATION = 0, 1  # first word of a seed: the two uses never share a stream
 
 
-@dataclass(frozen=True)
-class Example:
-    """One prompt of the task.
-
-    prompt: the question and the picture of the board with the agent at the start.
-    columns: what reward functions get beside the response.
-    """
+@dataclass(frozen=True, kw_only=True)
+class LakeExample(Example):
+    """One prompt of the task: the question and the picture of the board with the agent at the start."""
 
     prompt: list[str | Image.Image] = field(repr=False)
+    columns: dict[str, Any] = field(default_factory=dict, repr=False)
     board: Board
     split: str
     index: int
-    columns: dict[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
-class FrozenLake:
+class FrozenLake(Task):
     """The task, with its boards and its demonstrator.
 
     size: cells a side, 3 to 8.
@@ -87,6 +84,13 @@ class FrozenLake:
     tile: int = 16
     pictures: bool = True
     board: Literal["picture", "text"] = "picture"
+
+    prepare = None  # boards are drawn in the model's own size
+    headline = ("success", "image_exact", "format", "agreement", "progress", "legal", "image_cells")
+
+    @property
+    def writes(self) -> Writes:  # type: ignore[override]
+        return "interleaved" if self.pictures else "text"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -114,7 +118,7 @@ class FrozenLake:
 
     # --- boards -----------------------------------------------------------------------------------
 
-    def example(self, split: str, index: int) -> Example:
+    def example(self, split: str, index: int) -> LakeExample:
         """The example at a place of a split. No two splits share a layout of holes.
 
         Raises ValueError for an unknown split or a negative index.
@@ -129,7 +133,8 @@ class FrozenLake:
         prompt: list[str | Image.Image] = [QUESTION, self.render(board, board.start)]
         if self.board == "text":
             prompt = [question(board)]
-        return Example(prompt, board, split, index, columns)
+        title = f"{split} board {index}"
+        return LakeExample(prompt=prompt, columns=columns, title=title, board=board, split=split, index=index)
 
     def _board(self, split: str, rng: np.random.Generator) -> Board:
         distance = int(rng.integers(self.min_distance, self.max_distance + 1))
@@ -147,7 +152,7 @@ class FrozenLake:
 
     # --- the demonstrator -------------------------------------------------------------------------
 
-    def demonstration(self, example: Example, attempt: int = 0) -> list[str | Image.Image]:
+    def demonstration(self, example: LakeExample, attempt: int = 0) -> list[str | Image.Image]:
         """A walk as text, picture, text, picture, ..., answer; or as one text. Always legal, not always to the goal."""
         if attempt < 0:
             raise ValueError(f"attempt: expected 0 or more, got {attempt}")
@@ -179,7 +184,7 @@ class FrozenLake:
             wander = np.array([direction == habit for direction in DIRECTIONS], float)
         return self.goal_directed * best / best.sum() + (1 - self.goal_directed) * wander / wander.sum()
 
-    def walker_success(self, example: Example) -> tuple[float, float]:
+    def walker_success(self, example: LakeExample) -> tuple[float, float]:
         """Exact chance that the demonstrator reaches the goal: (sampled, greedy).
 
         Greedy takes the most likely move at each step; moves that tie share its probability evenly.
@@ -223,7 +228,7 @@ class FrozenLake:
         """The task's own reward functions; see `rewards`."""
         return REWARDS if self.pictures else TEXT_REWARDS
 
-    def measure(self, rows: Sequence[tuple[SegmentView, ...]], examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    def measure(self, rows: Responses, examples: Sequence[LakeExample]) -> dict[str, np.ndarray]:
         """Held-out figures of responses, one value a row: success, image_exact, format, ..."""
         return (measure if self.pictures else measure_text)(rows, [e.board for e in examples])
 

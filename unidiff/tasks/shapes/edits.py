@@ -69,6 +69,17 @@ def _change(action: str, shape: Shape, rest: Sequence[Shape], chance: random.Ran
     return f"move the {shape} {way}", replace(shape, x=ways[way][0], y=ways[way][1])
 
 
+def other(edit: Edit, chance: random.Random) -> Edit:
+    """Another edit of the same scene: the same action on another shape, or another one on the same shape."""
+    while True:
+        same = chance.random() < 0.5
+        before = chance.choice([shape for shape in edit.scene if shape != edit.before]) if same else edit.before
+        action = edit.action if same else chance.choice(ACTIONS)
+        found = _change(action, before, [shape for shape in edit.scene if shape != before], chance)
+        if found is not None and (before, found[1]) != (edit.before, edit.after):
+            return Edit(found[0], action, edit.scene, before, found[1])
+
+
 def shows(shape: Shape, seen: Seen) -> bool:
     """Whether a shape that is seen is this one: its kind, its colour, its place."""
     x, y = seen.centre

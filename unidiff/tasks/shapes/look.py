@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ class Seen:
     """One shape in a picture.
 
     left, top, right, bottom: pixels of its box, the last two exclusive.
-    fit: overlap (intersection over union) with the outline of its kind in the same box, 0 to 1.
+    fit: overlap (intersection over union) with the outline of its kind, 0 to 1.
     """
 
     kind: str
@@ -95,14 +95,21 @@ def _seen(colour: int, pixels: np.ndarray) -> Seen:
     (top, left), (bottom, right) = pixels.min(0), pixels.max(0) + 1
     mask = np.zeros((bottom - top, right - left), bool)
     mask[pixels[:, 0] - top, pixels[:, 1] - left] = True
-    fits = [(mask & shape).sum() / (mask | shape).sum() for shape in _outlines(*mask.shape)]
+    fits = [_overlap(mask, kind) for kind in KINDS]
     best = int(np.argmax(fits))
     box = (int(left), int(top), int(right), int(bottom))
     return Seen(KINDS[best], list(COLOURS)[colour], *box, fit=float(fits[best]))
 
 
-@lru_cache(maxsize=1024)
-def _outlines(height: int, width: int) -> np.ndarray:
-    """[kinds, height, width] bool: the outlines stretched to a box."""
-    rows, columns = np.arange(height) * SIZE // height, np.arange(width) * SIZE // width
-    return np.stack([outline(kind)[rows[:, None], columns] for kind in KINDS])
+def _overlap(mask: np.ndarray, kind: str) -> float:
+    """Intersection over union of a blot and an outline, laid on each other with the middles of their boxes within half
+    a pixel. The outline keeps its size: a blot whose tips the image tokenizer has lost is still what it was."""
+    best = 0.0
+    height, width = mask.shape
+    for top, left in itertools.product(*({(n - SIZE) // 2, (n - SIZE + 1) // 2} for n in (height, width))):
+        rows = slice(max(top, 0), min(top + SIZE, height))
+        columns = slice(max(left, 0), min(left + SIZE, width))
+        inside = outline(kind)[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        both = int((mask[rows, columns] & inside).sum())
+        best = max(best, both / (int(mask.sum()) + int(outline(kind).sum()) - both))
+    return best

@@ -9,7 +9,7 @@ import itertools
 import random
 from typing import Any
 
-from unidiff.tasks.shapes.scene import COLOURS, KINDS, SIDE, SIZE, Shape, apart
+from unidiff.tasks.shapes.scene import COLOURS, KINDS, LATTICE, SIDE, SIZE, Shape, apart
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -77,12 +77,11 @@ def scene_for(row: Row, chance: random.Random) -> tuple[Shape, ...]:
 
 
 def free_places(count: int, chance: random.Random) -> list[tuple[int, int]]:
-    """Upper left corners of boxes that do not touch: at multiples of 8 pixels, or two pixels further."""
+    """Upper left corners of boxes that do not touch, at multiples of LATTICE pixels."""
     while True:
         places: list[tuple[int, int]] = []
         for _ in range(count):
-            x, y = (8 * chance.randrange((SIDE - SIZE) // 8 + 1) + chance.choice((0, 2)) for _ in range(2))
-            x, y = min(x, SIDE - SIZE), min(y, SIDE - SIZE)
+            x, y = (LATTICE * chance.randrange((SIDE - SIZE) // LATTICE + 1) for _ in range(2))
             if all(apart((x, y), other) for other in places):
                 places.append((x, y))
         if len(places) == count:

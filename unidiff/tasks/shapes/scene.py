@@ -9,8 +9,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 64  # pixels of a picture's side
-SIZE = 14  # pixels of a shape's side
-GAP = 2  # pixels between two shapes, at least
+SIZE = 12  # pixels of a shape's side
+# Shapes stand at multiples of 4 pixels, so that every 8 x 8 patch of a picture is one of a few hundred: each has a code
+# of its own in the native image tokenizer.
+LATTICE = 4
+GAP = 4  # pixels between two shapes, at least
 GROUND = (244, 242, 236)
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 39, 40),

@@ -1,0 +1,119 @@
+"""Several tasks at once: one model, rewards and figures of each task for its own rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from unidiff.rewards.names import as_rewards
+from unidiff.rewards.reward import Reward
+from unidiff.sequence import Locate
+from unidiff.tasks.task import Example, Place, Responses, Task, check_task
+
+_PATTERN = 1000  # longest pattern of tasks that weights are rounded to
+
+
+def mix(weights: Sequence[float] | None = None, **tasks: Task) -> Mix:
+    """Tasks by name, in the shares that the weights say: `mix(math=a, lake=FrozenLake(), weights=[2, 1])`.
+
+    A reward, a figure and a row belong to their task: rewards are named "math/…", and see rows of that task alone.
+    Raises TypeError for what is no task, ValueError for weights that do not fit.
+    """
+    return Mix(tasks, weights)
+
+
+class Mix(Task):
+    """See `mix`. Training prompts follow a fixed pattern, in which every task has its share."""
+
+    def __init__(self, tasks: dict[str, Task], weights: Sequence[float] | None = None) -> None:
+        self.tasks = {name: check_task(task) for name, task in tasks.items()}
+        if not self.tasks:
+            raise ValueError("mix needs at least one task: mix(math=…, lake=…)")
+        given = [1.0] * len(tasks) if weights is None else [float(w) for w in weights]
+        if len(given) != len(tasks) or not all(math.isfinite(w) and w > 0 for w in given):
+            raise ValueError(f"weights is {weights!r}; give one number above 0 for each of the {len(tasks)} tasks")
+        self.pattern = _pattern(given)
+        self.headline = tuple(f"{name}/{one}" for name, task in self.tasks.items() for one in task.headline)
+
+    def of(self, example: Any) -> Task:
+        name, _, rest = example.kind.partition("/")
+        inner = dataclasses.replace(example, kind=rest)
+        return self.tasks[name].of(inner)
+
+    def length(self, split: str) -> int | None:
+        """As many as there are until one of the tasks has no more."""
+        sizes = []
+        for k, task in enumerate(self.tasks.values()):
+            if (own := task.length(split)) is not None:
+                rounds, rest = divmod(own, self.pattern.count(k))
+                places = [i for i, which in enumerate(self.pattern) if which == k]
+                sizes.append(rounds * len(self.pattern) + places[rest])
+        return min(sizes) if sizes else None
+
+    def example(self, split: str, index: int) -> Example:
+        name, own = self._place(index)
+        return self._named(name, self.tasks[name].example(split, own))
+
+    def training_example(self, place: Place) -> Example:
+        name, own = self._place(place.number)
+        return self._named(name, self.tasks[name].training_example(dataclasses.replace(place, number=own)))
+
+    def _place(self, index: int) -> tuple[str, int]:
+        """Which task the index-th prompt is of, and which of its own it is."""
+        rounds, at = divmod(index, len(self.pattern))
+        k = self.pattern[at]
+        return list(self.tasks)[k], rounds * self.pattern.count(k) + self.pattern[:at].count(k)
+
+    def _named(self, name: str, example: Any) -> Any:
+        kind = f"{name}/{example.kind}" if example.kind else name
+        return dataclasses.replace(example, kind=kind, title=f"{name}: {example.title}" if example.title else name)
+
+    def rewards(self) -> list[Reward]:
+        return [
+            dataclasses.replace(one, name=f"{name}/{one.name}", kind=f"{name}/{one.kind}".rstrip("/"))
+            for name, task in self.tasks.items()
+            for one in as_rewards(task.rewards())
+        ]
+
+    def locate(self, example: Any) -> Locate | None:
+        return self.of(example).locate(example)
+
+    def measure(self, rows: Responses, examples: Sequence[Any]) -> dict[str, np.ndarray]:
+        figures: dict[str, np.ndarray] = {}
+        for name, task in self.tasks.items():
+            at = [i for i, e in enumerate(examples) if e.kind.partition("/")[0] == name]
+            if not at:
+                continue
+            for figure, values in task.measure([rows[i] for i in at], [examples[i] for i in at]).items():
+                figures[f"{name}/{figure}"] = whole = np.full(len(examples), np.nan)
+                whole[at] = values
+        return figures
+
+    def demonstration(self, example: Any, attempt: int = 0) -> Any:
+        return self.of(example).demonstration(example, attempt)
+
+    def best(self, example: Any) -> Any:
+        return self.of(example).best(example)
+
+    def check(self) -> None:
+        for task in self.tasks.values():
+            task.check()
+
+
+def _pattern(weights: Sequence[float]) -> list[int]:
+    """Which task comes when: the shortest pattern in which all have their shares within one in a hundred, each spread
+    evenly."""
+    shares = [w / sum(weights) for w in weights]
+    for length in range(len(shares), _PATTERN + 1):
+        counts = [round(share * length) for share in shares]
+        near = all(abs(n / length - share) <= 0.01 * share for n, share in zip(counts, shares))
+        if sum(counts) == length and min(counts) > 0 and near:
+            break
+    else:
+        raise ValueError(f"weights {list(weights)} lie too far apart; the smallest needs a thousandth of the sum")
+    due = [((i + 0.5) / n, k) for k, n in enumerate(counts) for i in range(n)]
+    return [k for _, k in sorted(due)]

@@ -1,0 +1,26 @@
+"""In which order examples come: a function of the seed and the place in the run, so that any run can be resumed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unidiff import noise
+
+if TYPE_CHECKING:
+    from unidiff.tasks.task import Place
+
+_PROMPT = 1 << 21  # noise stream of the choice of training prompts
+_ENDLESS = 1 << 30
+
+
+def endless(place: Place) -> int:
+    """A random index below 2**30, for a task that makes its examples."""
+    return int(noise.uniform(noise.keys(place.seed, place.step, place.prompt), (_PROMPT,), 1) * _ENDLESS)
+
+
+def permuted(place: Place, size: int) -> int:
+    """An index below `size`: every epoch goes through all of them, each in an order of its own."""
+    epoch, at = divmod(place.number, size)
+    return int(np.random.default_rng([place.seed, epoch, _PROMPT]).permutation(size)[at])
