@@ -225,7 +225,7 @@ class GRPOTrainer:
                 seed=config.seed,
                 accelerator=self.accelerator,
                 trace=way == "sampled",  # those that the report shows
-                rewards=() if self.task.headline[0] != "reward" else self.rewards,
+                rewards=self.rewards if any(f.split("/")[0] == "reward" for f in self.task.headline) else (),
             )
             for way in ways
         }

@@ -37,7 +37,7 @@ class Mix(Task):
         if len(given) != len(tasks) or not all(math.isfinite(w) and w > 0 for w in given):
             raise ValueError(f"weights is {weights!r}; give one number above 0 for each of the {len(tasks)} tasks")
         self.pattern = _pattern(given)
-        self.headline = tuple(f"{name}/{one}" for name, task in self.tasks.items() for one in task.headline)
+        self.headline = tuple(figure for name, task in self.tasks.items() for figure in _headline(name, task))
 
     def of(self, example: Any) -> Task:
         name, _, rest = example.kind.partition("/")
@@ -102,6 +102,15 @@ class Mix(Task):
     def check(self) -> None:
         for task in self.tasks.values():
             task.check()
+
+
+def _headline(name: str, task: Task) -> list[str]:
+    """A task's headline figures under its name. What it earns in all is told reward by reward."""
+    figures: list[str] = []
+    for one in task.headline:
+        own = [r.name for r in as_rewards(task.rewards())] if one == "reward" else []
+        figures += [f"reward/{name}/{each}" for each in own] if own else [f"{name}/{one}"]
+    return figures
 
 
 def _pattern(weights: Sequence[float]) -> list[int]:
