@@ -159,12 +159,14 @@ def step(
 def demonstrations(model: UnifiedModel, config: Config) -> list[Interleaved]:
     """Those of each task. Of FrozenLake on boards with few, some and many holes: more layouts to learn from than those
     of the task alone."""
-    tasks: list[Task] = []
-    for name in config.task:
-        lakes = [FrozenLake(frozen_probability=p, pictures=config.pictures) for p in FROZEN]
-        tasks += lakes if name == "frozen_lake" else [resolve(name)]
-    count = config.corpus
-    return [row for i, task in enumerate(tasks) for row in supervised.corpus(model, task, range(i, count, len(tasks)))]
+    rows, names = [], len(config.task)
+    for n, name in enumerate(config.task):
+        tasks: list[Task] = [resolve(name)]
+        if name == "frozen_lake":
+            tasks = [FrozenLake(frozen_probability=p, pictures=config.pictures) for p in FROZEN]
+        for i, task in enumerate(tasks):
+            rows += supervised.corpus(model, task, range(n + i * names, config.corpus, names * len(tasks)))
+    return rows
 
 
 def start(config: Config) -> UnifiedModel:

@@ -37,6 +37,7 @@ from unidiff.sequence import (
     check_parts,
     check_writes,
     hidden,
+    plan_of,
 )
 from unidiff.spec import ModelSpec
 from unidiff.templates import Picture, PromptTemplate
@@ -190,9 +191,7 @@ class UnifiedModel(nn.Module):
         check_parts(parts)
         writes = check_writes(writes)
         given = [self.prepare(p, prepare) if prepare and not isinstance(p, str) else p for p in parts]
-        pictures = sum(not isinstance(part, str) for part in given)
-        prompt = Prompt(Interleaved(), {}, writes, room, (), " ".join(p for p in given if isinstance(p, str)), locate)
-        self._check_plan(prompt, pictures)
+        self._check_writes(writes, room, given)
         if self.template is None:
             kinds = {"text": Modality.TEXT, "image": Modality.IMAGE}
             parts = given if system is None else [system, *given]
@@ -205,14 +204,16 @@ class UnifiedModel(nn.Module):
             whole = self.template.prompt(coded, None, kind, system)
             without = {name: self.template.prompt(coded, name, kind, system) for name in left_out}
             behind = self.template.behind(kind)
-        return dataclasses.replace(prompt, whole=self._fitting(whole), without=without, behind=behind)
+        words = " ".join(part for part in given if isinstance(part, str))
+        return Prompt(self._fitting(whole), without, writes, room, behind, words, locate)
 
-    def _check_plan(self, prompt: Prompt, pictures: int) -> None:
-        self.spec.room(prompt.room)
-        draws = [part for part in prompt.plan if part in ("image", "edit")]
-        if draws and not self.spec.codebook_size:
-            raise ValueError(f"writes is {prompt.writes!r}, but family {self.spec.family} is one of text alone")
-        if prompt.plan[0] == "edit" and not pictures:
+    def _check_writes(self, writes: Writes, room: int | None, given: Sequence[str | Image]) -> None:
+        """Whether the model can write such a response to these parts."""
+        self.spec.room(room)
+        plan = plan_of(writes)
+        if {"image", "edit"} & set(plan) and not self.spec.codebook_size:
+            raise ValueError(f"writes is {writes!r}, but family {self.spec.family} is one of text alone")
+        if plan[0] == "edit" and all(isinstance(part, str) for part in given):
             raise ValueError("writes is 'edit', but the prompt has no picture to edit")
 
     def _pictures(self, parts: Sequence[str | Image]) -> list[str | Picture]:

@@ -166,7 +166,7 @@ class Prompt:
     @property
     def plan(self) -> tuple[Kind, ...]:
         """The parts of the response in order."""
-        return (self.writes,) if isinstance(self.writes, str) else self.writes
+        return plan_of(self.writes)
 
     def laid_out(self, response: Iterable[Segment]) -> Interleaved:
         """Segments of a response with the room and the ids behind them that they have in this prompt's context."""
@@ -175,9 +175,14 @@ class Prompt:
         )
 
 
+def plan_of(writes: Writes) -> tuple[Kind, ...]:
+    """The parts of a response in order."""
+    return (writes,) if isinstance(writes, str) else tuple(writes)
+
+
 def check_writes(writes: Any) -> Writes:
     """What a response consists of; a list is a plan too. Raises ValueError with the known kinds for anything else."""
-    plan = (writes,) if isinstance(writes, str) else tuple(writes) if isinstance(writes, (list, tuple)) else ()
+    plan = plan_of(writes) if isinstance(writes, (str, list, tuple)) else ()  # type: ignore[arg-type]
     if not plan or any(part not in KINDS for part in plan):
         raise ValueError(f"writes is {writes!r}; choose one of {', '.join(KINDS)}, or a tuple of them")
     if "interleaved" in plan[:-1]:

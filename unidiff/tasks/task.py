@@ -86,7 +86,7 @@ class Task:
         return None
 
     def best(self, example: Any) -> list[str | Image.Image] | None:
-        """The right response, which `validate` judges; None = it is not known."""
+        """The right response; None = it is not known."""
         return None
 
     # ------------------------------------------------- seldom overridden
