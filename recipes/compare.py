@@ -7,8 +7,9 @@
     python recipes/compare.py --arms estimator --pictures false --model outputs/base-text
     python recipes/compare.py --arms sft --seeds 0,1,2                  # the same seconds of more supervised training
     python recipes/compare.py --arms "low: learning_rate=1e-4; high: learning_rate=1e-3"
+    python recipes/compare.py --recipe text_to_image --arms sampler --seeds 0,1,2
 
-Every arm is a run of recipes/interleaved_reasoning.py with the same settings but those of the arm. A run that is there
+Every arm is a run of one recipe with the same settings but those of the arm. A run that is there
 already, with these settings, is not done again, and one that was stopped goes on. Prints one table of means with 95 %
 intervals over seeds (Student's t), and writes it to OUTPUT_DIR as compare.md and compare.json, with the curves in
 compare.png.
@@ -16,15 +17,17 @@ compare.png.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,8 +35,9 @@ from matplotlib.figure import Figure
 
 from unidiff.command_line import flags, parse, ungrouped
 from unidiff.config import FilePath, build, check_fields, expanded, setting
-from unidiff.files import write_json, write_text
+from unidiff.files import read_json, write_json, write_text
 from unidiff.program import run_program
+from unidiff.report.results import LEADING
 from unidiff.run_folder import RunFolder, read_metrics
 from unidiff.sandbox import lifeline
 from unidiff.settings_file import from_yaml
@@ -41,7 +45,6 @@ from unidiff.settings_file import from_yaml
 ROOT = Path(__file__).resolve().parent
 sys.path.append(str(ROOT))  # where the other recipes are, whatever started this one
 
-import interleaved_reasoning  # noqa: E402
 import supervised  # noqa: E402
 
 CONTROL = "supervised"  # not a run of GRPO: the same seconds of supervised training
@@ -56,7 +59,8 @@ ARMS: dict[str, dict[str, dict[str, str]]] = {
     "sampler": {s: {"image_sampler": s} for s in ("maskgit", "emerge")},
     "sft": {"grpo": {}, CONTROL: {}},
 }
-FIGURES = ("success", "image_exact", "format", "agreement", "legal", "progress")
+SHOWN, SAMPLED = 6, 3  # leading figures of greedy responses in the table, and of sampled ones
+ALIKE = ("batch_size", "window_share", "window_batch", "edit_extra", "changed_weight")  # a control goes on with these
 # Student's t, two-sided 95 %, for 1…9 degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -66,8 +70,11 @@ OWN = ("seed", "output_dir", "resume")  # settings of each run that are set here
 
 @dataclass
 class Config:
-    """The runs to compare. Other settings of interleaved_reasoning.py hold for every arm that does not set them."""
+    """The runs to compare. The recipe's other settings hold for every arm that does not set them."""
 
+    recipe: Literal["interleaved_reasoning", "text_math", "text_code", "text_to_image", "image_edit"] = setting(
+        "", "interleaved_reasoning", "whose runs are compared"
+    )
     arms: str = setting(
         "",
         "assignment",
@@ -138,10 +145,11 @@ def own_words(words: list[str]) -> list[str]:
 def planned(config: Config, words: list[str]) -> list[Run]:
     """Every run, checked before the first one is started. Raises ValueError."""
     arms = ARMS.get(config.arms) or parse_arms(config.arms)
-    given = ungrouped(interleaved_reasoning.Config, flags(words))
+    settings_of = importlib.import_module(config.recipe).Config
+    given = ungrouped(settings_of, flags(words))
     shared = {k: v for k, v in given.items() if k not in {f.name for f in fields(Config)}}
     file = from_yaml(expanded(shared["config"], "config")) if "config" in shared else {}
-    from_file = ungrouped(interleaved_reasoning.Config, file)
+    from_file = ungrouped(settings_of, file)
     runs = []
     for name, settings in arms.items():
         if taken := sorted({*shared, *from_file, *settings} & set(OWN)):
@@ -154,9 +162,20 @@ def planned(config: Config, words: list[str]) -> list[Run]:
             if name == CONTROL:
                 given |= {"model": str(Path(config.output_dir) / f"continued-seed{seed}"), "max_steps": "0"}
             values = {k: v for k, v in given.items() if k != "config"}
-            run = build(interleaved_reasoning.Config, {**from_file, **values})
-            runs.append(Run(name, folder, run, tuple(f"--{k}={v}" for k, v in given.items())))
+            run = build(settings_of, {**from_file, **values})
+            runs.append(Run(name, folder, run, tuple(written(given))))
+    if runs:
+        runs[0].config.made_task()  # a task or rewards that cannot be used are an error now
     return runs
+
+
+def written(settings: dict[str, Any]) -> Iterator[str]:
+    """Settings as words of a command line."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from written({f"{key.removesuffix('_options')}.{name}": one for name, one in value.items()})
+        else:
+            yield f"--{key}={value}"
 
 
 def parse_arms(text: str) -> dict[str, dict[str, str]]:
@@ -179,7 +198,7 @@ def done(config: Config, run: Run) -> None:
         if run.name == CONTROL:
             continued(config, run)
         if not run.check():
-            call(config, run, "interleaved_reasoning.py")
+            call(config, run, f"{config.recipe}.py")
     except ValueError as error:
         sys.exit(f"error: {error}")
 
@@ -191,9 +210,10 @@ def continued(config: Config, run: Run) -> None:
     seconds = json.loads((arm.path / "summary.json").read_text())["seconds_training"]
     given = {"init": arm.settings()["model"], "seed": 1000 + run.config.seed, "max_seconds": seconds}
     given |= {"lr": 0.002, "lr_rest": 0.0003}  # a fifth of those of the base: a converged model goes on
-    given["output_dir"] = str(folder.path)
-    words = tuple(f"--{k}={v}" for k, v in given.items())
-    training = Run(run.name, folder, build(supervised.Config, given), words)
+    given |= {"task": run.config.task, "task_options": dict(run.config.task_options), "output_dir": str(folder.path)}
+    made = read_json(Path(given["init"]) / supervised.FILES[0]) or {}
+    given |= {name: made[name] for name in ALIKE if name in made}
+    training = Run(run.name, folder, build(supervised.Config, given), tuple(written(given)))
     if not training.check():
         call(config, training, "supervised.py")
 
@@ -230,11 +250,15 @@ def report(out: Path, results: dict[str, list[Path]]) -> None:
     summaries = {
         name: [json.loads((f / "summary.json").read_text()) for f in folders] for name, folders in results.items()
     }
+    leading = list(dict.fromkeys(f for runs in summaries.values() for r in runs for f in r.get("leading", LEADING)))
+    leading = [f for f in leading if any(f in r["final"]["greedy"] for runs in summaries.values() for r in runs)][
+        :SHOWN
+    ]
     rows, data = [], {}
     for name, runs in summaries.items():
         cells, data[name] = [], {}
         for way in ("greedy", "sampled"):
-            for figure in FIGURES[: 3 if way == "sampled" else None]:
+            for figure in leading[: SAMPLED if way == "sampled" else None]:
                 values = [r["final"][way][figure] for r in runs if figure in r["final"][way]]
                 if not values:  # such as image_exact where no response has a picture
                     cells.append("–")
@@ -251,38 +275,41 @@ def report(out: Path, results: dict[str, list[Path]]) -> None:
             data[name][figure] = {"mean": mean, "half": half}
             cells.append(f"{mean:.0f}")
         rows.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
-    names = [*FIGURES, *(f"{f} (T)" for f in FIGURES[:3]), "token-forwards", "rollout s", "training s", "run s"]
-    base, half = interval([r["base"]["greedy"]["success"] for runs in summaries.values() for r in runs])
+    names = [*leading, *(f"{f} (T)" for f in leading[:SAMPLED])]
+    names += ["token-forwards", "rollout s", "training s", "run s"]
+    headline = leading[0] if leading else "reward"
+    base, half = interval([r["base"]["greedy"].get(headline, math.nan) for runs in summaries.values() for r in runs])
     lines = [
         "| arm | seeds | " + " | ".join(names) + " |",
         "|" + "---|" * (len(names) + 2),
         *rows,
         "",
         "Held-out means over seeds ± half of the 95 % interval; (T) = sampled, the others greedy. "
-        f"Success before training, mean over all runs: {base:.3f}.",
+        f"{headline} before training, mean over all runs: {base:.3f}.",
     ]
-    text = "\n".join([*lines, "", *training_table(results)]) + "\n"
+    text = "\n".join([*lines, "", *training_table(results, headline)]) + "\n"
     print(text)
     write_text(out / "compare.md", text)
     write_json(out / "compare.json", data)
-    curves(out / "compare.png", results)
+    curves(out / "compare.png", results, leading)
 
 
-def training_table(results: dict[str, list[Path]]) -> list[str]:
-    """Greedy held-out success on the way (`--eval_steps`), seconds of a step's rollouts and update, and what the router
-    saw: means over seeds and steps."""
+def training_table(results: dict[str, list[Path]], headline: str) -> list[str]:
+    """The greedy held-out headline on the way (`--eval_steps`), seconds of a step's rollouts and update, and what the
+    router saw: means over seeds and steps."""
     runs = {arm: [read_metrics(f / "metrics.jsonl") for f in folders] for arm, folders in results.items()}
-    steps = sorted({m["step"] + 1 for seeds in runs.values() for run in seeds for m in run if "eval/success" in m})
+    key = f"eval/{headline}"
+    steps = sorted({m["step"] + 1 for seeds in runs.values() for run in seeds for m in run if key in m})
     others = {"seconds/rollout": "rollouts s", "seconds/update": "update s"}
     others |= {name: name for name in ("zero_std/text", "zero_std/image", "advantage_correlation")}
     lines = [
-        "| arm | " + " | ".join([*(f"success at step {s}" for s in steps), *others.values()]) + " |",
+        "| arm | " + " | ".join([*(f"{headline} at step {s}" for s in steps), *others.values()]) + " |",
         "|" + "---|" * (len(steps) + len(others) + 1),
     ]
     for arm, seeds in runs.items():
         cells = []
         for s in steps:
-            mean, half = interval([m["eval/success"] for run in seeds for m in run if m["step"] + 1 == s])
+            mean, half = interval([m[key] for run in seeds for m in run if m["step"] + 1 == s])
             cells.append(f"{mean:.3f} ± {half:.3f}")
         for name in others:
             values = [m[name] for run in seeds for m in run if m.get(name) is not None]
@@ -294,13 +321,10 @@ def training_table(results: dict[str, list[Path]]) -> list[str]:
 SMOOTH = 5  # steps whose mean is drawn: every step has other boards
 
 
-def curves(path: Path, results: dict[str, list[Path]]) -> None:
-    """Success, image exactness (of responses with images) and progress of the training rollouts: running means of the
-    mean over seeds."""
+def curves(path: Path, results: dict[str, list[Path]], leading: Sequence[str] = LEADING) -> None:
+    """The first leading figures of the training rollouts: running means of the mean over seeds."""
     runs = {arm: [read_metrics(f / "metrics.jsonl") for f in folders] for arm, folders in results.items()}
-    panels = [
-        p for p in ("success", "image_exact", "progress") if any(m.get(p) for r in runs.values() for x in r for m in x)
-    ]
+    panels = [p for p in leading if any(m.get(p) for r in runs.values() for x in r for m in x)][:SAMPLED]
     figure = Figure(figsize=(5 * max(len(panels), 1), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for at, name in enumerate(panels):

@@ -21,26 +21,29 @@ is finished, with a larger --max_steps.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from unidiff import UnifiedModel
 from unidiff.config import FilePath, setting
 from unidiff.program import run_program
-from unidiff.rewards.names import as_rewards
 from unidiff.run import RunConfig, run_recipe
-from unidiff.tasks import FrozenLake
+from unidiff.tasks import Task, resolve
 
 ROOT = Path(__file__).resolve().parent
+BOARDS = {"board_size": 4, "tile": None, "pictures": True}
 
 
 @dataclass(frozen=True)
 class Config(RunConfig):
-    """A run on FrozenLake."""
+    """A run on FrozenLake, unless `task` names another one."""
 
     model: FilePath = setting(
         "run", str(ROOT / "base"), "checkpoint folder or hub name, of any family (docs/families.md)"
+    )
+    task: str | None = setting(
+        "data",
+        "frozen_lake",
+        "a name, data.jsonl, file.py:name or package.module:name; several with commas (docs/tasks.md)",
     )
     board_size: int = setting("data", 4, "cells of a board's side")
     tile: int | None = setting("data", None, "pixels of a cell's side; none = the board fills the model's picture")
@@ -50,39 +53,24 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # What cannot be used is an error now, not after the model is loaded.
-        as_rewards(self.rewards or (), self.task.rewards())
+        given = {name for name, default in BOARDS.items() if getattr(self, name) != default}
+        if self.task == "frozen_lake":
+            self.made_task()  # what cannot be used is an error now, not after the model is loaded
+        elif given:
+            raise ValueError(f"{min(given)} is a setting of frozen_lake, and task is {self.task}")
 
-    @property
-    def task(self) -> FrozenLake:
-        """The task, as far as it does not depend on the model. Raises ValueError with the setting's name."""
+    def resolved(self) -> Task:
+        if self.task != "frozen_lake":
+            return super().resolved()
+        given = {"size": self.board_size, "tile": self.tile, "pictures": self.pictures, **self.task_options}
         try:
-            task = FrozenLake(size=self.board_size, pictures=self.pictures)
-            return task if self.tile is None else dataclasses.replace(task, tile=self.tile)
+            return resolve("frozen_lake", given)
         except ValueError as error:
             raise ValueError(f"board_{error}" if str(error).startswith("size:") else str(error)) from error
 
 
-def task_for(model: UnifiedModel, config: Config) -> FrozenLake:
-    """FrozenLake with boards that fill the model's picture, unless `tile` says otherwise."""
-    task, images = config.task, model.images
-    if images is None:
-        if config.pictures:
-            raise ValueError(f"family {model.spec.family} is one of text alone; set --pictures false")
-        return dataclasses.replace(task, board="text")
-    if config.tile is not None:
-        return task
-    height, width = (n * images.factor for n in model.spec.image_grid)
-    if height != width or height % task.size:
-        raise ValueError(
-            f"board_size is {task.size}, but so many cells do not fill the model's picture of {height} x {width} "
-            "pixels; choose another, or give the pixels of a cell's side (--tile)"
-        )
-    return dataclasses.replace(task, tile=height // task.size)
-
-
 def main() -> None:
-    run_recipe(Config, task_for, __doc__ or "")
+    run_recipe(Config, __doc__ or "")
 
 
 if __name__ == "__main__":

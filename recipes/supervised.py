@@ -6,6 +6,7 @@
     python recipes/supervised.py --init recipes/base --steps 100      # a continued run
     python recipes/supervised.py --pictures false --output_dir outputs/base-text     # responses of one text
     python recipes/supervised.py --resume --output_dir outputs/base   # go on after Ctrl-C or a kill
+    accelerate launch recipes/supervised.py                          # each of its processes takes a share of a step
 
 OUTPUT_DIR gets the model, and beside its files training.json, supervised.jsonl, checkpoints and, at the end,
 summary.json.
@@ -20,11 +21,12 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from accelerate import Accelerator
 from transformers import AutoTokenizer
 
 from unidiff import program, supervised
@@ -32,13 +34,15 @@ from unidiff.command_line import parse
 from unidiff.config import FilePath, setting
 from unidiff.families import native
 from unidiff.files import read_json, write_json
-from unidiff.grpo.process import stop_signals
+from unidiff.grpo.checkpoint import claim
+from unidiff.grpo.process import everybody, share_cores, stop_signals
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
 from unidiff.program import run_program
 from unidiff.run_folder import PROGRESS, SUMMARY, RunFolder, resumed, step_of
 from unidiff.sequence import Interleaved
 from unidiff.tasks import FrozenLake, Task, resolve
+from unidiff.tasks.mix import Mix, mix
 
 ROOT = Path(__file__).resolve().parent.parent
 FROZEN = (0.75, 0.6, 0.9)  # chance that a cell is ice
@@ -50,7 +54,8 @@ TEXT_LENGTH = {True: 8, False: 32}  # tokens of the longest text: of a move, and
 class Config(supervised.SupervisedConfig):
     """SupervisedConfig, and what is trained and where it is saved."""
 
-    task: tuple[str, ...] = setting("data", ("frozen_lake",), "what is imitated, in equal shares; see docs/tasks.md")
+    task: str = setting("data", "frozen_lake", "what is imitated; several with commas, shared by --task.weights")
+    task_options: dict[str, Any] = setting("data", dict, "settings of the task, each as --task.NAME VALUE")
     init: FilePath | None = setting("run", None, "checkpoint to continue from; none = a fresh model on `tokenizers`")
     tokenizers: FilePath = setting("run", str(ROOT / "tokenizers/native"), "of a fresh model")
     text_length: int | None = setting("run", None, "longest text of a fresh model; none = of FrozenLake's")
@@ -59,6 +64,7 @@ class Config(supervised.SupervisedConfig):
     save_every: int = setting("run", 500, "steps between checkpoints; 0 = only at the end and when stopped")
     d_model: int = setting("run", 128, "width of a fresh model")
     layers: int = setting("run", 6, "layers of a fresh model")
+    axes: bool = setting("run", False, "rotary positions of a fresh model count rows and columns too")
     pictures: bool = setting("data", True, "false = demonstrations of one text, without pictures")
     max_seconds: float | None = setting(
         "optimizer", None, "end after this much training time, and let the rates fall with time instead of steps"
@@ -80,93 +86,139 @@ def main() -> None:
     folder = RunFolder(config.output_dir, *FILES)
     again = f"{command} --resume --output_dir {shlex.quote(config.output_dir)}"
     try:
-        folder.open(config)
-        last = folder.last(config.steps) if config.resume else None
+        folder.check(config)
+        accelerator = Accelerator()
+        share_cores(accelerator)
+        last = claim(folder, accelerator, config)
         model = start(config) if last is None else UnifiedModel.from_pretrained(last / "model")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     try:
+        training = Training(config, folder, model.to(accelerator.device), accelerator)
+        training.load(last)
         with stop_signals() as asked:
-            train(config, folder, model, last, asked)
+            training.run(asked)
     except OSError as error:
         sys.exit(f"error: {error}\nMend it and go on with {again}")
-    if not folder.finished:
+    if not training.finished:
         message = f"stopped; go on with {again}"
-        print(message, flush=True)
+        if accelerator.is_main_process:
+            print(message, flush=True)
         program.repeat(message)
         sys.exit(130)
 
 
-def train(config: Config, folder: RunFolder, model: UnifiedModel, last: Path | None, asked: list[int]) -> None:
-    """Trains from a checkpoint, if there is one, to the end, or until a signal is asked for. Raises WriteError."""
-    began = time.perf_counter()
-    rows = demonstrations(model, config)
-    print(f"{len(rows)} demonstrations in {time.perf_counter() - began:.0f} s", flush=True)
-    optimizers = supervised.optimizers(model, config)
-    rates = [o.param_groups[0]["lr"] for o in optimizers]
-    done, spent = step_of(last), 0.0
-    if last is not None:
-        spent = read_json(last / PROGRESS)["seconds"]
-        for optimizer, state in zip(optimizers, torch.load(last / "optimizers.pt", weights_only=True)):
-            optimizer.load_state_dict(state)
-    (folder.path / SUMMARY).unlink(missing_ok=True)  # of a run that is extended
-    folder.rewind(done)
+class Training:
+    """A model, its optimizers and demonstrations, and how far its training has come. Several processes share the
+    rows of each step; together they do what one would."""
 
-    began = time.perf_counter() - spent
-    while done < config.steps and not asked:
-        planned, elapsed = config.steps, time.perf_counter() - began
-        if config.max_seconds is not None:
-            if elapsed >= config.max_seconds:
-                break
-            planned = max(done + 1, round(done * config.max_seconds / max(elapsed, 1e-9))) if done else planned
-        factor = supervised.lr_factor(done, planned, config.warmup, config.decay)
-        for optimizer, rate in zip(optimizers, rates):
-            optimizer.param_groups[0]["lr"] = rate * factor
-        losses = step(model, optimizers, rows, config, done)
-        if done % 20 == 0 or done == config.steps - 1:
-            line = {"step": done, **{k: round(v.item(), 4) for k, v in losses.items()}}
-            line["seconds"] = round(time.perf_counter() - began, 1)
+    def __init__(self, config: Config, folder: RunFolder, model: UnifiedModel, accelerator: Accelerator) -> None:
+        self.config, self.folder, self.model, self.accelerator = config, folder, model, accelerator
+        began = time.perf_counter()
+        self.corpora = supervised.corpora(demonstrations(model, config))
+        self.say(f"{sum(len(c.rows) for c in self.corpora)} demonstrations in {time.perf_counter() - began:.0f} s")
+        self.optimizers = supervised.optimizers(model, config)
+        self.rates = [o.param_groups[0]["lr"] for o in self.optimizers]
+        self.done, self.seconds, self.finished = 0, 0.0, False
+
+    def say(self, line: object) -> None:
+        if self.accelerator.is_main_process:
             print(line, flush=True)
-            folder.append(line)
-        done += 1
-        if asked or done == config.steps or (config.save_every and done % config.save_every == 0):
-            with folder.saving(done, seconds=time.perf_counter() - began) as draft:
-                model.save_pretrained(draft / "model")
-                torch.save([o.state_dict() for o in optimizers], draft / "optimizers.pt")
-    if not asked:
-        model.save_pretrained(folder.path)
-        write_json(folder.path / SUMMARY, {"steps": done, "seconds": time.perf_counter() - began})
+
+    def load(self, last: Path | None) -> None:
+        """Goes on from a checkpoint; None = from the beginning."""
+        self.done = step_of(last)
+        if last is not None:
+            self.seconds = read_json(last / PROGRESS)["seconds"]
+            states = torch.load(last / "optimizers.pt", weights_only=True, map_location=self.accelerator.device)
+            for optimizer, state in zip(self.optimizers, states):
+                optimizer.load_state_dict(state)
+        if self.accelerator.is_main_process:
+            (self.folder.path / SUMMARY).unlink(missing_ok=True)  # of a run that is extended
+            self.folder.rewind(self.done)
+
+    def run(self, asked: list[int]) -> None:
+        """Trains to the end, or until a process has got a signal. asked: signals that this one has got. Raises
+        WriteError."""
+        config, spent, began = self.config, self.seconds, time.perf_counter()
+        stopped = False
+        while self.done < config.steps and not stopped:
+            if config.max_seconds is not None and self.seconds >= config.max_seconds:
+                break
+            self.step()
+            here = (spent + time.perf_counter() - began, bool(asked))
+            seconds, signals = zip(*everybody(here, self.accelerator))
+            self.seconds, stopped = max(seconds), any(signals)
+            if stopped or self.done == config.steps or (config.save_every and self.done % config.save_every == 0):
+                self.save()
+        self.finished = not stopped
+        if self.finished and self.accelerator.is_main_process:
+            self.model.save_pretrained(self.folder.path)
+            write_json(self.folder.path / SUMMARY, {"steps": self.done, "seconds": self.seconds})
+        self.accelerator.wait_for_everyone()
+
+    def step(self) -> None:
+        """One step of the optimizers, at rates that fall with the steps, or with the time if that is what ends them."""
+        config, planned = self.config, self.config.steps
+        if config.max_seconds is not None:
+            planned = max(self.done + 1, round(self.done * config.max_seconds / max(self.seconds, 1e-9)))
+        factor = supervised.lr_factor(self.done, planned, config.warmup, config.decay)
+        for optimizer, rate in zip(self.optimizers, self.rates):
+            optimizer.param_groups[0]["lr"] = rate * factor
+        share = self.accelerator.process_index, self.accelerator.num_processes
+        losses = {}
+        for corpus in self.corpora:
+            canvas, mask = supervised.batch(self.model, corpus, config, self.done, share)
+            found = supervised.supervised_loss(self.model, canvas, mask, config.changed_weight, self.accelerator)
+            (torch.stack(list(found.values())).sum() * corpus.weight).backward()
+            start = f"{corpus.name}/" if len(self.corpora) > 1 else ""
+            losses |= {start + name: loss.detach() for name, loss in found.items()}
+        supervised.sum_gradients(self.model, self.accelerator)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.done % 20 == 0 or self.done == config.steps - 1:
+            self.log(losses)
+        self.done += 1
+
+    def log(self, losses: dict[str, torch.Tensor]) -> None:
+        """The step's losses before its update, which each process has a part of; 0 = no such tokens."""
+        whole = supervised.summed(torch.stack(list(losses.values())), self.accelerator).tolist()
+        line = {"step": self.done, **{name: round(value, 4) for name, value in zip(losses, whole) if value}}
+        line["seconds"] = round(self.seconds, 1)
+        self.say(line)
+        if self.accelerator.is_main_process:
+            self.folder.append(line)
+
+    def save(self) -> None:
+        """Raises WriteError."""
+        if self.accelerator.is_main_process:
+            with self.folder.saving(self.done, seconds=self.seconds) as draft:
+                self.model.save_pretrained(draft / "model")
+                torch.save([o.state_dict() for o in self.optimizers], draft / "optimizers.pt")
+        self.accelerator.wait_for_everyone()
 
 
-def step(
-    model: UnifiedModel,
-    optimizers: list[torch.optim.Optimizer],
-    rows: list[Interleaved],
-    config: Config,
-    number: int,
-) -> dict[str, torch.Tensor]:
-    """One step of the optimizers; the losses before it."""
-    canvas, mask = supervised.batch(model, rows, config, number)
-    losses = supervised.supervised_loss(model, canvas, mask, config.changed_weight)
-    torch.stack(list(losses.values())).sum().backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return losses
-
-
-def demonstrations(model: UnifiedModel, config: Config) -> list[Interleaved]:
-    """Those of each task. Of FrozenLake on boards with few, some and many holes: more layouts to learn from than those
-    of the task alone."""
-    rows, names = [], len(config.task)
-    for n, name in enumerate(config.task):
-        tasks: list[Task] = [resolve(name)]
-        if name == "frozen_lake":
-            tasks = [FrozenLake(frozen_probability=p, pictures=config.pictures) for p in FROZEN]
-        for i, task in enumerate(tasks):
-            rows += supervised.corpus(model, task, range(n + i * names, config.corpus, names * len(tasks)))
-    return rows
+def demonstrations(model: UnifiedModel, config: Config) -> dict[str, list[Interleaved]]:
+    """Those of each task by name, as many as its weight says. Of FrozenLake on boards with few, some and many holes:
+    more layouts to learn from than those of the task alone."""
+    task = resolve(config.task, config.task_options)
+    task.check()
+    several = task if isinstance(task, Mix) else mix(task=task)
+    found = {}
+    for weight, (name, one) in zip(several.weights, several.tasks.items()):
+        own: list[Task] = [one]
+        if isinstance(one, FrozenLake):
+            own = [replace(one, frozen_probability=p, pictures=config.pictures) for p in FROZEN]
+        count, rows = round(config.corpus * weight / sum(several.weights)), []
+        for i, each in enumerate(own):
+            indices = range(i, count, len(own))
+            if (size := each.length("train")) is not None:
+                indices = range(min(len(indices), size))
+            rows += supervised.corpus(model, each.fitted(model), indices)
+        found[name] = rows
+    return found
 
 
 def start(config: Config) -> UnifiedModel:
@@ -175,9 +227,14 @@ def start(config: Config) -> UnifiedModel:
     folder = Path(config.tokenizers)
     tokenizer = AutoTokenizer.from_pretrained(folder / "text")
     images = PatchVQ.from_pretrained(folder / "image").eval()
-    text_length = config.text_length or TEXT_LENGTH[config.pictures]
     return native.build(
-        tokenizer, images, text_length=text_length, d_model=config.d_model, layers=config.layers, seed=config.seed
+        tokenizer,
+        images,
+        text_length=config.text_length or TEXT_LENGTH[config.pictures],
+        d_model=config.d_model,
+        layers=config.layers,
+        axes=config.axes,
+        seed=config.seed,
     )
 
 

@@ -120,8 +120,8 @@ def task() -> FrozenLake:
 def build_model(tokenizer: PreTrainedTokenizerBase, images: PatchVQ) -> Callable[..., UnifiedModel]:
     """build_model(seed) -> a fresh sharp model in float32."""
 
-    def build(seed: int = 0) -> UnifiedModel:
-        model = native.build(tokenizer, images, d_model=32, layers=2, heads=2, d_mlp=48, seed=seed)
+    def build(seed: int = 0, axes: bool = False) -> UnifiedModel:
+        model = native.build(tokenizer, images, d_model=32, layers=2, heads=2, d_mlp=48, axes=axes, seed=seed)
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if weight.ndim == 2:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from unidiff.attention import Context, SegmentCache, additive, seen_block_causal, seen_clean_and_noisy
+from unidiff.attention import (
+    Context,
+    SegmentCache,
+    additive,
+    like_lengths,
+    seen_block_causal,
+    seen_clean_and_noisy,
+)
 from unidiff.canvas import Tokens, render
 from unidiff.model import UnifiedModel
 from unidiff.sequence import Interleaved
@@ -142,3 +151,36 @@ def test_reading_leaves_the_context_as_it_was(model: UnifiedModel, prompts: list
 
 def test_a_context_without_cache_has_none() -> None:
     assert Context(2, 10, cache=False).cache is None
+
+
+@pytest.mark.parametrize(
+    ("lengths", "groups"),
+    [
+        ([7], [[0]]),
+        ([5, 5, 5], [[0, 1, 2]]),
+        ([100, 98, 97, 99], [[0, 1, 2, 3]]),  # a further group would save less than 5 %
+        ([10, 100, 11, 99], [[0, 2], [1, 3]]),
+        ([1, 10, 100, 1000, 2000], [[0, 1], [2], [3], [4]]),
+    ],
+)
+def test_rows_of_like_length_run_together(lengths: list[int], groups: list[list[int]]) -> None:
+    assert like_lengths(lengths) == groups
+
+
+def test_no_other_groups_run_fewer_tokens() -> None:
+    chance = random.Random(0)
+    for _ in range(60):
+        lengths = [chance.choice((3, 5, 8, 13, 21, 34)) for _ in range(chance.randint(1, 7))]
+        for most in (1, 2, 3):
+            found = like_lengths(lengths, most)
+            assert sorted(row for group in found for row in group) == list(range(len(lengths))) and len(found) <= most
+            cost = sum(len(group) * max(lengths[row] for row in group) for group in found)
+            known = sorted(set(lengths))
+            ways = itertools.combinations(known, min(most, len(known)))
+            best = min(tokens(lengths, ends) for ends in ways if ends[-1] == known[-1])
+            assert best <= cost <= best / 0.95 ** (most - 1) + 1e-9
+
+
+def tokens(lengths: list[int], ends: tuple[int, ...]) -> int:
+    """Of groups that end at these lengths."""
+    return sum(min(end for end in ends if end >= length) for length in lengths)

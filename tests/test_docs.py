@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import shlex
@@ -71,6 +72,7 @@ def elsewhere(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "base").symlink_to(base, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
+    importlib.import_module("unidiff.scorers")  # the rewards that ship are registered at the first look-up
     known = [(registry, dict(registry)) for registry in (ESTIMATORS, FAMILIES, REWARDS)]
     yield tmp_path
     for registry, before in known:

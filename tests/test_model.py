@@ -298,7 +298,19 @@ def test_a_response_ends_its_texts(model: UnifiedModel, task: FrozenLake) -> Non
     ends = [int(s.tokens[-1]) for s in row if s.modality is Modality.TEXT]
     assert ends == [spec.image_next] * (len(ends) - 1) + [spec.text_end[0]]
     assert model.decode_text(row[0].tokens) == parts[0]
-    assert model.ended(Interleaved()) == ()
+    assert model.encode([], prompt=False) == ()
+
+
+def test_a_response_of_segments_and_pictures_of_two_sizes(model: UnifiedModel, task: FrozenLake) -> None:
+    picture = task.example("train", 0).prompt[1]
+    kept = model.encode([picture], prompt=True)[-1]
+    row = model.encode(["from b2 go right to b3", kept, picture.resize((32, 32)), picture], prompt=False)
+    assert [s.grid for s in row] == [None, (8, 8), (4, 4), (8, 8)] and not any(s.prompt for s in row)
+    assert torch.equal(row[1].tokens, row[3].tokens) and int(row[0].tokens[-1]) == model.spec.image_next
+    with pytest.raises(ValueError, match="cannot write 'from <unk> go': its tokenizer lacks a word of it"):
+        model.encode(["from here go"], prompt=False)
+    with pytest.raises(ValueError, match="the response has 1031 tokens, the model 1024 positions"):
+        model.encode([picture] * 16 + ["go up"] * 3 + ["go"], prompt=False)
 
 
 def test_images_of_a_batch_are_encoded_as_alone(model: UnifiedModel, task: FrozenLake) -> None:
@@ -316,7 +328,7 @@ def test_images_of_a_batch_are_encoded_as_alone(model: UnifiedModel, task: Froze
     [
         ("", "the text '' has no tokens"),
         (Image.new("RGB", (60, 64)), "sides must be multiples of 8, got 64 x 60"),
-        ("go " * 1100, "1100 tokens, the model 1024 positions"),
+        ("go " * 1100, "1100 tokens, its response 0, and the model 1024 positions"),
     ],
 )
 def test_bad_parts_are_named(part: str | Image.Image, message: str, model: UnifiedModel) -> None:
@@ -325,7 +337,10 @@ def test_bad_parts_are_named(part: str | Image.Image, message: str, model: Unifi
 
 
 NO_PARTS = [
-    ("find the goal", r"prompt is a str \('find the goal'\); it must be a list of str or Image: write \[prompt\]"),
+    (
+        "find the goal",
+        r"prompt is a str \('find the goal'\); it must be a list of str or Image( or Segment)?: write \[prompt\]",
+    ),
     (b"find", r"prompt is a bytes \(b'find'\); it must be a list of str or Image"),
     ({"text": "find"}, "prompt is a dict"),
     (Image.new("RGB", (64, 64)), "prompt is a Image .* write"),

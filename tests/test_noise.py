@@ -11,6 +11,33 @@ from torch import Tensor
 
 from unidiff import noise
 
+WORD, GAMMA = (1 << 64) - 1, 0x9E3779B97F4A7C15
+ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+
+
+def mixed(x: int) -> int:
+    """SplitMix64's mixer, in whole numbers of 64 bits."""
+    for shift, factor in ROUNDS:
+        x &= WORD
+        x = (x ^ x >> shift) * factor & WORD
+    return x
+
+
+def unmixed(x: int) -> int:
+    """The number that `mixed` makes x of."""
+    for shift, factor in reversed(ROUNDS):
+        x = x * pow(factor, -1, WORD + 1) & WORD
+        x ^= x >> shift ^ x >> 2 * shift
+    return x
+
+
+def base(key: int, stream: tuple[int, ...]) -> int:
+    return mixed(mixed(key) + noise.key(*stream))
+
+
+def signed(x: int) -> int:
+    return (x + (1 << 63) & WORD) - (1 << 63)
+
 
 def chi_square_p(count: Tensor) -> float:
     """p-value of counts against equal probabilities."""
@@ -64,12 +91,15 @@ def test_gumbel_is_the_transform_of_the_uniform_numbers() -> None:
     assert g.var().item() == pytest.approx(math.pi**2 / 6, abs=0.03)
 
 
-@pytest.mark.parametrize("bits", [0, -1])
-def test_the_interval_is_open(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noise, "_mix", lambda x: torch.full_like(x, bits))
-    u = noise.uniform(torch.zeros(1, dtype=torch.int64), (0,), 3)
-    assert (u > 0).all() and (u < 1).all()
-    assert noise.gumbel(torch.zeros(1, dtype=torch.int64), (0,), 3).isfinite().all()
+@pytest.mark.parametrize("bits", [0, WORD])
+def test_the_interval_is_open(bits: int) -> None:
+    """With the counter at which all of a number's bits are 0, and the one at which all are 1."""
+    key, stream = noise.key(3), (4, 5)
+    steps = (unmixed(bits) - base(key, stream)) * pow(GAMMA, -1, WORD + 1)
+    counter, keys_B = torch.tensor([signed(steps - 1)]), torch.tensor([key])
+    u = noise.uniform(keys_B, stream, counter).item()
+    assert 0 < u < 1 and u == pytest.approx(float(bits > 0))
+    assert noise.gumbel(keys_B, stream, counter).isfinite().all()
 
 
 # ---------------------------------------------------------------- keys
@@ -104,9 +134,12 @@ GOLDEN_KEYS = [-4616330145664149646, 1579779486438882565, 8676617629008921179]
 GOLDEN_NUMBERS = [0.0158895271497691, 0.3162801329318906, 0.4562524534868829]
 
 
-def test_tensors_and_whole_numbers_are_mixed_alike() -> None:
+def test_numbers_are_those_of_splitmix64() -> None:
     numbers = [noise.key(9, i) for i in range(200)] + [0, -1, (1 << 63) - 1, -(1 << 63)]
-    assert noise._mix(torch.tensor(numbers)).tolist() == [noise._signed(noise._mix_int(n)) for n in numbers]
+    found = noise.uniform(torch.tensor(numbers), (1, 2), 3)
+    for row, key in zip(found.tolist(), numbers):
+        bits = [mixed(base(key, (1, 2)) + (i + 1) * GAMMA) >> 12 for i in range(3)]
+        assert row == [(b + 0.5) * 2.0**-52 for b in bits]
 
 
 # ---------------------------------------------------------------- invariance

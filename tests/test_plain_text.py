@@ -48,7 +48,12 @@ def test_a_prompt_writes_the_special_tokens_of_its_template_alone(family: Unifie
 
 
 def test_a_target_of_training_ends_once(family: UnifiedModel) -> None:
-    (segment,) = family.encode([" ".join(marks(family)[:2]) + " go"], prompt=False)
+    said = " ".join(marks(family)[:2]) + " go"
+    if family.spec.family == "native":  # a tokenizer of whole words: as plain text, these marks are no words of it
+        with pytest.raises(ValueError, match="its tokenizer lacks a word"):
+            family.encode([said], prompt=False)
+        said = "go"
+    (segment,) = family.encode([said], prompt=False)
     assert [i for i in segment.tokens.tolist() if i in family.spec.special_ids] == [segment.tokens[-1]]
     assert int(segment.tokens[-1]) in family.spec.text_end
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 
 import pytest
 import torch
-from PIL import Image
 
 from unidiff.canvas import Canvas, Tokens, Window, render, wrap
 from unidiff.sequence import Interleaved, Modality, Segment
@@ -57,15 +56,6 @@ def test_sequences_read_well() -> None:
     assert isinstance(row, Interleaved) and len(row.prompt) == 2 and len(row.response) == 2
     assert row.last_image() is row[3] and row.prompt.last_image() is row[1]
     assert Interleaved([text(7)]).last_image() is None and Interleaved().prompt == ()
-
-
-def test_sequences_are_built_from_parts() -> None:
-    picture = Image.new("RGB", (4, 4))
-    encode = (lambda t: torch.tensor([len(t)])), (lambda im: (torch.arange(6), (2, 3)))
-    row = Interleaved.from_parts(["ab", picture, "c"], *encode, prompt=False)
-    assert [s.modality for s in row] == [Modality.TEXT, Modality.IMAGE, Modality.TEXT]
-    assert [len(s) for s in row] == [1, 6, 1] and row[1].grid == (2, 3) and not row.prompt
-    assert all(s.prompt for s in Interleaved.from_parts(["ab", picture], *encode))
 
 
 # ---------------------------------------------------------------- the layout
@@ -271,7 +261,7 @@ def test_wrap_puts_delimiters_around(toy_spec: Spec) -> None:
 
 
 def test_render_checks_every_segment(toy_spec: Spec) -> None:
-    with pytest.raises(ValueError, match=r"image\[1×2\]: ids \[9\] do not lie in \[20, 28\)"):
+    with pytest.raises(ValueError, match=r"image\[1×2\]: ids \[9\] are not in \[20, 28\)"):
         render([Interleaved([text(9), image(20, 9, grid=(1, 2))])], toy_spec())
     with pytest.raises(ValueError, match=r"7 tokens is longer than text_length 6"):
         render([Interleaved([text(*[9] * 7)])], toy_spec())

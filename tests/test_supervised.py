@@ -11,7 +11,7 @@ from unidiff import noise, supervised
 from unidiff.canvas import Window, render
 from unidiff.model import UnifiedModel
 from unidiff.sequence import Interleaved, Modality
-from unidiff.supervised import SupervisedConfig, draw_forms, draw_mask, lr_factor, supervised_loss
+from unidiff.supervised import Corpus, SupervisedConfig, draw_forms, draw_mask, lr_factor, supervised_loss
 from unidiff.tasks import Example, FrozenLake, Task
 
 
@@ -140,7 +140,7 @@ def test_a_batch_is_a_function_of_seed_and_step(
 ) -> None:
     def drawn(seed: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         config = SupervisedConfig(batch_size=6, window_batch=9, window_share=window_share, seed=seed)
-        canvas, mask = supervised.batch(model, rows, config, step)
+        canvas, mask = supervised.batch(model, Corpus(rows), config, step)
         return canvas.ids, mask
 
     first = drawn(0, 3)
@@ -151,7 +151,7 @@ def test_a_batch_is_a_function_of_seed_and_step(
 
 def test_the_share_of_windows(model: UnifiedModel, rows: list[Interleaved]) -> None:
     config = SupervisedConfig(batch_size=1, window_batch=2, window_share=0.75)
-    kinds = [supervised.batch(model, rows, config, step)[1].shape[0] for step in range(120)]
+    kinds = [supervised.batch(model, Corpus(rows), config, step)[1].shape[0] for step in range(120)]
     assert set(kinds) == {1, 2} and kinds.count(2) / 120 == pytest.approx(0.75, abs=0.13)
 
 
@@ -174,7 +174,7 @@ def test_windows_show_a_text_with_what_it_follows_from(rows: list[Interleaved]) 
 
 def test_windows_are_scored_at_high_ratios(model: UnifiedModel, rows: list[Interleaved]) -> None:
     config = SupervisedConfig(window_batch=400, window_share=1.0)
-    canvas, mask = supervised.batch(model, rows, config, 0)
+    canvas, mask = supervised.batch(model, Corpus(rows), config, 0)
     assert not (mask & ~canvas.sampled).any() and (canvas.modality[canvas.sampled] == Modality.TEXT).all()
     share = mask.sum(1) / canvas.sampled.sum(1)
     assert share.mean().item() == pytest.approx(0.8, abs=0.03)
@@ -209,7 +209,7 @@ def test_a_window_of_everything_before_scores_as_the_whole(exact_model: UnifiedM
 def test_loss_is_the_weighted_mean_of_each_modality(
     changed_weight: float, model: UnifiedModel, rows: list[Interleaved]
 ) -> None:
-    canvas, mask = supervised.batch(model, rows, SupervisedConfig(batch_size=3, window_share=0.0), 0)
+    canvas, mask = supervised.batch(model, Corpus(rows), SupervisedConfig(batch_size=3, window_share=0.0), 0)
     logp = model.score(canvas, mask).detach()
     sums = {m: [0.0, 0.0] for m in Modality}
     changed = 0
@@ -235,7 +235,7 @@ def test_a_loss_of_nothing_is_zero(model: UnifiedModel, rows: list[Interleaved])
 
 def test_the_loss_of_a_fixed_batch_falls(build_model: Callable[[int], UnifiedModel], rows: list[Interleaved]) -> None:
     model, config = build_model(1), SupervisedConfig(batch_size=4, window_share=0.0, lr=0.02, lr_rest=1e-2)
-    canvas, mask = supervised.batch(model, rows, config, 0)
+    canvas, mask = supervised.batch(model, Corpus(rows), config, 0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizers, history = supervised.optimizers(model, config), []
     for _ in range(30):

@@ -4,7 +4,8 @@
     python tools/edit_rollout.py --checkpoint outputs/run --image board.png --prompt "find the goal" --box 2,1,3,3
     python tools/edit_rollout.py --rollouts outputs/run/rollouts/step-000040.safetensors --sample 3
     python tools/edit_rollout.py --compare region,confidence,random,full --index 0
-    python tools/edit_rollout.py --checkpoint outputs/mine --task package.module:Task
+    python tools/edit_rollout.py --checkpoint recipes/base_tasks --task edit_shapes --edit confidence
+    python tools/edit_rollout.py --checkpoint outputs/mine --task my_tasks.py:puzzle
 
 OUTPUT gets page.html, one file that needs nothing else, and with --png, --gif and --json strips, animations and data.
 docs/inspect.md says how to read the page.
@@ -24,7 +25,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from unidiff import InterleavedSampler, SamplerConfig, UnifiedModel, noise, plugins
+from unidiff import InterleavedSampler, SamplerConfig, UnifiedModel, noise
 from unidiff.command_line import parse
 from unidiff.config import FilePath, build, setting
 from unidiff.files import write_json
@@ -44,7 +45,8 @@ from unidiff.rewards.segment_view import SegmentView
 from unidiff.rewards.table import reward_table
 from unidiff.sampling.edit import EDITS, Locate, box
 from unidiff.scorers.pictures import pixels_of, psnr
-from unidiff.tasks import FrozenLake, Task
+from unidiff.tasks import Example, Task, resolve
+from unidiff.tasks.encode import encode, ready
 from unidiff.tasks.frozen_lake.task import QUESTION
 
 BASE = Path(__file__).resolve().parent.parent / "recipes" / "base"
@@ -60,7 +62,7 @@ class Config:
         "", None, "checkpoint folder, run folder (its model and settings) or hub name; none = the shipped model"
     )
     trust_run: bool = setting(
-        "", False, "import the rewards that a run folder names as package.module:function, which runs their code"
+        "", False, "import the task and the rewards that a run folder names by file or module, which runs their code"
     )
     rollouts: FilePath | None = setting("", None, "a file that a run saved, to look at instead of sampling")
     sample: tuple[int, ...] | None = setting(
@@ -68,12 +70,13 @@ class Config:
     )
 
     task: str | None = setting(
-        "", None, "package.module:name of a task, or of what makes one; none = FrozenLake as the run had it"
+        "", None, "a name, data.jsonl, file.py:name or package.module:name (docs/tasks.md); none = the run's"
     )
+    task_options: dict[str, Any] = setting("", dict, "settings of the task, each as --task.NAME VALUE")
     index: tuple[int, ...] | None = setting(
         "", None, "prompts of the split, with commas; none = three of the first 24, one with both outcomes among them"
     )
-    split: Literal["train", "dev", "test"] = setting("", "test", "of the task")
+    split: str = setting("", "test", "of the task")
     image: FilePath | None = setting("", None, "your own picture instead of a task's; prepared as the family does")
     prompt: str | None = setting("", None, "your own text, with or without a picture")
     num_generations: int = setting("", 4, "rollouts of each prompt; advantages need 2")
@@ -117,16 +120,6 @@ class Config:
 Sampled = tuple[RolloutBatch, list[tuple[SegmentView, ...]]]  # rollouts, and all of them decoded
 
 
-@dataclass
-class Prompt:
-    """What a task's example is to the tool: prompt, columns for rewards, a title."""
-
-    prompt: list[Any]
-    columns: dict[str, Any]
-    title: str
-    example: Any = None
-
-
 def main(argv: Sequence[str] | None = None) -> Path:
     """Runs the tool; returns the page's path."""
     sys.path.append(os.getcwd())  # where a user's own rewards may be
@@ -137,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         raise SystemExit(f"error: output: {config.output} cannot be written ({error})") from error
     try:
         shown = opened(config) if config.rollouts else sampled(config)
-    except (ValueError, FileNotFoundError, RewardError) as error:
+    except (ValueError, FileNotFoundError, ImportError, RewardError) as error:
         raise SystemExit(f"error: {error}") from error
     try:
         page = shown.write(config)
@@ -243,6 +236,7 @@ def sampled(config: Config) -> Shown:
     sampler_settings(config, {}, run)
     picture = own_picture(config)
     model = UnifiedModel.from_pretrained(model_path(config.checkpoint))
+    task = task.fitted(model)
     settings = sampler_settings(config, model.spec.sampler, run)
     locate = task.region if config.box is None else box(*config.box)
     name = Path(config.checkpoint).name if config.checkpoint else "the shipped model"
@@ -253,7 +247,7 @@ def sampled(config: Config) -> Shown:
     shown = Shown(f"unidiff · {name}, edit by edit", facts)
     own = own_prompt(config, model, picture, facts) if config.image or config.prompt else None
 
-    def drawn(prompts: list[Prompt], edit: str, each: int) -> Sampled:
+    def drawn(prompts: list[Example], edit: str, each: int) -> Sampled:
         return sample(model, task, prompts, replace(settings, edit=edit), locate, each, config, run)  # type: ignore[arg-type]
 
     if config.compare:
@@ -300,7 +294,7 @@ def check_sample(i: int, count: int) -> None:
 def sample(
     model: UnifiedModel,
     task: Task,
-    prompts: list[Prompt],
+    prompts: list[Example],
     settings: SamplerConfig,
     locate: Locate,
     each: int,
@@ -309,15 +303,16 @@ def sample(
 ) -> Sampled:
     """`each` rollouts of every prompt, with a trace; judged and routed where the prompts are the task's."""
     keys = [noise.key(config.seed, p, g) for p in range(len(prompts)) for g in range(each)]
+    own = config.image or config.prompt
+    prompts = [p if own else ready(model, task, p) for p in prompts]
     sampler = InterleavedSampler(model, settings, locate, trace=True)
-    rollouts = sampler.sample([model.encode_prompt(p.prompt, sampler.config.guides) for p in prompts], keys)
+    rollouts = sampler.sample([encoded(model, task, p, settings, config) for p in prompts], keys)
     repeated = [p for p in prompts for _ in range(each)]
     views = segment_views(model, rollouts, repeated)
     groups = torch.arange(len(rollouts)) // each
     batch = RolloutBatch(rollouts, [p.title for p in repeated], groups, fingerprint(model))
-    if repeated[0].example is not None:
-        examples = [p.example for p in repeated]
-        batch.figures = {name: values.tolist() for name, values in task.measure(views, examples).items()}
+    if not own:
+        batch.figures = {name: values.tolist() for name, values in task.measure(views, repeated).items()}
         batch.table = reward_table(rewards_of(config, run, task), views)
         router = RewardRouter(**{k: run[k] for k in ("assignment", "leave_one_out") if k in run})
         if each > 1:
@@ -326,25 +321,37 @@ def sample(
     return batch, views
 
 
+def encoded(model: UnifiedModel, task: Task, prompt: Example, settings: SamplerConfig, config: Config) -> Any:
+    """A prompt as the model reads it. A box takes the place of where the task would edit."""
+    if config.image or config.prompt:
+        parts: Any = prompt.prompt
+        return model.encode_prompt(parts, settings.guides, task.writes, system=task.system, room=task.room)
+    made = encode(model, task, prompt, settings.guides)
+    return made if config.box is None else replace(made, locate=None)
+
+
 # ---------------------------------------------------------------- settings
 
 
 def task_of(config: Config, run: dict[str, Any]) -> Task:
-    """The task that is named, or FrozenLake as the run had it. Raises ValueError if there is none of that name."""
-    if config.task is None:
-        return FrozenLake(size=int(run.get("board_size", 4)), pictures=bool(run.get("pictures", True)))
+    """The task that is named, or the run's. Raises ValueError for one that cannot be made, or that would be imported
+    because a run names it, unless that is trusted."""
+    name = config.task or run.get("task") or "frozen_lake"
+    options = config.task_options if config.task else dict(run.get("task_options") or {})
+    if not config.task and name == "frozen_lake":
+        given = {"size": run.get("board_size", 4), "pictures": run.get("pictures", True)}
+        options = given | options
+    if not config.task and ":" in name and not config.trust_run:
+        raise ValueError(
+            f"checkpoint: the settings of {config.checkpoint} name the task {name}, which would be imported and run. "
+            "Give --trust_run if you trust it, or name another one by --task"
+        )
     try:
-        found = plugins.imported(config.task)
-    except ValueError as error:
-        raise ValueError(f"task: {config.task!r} cannot be found ({error}); name it as package.module:Class") from error
-    try:
-        task: Any = found() if callable(found) else found
-    except TypeError as error:
-        raise ValueError(f"task: {config.task} cannot be made without arguments ({error}); name a task") from error
-    missing = [part for part in ("example", "rewards", "region", "measure") if not callable(getattr(task, part, None))]
-    if missing:
-        raise ValueError(f"task: {config.task} has no {missing[0]}(); see unidiff.tasks.Task for what a task has")
-    return task
+        task = resolve(name, options)
+        task.check()
+        return task
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"task: {error}") from error
 
 
 def rewards_of(config: Config, run: dict[str, Any], task: Task) -> list[Reward]:
@@ -393,9 +400,8 @@ def sampler_settings(config: Config, family: Mapping[str, Any], run: dict[str, A
     return build(SamplerConfig, values)
 
 
-def task_prompts(config: Config, task: Task, index: Sequence[int]) -> list[Prompt]:
-    examples = [(i, task.example(config.split, i)) for i in index]
-    return [Prompt(list(e.prompt), dict(e.columns), f"{config.split} prompt {i}", e) for i, e in examples]
+def task_prompts(config: Config, task: Task, index: Sequence[int]) -> list[Example]:
+    return [replace(task.example(config.split, i), title=f"{config.split} prompt {i}") for i in index]
 
 
 def own_picture(config: Config) -> Image.Image | None:
@@ -406,7 +412,9 @@ def own_picture(config: Config) -> Image.Image | None:
         raise type(error)(f"image: {error}") from error
 
 
-def own_prompt(config: Config, model: UnifiedModel, picture: Image.Image | None, facts: dict[str, Any]) -> list[Prompt]:
+def own_prompt(
+    config: Config, model: UnifiedModel, picture: Image.Image | None, facts: dict[str, Any]
+) -> list[Example]:
     """The user's text and picture, the picture as the family prepares it. Says how it is shown to the model, and how
     near what its tokens decode to comes to it."""
     parts: list[Any] = [config.prompt or QUESTION]
@@ -418,7 +426,7 @@ def own_prompt(config: Config, model: UnifiedModel, picture: Image.Image | None,
         facts["read back at"] = f"{psnr(pixels_of(shown), pixels_of(back)):.1f} dB (PSNR of what its tokens decode to)"
         print(f"{facts['picture']}; its tokens read back at {facts['read back at']}")
         parts.append(shown)
-    return [Prompt(parts, {}, "your prompt")]
+    return [Example(parts, title="your prompt")]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 This file stands alone: copy it into the other environment (Python 3.10, fastapi, uvicorn, pillow; no unidiff).
 A scorer is a function `f(segments, **metadata) -> list of numbers or None`, as a reward of unidiff is: each segment
 has `text`, `image` (PIL), `texts_before`, `images_before`, `image_before`, `prompt`, `texts`, `images` and `columns`;
-each entry of the metadata comes as a list. The client is `unidiff.scorers.remote.remote`; the protocol stands there.
+each entry of the metadata comes as a list. The client is `unidiff.scorers.remote.remote`; its docstring has
+the protocol.
 
 Requests that wait are put together to batches, one at a time for each scorer. A batch that raises is tried again item
 by item, so a bad item costs its own value only, as does a picture that cannot be read (PNG, JPEG and WebP are). SIGTERM
@@ -259,7 +260,7 @@ def _checked(value: Any) -> tuple:
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        return None, f"the scorer gave {str(value)[:100]!r}, which is no number"
+        return None, f"the scorer gave {str(value)[:100]!r}, which is not a number"
     return (number, None) if math.isfinite(number) else (None, f"the scorer gave {number}")
 
 
@@ -299,8 +300,8 @@ def parsed(body: bytes) -> Any:
 
 
 class BodyLimit:
-    """Reads bodies, and refuses those of more than so many bytes, whatever length they claim, those that take longer
-    than so many seconds, and those that do not fit into the memory of all requests."""
+    """Reads bodies. Refuses one that has more than `most` bytes, whatever length it claims, one that takes longer than
+    `seconds`, and one that does not fit into the memory of all requests."""
 
     def __init__(self, app: Any, most: int, seconds: float, memory: Memory) -> None:
         self.app, self.most, self.seconds, self.memory = app, most, seconds, memory
@@ -371,7 +372,7 @@ def build(
         try:
             given = await asyncio.to_thread(parsed, await request.body())
         except ValueError as error:
-            return refusal(400, f"the body is no JSON: {error}"[:300])
+            return refusal(400, f"the body is not JSON: {error}"[:300])
         requests = given.get("requests") if isinstance(given, dict) else None
         if not isinstance(requests, list):
             return refusal(400, "the body has no list of requests")
@@ -424,7 +425,7 @@ def _names(request: Any, served: dict) -> "list[str]":
 
 
 async def collect(asked: list, errors: list, seconds: float) -> list:
-    """The results of all items. Adds to the errors what scorers raised, and what is not there after so many seconds."""
+    """The results of all items. Adds to the errors what scorers raised, and what is not there after `seconds`."""
     results: list = [{} for _ in errors]
     futures = {asyncio.wrap_future(future): (i, name) for i, name, future in asked}
     if futures:

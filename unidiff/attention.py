@@ -8,12 +8,16 @@ seen, a large negative number elsewhere (not -inf: a pad's row of -inf would be 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import bisect
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from unidiff.canvas import Canvas, Tokens
+from unidiff.canvas import Canvas, Tokens, used_columns
 from unidiff.sequence import Modality
 from unidiff.spec import PAD_POLICIES
 
@@ -25,11 +29,11 @@ def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def pad_bias(valid: Tensor | None, policy: str, additive_to: str, dtype: torch.dtype) -> Tensor | None:
-    """Additive mask [B, 1, 1 or L, L] for rows of which `valid` [B, L] (False or 0 = pad) says what is a pad.
+    """Additive mask [B, 1, 1 or L, L] for rows with pads; valid [B, L]: False or 0 = pad.
 
     policy: "hard" = pads are never attended. "attend" = they are tokens like any other (None is returned, as it is
     without `valid`). "additive_one" = they are attended, but 1 is added to the scores of what is valid: of pairs
-    of which query and key are valid (additive_to="valid_pairs"), or of every valid key ("valid_keys").
+    whose query and key are valid (additive_to="valid_pairs"), or of every valid key ("valid_keys").
     """
     if valid is None or policy == "attend":
         return None
@@ -67,7 +71,7 @@ def seen_clean_and_noisy(clean: Tokens, noisy: Tokens, copy: Tensor) -> Tensor:
 def noisy_copies(
     canvas: Canvas, mask_KBL: Tensor, scored_KBL: Tensor, hide: int
 ) -> tuple[Tokens, Tensor, Tensor, Tensor]:
-    """The noisy copies that stand behind the clean sequence of a block-causal model: of each of K masks those of the
+    """The noisy copies behind the clean sequence of a block-causal model: for each of K masks those of the
     segments in which it scores a token, and no others.
 
     canvas: [B, L]. mask_KBL: bool, the tokens to hide. scored_KBL: bool, those of them that are asked for. hide: id of
@@ -90,6 +94,15 @@ def noisy_copies(
     tokens.valid = keep
     packed = _to_the_left(keep)
     return tokens.map(packed), packed(source), packed(copy), packed(scored)
+
+
+def before_last_sampled(canvas: Canvas) -> Tokens:
+    """The clean tokens that some noisy token of their row sees: those before the last segment with a sampled token.
+    The others would be computed for nothing. The cut does not depend on the masks, so the same tokens have
+    the same values, to the last bit, under any number of them."""
+    ordinal = (canvas.segment * canvas.sampled).amax(1, keepdim=True)  # 0 where nothing is sampled
+    seen = canvas.clean.valid & (canvas.segment < ordinal)
+    return dataclasses.replace(canvas.clean, valid=seen).columns(slice(used_columns(seen)))
 
 
 def touched_segments(canvas: Canvas, scored_KBL: Tensor) -> Tensor:
@@ -140,6 +153,29 @@ def cut_after_segments(
     return tokens.map(packed), packed(source), packed(scored), (which, owner)
 
 
+def like_lengths(lengths: Sequence[int], most: int = 4) -> list[list[int]]:
+    """Rows of like length together, in at most `most` groups: those that run the fewest tokens if each group is padded
+    to its longest row. A further group must save 5 % of the tokens."""
+    held = Counter(lengths)
+    values = sorted(held)
+    upto = list(itertools.accumulate(held[v] for v in values))
+    # least[j]: tokens of the rows of the first j + 1 lengths, and where their groups end
+    least = [(upto[j] * v, (j,)) for j, v in enumerate(values)]
+    for _ in range(most - 1):
+        more = [
+            min([least[j], *((least[i][0] + (upto[j] - upto[i]) * v, (*least[i][1], j)) for i in range(j))])
+            for j, v in enumerate(values)
+        ]
+        if more[-1][0] > 0.95 * least[-1][0]:
+            break
+        least = more
+    ends = [values[j] for j in least[-1][1]]
+    groups: list[list[int]] = [[] for _ in ends]
+    for row, length in enumerate(lengths):
+        groups[bisect.bisect_left(ends, length)].append(row)
+    return groups
+
+
 class SegmentCache:
     """Keys and values of finished segments, in the shape that transformers' attention layers call.
 
@@ -177,7 +213,7 @@ class SegmentCache:
 
 
 class IndexedCache:
-    """Keys and values of a whole sequence, some columns of which are run again while the others stay as they were.
+    """Keys and values of a whole sequence, of which some columns are run again and the others kept.
 
     Under bidirectional attention what stays is out of date: an approximation, for sampling only. Columns from a
     block to the end are Fast-dLLM's prefix cache, the block alone is its dual cache (arXiv 2505.22618).

@@ -72,7 +72,7 @@ class Canvas:
 
     clean: the sequence [B, L]. sampled: [B, L] bool, response content that the policy chose (no delimiter, no kept
     image token, nothing after an end token). noisy: [B, N] the copy of the sampled segments that is masked to score
-    them: a text with its canvas and what stands behind it, an image's sampled tokens. source: [B, N] int64,
+    them: a text with its canvas and the ids behind it, an image's sampled tokens. source: [B, N] int64,
     column of `clean` that a noisy token copies, -1 = it only pads out a text's canvas and is always masked. step:
     [B, L] int64, the denoising step that committed a sampled token, -1 = not sampled, or not known.
     """
@@ -111,8 +111,8 @@ class Canvas:
 
     def trimmed(self) -> tuple[Canvas, int]:
         """Without the columns at the right that are pads in every row; and the clean width that is left."""
-        width = _used(self.clean.valid)
-        noisy = _used(self.noisy.valid)
+        width = used_columns(self.clean.valid)
+        noisy = used_columns(self.noisy.valid)
         kept = Canvas(
             self.clean.columns(slice(width)),
             self.sampled[:, :width],
@@ -127,13 +127,14 @@ class Canvas:
         return Canvas(self.clean.to(device), *(part.to(device) for part in parts))  # type: ignore[arg-type]
 
 
-def _used(valid: Tensor) -> int:
+def used_columns(valid: Tensor) -> int:
+    """Columns up to the last one that is valid in some row, at least 1."""
     columns = valid.any(0).nonzero()
     return int(columns.max()) + 1 if len(columns) else 1
 
 
 def wrap(segment: Segment, spec: ModelSpec, announced: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """A segment as it stands in a sequence: ids with the family's delimiters, and offsets (-1 at delimiters).
+    """A segment as a part of a sequence: ids with the family's delimiters, and offsets (-1 at delimiters).
 
     announced: the text before an image ended with the token that begins images, so it is not written again.
     """
@@ -228,7 +229,7 @@ def _render_row(row: Interleaved, spec: ModelSpec, window: Window | None = None)
             last_image = segment
         else:
             end = np.isin(ids, spec.text_end)
-            sampled &= end.cumsum() - end == 0  # what lies behind an end token does not exist
+            sampled &= end.cumsum() - end == 0  # there is nothing behind an end token
         if window is not None and ordinal not in window.seen:
             continue
         scored = not segment.prompt and (window is None or ordinal in window.scored)
@@ -249,7 +250,7 @@ def _render_row(row: Interleaved, spec: ModelSpec, window: Window | None = None)
             room, n = spec.room(segment.room), len(segment.behind)
             rest = np.arange(len(at), room)
             noisy.add(np.full(len(rest), -1), ids=spec.mask, position=start + rest, offset=rest, previous=-1, **common)
-            if n:  # stands behind the canvas while the text is written
+            if n:  # it is behind the canvas while the text is written
                 column, place = start + len(ids) - n + np.arange(n), start + room + np.arange(n)
                 noisy.add(column, ids=ids[-n:], position=place, offset=-1, previous=-1, **common)
     return clean, noisy

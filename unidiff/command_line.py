@@ -1,6 +1,7 @@
 """The command line: `parse(Config)` reads `--config file.yaml` and `--field value` for any field, which wins.
 
 A setting is given by its name (`--beta 0.1`) or with its group (`--loss.beta 0.1`; in a file `loss: {beta: 0.1}`).
+Settings that belong to what another one names go with it: `--task.size 6` is `task_options: {size: 6}`.
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ def ungrouped(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
     own = {f.name: f.metadata.get("group", "") for f in fields(config)}
     found: dict[str, Any] = {}
     for group, name, value in pairs:
+        head, dot, option = name.partition(".")
+        if dot and f"{head}_options" in own:  # --task.size 6: one of several in a mapping
+            found.setdefault(f"{head}_options", {})[option] = value
+            continue
         if group and own.get(name, "") not in ("", group):
             raise ValueError(f"unknown setting '{group}.{name}'; {name} is in the group {own[name]!r}")
         if name in found:

@@ -21,7 +21,7 @@ import os
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import MISSING, Field, field, fields, make_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -35,6 +35,14 @@ def setting(group: str, default: Any, text: str) -> Any:
     """A field of a config. group: one of GROUPS, or "". text: one line for --help."""
     how: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
     return field(**how, metadata={"group": group, "help": text})
+
+
+def with_defaults(config: type[T], **values: Any) -> type[T]:
+    """The same settings with other defaults, as a recipe has them."""
+    hints, known = _hints(config), {f.name: f for f in fields(config)}  # type: ignore[arg-type]
+    own = [(n, hints[n], setting(known[n].metadata["group"], v, known[n].metadata["help"])) for n, v in values.items()]
+    frozen = config.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    return make_dataclass("Config", own, bases=(config,), frozen=frozen)
 
 
 def build(config: type[T], values: dict[str, Any]) -> T:

@@ -47,7 +47,7 @@ class Guidance:
 
     def masks(self, canvas: Canvas, mask: Tensor) -> list[Tensor]:
         """The masked tokens [..., B, L] of `canvas` in each of the other canvases, without those of a modality with
-        scale 0. The same responses stand in all of them, so their sampled tokens are the same, in the same order."""
+        scale 0. All of them hold the same responses, so their sampled tokens are the same, in the same order."""
         out = []
         for other, scales in zip(self.canvases, self.scales):
             guided = mask & torch.tensor(scales, device=mask.device).ne(0)[canvas.modality.clamp(min=0)]

@@ -16,7 +16,7 @@ def float32_logits(hidden: Tensor, rows: Tensor) -> Tensor:
 
     Half-precision factors (theirs, or autocast's) have exact products, which are added up in float32, and the sums stay
     as they are. A head of the usual kind rounds them to its dtype: to a multiple of 1/8 at 16 in bfloat16, so that a
-    clip range of .01 would lie between two neighbours. Gradients are those of the usual head.
+    clip range of .01 would fall between two neighbours. Gradients are those of the usual head.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):

@@ -19,8 +19,18 @@ from PIL.Image import Image, Resampling
 from torch import LongTensor, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unidiff.attention import Context, additive, cut_after_segments, noisy_copies, pad_bias, seen_clean_and_noisy
-from unidiff.canvas import Canvas, Tokens, render
+from unidiff import prompts
+from unidiff.attention import (
+    Context,
+    additive,
+    before_last_sampled,
+    cut_after_segments,
+    like_lengths,
+    noisy_copies,
+    pad_bias,
+    seen_clean_and_noisy,
+)
+from unidiff.canvas import Canvas, Tokens, render, used_columns
 from unidiff.guidance import Guidance
 from unidiff.head import float32_logits
 from unidiff.images.picture import rgb
@@ -36,11 +46,9 @@ from unidiff.sequence import (
     Writes,
     check_parts,
     check_writes,
-    hidden,
-    plan_of,
 )
 from unidiff.spec import ModelSpec
-from unidiff.templates import Picture, PromptTemplate
+from unidiff.templates import PromptTemplate
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -153,21 +161,12 @@ class UnifiedModel(nn.Module):
         grid = (codes.shape[1], codes.shape[2])
         return [(c.flatten() + self.spec.image_offset, grid) for c in codes]  # type: ignore[misc]
 
-    def encode(self, parts: Sequence[str | Image], prompt: bool = True) -> Interleaved:
-        """Texts and PIL images -> a sequence. A prompt is written as the family's template says. As a response
-        (`prompt=False`) every text ends with its end token: the one that announces an image where an image follows,
-        else the first of the spec's."""
+    def encode(self, parts: Sequence[str | Image | Segment], prompt: bool = True) -> Interleaved:
+        """Texts and PIL images -> a sequence. A prompt is written as the family's template says. A response
+        (`prompt=False`) may hold segments too; see `prompts.encode_response`."""
         if prompt:
-            return self.encode_prompt(parts).whole
-        sequence = Interleaved.from_parts(parts, self.encode_text, lambda im: self.encode_images([im])[0], prompt=False)
-        return self.ended(self._fitting(sequence))
-
-    def _fitting(self, sequence: Interleaved) -> Interleaved:
-        if sequence and sum(map(len, sequence)) > self.spec.max_positions:
-            raise ValueError(
-                f"the sequence has {sum(map(len, sequence))} tokens, the model {self.spec.max_positions} positions"
-            )
-        return sequence
+            return self.encode_prompt(parts).whole  # type: ignore[arg-type]
+        return prompts.encode_response(self, parts)
 
     def encode_prompt(
         self,
@@ -185,58 +184,13 @@ class UnifiedModel(nn.Module):
 
         writes, room, locate: see `Prompt`. system: what the system says; None = the family's own words. prepare: the
         family's rule for pictures of any size and mode (see `prepare`); None = they are as the model takes them.
-        Raises TypeError for what are no parts, ValueError for a response that the family cannot write, an edit without
+        Raises TypeError for anything but parts, ValueError for a response that the family cannot write, an edit without
         a picture, or a prompt that is too long.
         """
         check_parts(parts)
-        writes = check_writes(writes)
         given = [self.prepare(p, prepare) if prepare and not isinstance(p, str) else p for p in parts]
-        self._check_writes(writes, room, given)
-        if self.template is None:
-            kinds = {"text": Modality.TEXT, "image": Modality.IMAGE}
-            parts = given if system is None else [system, *given]
-            whole = Interleaved.from_parts(parts, self.encode_text, lambda im: self.encode_images([im])[0])
-            without = {name: hidden(whole, kinds[name], self.spec.mask) for name in left_out}
-            behind = ()
-        else:
-            kind = writes if isinstance(writes, str) else "interleaved"
-            coded = self._pictures(given)
-            whole = self.template.prompt(coded, None, kind, system)
-            without = {name: self.template.prompt(coded, name, kind, system) for name in left_out}
-            behind = self.template.behind(kind)
-        words = " ".join(part for part in given if isinstance(part, str))
-        return Prompt(self._fitting(whole), without, writes, room, behind, words, locate)
-
-    def _check_writes(self, writes: Writes, room: int | None, given: Sequence[str | Image]) -> None:
-        """Whether the model can write such a response to these parts."""
-        self.spec.room(room)
-        plan = plan_of(writes)
-        if {"image", "edit"} & set(plan) and not self.spec.codebook_size:
-            raise ValueError(f"writes is {writes!r}, but family {self.spec.family} is one of text alone")
-        if plan[0] == "edit" and all(isinstance(part, str) for part in given):
-            raise ValueError("writes is 'edit', but the prompt has no picture to edit")
-
-    def _pictures(self, parts: Sequence[str | Image]) -> list[str | Picture]:
-        """PIL images as codes."""
-        out: list[str | Picture] = []
-        for part in parts:
-            if isinstance(part, str):
-                out.append(part)
-            else:
-                tokens, grid = self.encode_images([part])[0]
-                out.append(Picture.of(self.spec.codes(tokens).reshape(grid)))
-        return out
-
-    def ended(self, response: Interleaved) -> Interleaved:
-        """A response with the end token that each of its texts needs."""
-        return Interleaved(map(self._ended, response, [*response[1:], None]))
-
-    def _ended(self, segment: Segment, following: Segment | None) -> Segment:
-        if segment.modality is Modality.IMAGE:
-            return segment
-        image_next = following is not None and following.modality is Modality.IMAGE
-        end = self.spec.image_next if image_next else next(e for e in self.spec.text_end if e != self.spec.image_next)
-        return Segment(Modality.TEXT, torch.cat([segment.tokens, torch.tensor([end])]))  # type: ignore[arg-type]
+        asked = prompts.Asked(check_writes(writes), system, room, locate)
+        return prompts.encode(self, given, left_out, asked)
 
     def prepare(self, picture: str | Path | bytes | Image, task: str = "default") -> Image:
         """A picture of any size and mode, or its file (see `images.picture.rgb`), as the family prepares it for a task
@@ -294,7 +248,7 @@ class UnifiedModel(nn.Module):
         return table(tokens.ids) if self.embedding is None else self.embedding(tokens, table)
 
     def positions(self, tokens: Tokens) -> Tensor:
-        """[B, N] what the rotary embedding sees: the place in the sequence, or what the family's embedding says."""
+        """What the rotary embedding sees: [B, N] the place in the sequence, or what the family's embedding says."""
         own = getattr(self.embedding, "positions", None)
         return tokens.position if own is None else own(tokens)
 
@@ -337,7 +291,7 @@ class UnifiedModel(nn.Module):
         count_mask: bool = False,
     ) -> Tensor:
         """float32 log-probabilities [..., rows] over a modality's own range. The mask token, where it lies in it, has
-        none: it is no value of a token. Temperature 0 is taken as 1: greedy choice does not depend on it.
+        none: it is not a value of a token. Temperature 0 is taken as 1: greedy choice does not depend on it.
 
         guidance: scale s and hidden states [..., d] of each prompt that leaves something out; see `unidiff.guidance`.
         count_mask: the mask token has its share all the same.
@@ -430,17 +384,26 @@ class UnifiedModel(nn.Module):
     def _copy_states(self, canvas: Canvas, mask_KBL: Tensor, scored_KBL: Tensor) -> _States:
         """Block-causal: one row a sequence, the clean one followed by noisy copies of what is scored."""
         noisy, source, copy, scored = noisy_copies(canvas, mask_KBL, scored_KBL, self.spec.mask)
-        seen = additive(seen_clean_and_noisy(canvas.clean, noisy, copy), self.dtype)
-        hidden = self.hidden(Tokens.cat([canvas.clean, noisy]), seen)[:, canvas.shape[1] :]
+        clean = before_last_sampled(canvas)
+        seen = additive(seen_clean_and_noisy(clean, noisy, copy), self.dtype)
+        hidden = self.hidden(Tokens.cat([clean, noisy]), seen)[:, clean.shape[1] :]
         row, column = scored.nonzero(as_tuple=True)
         return hidden[row, column], (copy[row, column], row, source[row, column])
 
     def _cut_states(self, canvas: Canvas, mask_KBL: Tensor, scored_KBL: Tensor) -> _States:
-        """Bidirectional: one row a segment and mask, the sequence cut after it."""
+        """Bidirectional: one row a segment and mask, the sequence cut after it; rows of like length run together."""
         tokens, source, scored, owner = cut_after_segments(canvas, mask_KBL, scored_KBL, self.spec.mask)
-        hidden = self.hidden(tokens, additive(tokens.valid[:, None], self.dtype))
+        parts, places = [], []
+        for rows in like_lengths(tokens.valid.sum(1).tolist()):  # little is padded
+            index = torch.tensor(rows, device=tokens.ids.device)
+            own = tokens.rows(index)
+            own = own.columns(slice(used_columns(own.valid)))
+            row, column = scored[index, : own.shape[1]].nonzero(as_tuple=True)
+            parts.append(self.hidden(own, additive(own.valid[:, None], self.dtype))[row, column])
+            places.append(index[row] * tokens.shape[1] + column)
+        hidden = torch.cat(parts)[torch.cat(places).argsort()]
         row, column = scored.nonzero(as_tuple=True)
-        return hidden[row, column], (*(index[row] for index in owner), source[row, column])
+        return hidden, (*(index[row] for index in owner), source[row, column])
 
     forward = score  # so that wrappers (DDP, FSDP) see the pass whose gradients they reduce
 

@@ -1,7 +1,7 @@
 """One run: from a model and a task to report.html. Every recipe calls this.
 
     run(RunConfig(output_dir="outputs/mine"), task)            # from Python: the results, as in summary.json
-    run_recipe(Config, task_for, __doc__)                      # from a command line: settings, hints, one-line errors
+    run_recipe(Config, __doc__)                                # from a command line: settings, hints, one-line errors
 
 The output directory gets summary.json, metrics.jsonl, curves.png, report.html, rollouts, checkpoints and the model.
 """
@@ -13,9 +13,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
@@ -27,7 +26,7 @@ from unidiff.config import FilePath, setting
 from unidiff.files import read_json, write_json
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation
-from unidiff.grpo.process import check_tracker
+from unidiff.grpo.process import check_tracker, share_cores
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, load_rollouts
 from unidiff.grpo.trainer import GRPOTrainer
 from unidiff.model import UnifiedModel
@@ -37,9 +36,11 @@ from unidiff.report.page import write_page
 from unidiff.report.progress import Progress, results_table
 from unidiff.report.record import RolloutRecord
 from unidiff.report.results import duration
+from unidiff.rewards.names import as_rewards
 from unidiff.rewards.reward import RewardError
 from unidiff.run_folder import RunFolder, read_metrics, resumed
-from unidiff.tasks.task import Task
+from unidiff.tasks.names import resolve
+from unidiff.tasks.task import Task, check_task
 
 GALLERY = 6  # rollouts in each gallery of the report
 
@@ -57,6 +58,10 @@ class RunConfig(GRPOConfig):
     text_length: int | None = setting(
         "rollout", None, "tokens in the canvas of one text; none = the family's, often too many for several rounds"
     )
+    task: str | None = setting(
+        "data", None, "a name, data.jsonl, file.py:name or package.module:name; several with commas (docs/tasks.md)"
+    )
+    task_options: dict[str, Any] = setting("data", dict, "settings of the task, each as --task.NAME VALUE")
     rewards: tuple[str, ...] | None = setting(
         "data", None, "with commas: names, or package.module:function; name=0.5 sets a weight; none = the task's own"
     )
@@ -69,30 +74,45 @@ class RunConfig(GRPOConfig):
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads is {self.threads}; it must be at least 1, or none for a share of the cores")
 
+    def resolved(self) -> Task:
+        """The task that is named. Raises what `unidiff.tasks.resolve` raises, and ValueError if none is."""
+        if self.task is None:
+            raise ValueError("task is none; name one (--task NAME, see docs/tasks.md)")
+        return resolve(self.task, self.task_options)
 
-TaskFor = Callable[[UnifiedModel], Task]
+    def made_task(self) -> Task:
+        """The task, with its rows checked. Raises ValueError, FileNotFoundError or ImportError for a task or rewards
+        that cannot be used."""
+        try:
+            task = self.resolved()
+            task.check()
+            as_rewards(self.rewards or (), as_rewards(task.rewards()))
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        return task
+
+
 Galleries = dict[str, list[RolloutRecord]]
-C = TypeVar("C", bound=RunConfig)
 
 
-def run(config: RunConfig, task: Task | TaskFor, model: UnifiedModel | None = None) -> dict[str, Any] | None:
+def run(config: RunConfig, task: Task | None = None, model: UnifiedModel | None = None) -> dict[str, Any] | None:
     """Trains a model on a task, or goes on with a run that was stopped (`config.resume`).
 
-    task: the task, or a function that makes it for the model. model: instead of the one that the config names.
+    task, model: instead of those that the config names.
     Returns the results, as in summary.json; None if a signal stopped the run, which can then be resumed. Raises what
     `Run` and `GRPOTrainer.train` raise.
     """
     return Run(config, task, model).train()
 
 
-def run_recipe(config_class: type[C], task_for: Callable[[UnifiedModel, C], Task], description: str) -> None:
+def run_recipe(config_class: type[RunConfig], description: str) -> None:
     """A recipe's program: settings from the command line, then one run. Ends with status 130 if a signal stopped it."""
     sys.path.append(os.getcwd())  # where a user's own rewards may be
     command = program.command()
     config = parse(config_class, description=description, start=resumed(config_class))
     again = f"{command} {shlex.join(['--resume', '--output_dir', config.output_dir])}"
     try:
-        one = Run(config, lambda model: task_for(model, config))
+        one = Run(config)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     try:
@@ -117,21 +137,20 @@ class Run:
     and packages that are missing, FloatingPointError for weights that are not finite.
     """
 
-    def __init__(self, config: RunConfig, task: Task | TaskFor, model: UnifiedModel | None = None) -> None:
+    def __init__(self, config: RunConfig, task: Task | None = None, model: UnifiedModel | None = None) -> None:
         self.config, self.began = config, time.perf_counter()
         RunFolder(config.output_dir).check(config)
         self.accelerator = Accelerator(log_with=config.tracker, project_dir=config.output_dir)
         check_tracker(config.tracker, self.accelerator)
-        if self.accelerator.device.type == "cpu":
-            share = max((os.cpu_count() or 1) // self.accelerator.num_processes, 1)
-            torch.set_num_threads(config.threads or share)
-        if isinstance(task, Task):
-            task.check()
+        share_cores(self.accelerator, config.threads)
+        if task is None:
+            task = config.made_task()
+        else:
+            check_task(task).check()
         model = load(config) if model is None else model
-        made = task if isinstance(task, Task) else task(model)
         self.trainer = GRPOTrainer(
             model,
-            made,
+            task.fitted(model),
             config,
             config.rewards,
             accelerator=self.accelerator,
@@ -139,7 +158,7 @@ class Run:
         )
         self.trainer.claim()
         quiet = config.quiet or not self.main_process
-        self.progress = Progress(config.max_steps, self.trainer.start, quiet=quiet)
+        self.progress = Progress(config.max_steps, self.trainer.start, quiet=quiet, leading=self.trainer.task.headline)
         self.galleries: Galleries = {}
         self.base = self._before()
 
@@ -194,8 +213,9 @@ class Run:
         known = figures(final)
         headline = next((name for name in self.trainer.task.headline if name in known), None)
         summary = {
-            "task": type(self.trainer.task).__name__,
+            "task": config.task or type(self.trainer.task).__name__,
             "headline": headline,
+            "leading": list(self.trainer.task.headline),
             "base": json.loads((out / "base.json").read_text()),
             "final": figures(final),
             "rollout": {**rollout.total.to_dict(), "phases": {k: c.to_dict() for k, c in rollout.items()}},
@@ -208,7 +228,7 @@ class Run:
         write_json(out / "summary.json", summary)
         kinds = {r.name: r.on for r in self.trainer.rewards}
         if metrics:
-            draw_curves(metrics, out / "curves.png", kinds=kinds)
+            draw_curves(metrics, out / "curves.png", kinds=kinds, leading=summary["leading"])
         shown = summary | {side: {way: summary[side][way] for way in final} for side in ("base", "final")}
         title = f"unidiff · {out.name}"
         page = out / "report.html"

@@ -182,7 +182,7 @@ class RunFolder:
     # ---------------------------------------------------------------- checkpoints
 
     def checkpoint(self, step: int) -> Path:
-        """The folder of the checkpoint after so many steps."""
+        """The folder of the checkpoint after `step` steps."""
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     def checkpoints(self) -> list[Path]:

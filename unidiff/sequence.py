@@ -15,7 +15,7 @@ import torch
 from torch import BoolTensor, FloatTensor, IntTensor, LongTensor, Tensor
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 
 # What a response consists of: one text; a picture; a changed copy of the prompt's last picture; a text about pictures;
@@ -107,26 +107,6 @@ def check_parts(parts: Any, what: str = "prompt", *kinds: type) -> None:
 class Interleaved(tuple[Segment, ...]):
     """A tuple of segments: text, image, text, image, … answer."""
 
-    @classmethod
-    def from_parts(
-        cls,
-        parts: Sequence[str | Image],
-        encode_text: Callable[[str], LongTensor],
-        encode_image: Callable[[Image], tuple[LongTensor, tuple[int, int]]],
-        prompt: bool = True,
-    ) -> Interleaved:
-        """Builds a sequence from texts and PIL images with a model's tokenizers (see `UnifiedModel.encode`). Raises
-        TypeError for anything else (see `check_parts`)."""
-        check_parts(parts, "prompt" if prompt else "response")
-        segments = []
-        for part in parts:
-            if isinstance(part, str):
-                segments.append(Segment(Modality.TEXT, encode_text(part), prompt))
-            else:
-                tokens, grid = encode_image(part)
-                segments.append(Segment(Modality.IMAGE, tokens, prompt, grid))
-        return cls(segments)
-
     @property
     def prompt(self) -> Interleaved:
         return Interleaved(s for s in self if s.prompt)
@@ -153,6 +133,8 @@ class Prompt:
     what the response consists of. room: tokens of the canvas of each of its texts; None = `ModelSpec.text_length`.
     behind: ids that the family's template puts behind the response. words: the prompt's own texts. locate: finds the
     place that a text names, for edit="region"; None = the sampler's, or the tokens that the model finds least likely.
+    simulate: makes the PIL image that is right after the texts of a response so far, or one of another example, for
+    picture_source="oracle" and "shuffled" (`Task.simulate`); None = nobody knows.
     """
 
     whole: Interleaved
@@ -162,6 +144,7 @@ class Prompt:
     behind: tuple[int, ...] = ()
     words: str = ""
     locate: Locate | None = None
+    simulate: Callable[[Sequence[str], bool], Any] | None = None
 
     @property
     def plan(self) -> tuple[Kind, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -102,7 +103,7 @@ class ModelSpec:
         ids = self._named_ids()
         for name, id in ids:
             if not 0 <= id < self.logit_rows:
-                raise ValueError(f"ModelSpec.{name}: {id} is no id below logit_rows {self.logit_rows}")
+                raise ValueError(f"ModelSpec.{name}: {id} is not an id below logit_rows {self.logit_rows}")
             if low <= id < high:
                 raise ValueError(f"ModelSpec.{name}: {id} is an image code, one of [{low}, {high})")
             if id == self.mask and name not in ("mask", "pad"):
@@ -136,14 +137,14 @@ class ModelSpec:
 
     @property
     def before_text(self) -> tuple[int, ...]:
-        """What stands before a text of a prompt."""
+        """Ids before a text of a prompt."""
         if self.text_begin is not None:
             return self.text_begin
         return () if self.bos is None else (self.bos,)
 
     @property
     def before_image(self) -> tuple[int, ...]:
-        """What stands before an image that a text announced: a text that ended with the first delimiter wrote it."""
+        """Ids before an image that a text announced. The text ended with the first delimiter, which is left out."""
         return self.image_begin[1:] if self.image_begin[:1] == (self.image_next,) else self.image_begin
 
     @property
@@ -170,7 +171,7 @@ class ModelSpec:
         if bool(wrong.any()):
             but = f" without the image codes {list(self.image_range)}" if given_text else ""
             raise ValueError(
-                f"{segment!r}: ids {segment.tokens[wrong][:3].tolist()} do not lie in [{low}, {high}){but}, "
+                f"{segment!r}: ids {segment.tokens[wrong][:3].tolist()} are not in [{low}, {high}){but}, "
                 f"the {segment.modality.name.lower()} range of family {self.family!r}"
             )
         if segment.modality is Modality.TEXT and not segment.prompt:
@@ -189,6 +190,11 @@ class ModelSpec:
                 "be set when it is loaded)"
             )
         return asked
+
+    def part_sizes(self, room: int | None, before: Segment | None) -> dict[str, int]:
+        """Tokens that a text, a new picture and an edit of the picture `before` have at most."""
+        image = math.prod(self.image_grid)
+        return {"text": self.room(room), "image": image, "edit": image if before is None else len(before)}
 
     def codes(self, ids: torch.Tensor) -> torch.Tensor:
         """Image ids in the model's vocabulary -> codes of the VQ tokenizer."""

@@ -11,11 +11,12 @@ texts). Where to go next can be read off these, at a fifth of the tokens, so tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from unidiff import noise
@@ -28,6 +29,8 @@ from unidiff.tasks.encode import encode, ready
 from unidiff.tasks.task import Task
 
 _FORM, _EXTRA, _RATIO, _MASK, _PICK, _WINDOW = range(6)  # noise streams
+_FEW = 64  # rows whose mean length is taken for that of all
+_MOST_STEPS = 1 << 40  # of a run: a corpus' noise is that of steps which no other one has
 _SEGMENT_STRIDE = 1 << 32  # noise counter of a token = segment · stride + offset: larger than any segment
 
 
@@ -36,7 +39,7 @@ class SupervisedConfig:
     """Settings of supervised training."""
 
     steps: int = setting("optimizer", 4000, "optimizer steps")
-    batch_size: int = setting("optimizer", 16, "whole sequences of a step")
+    batch_size: int = setting("optimizer", 16, "whole sequences of a step, if all are of the longest task")
     window_share: float = setting(
         "optimizer", 0.75, "share of the steps that show windows of sequences: one text with what it depends on"
     )
@@ -66,9 +69,7 @@ def corpus(model: UnifiedModel, task: Task, indices: Sequence[int], split: str =
         parts = task.demonstration(example)
         if parts is None:
             raise ValueError(f"{type(task).__name__} has no demonstrations to imitate; it needs `demonstration`")
-        pictures = [p for p in parts if not isinstance(p, str)]
-        images = model.encode_images(pictures) if pictures else []
-        response = list(_with_images(model, parts, images))
+        response = list(model.encode(parts, prompt=False))
         before = None if prompt.plan[0] == "image" else prompt.whole.last_image()
         for i, segment in enumerate(response):
             if segment.modality is Modality.IMAGE:
@@ -80,19 +81,12 @@ def corpus(model: UnifiedModel, task: Task, indices: Sequence[int], split: str =
 
 
 def _region(image: Segment, before: Segment | None, locate: Locate | None, said: Any) -> Any:
-    """[n] bool: what an edit denoises; None = it is no edit."""
+    """[n] bool: what an edit denoises; None = it is not an edit."""
     if before is None or before.grid != image.grid:
         return None
     if locate is None:
         return before.tokens != image.tokens
     return torch.as_tensor(locate(said, image.grid)).flatten()  # type: ignore[arg-type]
-
-
-def _with_images(model: UnifiedModel, parts: list, images: list):
-    """Encodes a response whose images are already tokens: one encoder pass for all of them."""
-    tokens = iter(images)
-    sequence = Interleaved.from_parts(parts, model.encode_text, lambda _: next(tokens), prompt=False)
-    return model.ended(sequence)
 
 
 def draw_forms(row: Interleaved, row_key: int, edit_extra: float) -> Interleaved:
@@ -137,16 +131,41 @@ def draw_mask(canvas: Canvas, keys_B: Tensor, smallest: float = 0.0) -> Tensor:
     return canvas.sampled & (noise.uniform(keys_B, (_MASK,), counter) < ratio)
 
 
-def supervised_loss(model: torch.nn.Module, canvas: Canvas, mask: Tensor, changed_weight: float) -> dict[str, Tensor]:
-    """Mean cross-entropy of masked tokens for each modality; image tokens that change weigh more."""
+def supervised_loss(
+    model: torch.nn.Module, canvas: Canvas, mask: Tensor, changed_weight: float, accelerator: Accelerator | None = None
+) -> dict[str, Tensor]:
+    """Mean cross-entropy of masked tokens for each modality; image tokens that change weigh more.
+
+    accelerator: of several processes that share a step's rows; each gets its part of the sum that is that mean.
+    """
     logp = model(canvas, mask)
     changed = (canvas.clean.previous >= 0) & (canvas.clean.previous != canvas.ids)
     weight = mask * (1 + (changed_weight - 1) * changed)
     losses = {}
     for modality in Modality:
         w = weight * (canvas.modality == modality)
-        losses[modality.name.lower()] = -(logp * w).sum() / w.sum().clamp(min=1)
+        losses[modality.name.lower()] = -(logp * w).sum() / summed(w.sum(), accelerator).clamp(min=1)
     return losses
+
+
+def summed(x: Tensor, accelerator: Accelerator | None) -> Tensor:
+    """The sum of all processes' tensors, in the place of this one's."""
+    if accelerator is not None and accelerator.num_processes > 1:
+        torch.distributed.all_reduce(x)
+    return x
+
+
+def sum_gradients(model: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Gives each process the sum of all processes' gradients; what has a gradient on none of them keeps none."""
+    if accelerator.num_processes == 1:
+        return
+    params = [p for p in model.parameters() if p.requires_grad]
+    has = torch.tensor([p.grad is not None for p in params], dtype=params[0].dtype, device=params[0].device)
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+    sizes = [len(has), *(p.numel() for p in params)]
+    has, *sums = summed(torch.cat([has, *(part.flatten() for part in parts)]), accelerator).split(sizes)
+    for p, somewhere, total in zip(params, has.tolist(), sums):
+        p.grad = total.view_as(p) if somewhere else None
 
 
 def optimizers(model: UnifiedModel, config: SupervisedConfig) -> list[torch.optim.Optimizer]:
@@ -165,15 +184,50 @@ def lr_factor(step: int, steps: int, warmup: int, decay: float) -> float:
     return min((step + 1) / max(warmup, 1), 1.0, (steps - step) / max(decay * steps, 1))
 
 
+@dataclass(frozen=True)
+class Corpus:
+    """Demonstrations of one task. weight: its share of the loss of a step. scale: its rows in a step, as a share of
+    batch_size. number: tells the noise of several corpora apart."""
+
+    rows: Sequence[Interleaved]
+    name: str = ""
+    weight: float = 1.0
+    scale: float = 1.0
+    number: int = 0
+
+
+def corpora(given: Mapping[str, Sequence[Interleaved]]) -> list[Corpus]:
+    """Demonstrations of tasks by name, in shares as large as they are. Every step holds rows of each, with as many
+    tokens as its share says: one with short sequences has more of them."""
+    total, longest = sum(map(len, given.values())), max(map(mean_length, given.values()))
+    return [
+        Corpus(rows, name, len(rows) / total, len(rows) / total * longest / mean_length(rows), number)
+        for number, (name, rows) in enumerate(given.items())
+    ]
+
+
+def mean_length(rows: Sequence[Interleaved]) -> float:
+    """Tokens of a row, from the first few."""
+    few = rows[:_FEW]
+    return sum(len(segment) for row in few for segment in row) / len(few)
+
+
 def batch(
-    model: UnifiedModel, rows: Sequence[Interleaved], config: SupervisedConfig, step: int
+    model: UnifiedModel, corpus: Corpus, config: SupervisedConfig, step: int, part: tuple[int, int] = (0, 1)
 ) -> tuple[Canvas, Tensor]:
-    """The batch of one step and its mask; a function of (seed, step) alone."""
-    kind = noise.keys(config.seed, step)
+    """The rows of a corpus in one step and their mask; a function of (seed, step, number) alone.
+
+    part: (k, n) = the k-th of n parts of these rows, of which there is at least one for each part.
+    """
+    moment = step + corpus.number * _MOST_STEPS
+    kind = noise.keys(config.seed, moment)
     windowed = bool(noise.uniform(kind, (_WINDOW,), 1) < config.window_share)
-    count = config.window_batch if windowed else config.batch_size
-    chosen = [rows[i] for i in (noise.uniform(kind, (_PICK,), count)[0] * len(rows)).long().tolist()]
-    keys = [noise.key(config.seed, step, i) for i in range(count)]
+    whole = config.window_batch if windowed else config.batch_size
+    count = max(round(whole * corpus.scale), part[1])
+    own = range(part[0], count, part[1])
+    picked = (noise.uniform(kind, (_PICK,), count)[0] * len(corpus.rows)).long().tolist()
+    chosen = [corpus.rows[picked[i]] for i in own]
+    keys = [noise.key(config.seed, moment, i) for i in own]
     keys_B = torch.tensor(keys, device=model.device)
     if windowed:
         windows = [draw_window(row, k) for row, k in zip(chosen, keys)]

@@ -276,5 +276,6 @@ def test_images_that_do_not_fit(name: str, by_hand: Callable[[str], Path]) -> No
     picture = Image.new("RGB", (48, 32))
     length = sum(map(len, model.encode(["find", picture])))
     model.spec = dataclasses.replace(model.spec, max_positions=length + 3)
-    with pytest.raises(ValueError, match=rf"the sequence has \d+ tokens, the model {length + 3} positions"):
+    message = rf"the prompt has \d+ tokens, its response \d+, and the model {length + 3} positions"
+    with pytest.raises(ValueError, match=message):
         model.encode(["find", picture, picture])

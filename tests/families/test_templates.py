@@ -249,7 +249,7 @@ def test_picture_checks():
         Picture.blank(2, 3).edited(torch.zeros(3, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"codes: expected \[rows, columns\]"):
         Picture.of(torch.zeros(1, 2, 3))
-    with pytest.raises(ValueError, match=r"codes \[126349\] do not lie in 0 to 8191"):
+    with pytest.raises(ValueError, match=r"codes \[126349\] are not in 0 to 8191"):
         made("mmada").text_to_image("a", Picture((126349,), (1, 1)))
 
 

@@ -118,11 +118,13 @@ def test_views_that_score_nothing_have_no_pass_of_their_own(policy: UnifiedModel
         assert all(any(bool(view.scored.any()) for view in own[part]) for part in passes)
 
 
-def test_the_clean_sequence_is_run_once_for_all_views(model: UnifiedModel) -> None:
-    """Block-causal: so eight views of a short text cost little more than one."""
+def test_the_prompt_is_run_once_for_all_views(model: UnifiedModel) -> None:
+    """Block-causal: so eight views of a short text cost little more than one. The clean text itself is not run: no view
+    sees it."""
     prompt = model.encode(FrozenLake().example("train", 0).prompt)
     canvas = model.render([prompt + model.encode(["up"], prompt=False)])
     views = draw_views(canvas, make("elbo", samples=8), make("one_step"), 1, torch.tensor([1]))[0].views
     shared, own = view_tokens(canvas, views, "block_causal")
-    assert shared.tolist() == [canvas.shape[1]]
+    assert shared.tolist() == [int((~canvas.sampled).sum())]
+    assert shared.item() == canvas.shape[1] - len(model.encode(["up"], prompt=False)[-1])
     assert own.tolist() == [[model.spec.text_length]] * 8

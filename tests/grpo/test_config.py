@@ -34,7 +34,7 @@ WRONG = [
     ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
     ({"learning_rate": math.nan}, "learning_rate is nan"),
     ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0; it must be above 0"),
-    ({"text_min_ratio": 1.5}, r"text_min_ratio is 1.5; it must lie in \[0, 1\]"),
+    ({"text_min_ratio": 1.5}, r"text_min_ratio is 1.5; it must be in \[0, 1\]"),
     ({"delta": 1.2}, "delta is 1.2; it must be above 1 \\+ epsilon_high"),
     ({"delta": 1.25, "epsilon_high": 0.28}, "delta is 1.25"),
     ({"greedy": True}, "greedy is true; greedy rollouts of a prompt are all the same"),

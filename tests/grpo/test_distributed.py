@@ -80,7 +80,7 @@ def test_one_process_and_two(two, script, tmp_path, difference, same_metrics, ca
     for first, second in zip(one, both):
         same_metrics(first, second)
         assert (first["grad_norm"] > 1e-4) is (SETTINGS[case].get("rewards") != "none")
-        assert (first["tokens/text"] > 0) is (first["grad_norm"] > 0)
+        assert (first["tokens/text"] + first["tokens/image"] > 0) is (first["grad_norm"] > 0)
     weights = [load_file(f / "model" / "model.safetensors") for f in (tmp_path, two / str(case))]
     assert difference(*weights) < 1e-10  # a millionth of the learning rate
     held = [json.loads((f / "held_out.json").read_text()) for f in (tmp_path, two / str(case))]

@@ -322,7 +322,7 @@ def test_settings_with_options_reach_the_trainer(make_trainer):
     for wrong, message in (
         ("trace:merg=3", "text_estimator: estimator 'trace' has no option 'merg'; known: merge; did you mean 'merge'"),
         ("trace:merge=x", "text_estimator: trace.merge is 'x'; it must be a whole number"),
-        ("trace:merge", "text_estimator: estimator 'trace:merge': 'merge' is no option; write name:option=value"),
+        ("trace:merge", "text_estimator: estimator 'trace:merge': 'merge' is not an option; write name:option=value"),
         ("trace:merge=2:merge=3", "text_estimator: estimator 'trace:merge=2:merge=3': merge is given twice"),
         ("elbo:samples=3", "text_estimator: samples is 3; antithetic views come in pairs"),
         ("tracer:merge=3", "text_estimator: estimator 'tracer' is not known; .* did you mean 'trace'"),

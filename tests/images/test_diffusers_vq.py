@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from unidiff.images import ImageTokenizer, to_pixels
-from unidiff.images.diffusers_vq import DiffusersVQ, _build
+from unidiff.images.diffusers_vq import DiffusersVQ, empty_model
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,9 @@ def model(vq_folder) -> DiffusersVQ:
 
 @pytest.mark.slow
 def test_golden(golden, fill_by_formula):
-    """The published configuration: names, codes and pixels, on a picture that is no square."""
+    """The published configuration: names, codes and pixels, on a picture that is not a square."""
     facts = golden("vq_vqmodel")
-    vq = _build(facts.config)
+    vq = empty_model(facts.config)
     fill_by_formula(vq, facts)
     model = DiffusersVQ(vq)
     assert len(vq.state_dict()) == facts.weights == 277

@@ -13,7 +13,7 @@ from unidiff.images.magvit2 import Magvit2
 
 
 def test_golden(golden, fill_by_formula):
-    """The published architecture: names, codes and pixels, on a picture that is no square."""
+    """The published architecture: names, codes and pixels, on a picture that is not a square."""
     facts = golden("vq_magvit")
     with torch.device("meta"):
         model = Magvit2()
@@ -45,7 +45,7 @@ def test_protocol_on_pictures(small_magvit, task, rng_untouched):
 
 
 def test_codes_are_signs_with_the_first_bit_first(small_magvit):
-    latents = torch.tensor([1.0, -1.0, 0.0, -2.0, 3.0]).view(1, 5, 1, 1)  # 10001, and 0 is no positive number
+    latents = torch.tensor([1.0, -1.0, 0.0, -2.0, 3.0]).view(1, 5, 1, 1)  # 10001, and 0 is not a positive number
     assert small_magvit.quantize.codes(latents).item() == 0b10001
     assert small_magvit.quantize.embedding[0b10001].tolist() == [1, -1, -1, -1, 1]
 

@@ -197,7 +197,7 @@ def test_settings_from_a_file(run, tmp_path):
         (["--text_estimator", "fading"], "text_estimator: estimator 'fading' is not known"),
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--board_size", "9"], "size: expected 3 to 8 cells, got 9"),
-        (["--board_size", "5"], "so many cells do not fill the model's picture of 64 x 64 pixels"),
+        (["--board_size", "5"], "its cells do not fill the model's picture of 64 x 64 pixels"),
         (["--board_size", "5", "--tile", "16"], "the model embeds images of (8, 8) tokens, not of [(10, 10)]"),
         (["--image_tokenizer", "somewhere"], "takes no image_tokenizer"),
         (["--family", "mmda"], "family 'mmda' is not known"),

@@ -17,7 +17,8 @@ import torch
 from unidiff import UnifiedModel
 from unidiff.run_folder import read_metrics
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "supervised.py"
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes" / "supervised.py"
 TINY = ["--corpus", "6", "--batch_size", "2", "--window_batch", "3", "--warmup", "1"]
 
 
@@ -41,6 +42,32 @@ def test_a_fresh_run_and_one_that_goes_on(tmp_path: Path) -> None:
     assert any(not torch.equal(before[name], after[name]) for name in before)
     steps = json.loads((second / "training.json").read_text())["steps"]
     assert len((second / "supervised.jsonl").read_text().splitlines()) < steps  # the clock ended it
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    """The same losses and weights, to float32 noise; Muon and AdamW at small rates, since they enlarge it."""
+    words = ["--task", "frozen_lake,countdown", "--tokenizers", str(ROOT / "tokenizers/unified"), "--text_length", "48"]
+    words += ["--batch_size", "3", "--steps", "3", "--lr", "1e-3", "--lr_rest", "1e-4", "--d_model", "32"]
+    words += ["--layers", "1", "--corpus", "12", "--warmup", "1", "--save_every", "2"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    found = []
+    for start in ([sys.executable], [*two, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]):
+        folder = tmp_path / str(len(start))
+        command = [*start, str(RECIPE), *words, "--output_dir", str(folder)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in (folder / "supervised.jsonl").read_text().splitlines()]
+        found.append((lines, UnifiedModel.from_pretrained(folder).state_dict()))
+    (lines, one), (both_lines, both) = found
+    assert len(lines) == len(both_lines) == 2  # the first step and the last
+    for first, second in zip(lines, both_lines):
+        assert {k: v for k, v in first.items() if k != "seconds"} == pytest.approx(
+            {k: v for k, v in second.items() if k != "seconds"}, abs=2e-4
+        )
+    for name, weight in one.items():
+        torch.testing.assert_close(both[name], weight, rtol=0, atol=2e-4)
 
 
 # ---------------------------------------------------------------------------------------------- its folder

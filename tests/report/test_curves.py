@@ -9,7 +9,7 @@ import sys
 import pytest
 from PIL import Image
 
-from unidiff.report.curves import PANELS, _panels, draw_curves, draw_panels, running_mean, series
+from unidiff.report.curves import PANELS, draw_curves, draw_panels, panels_of, running_mean, series
 
 ROWS = [
     {"step": i, "success": 0.5, "reward/a": i / 10, "zero_std/text": 0.1, "odd": 3.0, "name": "x", "seconds": 1.0}
@@ -51,20 +51,20 @@ def test_only_panels_with_data_are_drawn() -> None:
 def test_rewards_have_a_panel_for_each_kind() -> None:
     rows = [{"step": i, **dict.fromkeys(("reward/a", "reward/b", "reward/b.c", "reward/new"), 0.5)} for i in range(3)]
     kinds = {"a": "text", "b": "image", "b.c": "sequence"}
-    shown = {panel.title: names for panel, names in _panels(rows, None, kinds)}
+    shown = {panel.title: names for panel, names in panels_of(rows, kinds)}
     assert shown == {
         "rewards of texts": ["reward/a"],
         "rewards of pictures": ["reward/b"],
         "rewards of whole responses": ["reward/b.c"],
         "rewards": ["reward/new"],
     }
-    assert {p.title: names for p, names in _panels(rows, None, {})} == {"rewards": list(rows[0])[1:]}
+    assert {p.title: names for p, names in panels_of(rows)} == {"rewards": list(rows[0])[1:]}
 
 
 def test_only_rewards_that_were_lost_are_drawn_as_lost() -> None:
-    assert [names for panel, names in _panels(ROWS, None, {}) if panel.title == "lost rewards"] == [["lost/b"]]
+    assert [names for panel, names in panels_of(ROWS) if panel.title == "lost rewards"] == [["lost/b"]]
     calm = [{**row, "lost/b": 0.0} for row in ROWS]
-    assert not any(panel.title == "lost rewards" for panel, _ in _panels(calm, None, {}))
+    assert not any(panel.title == "lost rewards" for panel, _ in panels_of(calm))
 
 
 def test_named_metrics_that_no_panel_knows_get_their_own() -> None:

@@ -166,6 +166,8 @@ def test_values_are_numbers_of_any_library():
 
 CHANGES = {
     "the working directory": (os.getcwd, lambda: os.chdir("/")),
+    "the environment": (lambda: os.environ["PATH"], lambda: os.environ.update(PATH="/nowhere", UNIDIFF_NEW="1")),
+    "sys.path": (lambda: list(sys.path), lambda: sys.path.pop(0)),
     "torch's default dtype": (torch.get_default_dtype, lambda: torch.set_default_dtype(torch.float64)),
     "torch's default device": (torch.get_default_device, lambda: torch.set_default_device("meta")),
     "torch's number of threads": (torch.get_num_threads, lambda: torch.set_num_threads(torch.get_num_threads() + 1)),
@@ -211,6 +213,34 @@ CHANGES = {
 
 
 THREADS = ("torch's default device", "torch's number of threads", "torch's autocast", "numpy's handling of errors")
+
+
+@pytest.mark.parametrize("change", [lambda: os.environ.pop("HOME"), lambda: sys.path.reverse()])
+def test_what_a_reward_removes_or_reorders_is_set_back(change, responses, monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    before = dict(os.environ), list(sys.path)
+
+    def removes(segments):
+        change()
+        return ones(segments)
+
+    reward_table([reward(removes, name="removes")], responses(1))
+    assert (dict(os.environ), list(sys.path)) == before
+
+
+def test_what_a_reward_adds_stays(responses, monkeypatch):
+    """A library that it loads sets variables, and looks for its modules later."""
+    monkeypatch.setenv("UNIDIFF_ADDED", "0")
+    monkeypatch.delenv("UNIDIFF_ADDED")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def adds(segments):
+        os.environ["UNIDIFF_ADDED"] = "1"
+        sys.path.insert(0, "/added")
+        return ones(segments)
+
+    reward_table([reward(adds, name="adds")], responses(1))
+    assert os.environ["UNIDIFF_ADDED"] == "1" and "/added" in sys.path
 
 
 def states():

@@ -383,9 +383,9 @@ def test_one_prompt_in_one_call(model: UnifiedModel, task: FrozenLake) -> None:
         ("text_block", "32", "text_block is '32'; it must be a whole number"),
         ("max_rounds", None, "max_rounds is None; it must be a whole number"),
         ("edit", "Region", "edit is 'Region'; choose one of region, .*; did you mean 'region'"),
-        ("edit_share", 0.0, r"edit_share is 0\.0; it must lie in \(0, 1\]"),
+        ("edit_share", 0.0, r"edit_share is 0\.0; it must be in \(0, 1\]"),
         ("edit_share", 1.1, r"edit_share is 1\.1"),
-        ("text_threshold", 1.5, r"text_threshold is 1\.5; a probability lies in \[0, 1\]"),
+        ("text_threshold", 1.5, r"text_threshold is 1\.5; a probability is in \[0, 1\]"),
         ("edit_threshold", -0.5, r"edit_threshold is -0\.5"),
     ],
 )

@@ -72,7 +72,7 @@ def test_packages_can_be_made_readable(tmp_path, walls):
         ({"seconds": float("inf")}, "seconds is inf; it must be a finite number"),
         ({"memory": 0.5}, r"memory is 0\.5; it must be a whole number"),
         ({"paths": "/usr"}, "paths is '/usr'; it must be a list"),
-        ({"paths": ("nowhere",)}, "'nowhere' is no folder with an absolute path"),
+        ({"paths": ("nowhere",)}, "'nowhere' is not a folder with an absolute path"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -283,7 +283,7 @@ def test_without_namespaces_it_refuses_and_says_what_to_do(monkeypatch):
     module.warn_unisolated.cache_clear()
     with pytest.warns(UserWarning, match="limits alone, without namespaces: .*not permitted"), suppress(SandboxError):
         Sandbox(network="allow").run("print(1)")
-    with pytest.raises(SandboxError, match="python='/nowhere' is no Python interpreter"):
+    with pytest.raises(SandboxError, match="python='/nowhere' is not a Python interpreter"):
         Sandbox(python="/nowhere", network="allow").run("")
 
 
@@ -310,7 +310,7 @@ print(S.Sandbox(seconds=8).test("def f(x): return x * x", {tests!r}).passed)
 print(S.Sandbox(seconds=8, processes=3).run("import os\\nfor _ in range(9): os.fork()").code)
 """
     said = as_nobody(script)
-    assert "Traceback" not in said  # a fault of ours is no refusal of the system
+    assert "Traceback" not in said  # a fault of ours is not a refusal of the system
     lines = said.split("\n")
     if lines[0] != "None":
         pytest.skip(f"ordinary users get no namespaces here: {lines[0]}")

@@ -35,6 +35,9 @@ NUMBERS = {
     **{"x = - 3": -3, "$- 3$": -3, "{-}3": -3, "-\\,3": -3, "_-3_": -3, "list:\n- 3": 3, "8 - 3": 3, "3/-4": -0.75},
     **{"−3": -3, "x=-5": -5, "x = –5": -5, "(-5)": -5, "$-5$": -5, "-$5": -5, "10, -3": -3, "−5 °C": -5, "-.5": -0.5},
     **{"between -5 and -3": -3, "－３．５": -3.5},
+    # thousands and millions of money, by a letter; in mathematics it is a variable
+    **{"$5k": 5000, "-$5K.": -5000, "€1,200k": 1.2e6, "$2.5M": 2.5e6, "$1.2bn": 1.2e9, "$3 big": 3, "$5kk": 5},
+    **{"$5k$": 5, "$5k + 1$": 1, "$2 m$": 2, "5k": 5, "$2k^2$": 2, "0x1F": 31, "x0x1F": 1},
     # dates, times, versions
     **{"2023/12/25": 25, "10:30": 30, "version 1.2.3": 3},
     **{"Python 3.11": 3.11, "192.168.0.1": 1, "1.2.3.4": 4, "10.5.2023": 2023, "14:05:09": 9, "the 21st": 21},
@@ -56,7 +59,7 @@ NUMBERS = {
     # a word of size
     **{"1 million": 1e6, "$2.5 million": 2.5e6, "5 thousand": 5000, "3 hundred": 300, "2\\text{ billion}": 2e9},
     **{"1,500 millions": 1.5e9, "-3 Million": -3e6, "3万": 30000, "5 millionaires": 5, "2 lakh": 200000},
-    # exponents of units and digits in words are no numbers beside another one
+    # exponents of units and digits in words are not numbers beside another one
     **{"25 cm^2": 25, "25 m²": 25, "9 m^{-2}": 9, "7 g of H2O": 7, "H2O": 2, "x_2 = 9, so x_1": 9, "the 2nd": 2},
     # other scripts
     **{"３": 3, "١٢": 12, "答案是3": 3, "答案是-3。": -3, "ответ3": 3},

@@ -116,7 +116,7 @@ def test_loading_moves_no_random_state(checkpoint, rng_untouched):
 def test_files_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"download ImageReward\.pt of THUDM/ImageReward"):
         image_reward(str(tmp_path / "nothing.pt"))
-    with pytest.raises(ValueError, match="it is no ImageReward"):
+    with pytest.raises(ValueError, match="it is not an ImageReward"):
         ImageRewardModel({"layers.0.weight": torch.ones(1, 4)})
     state = published()
     del state["blip.visual_encoder.norm.weight"]

@@ -149,7 +149,7 @@ def test_an_error_is_its_items_own(server):
     one, lost, two = ask(quick(server, columns=("bonus",)), views)
     assert (one, two) == (1.0, 2.0) and lost.cause is Cause.RAISED and "boom is not scored" in lost.message
     nan, word, right = ask(quick(server, "odd"), [row(text(t))[0] for t in "xyz"])
-    assert "gave nan" in nan.message and "'one', which is no number" in word.message and right == 1.5
+    assert "gave nan" in nan.message and "'one', which is not a number" in word.message and right == 1.5
     assert ask(quick(server, "short"), row(text("a"))) == [1.0]
     unknown = ask(quick(server, "beauty"), row(text("a")))[0]
     assert "not served here; there are: brightness, words" in unknown.message
@@ -165,7 +165,7 @@ def test_requests_share_batches_and_the_size_is_bounded(server):
 
 def test_limits_and_bad_requests(server):
     assert post(server + "/score", b"x" * 200_000)[0] == 413
-    assert post(server + "/score", b"{")[1]["detail"].startswith("the body is no JSON: Expecting property name")
+    assert post(server + "/score", b"{")[1]["detail"].startswith("the body is not JSON: Expecting property name")
     assert post(server + "/score", b"[]")[1]["detail"] == "the body has no list of requests"
     items = [
         7,
@@ -343,7 +343,7 @@ def failing():
         ("half", Cause.RAISED, "RemoteProtocolError"),
         ("longer", Cause.WRONG_LENGTH, "7 results for 2 items"),
         ("nothing", Cause.WRONG_TYPE, "no list of results"),
-        ("strings", Cause.WRONG_TYPE, "'high' for 'words', which is no number"),
+        ("strings", Cause.WRONG_TYPE, "'high' for 'words', which is not a number"),
         ("slow", Cause.TIMEOUT, "gave no answer in 0.3 s"),
         ("hangs_up", Cause.RAISED, "Error"),
         ("bomb", Cause.WRONG_TYPE, "answered 200 encoded as 'gzip', which was not asked for"),

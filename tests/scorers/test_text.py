@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from unidiff.rewards.table import reward_table
 from unidiff.sandbox import Sandbox
 from unidiff.scorers import code as code_module
 from unidiff.scorers.code import code_tests
+from unidiff.scorers.form import integer, tag_count
 from unidiff.scorers.judge import judge
 from unidiff.scorers.math import MathVerifier, math_answer
 from unidiff.scorers.pictures import cell_agreement, edit_locality, pixel_agreement
@@ -152,18 +154,25 @@ def test_math_works_in_threads_and_uses_no_signals(verifier):
     assert got == [1.0] * 3 and signal.getsignal(signal.SIGALRM) is handler
 
 
+def workers() -> list[psutil.Process]:
+    """Processes that verify answers, of this process."""
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if any("math" in word for word in child.cmdline())]
+
+
 def test_a_late_or_killed_worker_loses_its_own_answer_only(verifier):
     assert verifier.verify([("2", "$2$")]) == [1.0]
-    verifier.seconds, before = 0.3, verifier._idle[0].process.pid
-    os.kill(before, signal.SIGSTOP)
-    late, after = verifier.verify([("2", "$2$")])[0], None
+    verifier.seconds, (before,) = 0.3, workers()
+    before.suspend()
+    late = verifier.verify([("2", "$2$")])[0]
     verifier.seconds = 20.0
     assert isinstance(late, Missing) and late.cause is Cause.TIMEOUT and "longer than 0.3 s" in late.message
-    assert not verifier._idle
-    after = verifier.verify([("2", "$2$")])
-    assert after == [1.0] and verifier._idle[0].process.pid != before
-    os.kill(verifier._idle[0].process.pid, signal.SIGKILL)
-    time.sleep(0.2)
+    assert not workers()
+    assert verifier.verify([("2", "$2$")]) == [1.0]
+    (after,) = workers()
+    assert after != before
+    after.kill()
+    after.wait()
     first, second = verifier.verify([("2", "$2$"), ("3", "$3$")])
     assert isinstance(first, Missing) and first.cause is Cause.RAISED and "has died" in first.message and second == 1.0
 
@@ -311,3 +320,71 @@ def test_a_timeout_ends_what_has_not_begun(monkeypatch):
     assert first.lost == {("code_tests", Cause.TIMEOUT): 20}
     second = reward_table([reward], rows[:1])
     assert second.values_BSF.tolist() == [[[1.0]]] and len(begun) <= 8
+
+
+def test_the_same_code_is_judged_once_by_the_same_tests(monkeypatch):
+    judged = []
+
+    def judge(box, text, row, tolerance):
+        judged.append((text, row["tests"].tolist(), tolerance))
+        return (Missing(Cause.RAISED, "busy") if text == "busy" and len(judged) == 1 else 0.5), False
+
+    monkeypatch.setattr("unidiff.scorers.code.judge", judge)
+    monkeypatch.setattr("unidiff.scorers.code._verdicts", code_module.Verdicts(most=3))
+    long = np.arange(5000)
+    other = long.copy()
+    other[2500] = -1  # which no print of the array shows
+    rows = [views("busy", tests={"tests": long}), *(views("x", tests={"tests": t}) for t in (long, long, other))]
+    assert [values(code_tests(workers=1), *rows)[1:], len(judged)] == [[0.5] * 3, 3]
+    assert values(code_tests(workers=1), *rows) == [0.5] * 4 and len(judged) == 4  # the missing one is asked for again
+    values(code_tests(workers=1, tolerance=0.1), *rows)
+    assert len(judged) == 7  # other settings
+    assert len({(text, tuple(tests), tolerance) for text, tests, tolerance in judged}) == 6
+    values(code_tests(workers=1), rows[1])
+    assert len(judged) == 8  # of three that are kept it was not one
+
+
+def test_form():
+    tagged = "a <reasoning>1\n2</reasoning> b <answer>3</answer>"
+    assert values(resolve("soft_format"), views(tagged), views("<reasoning>1"), views("")) == [1.0, 0.0, 0.0]
+    assert values(resolve("tag_count"), views(tagged), views(tagged * 2), views("<answer>")) == [1.0, 0.0, 0.25]
+    boxes = [r"\boxed{12}", r"\boxed{ -1,000 } so", r"\boxed{x}", r"\boxed{}", "12", r"\boxed{1.5}", r"\boxed{1,00}"]
+    assert values(resolve("boxed"), *map(views, boxes)) == [1, 1, 1, 0, 0, 1, 1]
+    assert values(resolve("integer"), *map(views, boxes)) == [1, 1, 0, 0, 0, 0, 0]
+    assert values(integer(pattern=r"<answer>(.*?)</answer>"), views(tagged), views("3")) == [1.0, 0.0]
+    with pytest.raises(ValueError, match="tags"):
+        tag_count(())
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "syntax"),
+    [
+        ("```python\nx = 1\n```", 1.0, 1.0),
+        ("so:\n```\nx = '\\d'\n```", 1.0, 1.0),
+        ("```python\nx = 1", 0.5, 1.0),  # not closed
+        ("```python\nx = = 1\n```", 0.5, 0.0),
+        ("```python\n```", 0.5, 0.0),
+        ("```json\n[1]\n```", 0.0, 1.0),
+        ("x = 1", 0.0, 1.0),
+        ("", 0.0, 0.0),
+        ("```python\n" + "-" * 50_000 + "1\n```", 0.5, 0.0),
+        ("```python\n" + "(" * 50_000 + "\n```", 0.5, 0.0),
+        ("```python\nx = '\0'\n```", 0.5, 0.0),
+    ],
+)
+def test_code_form(text, form, syntax):
+    assert values(resolve("code_format"), views(text)) == [form]
+    assert values(resolve("code_syntax"), views(text)) == [syntax]
+
+
+def test_code_gate_and_block():
+    right, wrong = "```python\ndef f(): return 1\n```", "```python\ndef f(): return 2\n```"
+    both = [views(f"{a}\n{b}", tests=["assert f() == 1"]) for a, b in ((right, wrong), (wrong, right))]
+    assert values(code_tests(block="first"), *both) == [1.0, 0.0]
+    assert values(code_tests(block="last"), *both) == [0.0, 1.0]
+    bare = views("def f(): return 1", tests=["assert f() == 1"])
+    assert values(resolve("code_tests"), bare) == [1.0]
+    assert values(resolve("gated_code_tests"), bare, both[1]) == [0.0, 1.0]
+    assert values(resolve("gated_code_tests"), views(right, tests=None)) == [None]
+    with pytest.raises(ValueError, match="block"):
+        code_tests(block="middle")

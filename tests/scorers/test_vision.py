@@ -119,7 +119,7 @@ def test_hps_loads_an_open_clip_checkpoint(folder, views, tokenizer, tmp_path):
     torch.save({"epoch": 1, "state_dict": theirs}, tmp_path / "hps.pt")
     cosine, _ = by_hand(folder, views, [view.prompt[0] for view in views], tokenizer)
     assert hps_score(str(tmp_path / "hps.pt"), folder)(views) == pytest.approx(cosine, abs=1e-5)
-    with pytest.raises(ValueError, match=r"has 'visual.head.weight', which is no weight"):
+    with pytest.raises(ValueError, match=r"has 'visual.head.weight', which is not a weight"):
         from_open_clip({"visual.head.weight": torch.zeros(1)})
     with pytest.raises(FileNotFoundError, match=r"download HPS_v2.1_compressed.pt"):
         hps_score("nowhere.pt")

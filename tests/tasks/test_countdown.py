@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from unidiff.tasks.countdown import Problem, answer_right, calculate, problem, steps_right, value_of
+from unidiff.tasks.countdown import Countdown, Problem, answer_right, calculate, problem, steps_right, total, value_of
 
 GIVEN = Problem((25, 3, 4), 24)
 
@@ -18,12 +18,33 @@ def test_a_solution_earns_everything():
         assert made.prompt.startswith(f"make {made.target} from ") and len(made.numbers) == 3
 
 
-def test_a_random_calculation_is_right_in_its_steps_only():
+def test_the_sum_is_right_in_its_steps_and_seldom_the_target():
     chance = random.Random(1)
     problems = [problem(chance)[0] for _ in range(300)]
-    texts = [str(calculate(made.numbers, chance)) for made in problems]
+    texts = [str(total(made.numbers)) for made in problems]
     assert all(steps_right(made, text) == 1.0 for made, text in zip(problems, texts))
-    assert 0.1 < sum(answer_right(made, text) == 1.0 for made, text in zip(problems, texts)) / 300 < 0.3
+    assert 0.05 < sum(answer_right(made, text) == 1.0 for made, text in zip(problems, texts)) / 300 < 0.2
+
+
+def test_a_calculation_stays_within_its_bounds():
+    chance = random.Random(2)
+    for _ in range(300):
+        signs = chance.choices("+-*", k=2)
+        made = calculate([chance.randint(1, 12) for _ in range(3)], signs, chance, 40)
+        assert made is None or [step[1] for step in made.steps] == signs
+        assert made is None or all(1 <= result <= 40 for *_, result in made.steps)
+    assert calculate((1, 1, 1), "--", chance, 99) is None
+
+
+def test_demonstrations_reach_the_target_or_add_up():
+    task = Countdown()
+    examples = [task.example("train", i) for i in range(400)]
+    said = [task.demonstration(e)[0] for e in examples]
+    right = [e.columns["solution"] == text for e, text in zip(examples, said)]
+    assert all(good or text == str(total(e.columns["numbers"])) for e, text, good in zip(examples, said, right))
+    assert 0.3 < sum(right) / 400 < 0.45
+    with pytest.raises(ValueError, match="numbers and largest are 40 and 99"):
+        Countdown(numbers=40, largest=99)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +67,9 @@ def test_what_a_text_earns(text, steps, answer):
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "1 +", "a", "1.5", "True", "2 ** 9", "1 / 2", "-3", "9" * 9, "f(1)", "1 if 1 else 2"]
+    "bad", ["", "1 +", "a", "1.5", "True", "2 ** 9", "1 / 0", "1 // 2", "-3", "9" * 9, "f(1)", "1 if 1 else 2"]
 )
 def test_what_is_no_expression_of_numbers_has_no_value(bad):
     assert value_of(bad) is None
     assert value_of("( 2 + 3 ) * 4") == (20, [2, 3, 4])
+    assert value_of("1 / 3 * 3") == (1, [1, 3, 3])

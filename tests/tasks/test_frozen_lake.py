@@ -11,17 +11,14 @@ import torch
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 
 from unidiff.tasks import FrozenLake
+from unidiff.tasks.cells import DIRECTIONS, cell_at, cell_name, named_cells
 from unidiff.tasks.frozen_lake.board import (
     CLASSES,
-    DIRECTIONS,
     Board,
     Move,
     board_after,
     board_classes,
-    cell_at,
-    cell_name,
     judge_answer,
-    named_cells,
     parse_answer,
     parse_move,
     region,

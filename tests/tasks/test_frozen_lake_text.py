@@ -100,7 +100,7 @@ def test_a_text_model_trains_on_demonstrations_and_by_reward(tokenizer, images, 
     assert all(len(r.response) == 1 for r in rows)
     settings = supervised.SupervisedConfig(batch_size=4, window_batch=4)
     for step in range(4):
-        canvas, mask = supervised.batch(model, rows, settings, step)
+        canvas, mask = supervised.batch(model, supervised.Corpus(rows), settings, step)
         losses = supervised.supervised_loss(model, canvas, mask, settings.changed_weight)
         assert losses["text"] > 0 and losses["image"] == 0
     config = GRPOConfig(

@@ -77,7 +77,7 @@ def test_columns_as_trl_has_them(tmp_path):
     kinds = [[type(p).__name__ for p in task([row] * 2).example("train", 0).prompt] for row in rows]
     assert kinds == [["Image", "str"], ["Image", "Image", "str"], ["Image", "str"], ["str"]]
     made = task(rows[3:] * 2)
-    assert made.example("train", 0).prompt == ["so"] and made.system == "be brief"
+    assert made.example("train", 0).prompt == ["so"] and made.example("train", 0).system == "be brief"
 
 
 def test_bytes_arrays_and_files_are_pictures(tmp_path):
@@ -186,7 +186,7 @@ def test_settings_that_do_not_fit(tmp_path):
         Rows({"train": SUMS, "test": SUMS}, prompt="{question}")
     with pytest.raises(ValueError, match="all of its rows are in 'train' too"):
         Rows({"train": SUMS, "test": SUMS[:3]}, prompt="{question}").check()
-    with pytest.raises(ValueError, match="no format string"):
+    with pytest.raises(ValueError, match="not a format string"):
         task(prompt="{question")
     with pytest.raises(ValueError, match="the task has no split 'dev'; it has train, test"):
         task().length("dev")
@@ -210,7 +210,7 @@ def test_a_region_is_a_box_or_a_mask():
         writes="edit",
         region="box",
     )
-    with pytest.raises(ValueError, match=r"column 'box': \[2, 2, 9, 6\] is no box of a picture of 8 x 8 pixels"):
+    with pytest.raises(ValueError, match=r"column 'box': \[2, 2, 9, 6\] is not a box of a picture of 8 x 8 pixels"):
         wrong.example("train", 0)
 
 
@@ -227,3 +227,56 @@ def test_tasks_that_ship_make_the_same_examples_again_and_demonstrate(name):
     }
     if name in ("countdown", "functions"):
         assert not prompts["train"] & prompts["test"]
+
+
+def test_several_names_are_a_mix():
+    made = resolve("countdown,shapes", {"countdown.skill": "0.5", "weights": "3,1"})
+    assert [made.example("train", i).kind for i in range(4)].count("countdown") == 3
+    assert made.tasks["countdown"].skill == 0.5
+    with pytest.raises(ValueError, match=r"name the one that it is of: task\.countdown\.skill"):
+        resolve("countdown,shapes", {"skill": "0.5"})
+    with pytest.raises(ValueError, match="each task once"):
+        resolve("countdown,countdown")
+
+
+def png(size, mode):
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_parquet_with_the_bytes_of_pictures(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").table(
+        {
+            "say": ["red", "blue", "green"],
+            "image": [{"bytes": png((33, 17), mode), "path": "a.png"} for mode in ("RGBA", "L", "1")],
+            "meta": [json.dumps({"level": {"n": n}}) for n in range(3)],
+        }
+    )
+    parquet.write_table(table, tmp_path / "d.parquet")
+    made = Rows(tmp_path / "d.parquet", ["{say}", "{image}"], writes="edit", columns={"n": "meta.level.n"})
+    made.check()
+    example = made.example("test", 0)
+    assert example.prompt[0] == "green" and example.prompt[1].size == (33, 17) and example.columns["n"] == 2
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ValueError, match=r"bad\.parquet is not a parquet file that can be read"):
+        Rows(tmp_path / "bad.parquet")
+
+
+def test_a_dataset_of_the_hub_with_trls_columns():
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": "what?"}]] * 3,
+            "images": [[png((9, 19), mode)] for mode in ("RGB", "P", "LA")],
+            "solution": ["a", "b", "c"],
+        }
+    ).cast_column("images", datasets.Sequence(datasets.Image()))
+    splits = {"train": rows.select([0, 1]), "test": rows.select([2])}
+    made = Rows(splits, writes="understand", columns={"answer": "solution"}, rewards=["exact_answer"])
+    made.check()
+    picture, text = made.example("test", 0).prompt
+    assert picture.size == (9, 19) and picture.mode == "RGB" and text == "what?"
+    with pytest.raises(TypeError, match="IterableDataset"):
+        Rows(rows.to_iterable_dataset())

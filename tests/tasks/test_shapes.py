@@ -52,7 +52,7 @@ def wrong(scene: tuple[Shape, ...], row: dict, how: str, chance: random.Random) 
             return None
         flipped = [dataclasses.replace(s, x=SIDE - SIZE - s.x, y=SIDE - SIZE - s.y) for s in scene]
         return tuple(flipped)
-    free = [(x, y) for x in range(0, 51, 8) for y in range(0, 51, 8) if all(apart((x, y), (s.x, s.y)) for s in scene)]
+    free = [(x, y) for x in range(1, 50, 8) for y in range(1, 50, 8) if all(apart((x, y), (s.x, s.y)) for s in scene)]
     return (*scene, Shape(chance.choice(KINDS), chance.choice(list(COLOURS)), *chance.choice(free))) if free else None
 
 

@@ -153,21 +153,16 @@ def test_settings_of_the_sampler(run, run_folder) -> None:
 
 
 TASK = """
-from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 from unidiff import reward
+from unidiff.tasks import Example, Task
 
 @reward(on="text")
 def short(segments, most, **columns):
     return [float(len(s.tokens) <= m) for s, m in zip(segments, most)]
 
-@dataclass
-class Example:
-    prompt: list
-    columns: dict
-
-class Colours:
+class Colours(Task):
     def example(self, split, index):
         picture = Image.new("RGB", (64, 64), (40 * index, 90, 90))
         return Example(["find the goal " + "<script>alert(1)</script>", picture], {"most": 4})
@@ -208,11 +203,11 @@ def test_a_task_of_your_own(run, run_folder, colours, name, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("colours:needs", "task: colours:needs cannot be made without arguments"),
-        ("colours:number", r"task: colours:number has no example\(\); see unidiff.tasks.Task"),
-        ("colours:Colors", "task: 'colours:Colors' cannot be found .* name it as package.module:Class"),
-        ("colors:Colours", "task: 'colors:Colours' cannot be found .*No module named 'colors'"),
-        ("colours", "task: 'colours' cannot be found"),
+        ("colours:needs", "task: task 'colours:needs' needs a setting: --task.size VALUE"),
+        ("colours:number", "task: 'colours:number' is a int; it must be a Task"),
+        ("colours:Colors", "task: .*Colors"),
+        ("colors:Colours", "task: .*No module named 'colors'"),
+        ("colours", "task: unknown task 'colours'"),
     ],
 )
 def test_a_task_that_cannot_be_had(tool, run_folder, colours, name, message) -> None:

@@ -29,7 +29,7 @@ def tool(program: Callable[[str], ModuleType]) -> ModuleType:
 
 
 class Kept:
-    """Inside, counts what autograd keeps: bytes of storages that are no parameter's, and shapes."""
+    """Inside, counts what autograd keeps: bytes of storages that hold no parameter, and shapes."""
 
     def __init__(self, model: UnifiedModel) -> None:
         self.known = {p.untyped_storage().data_ptr() for p in model.parameters()}

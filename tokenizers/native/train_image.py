@@ -1,7 +1,7 @@
 """Train the image tokenizer of a native model on pictures of its tasks: FrozenLake boards, and coloured shapes.
 
     python tokenizers/native/train_image.py                       # boards; about a minute on one CPU core
-    python tokenizers/native/train_image.py --out tokenizers/unified/image --codes 512 --steps 4000 --train-scenes 8192
+    python tokenizers/native/train_image.py --out tokenizers/unified/image --codes 256 --steps 2400 --train-scenes 8192
 
 Boards come from the train split, with the agent on any cell (start, goal and holes more often than chance, so that
 every kind of tile is common). With scenes they are a quarter of each batch, and the rest are pictures of several shapes
@@ -57,7 +57,11 @@ def main() -> None:
     model = PatchVQ(PatchVQConfig(codebook_size=settings.codes, widths=tuple(settings.widths)))
     started = time.perf_counter()
     rendered = draw(boards(task, "train", settings.train_boards, settings.seed))
-    train(model, _pixels(rendered), _pixels(scenes(settings.train_scenes, settings.seed)), settings)
+    few = settings.batch // 4 if settings.train_scenes else settings.batch
+    shares = [(pixels_of(rendered), few)]
+    if settings.train_scenes:
+        shares.append((pixels_of(scenes(settings.train_scenes, settings.seed)), settings.batch - few))
+    train(model, shares, settings.steps, settings.lr, settings.seed)
     seconds = time.perf_counter() - started
     model.eval().save_pretrained(settings.out)
 
@@ -72,25 +76,24 @@ def main() -> None:
     print(json.dumps(metrics, indent=2))
 
 
-def train(model: PatchVQ, board_pixels: Tensor, scene_pixels: Tensor, settings: argparse.Namespace) -> None:
-    """Minimise `PatchVQ.loss` with AdamW and a linear decay; codes are revived in the first two thirds."""
-    few = settings.batch // 4 if len(scene_pixels) else settings.batch
-    generator = torch.Generator().manual_seed(settings.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, settings.steps)
+def train(model: PatchVQ, shares: list[tuple[Tensor, int]], steps: int, lr: float, seed: int) -> None:
+    """Minimises `PatchVQ.loss` with AdamW and a linear decay; codes are revived in the first two thirds.
+
+    shares: sets of pictures [N, 3, H, W], float in [0, 1], and how many of each a batch holds.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
     codes = CodebookEMA(model)
-    for step in range(settings.steps):
-        batch = board_pixels[torch.randint(len(board_pixels), (few,), generator=generator)]
-        if len(scene_pixels):
-            drawn = torch.randint(len(scene_pixels), (settings.batch - few,), generator=generator)
-            batch = torch.cat([batch, scene_pixels[drawn]])
-        loss, features, ids = model.loss(batch)
+    for step in range(steps):
+        drawn = [pixels[torch.randint(len(pixels), (count,), generator=generator)] for pixels, count in shares]
+        loss, features, ids = model.loss(torch.cat(drawn))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        codes.update(features, ids, generator, revive=3 * step < 2 * settings.steps)
-        if step % 100 == 0 or step + 1 == settings.steps:
+        codes.update(features, ids, generator, revive=3 * step < 2 * steps)
+        if step % 100 == 0 or step + 1 == steps:
             print(f"step {step:5d}  loss {loss.item():.5f}  codes in batch {len(ids.unique())}", flush=True)
 
 
@@ -121,14 +124,15 @@ def scenes(count: int, seed: int) -> np.ndarray:
     return np.stack(pictures) if pictures else np.zeros((0, scene.SIDE, scene.SIDE, 3), np.uint8)
 
 
-def _pixels(pictures: np.ndarray) -> Tensor:
+def pixels_of(pictures: np.ndarray) -> Tensor:
+    """uint8 [N, H, W, 3] -> float [N, 3, H, W] in [0, 1]."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
 
 
 def evaluate(model: PatchVQ, task: FrozenLake, count: int, seed: int) -> dict[str, float]:
     """PSNR, use of the codes, boards read back right after encode and decode, and tokens that leak."""
     classes = boards(task, "test", count, seed)
-    pixels = _pixels(draw(classes))
+    pixels = pixels_of(draw(classes))
     ids = torch.cat([model.encode(chunk) for chunk in pixels.split(128)])
     decoded = torch.cat([model.decode(chunk) for chunk in ids.split(128)])
     parsed = task.parse(np.stack([np.asarray(image) for image in to_pil(decoded)]))
@@ -154,7 +158,7 @@ def evaluate_scenes(model: PatchVQ, count: int, seed: int) -> dict[str, float]:
     rows = {tag: all_rows(tag) for tag in TAGS}
     given = [chance.choice(rows[TAGS[i % len(TAGS)]]) for i in range(count)]
     drawn = [np.asarray(scene.draw(scene_for(row, chance))) for row in given]
-    pixels = _pixels(np.stack(drawn))
+    pixels = pixels_of(np.stack(drawn))
     ids = torch.cat([model.encode(chunk) for chunk in pixels.split(128)])
     decoded = torch.cat([model.decode(chunk) for chunk in ids.split(128)])
     return {
@@ -172,7 +176,7 @@ def leak(model: PatchVQ, classes: np.ndarray, seed: int) -> tuple[float, float]:
     size = moved.shape[1]
     rows, columns = rng.integers(size, size=(2, len(moved)))
     moved[np.arange(len(moved)), rows, columns] += 1
-    before, after = (torch.cat([model.encode(c) for c in _pixels(draw(x)).split(128)]) for x in (classes, moved))
+    before, after = (torch.cat([model.encode(c) for c in pixels_of(draw(x)).split(128)]) for x in (classes, moved))
     cell = before.shape[1] // size
     touched = torch.from_numpy(moved != classes).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
     changes = before != after

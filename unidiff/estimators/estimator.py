@@ -35,7 +35,7 @@ from unidiff.sequence import Modality
 
 # First number of every noise stream drawn here, so that no sampler shares one ("view" in ASCII).
 _STREAM = 0x76696577
-_PROMPT = 2  # stands where streams of sampled tokens have their modality
+_PROMPT = 2  # in the place of the modality, which other streams have
 _SEGMENT_STRIDE = 1 << 32  # noise counter of a token = segment · stride + offset: larger than any segment
 
 

@@ -21,7 +21,7 @@ class Independent(Estimator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.min_ratio <= 1:
-            raise ValueError(f"min_ratio is {self.min_ratio}; a mask ratio lies in [0, 1]")
+            raise ValueError(f"min_ratio is {self.min_ratio}; a mask ratio is in [0, 1]")
 
     def probability(self, rank: Tensor, length: Tensor, ratio: float) -> Tensor:
         """float64, shaped as rank: probability that the rank-th of `length` sampled tokens is masked."""

@@ -24,7 +24,7 @@ class OneStep(Estimator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.hide_prompt <= 1:
-            raise ValueError(f"hide_prompt is {self.hide_prompt}; a probability lies in [0, 1]")
+            raise ValueError(f"hide_prompt is {self.hide_prompt}; a probability is in [0, 1]")
 
     def views(self, ask: Ask) -> list[View]:
         return [View(ask.among, hide=ask.prompt & (ask.prompt_uniform() < self.hide_prompt))]

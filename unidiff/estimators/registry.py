@@ -51,7 +51,7 @@ def parse(text: str, min_ratio: float | None = None) -> Estimator:
     which is imported: "package.module:name:option=value" (with a point for the first colon, too).
 
     An option becomes what its default is: a bool, int, float or text. min_ratio: for methods that have this option,
-    unless the text gives it. Raises ValueError, as `make`, and for options that are no such thing or stand twice.
+    unless the text gives it. Raises ValueError, as `make`, and for unknown or repeated options.
     """
     name, *pairs = text.split(":")
     if pairs and "=" not in pairs[0] and name not in ESTIMATORS:
@@ -62,7 +62,7 @@ def parse(text: str, min_ratio: float | None = None) -> Estimator:
     for pair in pairs:
         option, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"estimator {text!r}: {pair!r} is no option; write name:option=value")
+            raise ValueError(f"estimator {text!r}: {pair!r} is not an option; write name:option=value")
         if option in options:
             raise ValueError(f"estimator {text!r}: {option} is given twice")
         default = defaults.get(option)

@@ -49,7 +49,7 @@ class Spg(Estimator):
         if self.power < 1:
             raise ValueError(f"power is {self.power}; it must be at least 1, or it gives no upper bound")
         if not 0 <= self.mix <= 1:
-            raise ValueError(f"mix is {self.mix}; a weight lies in [0, 1]")
+            raise ValueError(f"mix is {self.mix}; a weight is in [0, 1]")
 
     def views(self, ask: Ask) -> list[View]:
         """`samples` of them."""

@@ -22,7 +22,7 @@ class Trace(Estimator):
     the longest segment has slices; all segments are replayed side by side.
 
     One thing is not replayed: tokens that were committed behind a place where an end token was drawn later. They were
-    seen until then, but are no part of the rollout. In blocks of one token, and in images, there are none.
+    seen until then, but are not part of the rollout. In blocks of one token, and in images, there are none.
 
     merge: steps a slice. Source: TraceRL (arXiv 2509.06949), where it is called shrink.
     """
@@ -48,7 +48,7 @@ class Trace(Estimator):
 def slices(step: Tensor, among: Tensor, place: Place, merge: int) -> Tensor:
     """[B, L] int64: the slice of each chosen token, from 0 in each segment; means nothing at the others.
 
-    step: [B, L] int64. among: [B, L] bool. merge: so many consecutive distinct steps of a segment make a slice.
+    step: [B, L] int64. among: [B, L] bool. merge: consecutive distinct steps of a segment in a slice.
     """
     row = torch.arange(len(step), device=step.device)[:, None]
     key = ((row * (place.run.max() + 1) + place.run) * (step.max() + 1) + step)[among]

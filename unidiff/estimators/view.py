@@ -57,6 +57,11 @@ class Draw:
         """[B, L] bool: tokens that some view masks and scores."""
         return torch.stack([view.scored for view in self.views]).any(0)
 
+    def only(self, keep: Tensor) -> Draw:
+        """The same masks, with nothing scored outside of `keep` [B, L] bool."""
+        views = [View(view.mask, view.hide, view.factors * keep) for view in self.views]
+        return Draw(views, self.weight * keep, self.counts)
+
     def rows(self, index: Tensor) -> Draw:
         """Some rows; views that score nothing in them stay."""
         return Draw([view.rows(index) for view in self.views], self.weight[index], self.counts)

@@ -84,7 +84,7 @@ def _field(config: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> 
     kinds = kind if isinstance(kind, tuple) else (kind,)
     positive = not isinstance(value, (int, float)) or isinstance(value, bool) or 0 < value < 1 << 62
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds) or not positive:
-        raise ValueError(f"config.json: {name} is {value!r}, which is no value for it")
+        raise ValueError(f"config.json: {name} is {value!r}, which is not a value for it")
     return value
 
 
@@ -153,7 +153,7 @@ def unread_fields(config: dict[str, Any]) -> list[str]:
 def check_weights(folder: Path, llama: LlamaConfig) -> dict[str, checkpoint.Weight]:
     """The headers of a folder's weights, which must be the config's. Raises FileNotFoundError or ValueError."""
     found = checkpoint.read_headers(folder)
-    if llama.num_hidden_layers > len(found):  # before so many are built
+    if llama.num_hidden_layers > len(found):  # before they are built
         raise ValueError(f"config.json: n_layers is {llama.num_hidden_layers}, but the files hold {len(found)} weights")
     wanted = published_shapes(llama)
     table, rows = "model.transformer.wte.weight", llama.vocab_size

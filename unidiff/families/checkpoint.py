@@ -66,9 +66,9 @@ def _sharded(folder: Path) -> dict[str, Weight]:
         table = json.loads((folder / INDEX).read_text())["weight_map"]
         names = sorted(set(table.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{folder / INDEX} is no index of weights: {error!r}") from error
+        raise ValueError(f"{folder / INDEX} is not an index of weights: {error!r}") from error
     if wrong := [n for n in names if not isinstance(n, str) or Path(n).name != n]:
-        raise ValueError(f"{folder / INDEX}: {wrong[0]!r} is no file of this folder")
+        raise ValueError(f"{folder / INDEX}: {wrong[0]!r} is not a file of this folder")
     if missing := [n for n in names if not (folder / n).is_file()]:
         raise FileNotFoundError(
             f"{folder} lacks {', '.join(missing)}, {len(missing)} of the {len(names)} shards that {INDEX} names; "

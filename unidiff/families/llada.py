@@ -138,7 +138,7 @@ class Llada:
 
     def _stated(self, config: dict[str, Any]) -> dict[str, int]:
         """Ids by name: what config.json states, else what was published and has a row. Raises ValueError if what it
-        states is no id."""
+        states is not an id."""
         ids = {name: t.id for name, t in self.tokens.items() if name in _STATED and t.id is not None}
         for name, field in _STATED.items():
             if (value := config.get(field)) is not None:

@@ -2,8 +2,9 @@
 
 Body: transformers' Llama, run block-causally. Its input embeddings have three parts besides the token's own (see
 `NativeEmbedding`); a trial without them needed hours instead of minutes to learn that a picture is mostly a copy of the
-one before. Layout of a folder: config.json, model.safetensors, the text tokenizer's files, and image/ with the VQ
-tokenizer.
+one before. Rotary positions count segments or, with `axes`, rows and columns too (`AxialRotary`).
+
+Layout of a folder: config.json, model.safetensors, the text tokenizer's files, and image/ with the VQ tokenizer.
 """
 
 from __future__ import annotations
@@ -37,9 +38,13 @@ class NativeEmbedding(nn.Module):
     beyond the end of a table has the table's last entry).
     """
 
-    def __init__(self, d_model: int, grid: tuple[int, int], text_length: int, max_segments: int) -> None:
+    def __init__(
+        self, d_model: int, grid: tuple[int, int], text_length: int, max_segments: int, axes: bool = False
+    ) -> None:
         super().__init__()
-        self.grid = (grid[0], grid[1])
+        if not isinstance(axes, bool):
+            raise TypeError(f"axes is {axes!r}; it must be true or false")
+        self.grid, self.axes = (grid[0], grid[1]), axes
         self.row = nn.Embedding((grid[0] + 1) // 2 * 2, d_model)
         self.column = nn.Embedding((grid[1] + 1) // 2 * 2, d_model)
         self.parity = nn.Embedding(4, d_model)
@@ -51,9 +56,16 @@ class NativeEmbedding(nn.Module):
         nn.init.normal_(self.previous.weight, std=d_model**-0.5)
 
     def positions(self, tokens: Tokens) -> Tensor:
-        """[B, N] rotary positions: the ordinal of the token's segment. Places inside a segment are embedded, so that
-        rotation does not blur looking a cell up by its name, and "the picture before this text" is one distance."""
-        return tokens.segment.clamp(min=0)
+        """Rotary positions: [B, N] the ordinal of the token's segment, so that "the picture before this text" is one
+        distance; with axes [B, N, 3], the row and the column of an image token behind it, or 0 and a text token's
+        index."""
+        segment = tokens.segment.clamp(min=0)
+        if not self.axes:
+            return segment
+        inside = tokens.offset.clamp(min=0)
+        image = tokens.modality == Modality.IMAGE
+        row, column = inside // self.grid[1] * image, torch.where(image, inside % self.grid[1], inside)
+        return torch.stack([segment, row, column], -1)
 
     def forward(self, tokens: Tokens, table: nn.Embedding) -> Tensor:
         """Embeds `tokens` [B, N] with the body's token table -> [B, N, d_model]."""
@@ -69,6 +81,34 @@ class NativeEmbedding(nn.Module):
         return table(tokens.ids) + content * torch.where(image, place, words)
 
 
+class AxialRotary(nn.Module):
+    """Rotary embedding by three axes, in place of Llama's: half of the frequencies turn with the segment's ordinal, a
+    quarter each with the row and the column, so that a head can look at a token's neighbour wherever it is. Source:
+    M-RoPE of Qwen2-VL (arXiv 2409.12191). The frequencies of rows and columns fall from 1 to about 1/30."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        quarter = head_dim // 8
+        self.sections = ((10000.0, head_dim // 2 - 2 * quarter), (100.0, quarter), (100.0, quarter))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, N, head_dim] of positions [B, N, 3], in the dtype of x."""
+        angles = [
+            position_ids[..., axis, None] * base ** (-torch.arange(count, device=x.device) / count)
+            for axis, (base, count) in enumerate(self.sections)
+        ]
+        whole = torch.cat([*angles, *angles], -1)
+        return whole.cos().to(x.dtype), whole.sin().to(x.dtype)
+
+
+def _body(config: LlamaConfig, axes: bool) -> LlamaForCausalLM:
+    body = LlamaForCausalLM(config)
+    if axes:
+        body.model.rotary_emb = AxialRotary(config.head_dim)  # type: ignore[assignment]
+    return body
+
+
 _SPECIAL = ("<pad>", "<mask>", "<bos>", "<soi>", "<eoi>", "<eos>", "<eot>")
 
 
@@ -76,7 +116,7 @@ def build_spec(
     tokenizer: PreTrainedTokenizerBase, codebook_size: int, grid: tuple[int, int], **lengths: int
 ) -> ModelSpec:
     """The spec that follows from a native text tokenizer: undrawable special tokens stand first, `<eos>` is the first
-    id that a text may draw, image codes stand behind the words. Raises ValueError if it lacks a special token."""
+    id that a text may draw, image codes follow the words. Raises ValueError if it lacks a special token."""
     word, size = tokenizer.get_vocab(), len(tokenizer)
     if missing := [w for w in _SPECIAL if w not in word]:
         raise ValueError(f"the text tokenizer has no {', '.join(missing)}: it is not a native one")
@@ -110,9 +150,11 @@ def build(
     heads: int = 4,
     d_mlp: int = 352,
     max_segments: int = 24,
+    axes: bool = False,
     seed: int = 0,
 ) -> UnifiedModel:
-    """A freshly initialised native model. The global RNG is left as it was."""
+    """A freshly initialised native model. axes: rotary positions by row and column too (`AxialRotary`). The global RNG
+    is left as it was."""
     spec = build_spec(tokenizer, images.codebook_size, grid, text_length=text_length, max_positions=max_positions)
     config = LlamaConfig(
         vocab_size=spec.logit_rows,
@@ -129,8 +171,8 @@ def build(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = LlamaForCausalLM(config)
-        embedding = NativeEmbedding(d_model, grid, text_length, max_segments)
+        backbone = _body(config, axes)
+        embedding = NativeEmbedding(d_model, grid, text_length, max_segments, axes)
     return UnifiedModel(backbone, spec, tokenizer, images, embedding)
 
 
@@ -186,6 +228,7 @@ class Native:
                 "grid": list(embedding.grid),
                 "text_length": embedding.offset.num_embeddings,
                 "max_segments": embedding.segment.num_embeddings,
+                **({"axes": True} if embedding.axes else {}),
             },
         }
         weights = {k: v.detach().cpu().contiguous() for k, v in _weights(model.backbone, embedding).items()}
@@ -220,7 +263,8 @@ def _parts(config: dict[str, Any], weights: int, path: Path) -> tuple[LlamaForCa
             wanted = "must be above 0" if above else "must be false: the file holds a head of its own"
             raise ValueError(f"{path}: backbone.{name} is {value}; it {wanted}")
     try:
-        return LlamaForCausalLM(LlamaConfig(**given)), NativeEmbedding(**config["embedding"])
+        embedding = NativeEmbedding(**config["embedding"])
+        return _body(LlamaConfig(**given), embedding.axes), embedding
     except Exception as error:  # torch and transformers have an error type for every kind of wrong size
         raise ValueError(f"{path}: {error!r}") from error
 

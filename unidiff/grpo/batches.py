@@ -1,9 +1,9 @@
 """Which rollouts, and which views of them, share a forward pass.
 
-Several views of a rollout cost little in one pass of a block-causal model: the clean sequence runs once for all of
-them. So that memory does not grow with the number of views, a pass has at most the tokens of micro_batch_size rollouts
-with one view each: rollouts with many views come fewer at a time, and only where a single rollout is too wide do its
-views go apart.
+Several views of a rollout cost little in one pass of a block-causal model: its clean tokens run once for all of them.
+So that memory does not grow with the number of views, a pass has at most the tokens of micro_batch_size rollouts with
+one view each: rollouts with many views come fewer at a time, and only where a single rollout is too wide do its views
+go apart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unidiff.attention import touched_segments
+from unidiff.attention import before_last_sampled, touched_segments
 from unidiff.canvas import Canvas
 from unidiff.estimators import Draw, View
 from unidiff.guidance import Guidance
@@ -82,8 +82,8 @@ def view_tokens(canvas: Canvas, views: Sequence[View], attention: str) -> tuple[
     segments = torch.arange(touched_KBS.shape[2], device=clean.segment.device)
     copied_BNS = (noisy.segment[:, :, None] == segments) & noisy.valid[:, :, None]
     if attention == "block_causal":
-        return clean.valid.sum(1), (touched_KBS * copied_BNS.sum(1)).sum(2)
-    # A row for each segment: what stands before it, itself, and what a text's canvas has beyond it.
+        return before_last_sampled(canvas).valid.sum(1), (touched_KBS * copied_BNS.sum(1)).sum(2)
+    # A row for each segment: the tokens before it, its own, and what a text's canvas has beyond it.
     before_BS = ((clean.segment[:, :, None] <= segments) & clean.valid[:, :, None]).sum(1)
     beyond_BS = (copied_BNS & (canvas.source < 0)[:, :, None]).sum(1)
     return torch.zeros_like(before_BS[:, 0]), (touched_KBS * (before_BS + beyond_BS)).sum(2)

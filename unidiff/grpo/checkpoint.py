@@ -16,18 +16,17 @@ from safetensors import safe_open
 from torch import nn
 
 from unidiff.files import draft_of, named
-from unidiff.grpo.config import GRPOConfig
-from unidiff.run_folder import RunFolder
+from unidiff.run_folder import RunFolder, Settings
 
 
-def claim(folder: RunFolder, accelerator: Accelerator, config: GRPOConfig) -> Path | None:
+def claim(folder: RunFolder, accelerator: Accelerator, config: Settings) -> Path | None:
     """Takes the folder for a run, and finds the checkpoint that it goes on from, if any; called by every process.
     Raises ValueError, on each of them."""
     found: list[Any] = [None, None]  # the checkpoint, an error
     if accelerator.is_main_process:
         try:
             folder.open(config)
-            found[0] = folder.last(config.max_steps) if config.resume else None
+            found[0] = folder.last(getattr(config, config.GROWS)) if config.resume else None
         except ValueError as problem:
             found[1] = str(problem)
     broadcast_object_list(found)  # or the other processes would wait for this one for ever

@@ -136,7 +136,7 @@ class GRPOConfig(SamplerConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         for name in ("text_min_ratio", "image_min_ratio"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1]")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
         if not 0 <= self.adam_beta2 < 1:
             raise ValueError(f"adam_beta2 is {self.adam_beta2}; it must be at least 0 and below 1")
         if self.epsilon_high is not None and self.epsilon_high < 0:
@@ -151,7 +151,7 @@ class GRPOConfig(SamplerConfig):
         return self.epsilon, self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     def estimators(self) -> tuple[Estimator, Estimator]:
-        """Of text and of images. Raises ValueError for an option that does not exist or does not fit."""
+        """The estimators of texts and of images. Raises ValueError for an option that is unknown or does not fit."""
         return (
             _estimator("text_estimator", self.text_estimator, self.text_min_ratio),
             _estimator("image_estimator", self.image_estimator, self.image_min_ratio),

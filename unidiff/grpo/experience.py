@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -57,10 +57,15 @@ class Experience:
         return (self.advantage_BL != 0).any(1)
 
     def micro_batch(
-        self, iteration: int = 0, rows: Tensor | None = None, passes: list[slice] | None = None
+        self,
+        iteration: int = 0,
+        rows: Tensor | None = None,
+        passes: list[slice] | None = None,
+        draw: Draw | None = None,
     ) -> MicroBatch:
-        """Some rows in an inner iteration. rows: int64 [R]; None = all. passes: see `MicroBatch`; None = one pass."""
-        draw = self.draws[iteration]
+        """Some rows in an inner iteration. rows: int64 [R]; None = all. passes: see `MicroBatch`; None = one pass.
+        draw: of all rows; None = the iteration's."""
+        draw = self.draws[iteration] if draw is None else draw
         if rows is None:
             rows = torch.arange(self.canvas.shape[0], device=self.canvas.ids.device)
         return MicroBatch(
@@ -69,23 +74,27 @@ class Experience:
             canvas=self.canvas.rows(rows),
             draw=draw.rows(rows),
             advantage_RL=self.advantage_BL[rows],
-            weight_RL=self.weight_BL(iteration)[rows],
+            weight_RL=(draw.weight * self.trained_BL)[rows],
             guidance=None if self.guidance is None else self.guidance.rows(rows),
             passes=[slice(0, len(draw.views))] if passes is None else passes,
         )
 
-    def micro_batches(self, size: int, attention: str, iteration: int = 0, everything: bool = True) -> list[MicroBatch]:
+    def micro_batches(
+        self, size: int, attention: str, iteration: int = 0, leave_out: Literal["", "rows", "segments"] = ""
+    ) -> list[MicroBatch]:
         """What an inner iteration runs at a time (see `batches.cut`).
 
-        everything: also rows that are not useful. Without it, where none is, the first row runs all the same: processes
-        synchronise in a backward pass.
+        leave_out: what has no advantage, whole rows or segments too. Where no row has any, the first one runs all the
+        same: processes synchronise in a backward pass.
         """
-        rows = torch.arange(self.canvas.shape[0], device=self.canvas.ids.device)
-        if not everything:
+        rows, draw = torch.arange(self.canvas.shape[0], device=self.canvas.ids.device), self.draws[iteration]
+        if leave_out:
             useful = self.useful_B
-            rows = rows[useful] if useful.any() else rows[:1]
-        parts = cut(self.canvas, self.draws[iteration], rows, size, attention)
-        return [self.micro_batch(iteration, *part) for part in parts]
+            rows = rows[useful] if (some := bool(useful.any())) else rows[:1]
+            if some and leave_out == "segments":
+                draw = draw.only(self.advantage_BL != 0)
+        parts = cut(self.canvas, draw, rows, size, attention)
+        return [self.micro_batch(iteration, *part, draw=draw) for part in parts]
 
 
 def guidance_of(
@@ -109,7 +118,7 @@ def sample_and_judge(
     """Rollouts of prompts (as the sampler takes them), what rewards see of them, and what they earned.
 
     examples: the task's, one a prompt. keys: those of the G rollouts of the first prompt, of the second, …. parts: the
-    prompts are sampled in so many parts, and the rewards of one are worked out while the next is sampled. A reward
+    prompts are sampled in this number of parts. The rewards of one are computed while the next is sampled. A reward
     never works at two parts at a time. Neither rollouts nor rewards depend on it, unless a reward's value depends on
     what it is given along with it.
     """

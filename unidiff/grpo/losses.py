@@ -24,7 +24,7 @@ Without a ratio (`ratio=False`), L = −A ℓ_new + β k3, whatever the level.
 Sources: GRPO arXiv 2402.03300, BNPO 2506.02864, DAPO 2503.14476, Dr. GRPO 2503.20783, GSPO 2507.18071, GMPO
 2507.20673, dual clip 1912.09729.
 
-B rows, L positions. `weight_BL` is 0 where a token is not scored; what stands there (even NaN) has no
+B rows, L positions. `weight_BL` is 0 where a token is not scored; a value there (even NaN) has no
 influence on loss, gradient or statistics.
 """
 
@@ -151,7 +151,7 @@ def token_losses(
     level: "token": each token has its ratio; "sequence": a row's tokens share the geometric mean
     exp(Σ w Δℓ / Σ w); "segment": so do the tokens of one segment of a row, by `segment_BL`
     (int64, negative where a token is in no segment); "geometric": as "sequence", of Δℓ that are clipped one by one.
-    ratio: False = the loss is −A ℓ_new; level, clip range and delta have no say, and the old policy only in statistics.
+    ratio: False = the loss is −A ℓ_new; level, clip range and delta are not used; the old policy is, for statistics.
     delta: dual clip, above 1 + epsilon_high; None = off. beta: weight of k3 against `logp_ref_BL`.
     """
     _check_options(delta, epsilon_high, beta, logp_ref_BL, level, segment_BL)

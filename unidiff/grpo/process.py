@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -58,6 +59,12 @@ def everybody(value: Any, accelerator: Accelerator | None) -> list[Any]:
 def largest(accelerator: Accelerator, *values: float) -> float:
     """The largest of these numbers of all processes; NaN if one is NaN."""
     return float(torch.tensor(everybody(values, accelerator), dtype=torch.float64).max())
+
+
+def share_cores(accelerator: Accelerator, threads: int | None = None) -> None:
+    """Sets the threads of a process on a CPU; None = its share of the cores."""
+    if accelerator.device.type == "cpu":
+        torch.set_num_threads(threads or max((os.cpu_count() or 1) // accelerator.num_processes, 1))
 
 
 class Clock:

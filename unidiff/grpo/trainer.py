@@ -28,6 +28,7 @@ from unidiff.grpo.process import Clock, check_tracker, everybody, flat, largest,
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
 from unidiff.grpo.update import PolicyUpdate
 from unidiff.model import UnifiedModel
+from unidiff.report.tracked import log_rollouts
 from unidiff.rewards.idle import IdleWatch
 from unidiff.rewards.names import as_rewards
 from unidiff.rewards.reward import Reward, RewardError
@@ -70,6 +71,8 @@ class GRPOTrainer:
         if config.rollout_parts > (share := config.num_prompts // processes):
             raise ValueError(f"rollout_parts is {config.rollout_parts}; a process has {share} prompts to part")
         check_task(task).check()
+        if config.max_steps:
+            task.length("train")  # it has none if the task is for evaluation only
         own = as_rewards(task.rewards())
         self.rewards = own if rewards is None else as_rewards(rewards, own)
         if not self.rewards:
@@ -150,6 +153,8 @@ class GRPOTrainer:
                     if self.on_step is not None:
                         self.on_step(step, metrics, experience)
                 if config.tracker:
+                    if config.saves_rollouts(step):
+                        log_rollouts(self.accelerator.trackers, experience.rows, experience.table, step)
                     self.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=step)
                 self.stopped = largest(self.accelerator, float(bool(asked))) > 0
                 if self.stopped or last or (config.save_steps and done % config.save_steps == 0):

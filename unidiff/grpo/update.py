@@ -6,7 +6,8 @@
   first without a graph.
 - Micro-batches hold rollouts of like length. Losses are sums over the step's global denominators, so how a step is cut
   into micro-batches and processes changes nothing but speed.
-- Rollouts without any advantage count in the denominators but are not run: without a KL term their gradient is 0.
+- Rollouts and segments without an advantage count in the denominators but are not run: without a KL term their
+  gradient is 0.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from unidiff.grpo.experience import Experience, guidance_of
 from unidiff.grpo.losses import LOSSES, Denominators, LossStats, added, check_finite, modality_loss
 from unidiff.grpo.process import largest
 from unidiff.model import UnifiedModel
+from unidiff.sampling.plan import longest
 from unidiff.sequence import Modality
 
 Stats = dict[Modality, LossStats]
@@ -103,9 +105,12 @@ class PolicyUpdate:
     # ---------------------------------------------------------------- scores
 
     def batches(self, experience: Experience, iteration: int) -> list[MicroBatch]:
-        """What an inner iteration runs at a time. Without a KL term, rollouts without any advantage are left out."""
+        """What an inner iteration runs at a time. Without a KL term, rollouts without any advantage are left out, and
+        segments without one too, unless a ratio is that of the whole sequence."""
         size, attention = self.config.micro_batch_size, self.model.spec.attention
-        return experience.micro_batches(size, attention, iteration, everything=self.reference is not None)
+        by_token = LOSSES[self.config.loss_type][1] == "token"
+        leave_out = "" if self.reference is not None else "segments" if by_token else "rows"
+        return experience.micro_batches(size, attention, iteration, leave_out)
 
     def values(self, model: Any, batch: MicroBatch) -> Tensor:
         """float32 [R, L]: values of a policy, as the estimators define them."""
@@ -225,15 +230,15 @@ class PolicyUpdate:
 
     def denominators(self, experience: Experience, iteration: int) -> dict[Modality, Denominators]:
         """What the losses of an inner iteration are divided by: sums over the whole step, over all processes."""
-        spec, rounds = self.model.spec, self.config.max_rounds
-        longest = {
-            Modality.TEXT: float(spec.text_length * (rounds + 1)),
-            Modality.IMAGE: float(spec.image_grid[0] * spec.image_grid[1] * rounds),
-        }
+        lengths = [longest(r, self.model.spec, self.config.max_rounds) for r in experience.rollouts]
         weight_BL, modality_BL = experience.weight_BL(iteration), experience.canvas.modality
-        own = [Denominators.of(weight_BL * (modality_BL == m), longest[m]).tensor() for m in longest]
+        own = []
+        for m in Modality:
+            counts = Denominators.of(weight_BL * (modality_BL == m), 0.0).tensor()
+            own.append(torch.cat([counts, counts.new_tensor([sum(length[m] for length in lengths)])]))
         sums: Any = self.accelerator.reduce(torch.stack(own).to(weight_BL.device), "sum")
-        return {m: Denominators.from_tensor(sums[i], longest[m]) for i, m in enumerate(longest)}
+        # Of a step with several kinds of responses, `max_length` is the mean over its rows.
+        return {m: Denominators.from_tensor(sums[m][:3], float(sums[m][3] / sums[m][0])) for m in Modality}
 
     @torch.no_grad()
     def first_ratio(

@@ -87,9 +87,9 @@ class DiffusersVQ(nn.Module):
         fields = _fields(read_config(path), path)
         place = find_file(folder, WEIGHTS)
         weights = read_weights(place)
-        if fields["layers_per_block"] > len(weights):  # before so many are built
+        if fields["layers_per_block"] > len(weights):  # before they are built
             raise ValueError(f"{path}: layers_per_block is {fields['layers_per_block']}, of {len(weights)} weights")
-        model = cls(_build(fields))
+        model = cls(empty_model(fields))
         fill(model.vq, weights, place)
         return model.requires_grad_(False).eval()
 
@@ -112,7 +112,7 @@ def _fields(config: dict[str, Any], path: Path) -> dict[str, Any]:
     return fields
 
 
-def _build(fields: dict[str, Any]) -> Any:
+def empty_model(fields: dict[str, Any]) -> Any:
     """A VQModel without weights, on the meta device."""
     from diffusers.models.autoencoders.vq_model import VQModel
 

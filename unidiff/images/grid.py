@@ -17,7 +17,7 @@ def from_box(box: tuple[int, int, int, int], size: tuple[int, int], factor: int)
     """The tokens that a box of pixels touches.
 
     box: top, left, bottom, right, half-open, in pixels. size: height and width of the image. Raises ValueError for
-    a box that is empty or sticks out, and a size that is no multiple of the tokenizer's factor.
+    a box that is empty or sticks out, and a size that is not a multiple of the tokenizer's factor.
     """
     top, left, bottom, right = box
     if not (0 <= top < bottom <= size[0] and 0 <= left < right <= size[1]):
@@ -28,10 +28,10 @@ def from_box(box: tuple[int, int, int, int], size: tuple[int, int], factor: int)
 
 
 def from_pixels(mask: Tensor | np.ndarray | Image.Image, factor: int, share: float = 0.0) -> Tensor:
-    """The tokens of which more than `share` of the pixels are set: 0 = any, 0.5 = most (Lumina-DiMOO's rule).
+    """The tokens with more than the share `share` of their pixels set: 0 = any, 0.5 = most (Lumina-DiMOO's rule).
 
     mask: [H, W], or an image of mode "1" or "L"; what is not 0 is set. Raises ValueError for another shape, and sides
-    that are no multiples of the tokenizer's factor.
+    that are not multiples of the tokenizer's factor.
     """
     if not 0 <= share < 1:
         raise ValueError(f"share: expected a number from 0 to below 1, got {share}")
@@ -48,7 +48,7 @@ def from_pixels(mask: Tensor | np.ndarray | Image.Image, factor: int, share: flo
 
 
 def grow(mask: Tensor, tokens: int = 1) -> Tensor:
-    """The mask and what lies within so many tokens of it, diagonals included. A convolutional tokenizer's tokens
+    """The mask, widened by a number of tokens on each side, diagonals included. A convolutional tokenizer's tokens
     know their neighbours' pixels: what leaks is then sampled again too."""
     if tokens < 0:
         raise ValueError(f"tokens: expected 0 or more, got {tokens}")

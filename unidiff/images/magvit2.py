@@ -97,7 +97,7 @@ class Magvit2(nn.Module):
 
 
 class _Signs(nn.Module):
-    """The quantizer: codes and the ±1 that they stand for."""
+    """The quantizer: codes and the ±1 that they mean."""
 
     embedding: Tensor
     power_vals: Tensor

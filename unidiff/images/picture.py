@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-# What is read from files. Pillow knows more, of which some start other programs (EPS) or are seldom kept up.
+# What is read from files. Pillow knows more; some of them start other programs (EPS) or are rarely maintained.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 

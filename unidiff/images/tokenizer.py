@@ -18,7 +18,7 @@ class ImageTokenizer(Protocol):
     """Turns pixels into a grid of codebook entries and back. No call touches the global random state.
 
     factor: pixels a token, along each side.
-    codebook_size: K; ids lie in 0..K-1, without the offset that a model's vocabulary adds.
+    codebook_size: K; ids are 0 to K-1, without the offset that a model's vocabulary adds.
     """
 
     @property

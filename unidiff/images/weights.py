@@ -54,7 +54,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a .bin or .pt file, of which tensors are read and nothing is executed.
+    """Tensors of a .safetensors file, or of a .bin or .pt file; only tensors are read, and no code is run.
 
     Raises ValueError if the file is damaged, holds anything but tensors, or would run code.
     """

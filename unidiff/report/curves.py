@@ -71,16 +71,18 @@ def draw_curves(
     *,
     keys: Sequence[str] | None = None,
     kinds: Mapping[str, str] | None = None,
+    leading: Sequence[str] = (),
 ) -> None:
     """Writes a PNG of all panels that the rows have data for.
 
     metrics: rows {"step": int, name: number, …}; a name may be missing from some rows. keys: patterns of the only names
     to draw, as "reward/.*"; names that no panel shows get one each. kinds: what each reward looks at ("text", "image"
-    or "sequence"), by its name: each kind has a panel of its own. Raises ValueError if nothing is left to draw.
+    or "sequence"), by its name: each kind has a panel of its own. leading: the task's figures that are looked at first.
+    Raises ValueError if nothing is left to draw.
     """
     from matplotlib.figure import Figure
 
-    drawn = _panels(metrics, keys, kinds or {})
+    drawn = panels_of(metrics, kinds, leading, keys=keys)
     if not drawn:
         raise ValueError("metrics: no row holds a number that is to be drawn")
     columns = min(3, len(drawn))
@@ -94,13 +96,15 @@ def draw_curves(
     figure.savefig(path_or_buffer, format="png", dpi=160, transparent=True)
 
 
-def draw_panels(metrics: Rows, kinds: Mapping[str, str] | None = None) -> list[tuple[Panel, bytes]]:
-    """Each panel that the rows have data for with its PNG, of which one fills the width of a phone. kinds: see
+def draw_panels(
+    metrics: Rows, kinds: Mapping[str, str] | None = None, leading: Sequence[str] = ()
+) -> list[tuple[Panel, bytes]]:
+    """Each panel that the rows have data for with its PNG, as wide as a phone's screen. kinds, leading: see
     `draw_curves`."""
     from matplotlib.figure import Figure
 
     out = []
-    for panel, names in _panels(metrics, None, kinds or {}):
+    for panel, names in panels_of(metrics, kinds, leading):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="none")
         _draw(figure.subplots(), panel, names, metrics)
         buffer = io.BytesIO()
@@ -116,16 +120,38 @@ def series(metrics: Rows, name: str) -> tuple[list[float], list[float]]:
     return [s for s, _ in kept], [v for _, v in kept]
 
 
-def _panels(metrics: Rows, keys: Sequence[str] | None, kinds: Mapping[str, str]) -> list[tuple[Panel, list[str]]]:
-    """Panels with the metrics that each has to draw."""
+def panels_of(
+    metrics: Rows,
+    kinds: Mapping[str, str] | None = None,
+    leading: Sequence[str] = (),
+    *,
+    keys: Sequence[str] | None = None,
+) -> list[tuple[Panel, list[str]]]:
+    """Each panel that the rows have data for, with the names of the metrics that it draws. Arguments: see
+    `draw_curves`."""
+    kinds = kinds or {}
     names = [n for n in dict.fromkeys(k for row in metrics for k in row) if n != "step" and series(metrics, n)[1]]
-    panels = list(PANELS)
+    panels = [*_task_panels(metrics, leading), *PANELS]
     if keys is not None:
         names = [n for n in names if any(re.fullmatch(k, n) for k in keys)]
-        panels += [Panel(n, (re.escape(n),)) for n in names if not any(_shows(p, n, kinds) for p in PANELS)]
+        panels += [Panel(n, (re.escape(n),)) for n in names if not any(_shows(p, n, kinds) for p in panels)]
     eventful = {n for n in names if any(series(metrics, n)[1])}
     found = [(p, [n for n in names if _shows(p, n, kinds) and (n in eventful or not p.faults)]) for p in panels]
     return [(p, matching) for p, matching in found if matching]
+
+
+def _task_panels(metrics: Rows, leading: Sequence[str]) -> list[Panel]:
+    """Panels of a task's leading figures that have no other place: shares, and numbers."""
+    own = [n for n in leading if not any(_shows(p, n, {}) or _shows(p, f"eval/{n}", {}) for p in PANELS)]
+    panels: list[Panel] = []
+    units: tuple[Literal["share", "number"], ...] = ("share", "number")
+    for title, start in (("figures, training prompts", ""), ("figures, held out", "eval/")):
+        shares = [n for n in own if all(0 <= v <= 1 for v in series(metrics, start + n)[1])]
+        numbers = [n for n in own if n not in shares]
+        for unit, some in zip(units, (shares, numbers)):
+            keys = tuple(re.escape(start + n) for n in some)
+            panels.append(Panel(title if unit == "share" else f"{title}: numbers", keys, unit, leading=True))
+    return panels
 
 
 def _shows(panel: Panel, name: str, kinds: Mapping[str, str]) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from unidiff.grpo.experience import segment_views
 from unidiff.grpo.rollout_file import RolloutBatch
@@ -15,14 +14,7 @@ from unidiff.report.regeneration import full_regeneration
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import ASSIGNMENTS, RewardRouter
 from unidiff.rewards.segment_view import SegmentView
-
-
-@dataclass
-class _Given:
-    """A prompt as segment views want it, where the task's example is not at hand."""
-
-    prompt: list[Any]
-    columns: dict[str, Any]
+from unidiff.tasks.task import Example
 
 
 def records(
@@ -35,8 +27,8 @@ def records(
 ) -> list[RolloutRecord]:
     """A record of each of the batch's rollouts, or of some rows of it.
 
-    views: all rollouts decoded, if they are at hand; else prompts are shown as their tokens decode. titles: other ones
-    than the batch's, by row. Raises ValueError if the model cannot decode the rollouts, or a row does not exist.
+    views: all rollouts decoded; None = prompts are shown as their tokens decode. titles: other ones than the
+    batch's, by row. Raises ValueError if the model cannot decode the rollouts, or a row does not exist.
     """
     batch.check(model)
     rows = range(len(batch)) if rows is None else rows
@@ -44,7 +36,7 @@ def records(
         raise ValueError(f"sample {wrong[0]} does not exist: there are {len(batch)} rollouts, counted from 0")
     if views is None:
         chosen = [batch.rollouts[i] for i in rows]
-        given = [_Given(model.decode(r.sequence.prompt), {}) for r in chosen]
+        given = [Example(model.decode(r.sequence.prompt)) for r in chosen]
         decoded = dict(zip(rows, segment_views(model, chosen, given)))
     else:
         decoded = {i: views[i] for i in rows}
@@ -85,7 +77,7 @@ def side_by_side(batch: RolloutBatch) -> dict[str, Routed]:
 
 
 def successes(batch: RolloutBatch) -> list[bool | None]:
-    """Of each rollout whether it succeeded, as its record will say; None where nobody knows."""
+    """Whether each rollout succeeded, as its record will say; None where that is unknown."""
     figures = batch.figures.get("success", [math.nan] * len(batch))
     table = batch.table
     at = table.names.index("success") if table is not None and "success" in table.names else None

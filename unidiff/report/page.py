@@ -41,7 +41,7 @@ def write_page(
     curves_png: bytes | None = None,
     open: bool = False,
 ) -> Path:
-    """Writes the page and returns its path. A page that stands there is replaced at once, never half-written.
+    """Writes the page and returns its path. An older page is replaced at once, never half-written.
 
     summary: "base" and "final" hold held-out figures (see `results.held_out`), "config" the settings; single values
     under other names head the page. metrics: rows of a metrics.jsonl, drawn as curves; kinds: what each reward looks
@@ -54,6 +54,7 @@ def write_page(
     settings = _flat((summary or {}).get("config") or {})
     leading = [f for f in shown if f.leading] or shown
     records = [r for g in (galleries or {}).values() for r in g] + [r for c in comparisons for r in c.records.values()]
+    panels = draw_panels(metrics or (), kinds, (summary or {}).get("leading") or ())
     compared = bool((summary or {}).get("base")) and bool((summary or {}).get("final"))
     html = (
         environment()
@@ -68,7 +69,7 @@ def write_page(
             compared=compared,
             eval_size=_eval_size(summary or {}),
             uncertainty=_uncertainty(_eval_size(summary or {}), compared),
-            panels=[(panel, data_uri(picture)) for panel, picture in draw_panels(metrics or (), kinds)],
+            panels=[(panel, data_uri(picture)) for panel, picture in panels],
             curves=None if curves_png is None else data_uri(curves_png),
             training=_training(metrics or ()),
             warnings=silent_rewards(metrics or (), kinds or {}),

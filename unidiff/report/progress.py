@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -17,9 +17,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from unidiff.report.results import Figure, columns, duration, held_out, number, percent
+from unidiff.report.results import LEADING, Figure, columns, duration, held_out, number, percent
 
-_SHARES = ("success", "image_exact", "format", "agreement")
+_SHOWN = 4  # figures of the task beside the rewards
 _BARS = "▁▂▃▄▅▆▇█"
 _TREND = 24  # steps that a sparkline shows
 
@@ -28,11 +28,21 @@ class Progress:
     """Context manager that shows the steps of a run as they end.
 
     total: steps of the whole run. start: steps already done, in a resumed run. quiet: show nothing at all, as on every
-    process but the first. console: where to; None = standard output.
+    process but the first. leading: the task's figures that are shown, the first few of them. console: where to; None =
+    standard output.
     """
 
-    def __init__(self, total: int, start: int = 0, quiet: bool = False, *, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        start: int = 0,
+        quiet: bool = False,
+        *,
+        leading: Sequence[str] = LEADING,
+        console: Console | None = None,
+    ) -> None:
         self.total, self.start, self.done, self.quiet = total, start, start, quiet
+        self.leading = tuple(leading)[:_SHOWN]
         self.console = console or Console(highlight=False)
         self.history: dict[str, list[float]] = {}
         self._began = time.perf_counter()
@@ -76,7 +86,7 @@ class Progress:
         if self.quiet:
             return
         if self._live is None:
-            self._print(plain_line(metrics, self.done, self.total, self.remaining))
+            self._print(plain_line(metrics, self.done, self.total, self.remaining, self.leading))
             return
         self._bar.update(self._task, completed=self.done)
         self._live.update(self._view())
@@ -100,7 +110,7 @@ class Progress:
         print(text, file=self.console.file, flush=True)
 
     def _view(self) -> Group:
-        return Group(self._bar, figures_table(self.history)) if self.history else Group(self._bar)
+        return Group(self._bar, figures_table(self.history, self.leading)) if self.history else Group(self._bar)
 
 
 class _Remaining(ProgressColumn):
@@ -117,10 +127,12 @@ class _Remaining(ProgressColumn):
         return Text("" if left is None else f"{duration(left)} left", style="cyan")
 
 
-def plain_line(metrics: Mapping[str, Any], done: int, total: int, remaining: float | None) -> str:
+def plain_line(
+    metrics: Mapping[str, Any], done: int, total: int, remaining: float | None, leading: Sequence[str] = LEADING
+) -> str:
     """One step on one line: figures, rewards by kind, zero-std share by modality, ratio deviation, seconds by phase."""
     parts = [f"step {done}/{total}"]
-    parts += [f"{name} {_shown(name, metrics[name])}" for name in _SHARES if name in metrics]
+    parts += [f"{name} {_figure(metrics[name])}" for name in leading if name in metrics]
     parts.append(_group(metrics, "reward/", "rewards"))
     parts.append(_group(metrics, "zero_std/", "zero-std"))
     if "ratio_first_iteration_max_dev" in metrics:
@@ -138,24 +150,30 @@ def _group(metrics: Mapping[str, Any], prefix: str, title: str) -> str:
     return f"{title} {' '.join(found)}".strip() if found else ""
 
 
+def _figure(value: float | None) -> str:
+    """A figure of the task: a share in percent, or a number."""
+    return _shown("zero_std/" if value is not None and 0 <= value <= 1 else "", value)
+
+
 def _shown(name: str, value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
-    if name in _SHARES or name.startswith("zero_std/"):
+    if name.startswith("zero_std/"):
         return percent(value).replace(" %", "%")
     return f"{value:.2f}" if name.startswith(("reward/", "seconds")) else number(value)
 
 
-def figures_table(history: Mapping[str, list[float]]) -> Group:
+def figures_table(history: Mapping[str, list[float]], leading: Sequence[str] = LEADING) -> Group:
     """The figures that matter, in less than the lines of a small terminal: at the first step, now, and how they went;
     below them the last step's zero-std shares, ratio deviation and seconds."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     for head, justify in (("", "left"), ("first", "right"), ("now", "right"), ("trend", "left")):
         table.add_column(head, justify=justify)  # type: ignore[arg-type]
-    for name in [n for n in _SHARES if n in history] + [n for n in history if n.startswith("reward/")]:
+    figures = [n for n in leading if n in history]
+    for name in figures + [n for n in history if n.startswith("reward/") and n not in figures]:
         values = history[name]
-        now = Text(_shown(name, values[-1]), style="bold")
-        table.add_row(Text(name), _shown(name, values[0]), now, sparkline(values))
+        first, now = (_figure(v) if name in figures else _shown(name, v) for v in (values[0], values[-1]))
+        table.add_row(Text(name), first, Text(now, style="bold"), sparkline(values))
     last = {name: values[-1] for name, values in history.items()}
     lines = [_group(last, "zero_std/", "groups without spread:")]
     if "ratio_first_iteration_max_dev" in last:

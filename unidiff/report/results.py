@@ -9,27 +9,24 @@ from numbers import Real
 from typing import Any
 
 WAYS, RESULT = ("greedy", "sampled"), "result"  # of decoding, which a summary may tell apart; where it does not
-LEADING = ("success", "image_exact", "format", "agreement", "progress", "legal", "image_cells")
+LEADING = ("success", "image_exact", "format", "agreement", "progress", "legal", "image_cells")  # if a task names none
 _NO_SHARE = ("seconds", "flops", "forward", "compute", "length", "tokens", "loss", "kl", "count", "size")
 
 
 @dataclass
 class Figure:
-    """One measure. cells: column -> (before, after), either None where it was not measured."""
+    """One measure. cells: column -> (before, after), either None where it was not measured. leading: it is among those
+    that are read first."""
 
     name: str
     cells: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    leading: bool = True
 
     @property
     def share(self) -> bool:
         """It is a share of 1, to be shown in percent: by its values and its name."""
         values = [v for pair in self.cells.values() for v in pair if v is not None]
         return all(0 <= v <= 1 for v in values) and not any(word in self.name for word in _NO_SHARE)
-
-    @property
-    def leading(self) -> bool:
-        """It belongs among the figures that are read first."""
-        return self.name in LEADING
 
     def shown(self, value: float | None) -> str:
         """A value as a reader sees it."""
@@ -66,18 +63,19 @@ def held_out(summary: Mapping[str, Any] | None) -> list[Figure]:
     """Figures of `summary["base"]` and `summary["final"]`, leading ones first; empty without either.
 
     Each of the two may be flat {"success": 0.4}, by decoding {"greedy": {"success": 0.4}, "sampled": {...}} or with
-    slashes {"greedy/success": 0.4}. Deeper dictionaries become names with slashes. What is no finite number is left
-    out. The column of sampled figures says the temperatures in `summary["config"]`.
+    slashes {"greedy/success": 0.4}. Deeper dictionaries become names with slashes. Values that are not finite numbers
+    are left out. The column of sampled figures says the temperatures in `summary["config"]`. `summary["leading"]` names
+    the figures to be read first.
     """
     summary = summary or {}
+    rank = {name: i for i, name in enumerate(summary.get("leading") or LEADING)}
     labels = {"sampled": f"sampled{_temperatures(summary.get('config'))}"}
     sides = [_by_column(summary.get(name), labels) for name in ("base", "final")]
     names = list(dict.fromkeys(key for side in sides for key in side))
     figures: dict[str, Figure] = {}
     for column, name in names:
-        cells = figures.setdefault(name, Figure(name)).cells
+        cells = figures.setdefault(name, Figure(name, leading=name in rank)).cells
         cells[column] = (sides[0].get((column, name)), sides[1].get((column, name)))
-    rank = {name: i for i, name in enumerate(LEADING)}
     return sorted(figures.values(), key=lambda f: rank.get(f.name, len(rank)))
 
 

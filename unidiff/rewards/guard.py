@@ -115,9 +115,37 @@ def _set_errors(kept: list[Any]) -> None:
     warnings.filters[:] = [one for one in warnings.filters if one[0] != "error" or one in kept]  # type: ignore[index]
 
 
+class _Environment(dict[str, str]):
+    """The variables of the process. New ones count as no change: libraries set them for themselves."""
+
+    def __ne__(self, before: object) -> bool:
+        return not (isinstance(before, dict) and before.items() <= self.items())
+
+    @staticmethod
+    def read() -> _Environment:
+        return _Environment(os.environ)
+
+
+class _Places(list[str]):
+    """Where Python looks for modules. New places count as no change."""
+
+    def __ne__(self, before: object) -> bool:
+        return not isinstance(before, list) or [place for place in self if place in before] != list(before)
+
+    @staticmethod
+    def read() -> _Places:
+        return _Places(sys.path)
+
+    @staticmethod
+    def set_back(before: list[str]) -> None:
+        sys.path[:] = [*before, *(place for place in sys.path if place not in before)]
+
+
 # What a reward may change for the whole process, and how it is read and set.
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the working directory": (os.getcwd, os.chdir),
+    "the environment": (_Environment.read, lambda before: os.environ.update(before)),
+    "sys.path": (_Places.read, _Places.set_back),
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's default device": (torch.get_default_device, torch.set_default_device),
     "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
@@ -143,8 +171,9 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 class Surroundings:
     """The state of the process before rewards ran, to be restored after each of them.
 
-    Working directory, torch's and numpy's settings, signal handlers and timers, and the state of the global random
-    generators. What a reward changes while others run, or while a model samples, holds until the reward is waited for.
+    Working directory, environment, module paths, torch's and numpy's settings, signal handlers and timers, and the
+    state of the global random generators. What a reward changes while others run, or while a model samples, holds until
+    the reward is waited for.
     """
 
     def __init__(self) -> None:

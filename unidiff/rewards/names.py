@@ -38,7 +38,7 @@ def resolve(text: str, own: Iterable[Reward] = ()) -> Reward:
     The name is that of one of `own` (those of the task), a registered one, or `package.module:function` (with a point
     for the colon, too).
     Errors: ValueError for an unknown name (with the nearest known one), a module without that function, or a weight
-    that is no number.
+    that is not a number.
     """
     importlib.import_module(_SHIPPED)
     name, equals, weight = (part.strip() for part in text.partition("="))

@@ -27,7 +27,7 @@ ROUNDING = 1e-9  # a std below this share of the values' size is rounding noise:
 
 @dataclass(frozen=True, eq=False)
 class GroupStatistics:
-    """Of values_N cut into groups: count_G of present values, mean_G (NaN without one), unbiased std_G (NaN
+    """Statistics of values_N in groups: count_G of present values, mean_G (NaN without one), unbiased std_G (NaN
     with fewer than two, exactly 0 for a constant group), and group_N, the row of each value in them."""
 
     count_G: Tensor

@@ -90,7 +90,7 @@ class Reward:
     required: a missing value ends the run with a RewardError.
     timeout:  seconds for one batch, with all attempts; None waits for ever.
     retries:  further attempts after one that raised, with pauses that double from half a second.
-    breaker:  after so many batches in a row without any value the reward is skipped for a while; None = never.
+    breaker:  after this number of batches in a row without any value the reward is skipped for a while; None = never.
     batched:  it takes all segments of a batch; False: one segment a call.
     kind:     it looks at rows of this kind alone (`unidiff.tasks.Example.kind`), those inside it ("kind/…") included;
               "" = at all rows.

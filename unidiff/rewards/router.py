@@ -236,7 +236,7 @@ def _scaled_means(table: RewardTable, group_B: Tensor, default: str | None = Non
 
 
 def _totals_by_modality(table: RewardTable, group_B: Tensor) -> Iterator[tuple[Modality, Tensor, Tensor]]:
-    """Of each modality the terms [B, F] of the rewards that are credited to it, and their weighted sum [B]."""
+    """For each modality the terms [B, F] of the rewards that are credited to it, and their weighted sum [B]."""
     terms_BF = _scaled_means(table, group_B)
     for modality in Modality:
         own_BF = terms_BF.masked_fill(~_credits(table, modality), math.nan)
@@ -252,7 +252,7 @@ def _to_segments(table: RewardTable, terms_BF: Tensor, total_B: Tensor, found: C
 
 
 def _by_modality(table: RewardTable, parts: Sequence[_Sums]) -> _Sums:
-    """Of the sums of text and of images, those of each segment's own modality."""
+    """The sums of texts or of images, by each segment's own modality."""
     is_image_BS = table.modality_BS == Modality.IMAGE
 
     def pick(text: Tensor, image: Tensor) -> Tensor:
@@ -299,7 +299,7 @@ def _reward_metrics(table: RewardTable) -> dict[str, float]:
 
 
 def _group_metrics(table: RewardTable, group_B: Tensor, compare: Compare) -> dict[str, float]:
-    """Of the factorized totals: the spread in the groups, and how far the modalities' advantages agree."""
+    """Statistics of the factorized totals: the spread in the groups, and how far the modalities' advantages agree."""
     metrics: dict[str, float] = {}
     compared = []
     for modality, _, total_B in _totals_by_modality(table, group_B):

@@ -182,7 +182,7 @@ class OwnRow:
         return self._made[index]
 
     def first(self, count: int) -> tuple[SegmentView, ...]:
-        """The first so many views."""
+        """The first `count` views."""
         return tuple(self[index] for index in range(count))
 
     def whole(self) -> SequenceView:

@@ -56,6 +56,12 @@ class SamplerConfig:
     edit_threshold: float | None = setting(
         "rollout", None, "confidence takes the tokens below this probability instead; none = edit_share"
     )
+    picture_source: Literal["own", "none", "oracle", "shuffled"] = setting(
+        "rollout",
+        "own",
+        "of interleaved rounds; controls: none = texts alone, oracle = the task's right picture after each text, "
+        "shuffled = one of another example",
+    )
     greedy: bool = setting("rollout", False, "the most probable values, without noise")
     max_rounds: int = setting("rollout", 4, "pictures of a response, at most")
     cache: bool = setting("rollout", True, "keep keys and values of finished segments; exact, for block-causal models")
@@ -80,10 +86,10 @@ class SamplerConfig:
         if self.text_block is not None and self.text_block < 1:
             raise ValueError(f"text_block is {self.text_block}; it must be at least 1, or None for the whole canvas")
         if not 0 < self.edit_share <= 1:
-            raise ValueError(f"edit_share is {self.edit_share}; it must lie in (0, 1]")
+            raise ValueError(f"edit_share is {self.edit_share}; it must be in (0, 1]")
         for name in ("text_threshold", "edit_threshold"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}; a probability lies in [0, 1]")
+                raise ValueError(f"{name} is {value}; a probability is in [0, 1]")
 
     @property
     def scales(self) -> dict[str, tuple[float, float]]:

@@ -131,7 +131,7 @@ def denoise_text(
 def _forbid_mask(log_probs: Tensor, spec: ModelSpec) -> Tensor:
     """Takes the mask token out of [B, n, V] log-probabilities, in place; returns the log of what is left, [B, n].
 
-    It is no value of a token. But as in the references its share counts where the model is asked how sure it is.
+    It is not a value of a token. But as in the references its share counts where the model is asked how sure it is.
     """
     low, high = spec.text_range
     if not low <= spec.mask < high:

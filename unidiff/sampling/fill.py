@@ -55,7 +55,7 @@ class Filled:
         return model.decode_text(ids[: int(end.int().argmax())] if bool(end.any()) else ids)
 
     def picture(self, model: UnifiedModel, grid: tuple[int, int] | None = None) -> Image:
-        """The picture that was sampled. grid: rows and columns, if it is no square. ValueError if there is none."""
+        """The picture that was sampled. grid: rows and columns, if it is not a square. ValueError if there is none."""
         segment = next((s for s, kind in _targets(self.layout) if kind is Modality.IMAGE), None)
         if segment is None:
             raise ValueError("no picture was sampled in this layout")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from unidiff.sequence import Kind
+from unidiff.sequence import Kind, Modality, plan_of
+
+if TYPE_CHECKING:
+    from unidiff.sampling.rollout import Rollout
+    from unidiff.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -27,3 +31,14 @@ def parts_of(plan: Sequence[Kind], max_rounds: int) -> list[Part]:
         else:
             parts.append(Part("text" if kind == "understand" else kind))
     return parts
+
+
+def longest(rollout: Rollout, spec: ModelSpec, max_rounds: int) -> dict[Modality, int]:
+    """Tokens of each modality that a response of this kind can have at most."""
+    parts = parts_of(plan_of(rollout.writes), max_rounds)
+    room = next((s.room for s in rollout.segments if s.modality is Modality.TEXT), None)
+    sizes = spec.part_sizes(room, rollout.sequence.prompt.last_image())
+    return {
+        Modality.TEXT: sum(sizes[part.kind] for part in parts if part.kind == "text"),
+        Modality.IMAGE: sum(sizes[part.kind] for part in parts if part.kind != "text"),
+    }

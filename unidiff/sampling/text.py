@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def eligible(ids_BN: Tensor, masked_BN: Tensor, text_end_E: Tensor) -> Tensor:
-    """[B, N] bool: masked positions that do not lie behind the first end token.
+    """[B, N] bool: masked positions that are not behind the first end token.
 
     ids_BN: int64, committed tokens, and the tokens drawn in this step where masked. masked_BN: bool.
-    text_end_E: int64 ids. What lies behind an end token does not exist, whether the token is committed or
+    text_end_E: int64 ids. There is nothing behind an end token, whether the token is committed or
     only drawn now.
     """
     return masked_BN & ~_behind(torch.isin(ids_BN, text_end_E))
@@ -95,7 +95,7 @@ def commit_threshold(probability_BN: Tensor, eligible_BN: Tensor, threshold: flo
 def commit_factor(probability_BN: Tensor, eligible_BN: Tensor, factor: float) -> Tensor:
     """[B, N] bool: the n likeliest eligible tokens, for the largest n ≥ 1 with c_n ≥ 1 − f/(n+1).
 
-    c_n: the n-th highest probability. factor: f. Source: Fast-dLLM (arXiv 2505.22618): so many tokens drawn
+    c_n: the n-th highest probability. factor: f. Source: Fast-dLLM (arXiv 2505.22618): this number of tokens is drawn
     independently are their joint mode.
     """
     rank = _rank(probability_BN, eligible_BN)

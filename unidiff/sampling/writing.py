@@ -24,6 +24,7 @@ from torch import Tensor
 
 from unidiff.canvas import Tokens
 from unidiff.model import UnifiedModel
+from unidiff.sampling import controls
 from unidiff.sampling import edit as edits
 from unidiff.sampling.compute import ComputeMeter, ModelFlops
 from unidiff.sampling.config import SamplerConfig
@@ -65,7 +66,7 @@ class Writing:
         self.announced = torch.zeros_like(self.index, dtype=torch.bool)
         # A model of text alone writes one text.
         rounds = 0 if self.spec.image_next is None else config.max_rounds
-        self.parts = parts_of(prompts[0].plan, rounds)
+        self.parts = controls.parts(parts_of(prompts[0].plan, rounds), config.picture_source, prompts)
         self.room, self.behind = self.spec.room(prompts[0].room), prompts[0].behind
         self._read_prompts([[p.whole for p in prompts], *([p.without[n] for p in prompts] for n in config.guides)])
 
@@ -96,10 +97,13 @@ class Writing:
                 self._append_text(text.ids[rows], length[rows])
 
     def _draw_image(self, number: int, part: Part, last: bool) -> None:
-        with self.meter.clock("select"):
-            edited, new = self._select(number, part)
-        with self.meter.clock("image"):
-            image = self._denoise_image(number, edited)
+        if self.config.picture_source == "own":
+            with self.meter.clock("select"):
+                edited, new = self._select(number, part)
+            with self.meter.clock("image"):
+                image = self._denoise_image(number, edited)
+        else:
+            image, edited, new = self._given()
         self._collect_image(image, edited, new)
         if not last:
             with self.meter.clock("write_image"):
@@ -255,7 +259,7 @@ class Writing:
         return text
 
     def _text_block(self, ids: Tensor) -> Tokens:
-        """A text's canvas [B, N], and what stands behind it."""
+        """A text's canvas [B, N], and the ids behind it."""
         ids = self._everywhere(ids)
         place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         return Tokens(
@@ -291,6 +295,13 @@ class Writing:
         self._append(block, "write_text")
 
     # ---------------------------------------------------------------- images
+
+    def _given(self) -> tuple[Drawn, Tensor, Tensor]:
+        """Pictures that the task draws; none of their tokens counts as sampled."""
+        rows = [(self.row_prompts[i], self.segments[i]) for i in self.index.tolist()]
+        ids = controls.pictures(self.model, rows, self.config.picture_source, self.grid).to(self.keys.device)
+        edited = torch.zeros_like(ids, dtype=torch.bool)
+        return dataclasses.replace(Drawn.nothing(ids, self.spec.mask, self.trace), ids=ids), edited, edited[:, 0]
 
     def _select(self, number: int, part: Part) -> tuple[Tensor, Tensor]:
         """[B, n] bool: the tokens to denoise, all of them in a new image; and [B] bool: the rows that get a new one."""
@@ -334,7 +345,7 @@ class Writing:
 
     def _image_block(self, place: Tensor, valid: Tensor) -> tuple[Tokens, Tensor]:
         """What is run to denoise the tokens at the given places [B, E] of the image's grid, with these masked, and
-        where they stand in it [B, E]: these tokens alone, or under bidirectional attention the image as a whole."""
+        their places in it [B, E]: these tokens alone, or under bidirectional attention the image as a whole."""
         columns = self._frame[1][place]
         masks = torch.full_like(place, self.spec.mask)
         if self.spec.attention == "bidirectional":
@@ -396,7 +407,7 @@ class Writing:
 
     @property
     def _frame(self) -> tuple[Tensor, Tensor]:
-        """An image as it stands in a sequence, with the mask in the place of its content [w], and where that stands in
+        """An image as a part of a sequence, with masks as its content [w], and the places of that in
         it [n]. Where all rows have announced it, without the delimiter that they have written."""
         frame = _frame(self.spec, self.grid, bool(self.announced.all()), self.behind)
         ids = torch.tensor(frame, device=self.keys.device)
@@ -409,7 +420,7 @@ class Writing:
         return self._everywhere((self.announced & some).long())[:, None]
 
     def _whole_image(self, ids: Tensor) -> Tokens:
-        """The image [B, n] as it stands in a sequence, with delimiters and row separators."""
+        """The image [B, n] as a part of a sequence, with delimiters and row separators."""
         frame, columns = (x.expand(len(self.previous), -1) for x in self._frame)
         nothing = torch.full_like(frame, -1)
         order = torch.arange(ids.shape[1], device=ids.device).expand_as(columns)
@@ -427,7 +438,7 @@ class Writing:
 
 
 def _frame(spec: ModelSpec, grid: tuple[int, int], announced: bool, behind: tuple[int, ...] = ()) -> list[int]:
-    """An image as it stands in a sequence, with the mask in the place of its content."""
+    """An image as a part of a sequence, with masks as its content."""
     separator = [] if spec.row_separator is None else [spec.row_separator]
     begin = spec.before_image if announced else spec.image_begin
     return [*begin, *([spec.mask] * grid[1] + separator) * grid[0], *spec.image_end, *behind]

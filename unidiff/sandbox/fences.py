@@ -17,10 +17,11 @@ STATEMENT = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block. language: the first word of its info string, in small letters."""
+    """One fenced block. language: the first word of its info string, in small letters. closed: it has an end."""
 
     language: str
     code: str
+    closed: bool = True
 
 
 def blocks(text: str) -> Iterator[Block]:
@@ -39,32 +40,38 @@ def blocks(text: str) -> Iterator[Block]:
         else:
             lines.append(line)
     if fence is not None:
-        yield _block(fence, lines[:-1] if lines[-1:] == [""] else lines)
+        yield _block(fence, lines[:-1] if lines[-1:] == [""] else lines, closed=False)
 
 
-def _block(fence: re.Match[str], lines: list[str]) -> Block:
+def _block(fence: re.Match[str], lines: list[str], closed: bool = True) -> Block:
     words = re.findall(r"[\w+#-]+", fence[3][:200].lower())
     margin = len(fence[1])
     kept = [line[min(margin, len(line) - len(line.lstrip(" \t"))) :] for line in lines]
     code = "".join(line + "\n" for line in kept)
     first = next((line for line in kept if line.strip()), "")
-    return Block(words[0] if words else "", textwrap.dedent(code) if first[:1] in " \t" else code)
+    return Block(words[0] if words else "", textwrap.dedent(code) if first[:1] in " \t" else code, closed)
 
 
-def code_of(text: str, language: frozenset[str] = PYTHON) -> str:
-    """The code of an answer; the whole text without a fenced block.
+def code_of(text: str, language: frozenset[str] = PYTHON, block: str = "best") -> str:
+    """The code of an answer (see `block_of`); the whole text without a fenced block."""
+    chosen = block_of(text, language, block)
+    return text.replace("\r\n", "\n") if chosen is None else chosen.code
 
-    Blocks in the language asked for come first, then those without an info string, then the others. Of these the last
-    that defines something or reads input, since an example of use or what it prints often follows; else the last that
-    has a statement; else the last.
+
+def block_of(text: str, language: frozenset[str] = PYTHON, block: str = "best") -> Block | None:
+    """The fenced block that is the answer; None without one.
+
+    Blocks in the language asked for come first, then those without an info string, then the others. block: of these the
+    "first", the "last", or the "best": the last that defines something or reads input, since an example of use or what
+    it prints often follows; else the last that has a statement; else the last.
     """
     found = list(blocks(text))
-    if not found:
-        return text.replace("\r\n", "\n")
-    asked = [block for block in found if block.language in language]
-    chosen = asked or [block for block in found if not block.language] or found
-    for looks in (DEFINES, STATEMENT):
-        fitting = [block for block in chosen if looks.search(block.code)]
+    asked = [one for one in found if one.language in language]
+    chosen = asked or [one for one in found if not one.language] or found
+    if block == "first":
+        return chosen[0] if chosen else None
+    for looks in (DEFINES, STATEMENT) if block == "best" else ():
+        fitting = [one for one in chosen if looks.search(one.code)]
         if fitting:
-            return fitting[-1].code
-    return chosen[-1].code
+            return fitting[-1]
+    return chosen[-1] if chosen else None

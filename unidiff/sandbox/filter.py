@@ -38,7 +38,7 @@ TO_OTHERS = {
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "removexattrat": (466, 466),
     "file_setattr": (469, 469),
 }  # fmt: skip
-# These succeed and do nothing: copying a file is no error where its mode and time cannot be copied.
+# These succeed and do nothing: copying a file is not an error where its mode and time cannot be copied.
 WITHOUT_EFFECT = {
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
     "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),

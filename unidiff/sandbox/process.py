@@ -63,7 +63,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """It ended by itself with status 0. A program chooses its status: this is no verdict."""
+        """It ended by itself with status 0. A program chooses its status: this is not a verdict."""
         return self.stop is Ending.EXITED and self.code == 0
 
 
@@ -100,7 +100,7 @@ class Limits:
                 raise ValueError(f"{name}={getattr(self, name)!r}; it must be above 0")
         for path in self.paths:
             if not os.path.isabs(path) or not os.path.isdir(path):
-                raise ValueError(f"paths: {path!r} is no folder with an absolute path")
+                raise ValueError(f"paths: {path!r} is not a folder with an absolute path")
 
 
 @functools.cache
@@ -144,7 +144,7 @@ def _prefix(python: str) -> str:
     try:
         return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
-        raise SandboxError(f"python={python!r} is no Python interpreter: {error}") from error
+        raise SandboxError(f"python={python!r} is not a Python interpreter: {error}") from error
 
 
 def _readable(prefix: str, paths: Sequence[str]) -> list[str]:

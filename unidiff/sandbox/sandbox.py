@@ -40,7 +40,7 @@ REPORT = 2048  # bytes that a verdict may take
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a function: its arguments, and the values of which it has to give one."""
+    """One call of a function: its arguments, and the values, one of which it has to return."""
 
     arguments: tuple[Any, ...]
     wanted: tuple[Any, ...]

@@ -1,6 +1,6 @@
 """Plain and plain-like values as JSON and back. Nothing is evaluated, imported by name or unpickled.
 
-JSON's own types stand for themselves; anything else is {"kind": [parts]}.
+JSON's own types are kept; anything else is {"kind": [parts]}.
 """
 
 import collections

@@ -42,6 +42,11 @@ _SCALED = re.compile(
     re.IGNORECASE,
 )
 
+_LETTERS = {"k": 3, "K": 3, "M": 6, "mn": 6, "B": 9, "bn": 9}
+# $5k, but not the mathematics $5k$, $5k + 1$ or $2 m$
+_MONEY = re.compile(rf"(?<=[$€£¥])({_DECIMAL})({'|'.join(_LETTERS)})(?!\w| ?[$^*/=_\\({{+-])")
+_HEX = re.compile(r"(?<![\w.])0x([0-9a-fA-F]{1,15})(?!\w)")
+
 
 def plain(text: str) -> str:
     """The text with one way of writing numbers: ASCII digits and signs, "3/4" for "¾", "m^{2}" for "m²", "1234" for
@@ -56,6 +61,8 @@ def plain(text: str) -> str:
         text = "".join(c if c.isascii() else _ascii(c) for c in text)
     text = _POINTS.sub(lambda m: _points(m[0]), text)
     text = _SIGN.sub(lambda m: f"{m[1] or ''}-", text)
+    text = _MONEY.sub(lambda m: _written_out(m[1], _LETTERS[m[2]]), text)
+    text = _HEX.sub(lambda m: str(int(m[1], 16)), text)
     text = _MIXED.sub(_improper, text)
     text = _SCIENTIFIC.sub(lambda m: _written_out(m[1], int(m[2] or m[3] or m[4])), text)
     text = _SCALED.sub(lambda m: _written_out(m[1], _SCALES[m[2].lower()]), text)
@@ -108,7 +115,7 @@ _DATE = re.compile(r"(?<![\d/])\d+(?:/\d+)+/(?=\d)")
 
 @dataclass(frozen=True)
 class Number:
-    """A number of a text. percent: the text says so; the value is what stands before the sign."""
+    """A number of a text. percent: the text says so; the value is the number before the sign."""
 
     value: float
     percent: bool = False
@@ -199,7 +206,7 @@ def right_answer(text: str) -> Answer:
 
 def last_boxes(text: str) -> list[str]:
     r"""What is in the last \boxed{} of a text, and in those before it that only "," or "and" separates from it. An
-    inner box stands for the outer one; one that is not closed goes to the end."""
+    inner box counts for the outer one; one that is not closed goes to the end."""
     open_braces: list[tuple[bool, int, int]] = []  # whether it is that of a box, where that begins and its content
     boxes: list[tuple[int, int, str]] = []
 

@@ -39,7 +39,7 @@ class ImageRewardModel(nn.Module):
         super().__init__()
         seen, read = _part(state, "blip.visual_encoder."), _part(state, "blip.text_encoder.")
         if not seen or not read:
-            raise ValueError("the checkpoint holds no blip.visual_encoder and blip.text_encoder: it is no ImageReward")
+            raise ValueError("it is not an ImageReward: the checkpoint lacks blip.visual_encoder or blip.text_encoder")
         self.vision = BlipVisionModel(vision_config(seen))
         self.text = BlipTextModel(text_config(read), add_pooling_layer=False)
         read.pop("embeddings.position_ids", None)  # 0, 1, 2, …
@@ -66,7 +66,7 @@ def _layers(weights: dict[str, Tensor], pattern: str) -> int:
 
 
 def vision_config(weights: dict[str, Tensor]) -> BlipVisionConfig:
-    """Of the picture encoder, read off its weights."""
+    """The picture encoder's sizes, read off its weights."""
     _, places, width = weights["pos_embed"].shape
     patch = weights["patch_embed.proj.weight"].shape[-1]
     return BlipVisionConfig(
@@ -81,7 +81,7 @@ def vision_config(weights: dict[str, Tensor]) -> BlipVisionConfig:
 
 
 def text_config(weights: dict[str, Tensor]) -> BlipTextConfig:
-    """Of the text encoder, read off its weights."""
+    """The text encoder's sizes, read off its weights."""
     vocabulary, width = weights["embeddings.word_embeddings.weight"].shape
     return BlipTextConfig(
         vocab_size=vocabulary,
@@ -161,7 +161,9 @@ def image_reward(
     given. loading: device, dtype, batch of `VisionModel`. Further options are those of `reward`.
     """
     if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"checkpoint={checkpoint!r} is no file; download ImageReward.pt of THUDM/ImageReward")
+        raise FileNotFoundError(
+            f"checkpoint={checkpoint!r} is not a file; download ImageReward.pt of THUDM/ImageReward"
+        )
     scorer = _Scorer(checkpoint, tokenizer, **(loading or {}))
 
     def image_reward(segments: Sequence[SegmentView]) -> list[Value]:

@@ -26,7 +26,7 @@ SCORE = re.compile(
     r"(?:\s*(?:/|(?:out\s+)?of\b)\s*(?P<most>\d+(?:\.\d+)?))?(?P<odd>[.,]?\d|\s?-\s?\d|\s?%)?",
     re.IGNORECASE,
 )
-HEADS = {"prompt": "What was asked:", "response": "The response, of which the last part is to be judged:"}
+HEADS = {"prompt": "What was asked:", "response": "The response; its last part is to be judged:"}
 
 
 def read_score(text: str, low: float, high: float) -> float | None:
@@ -76,7 +76,7 @@ def judge(
 
     url: of the API, such as "http://host:8000/v1". model: its name there. rubric: what is good, in words.
     scale: the lowest and the highest score that the judge may give.
-    max_tokens, and what stands in `extra`, go into the request; the temperature is 0 unless `extra` says so.
+    max_tokens, and the entries of `extra`, go into the request; the temperature is 0 unless `extra` says so.
     api_key_env: the environment variable that holds the key, if one is needed.
     parallel: requests at a time. seconds, retries: of one request, see `Endpoint`.
     Further options (`on`, `weight`, `timeout` for all of it, …) are those of `reward`.

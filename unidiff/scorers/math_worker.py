@@ -30,7 +30,7 @@ def main() -> None:
     if sys.platform == "linux":  # its descriptors are closed to others of its user, such as code that is judged
         ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print is no reply
+    os.dup2(2, 1)  # whatever libraries print is not a reply
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         import math_verify

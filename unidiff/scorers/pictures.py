@@ -1,6 +1,6 @@
 """Image rewards: agreement with a target picture, and edits that stay where they belong.
 
-A target stands in a column: a PIL image or uint8 [H, W, 3] for every picture of the row, or a list with one for each
+A column holds the target: a PIL image or uint8 [H, W, 3] for every picture of the row, or a list with one for each
 round; None where there is none. Further options (`weight`, `name`, …) are those of `reward`.
 """
 
@@ -175,7 +175,7 @@ def token_agreement(column: str = "target_tokens", **options: Any) -> Reward:
 
 
 def enlarged(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """bool [h, w] as bool [height, width]: each pixel has the value of the place that it lies in. ValueError for a mask
+    """bool [h, w] as bool [height, width]: each pixel has the value of its place. ValueError for a mask
     of another shape, or of what is neither bool nor an integer."""
     if mask.ndim != 2 or not mask.size or mask.dtype.kind not in "bui":
         raise ValueError(f"a mask is bool [h, w], not {mask.dtype} {list(mask.shape)}")

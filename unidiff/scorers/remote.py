@@ -5,11 +5,11 @@
     {"requests": [{"history": [{"role": "prompt", "text": "…"}, {"role": "response", "image_b64": "<PNG>"}, …],
                    "required_rewards": ["<name>"], "metadata": {"<column>": …}}, …]}
 
-of which the last part of a history is what is judged (for a reward on sequences: all of the response). The answer is
+where the last part of a history is what is judged (for a reward on sequences: all of the response). The answer is
 
     {"results": [{"<name>": 0.5}, …], "errors": [null, {"<name>": "why not"}, …]}
 
-with one entry a request. A result may also be a dictionary of figures, of which `metric` is taken; null means "not
+with one entry a request. A result may also be a dictionary of figures, from which `metric` is taken; null means "not
 applicable". `pickled` speaks the older protocol of pickles over HTTP (servers of flow_grpo and its relatives).
 
 What is lost is lost for its own items: a failed batch for those in it, an error of one item for that one, and an item
@@ -52,7 +52,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 async def in_batches(
     items: Sequence[Item | Missing], ask: Callable[[list[Item]], Awaitable[Values]], batch: int, parallel: int
 ) -> Values:
-    """What `ask` says of each batch, so many at a time; the items of a batch that fails are lost, the others not.
+    """What `ask` says of each batch; the items of a batch that fails are lost, the others not.
     Items that are lost already stay so, and are not asked about."""
     gate = asyncio.Semaphore(parallel)
     values: Values = [item if isinstance(item, Missing) else None for item in items]
@@ -185,7 +185,7 @@ def _value(result: Any, error: Any, scorer: str, metric: str) -> float | Missing
         value = next(iter(value.values())) if len(value) == 1 else value.get(metric, value)
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
-    return Missing(Cause.WRONG_TYPE, f"the server gave {str(value)[:100]!r} for {scorer!r}, which is no number")
+    return Missing(Cause.WRONG_TYPE, f"the server gave {str(value)[:100]!r} for {scorer!r}, which is not a number")
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------

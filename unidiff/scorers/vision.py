@@ -204,7 +204,9 @@ def hps_score(
     processors stand; no weights are taken from there. Options as of `clip_score`.
     """
     if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"checkpoint={checkpoint!r} is no file; download HPS_v2.1_compressed.pt of xswu/HPSv2")
+        raise FileNotFoundError(
+            f"checkpoint={checkpoint!r} is not a file; download HPS_v2.1_compressed.pt of xswu/HPSv2"
+        )
     return _agreement(Clip(model, checkpoint=checkpoint, **(loading or {})), column, False, "hps_score", options)
 
 
@@ -249,7 +251,7 @@ def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
         elif found := _LAYER.match(name):
             renamed |= _layer(found, value)
         elif name != "attn_mask":
-            raise ValueError(f"the checkpoint has {name!r}, which is no weight of a CLIP of open_clip")
+            raise ValueError(f"the checkpoint has {name!r}, which is not a weight of a CLIP of open_clip")
     return renamed
 
 
@@ -260,7 +262,7 @@ def _layer(found: re.Match[str], value: Tensor) -> dict[str, Tensor]:
         kind = kind.removeprefix("in_proj_")
         return {f"{layer}.self_attn.{n}_proj.{kind}": v for n, v in zip("qkv", value.chunk(3))}
     if part not in _PARTS:
-        raise ValueError(f"the checkpoint has {found[0]!r}, which is no weight of a CLIP of open_clip")
+        raise ValueError(f"the checkpoint has {found[0]!r}, which is not a weight of a CLIP of open_clip")
     return {f"{layer}.{_PARTS[part]}.{kind}": value}
 
 
@@ -275,7 +277,7 @@ def aesthetic_score(head: str, model: str = CLIP, *, loading: dict[str, Any] | N
     activations between them, as the published head has it. Options as of `clip_score`.
     """
     if not Path(head).is_file():
-        raise FileNotFoundError(f"head={head!r} is no file")
+        raise FileNotFoundError(f"head={head!r} is not a file")
     clip = Clip(model, vision_only=True, **(loading or {}))
     layers = head_of(read_weights(Path(head)))
 

@@ -9,11 +9,13 @@ The task is TinyZero's and d1's (2504.12216) with small numbers: no result on th
 from __future__ import annotations
 
 import ast
+import operator
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,12 @@ from unidiff.tasks.task import Example, Responses, Task
 
 OPERATIONS = ("+", "-", "*")
 _STEP = re.compile(r"(\d+) ?([-+*]) ?(\d+) ?= ?(\d+)")
+_SIGNS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 _LONGEST = 200  # characters of an answer that is looked at
 
 
@@ -52,28 +60,37 @@ class Calculation:
 
 
 def problem(chance: random.Random, numbers: int = 25, largest: int = 99) -> tuple[Problem, Calculation]:
-    """A problem and a calculation that solves it. numbers: the largest of the three. largest: of all results."""
-    given = tuple(chance.randint(1, numbers) for _ in range(3))
-    solution = calculate(given, chance, largest)
-    return Problem(given, solution.steps[-1][3]), solution
+    """A problem and a calculation that solves it. numbers: the largest of the three. largest: of all results.
 
-
-def calculate(numbers: Sequence[int], chance: random.Random, largest: int = 99) -> Calculation:
-    """A random calculation with three numbers, whatever it reaches."""
+    The signs are drawn first, and numbers until they fit: a difference is as frequent as a sum.
+    """
+    signs = (chance.choice(OPERATIONS), chance.choice(OPERATIONS))
     while True:
-        left = [(number, str(number)) for number in numbers]
-        steps: list[tuple[int, str, int, int]] = []
-        while len(left) > 1:
-            chance.shuffle(left)
-            (a, first), (b, second), *left = left
-            sign = chance.choice(OPERATIONS)
-            result = apply(a, sign, b)
-            if not 1 <= result <= largest:
-                break
-            steps.append((a, sign, b, result))
-            left.append((result, f"( {first} {sign} {second} )" if left else f"{first} {sign} {second}"))
-        else:
-            return Calculation(tuple(steps), left[0][1])
+        given = [chance.randint(1, numbers) for _ in range(3)]
+        if (solution := calculate(given, signs, chance, largest)) is not None:
+            return Problem(tuple(given), solution.steps[-1][3]), solution
+
+
+def calculate(numbers: Sequence[int], signs: Sequence[str], chance: random.Random, largest: int) -> Calculation | None:
+    """A calculation with three numbers and two signs, in an order drawn by chance; None if a result is below 1 or above
+    `largest`."""
+    left = [(number, str(number)) for number in numbers]
+    steps: list[tuple[int, str, int, int]] = []
+    for sign in signs:
+        chance.shuffle(left)
+        (a, first), (b, second), *left = left
+        result = apply(a, sign, b)
+        if not 1 <= result <= largest:
+            return None
+        steps.append((a, sign, b, result))
+        left.append((result, f"( {first} {sign} {second} )" if left else f"{first} {sign} {second}"))
+    return Calculation(tuple(steps), left[0][1])
+
+
+def total(numbers: Sequence[int]) -> Calculation:
+    """The three numbers added up in their order, whatever is asked for."""
+    a, b, c = numbers
+    return Calculation(((a, "+", b, a + b), (a + b, "+", c, a + b + c)), f"( {a} + {b} ) + {c}")
 
 
 def apply(a: int, sign: str, b: int) -> int:
@@ -106,9 +123,9 @@ def answer_right(problem: Problem, text: str) -> float:
     return 1.0 if value == problem.target and Counter(used) == Counter(problem.numbers) else 0.1
 
 
-def value_of(expression: str) -> tuple[int, list[int]] | None:
-    """An expression's value and its numbers; None unless it has whole numbers, + - * and brackets alone. Python
-    parses it and never evaluates it."""
+def value_of(expression: str) -> tuple[Fraction, list[int]] | None:
+    """An expression's value and its numbers; None unless it has whole numbers, + - * / and brackets alone, and divides
+    by no 0. Python parses it and never evaluates it."""
     if len(expression) > _LONGEST:
         return None
     try:
@@ -117,18 +134,18 @@ def value_of(expression: str) -> tuple[int, list[int]] | None:
         return None
     numbers: list[int] = []
 
-    def value(node: ast.AST) -> int | None:
+    def value(node: ast.AST) -> Fraction:
         if isinstance(node, ast.Constant) and type(node.value) is int and node.value <= 10**6:
             numbers.append(node.value)
-            return node.value
-        signs = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
-        if isinstance(node, ast.BinOp) and type(node.op) in signs:
-            left, right = value(node.left), value(node.right)
-            return None if left is None or right is None else apply(left, signs[type(node.op)], right)
-        return None
+            return Fraction(node.value)
+        if isinstance(node, ast.BinOp) and type(node.op) in _SIGNS:
+            return _SIGNS[type(node.op)](value(node.left), value(node.right))
+        raise ValueError("no expression of whole numbers")
 
-    found = value(tree)
-    return None if found is None else (found, numbers)
+    try:
+        return value(tree), numbers
+    except (ValueError, ZeroDivisionError, RecursionError):
+        return None
 
 
 @reward(on="text")
@@ -148,12 +165,12 @@ class Countdown(Task):
     """The task, with its demonstrator.
 
     numbers: the largest number to begin with. largest: of the target and of all results on the way; both at most 99.
-    skill: chance that a demonstration reaches the target; the others are calculations that are right, with the given
-    numbers, and reach something else.
+    skill: chance that a demonstration reaches the target; the others add the numbers up, out of habit. So a model that
+    imitates them learns to calculate, and how targets are reached, but its greedy answer is the sum.
     """
 
     numbers: int = 12
-    largest: int = 50
+    largest: int = 40
     skill: float = 0.35
 
     writes = "text"
@@ -163,8 +180,11 @@ class Countdown(Task):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not (1 <= self.numbers <= 99 and 3 <= self.largest <= 99):
-            raise ValueError(f"numbers and largest are {self.numbers} and {self.largest}; choose 1 to 99, and 3 to 99")
+        if not (self.numbers >= 1 and 3 * self.numbers <= self.largest <= 99):
+            raise ValueError(
+                f"numbers and largest are {self.numbers} and {self.largest}; choose numbers of at least 1 and largest "
+                "from three times that (the sum of three) to 99"
+            )
 
     def example(self, split: str, index: int) -> Example:
         chance = generator("countdown", split, index)
@@ -191,7 +211,7 @@ class Countdown(Task):
         chance = generator("countdown demonstration", *example.columns["place"], attempt)
         if chance.random() < self.skill:
             return [example.columns["solution"]]
-        return [str(calculate(example.columns["numbers"], chance, self.largest))]
+        return [str(total(example.columns["numbers"]))]
 
     def best(self, example: Example) -> list[Any]:
         return [example.columns["solution"]]

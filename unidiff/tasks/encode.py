@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,16 @@ def encode(model: UnifiedModel, task: Task, example: Any, left_out: Sequence[str
     """The prompt of a ready example, as its task's responses need it. Raises ValueError where the model cannot write
     them, or the prompt is too long."""
     own = task.of(example)
-    return model.encode_prompt(
+    prompt = model.encode_prompt(
         list(example.prompt),
         left_out,
         own.writes,
-        system=own.system,
+        system=own.system if example.system is None else example.system,
         room=own.room,
         locate=own.locate(example) if example.region is None else _inside(model, example.region),
     )
+    knows = type(own).simulate is not Task.simulate
+    return dataclasses.replace(prompt, simulate=functools.partial(own.simulate, example) if knows else None)
 
 
 def _inside(model: UnifiedModel, region: Image.Image) -> Locate:

@@ -87,9 +87,27 @@ class Problem:
 
 
 def written(family: Family, constant: int) -> str:
-    """A response: one function of a family in a fenced block."""
-    signature = " , ".join(family.signature.split())
-    return f"```python\ndef f ( {signature} ) : return {family.body.format(a=constant)}\n```"
+    """A response: one function of a family."""
+    return fenced(family, family.body.format(a=constant))
+
+
+def fenced(family: Family, body: str) -> str:
+    """A function with a family's signature in a fenced block."""
+    return f"```python\ndef f ( {' , '.join(family.signature.split())} ) : return {body}\n```"
+
+
+def by_adding(given: Problem) -> str:
+    """A function that explains the first example alone: it adds a number to the argument, to the sum of all or to each
+    of a list."""
+    arguments, value = given.examples[0]
+    (first, *_), each = arguments, isinstance(value, list)
+    if each:
+        before, after, body = [*first, 0][0], [*value, 0][0], "x"
+    else:
+        before, after = sum(first) if isinstance(first, list) else sum(arguments), int(value)
+        body = {"x": "x", "x y": "x + y", "xs": "sum ( xs )"}[given.family.signature]
+    body += f" {'-' if after < before else '+'} {abs(after - before)}"
+    return fenced(given.family, f"[ {body} for x in xs ]" if each else body)
 
 
 def problem(chance: random.Random, family: Family, constant: int) -> Problem:
@@ -124,8 +142,8 @@ def spaced(values: Arguments) -> str:
 class Functions(Task):
     """The task, with its demonstrator.
 
-    skill: chance that a demonstration is right; the others are functions of the same arguments that compute something
-    else.
+    skill: chance that a demonstration is right; the others explain the first example alone, by adding a number
+    (`by_adding`). So a model that imitates them learns Python, and how functions are found, but its greedy answer adds.
     """
 
     skill: float = 0.35
@@ -148,8 +166,9 @@ class Functions(Task):
                 return Example([given.prompt], columns, title=f"{split} function {index}")
 
     def rewards(self) -> tuple[Reward, ...]:
-        """MaskGRPO's: 2 × the tests that pass, and half a point for code without a syntax error."""
-        return as_reward("code_tests=2.0"), as_reward("code_syntax=0.5")
+        """MaskGRPO's: 2 × the share of the tests that pass, and half a point for a block of code without a syntax
+        error."""
+        return as_reward("gated_code_tests=2.0"), as_reward("code_format=0.5")
 
     def measure(self, rows: Responses, examples: Sequence[Any]) -> dict[str, np.ndarray]:
         judged = reward_table(["code_tests"], rows).row_means_BF[:, 0].numpy()
@@ -160,8 +179,7 @@ class Functions(Task):
         given = example.columns["problem"]
         if chance.random() < self.skill:
             return [given.solution]
-        family = chance.choice([f for f in FAMILIES if f.signature == given.family.signature])
-        return [written(family, chance.choice(family.constants))]
+        return [by_adding(given)]
 
     def best(self, example: Example) -> list[Any]:
         return [example.columns["problem"].solution]

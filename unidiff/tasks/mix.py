@@ -21,7 +21,7 @@ def mix(weights: Sequence[float] | None = None, **tasks: Task) -> Mix:
     """Tasks by name, in the shares that the weights say: `mix(math=a, lake=FrozenLake(), weights=[2, 1])`.
 
     A reward, a figure and a row belong to their task: rewards are named "math/…", and see rows of that task alone.
-    Raises TypeError for what is no task, ValueError for weights that do not fit.
+    Raises TypeError for anything but a task, ValueError for weights that do not fit.
     """
     return Mix(tasks, weights)
 
@@ -36,8 +36,9 @@ class Mix(Task):
         given = [1.0] * len(tasks) if weights is None else [float(w) for w in weights]
         if len(given) != len(tasks) or not all(math.isfinite(w) and w > 0 for w in given):
             raise ValueError(f"weights is {weights!r}; give one number above 0 for each of the {len(tasks)} tasks")
-        self.pattern = _pattern(given)
-        self.headline = tuple(figure for name, task in self.tasks.items() for figure in _headline(name, task))
+        self.weights, self.pattern = given, _pattern(given)
+        own = (figure for name, task in self.tasks.items() for figure in _headline(name, task))
+        self.headline = ("success", *own)
 
     def of(self, example: Any) -> Task:
         name, _, rest = example.kind.partition("/")
@@ -83,7 +84,7 @@ class Mix(Task):
         return self.of(example).locate(example)
 
     def measure(self, rows: Responses, examples: Sequence[Any]) -> dict[str, np.ndarray]:
-        figures: dict[str, np.ndarray] = {}
+        figures: dict[str, np.ndarray] = {"success": np.full(len(examples), np.nan)}
         for name, task in self.tasks.items():
             at = [i for i, e in enumerate(examples) if e.kind.partition("/")[0] == name]
             if not at:
@@ -91,6 +92,8 @@ class Mix(Task):
             for figure, values in task.measure([rows[i] for i in at], [examples[i] for i in at]).items():
                 figures[f"{name}/{figure}"] = whole = np.full(len(examples), np.nan)
                 whole[at] = values
+                if figure == "success":
+                    figures[figure][at] = values
         return figures
 
     def demonstration(self, example: Any, attempt: int = 0) -> Any:
@@ -98,6 +101,9 @@ class Mix(Task):
 
     def best(self, example: Any) -> Any:
         return self.of(example).best(example)
+
+    def fitted(self, model: Any) -> Mix:
+        return Mix({name: task.fitted(model) for name, task in self.tasks.items()}, self.weights)
 
     def check(self) -> None:
         for task in self.tasks.values():
@@ -123,6 +129,6 @@ def _pattern(weights: Sequence[float]) -> list[int]:
         if sum(counts) == length and min(counts) > 0 and near:
             break
     else:
-        raise ValueError(f"weights {list(weights)} lie too far apart; the smallest needs a thousandth of the sum")
+        raise ValueError(f"weights {list(weights)} are too far apart; the smallest needs a thousandth of the sum")
     due = [((i + 0.5) / n, k) for k, n in enumerate(counts) for i in range(n)]
     return [k for _, k in sorted(due)]

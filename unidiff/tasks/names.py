@@ -1,6 +1,7 @@
 """Tasks by name: what ships, a data file, or the user's own.
 
 frozen_lake                 one that ships
+shapes,countdown            several at once: `mix`
 prompts.jsonl               a data file (.jsonl, .json, .csv, .parquet): `Rows`
 my_tasks.py:puzzle          a task, or a function or class that makes one, in a file
 package.module:puzzle       the same in a module
@@ -11,29 +12,49 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping
+import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from unidiff import plugins
 from unidiff.config import convert, nearest
+from unidiff.tasks.mix import Mix
 from unidiff.tasks.rows import Rows
 from unidiff.tasks.sources import SUFFIXES
 from unidiff.tasks.task import Task, check_task
 
 TASKS = {  # name: where it is
     "frozen_lake": "unidiff.tasks.frozen_lake:FrozenLake",
+    "maze": "unidiff.tasks.maze:Maze",
+    "sokoban": "unidiff.tasks.sokoban:Sokoban",
+    "sliding_puzzle": "unidiff.tasks.sliding_puzzle:SlidingPuzzle",
+    "jigsaw": "unidiff.tasks.jigsaw:Jigsaw",
     "countdown": "unidiff.tasks.countdown:Countdown",
     "functions": "unidiff.tasks.functions:Functions",
     "shapes": "unidiff.tasks.shapes.task:Shapes",
     "edit_shapes": "unidiff.tasks.shapes.task:EditShapes",
+    "gsm8k": "unidiff.tasks.published.math:gsm8k",
+    "math500": "unidiff.tasks.published.math:math500",
+    "countdown_3to4": "unidiff.tasks.published.math:countdown",
+    "sudoku": "unidiff.tasks.published.math:sudoku",
+    "reasoning_gym": "unidiff.tasks.published.gym:ReasoningGym",
+    "acecode": "unidiff.tasks.published.code:acecode",
+    "mbpp": "unidiff.tasks.published.code:mbpp",
+    "humaneval": "unidiff.tasks.published.code:humaneval",
+    "prompts": "unidiff.tasks.published.pictures:prompts",
+    "edits": "unidiff.tasks.published.pictures:edits",
 }
+_ANY = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 def resolve(name: str, options: Mapping[str, Any] | None = None) -> Task:
-    """The task of a name. options: its settings by name, as texts or values. Raises ValueError for an unknown name or
-    setting (with the nearest known one), FileNotFoundError for a file, TypeError for what is no task."""
+    """The task of a name. options: its settings by name, as texts or values; those of one of several tasks are named
+    after it ("shapes.skill"). Raises ValueError for an unknown name or setting (with the nearest known one),
+    FileNotFoundError for a file, TypeError for anything but a task."""
     given = dict(options or {})
+    if "," in name and not Path(name).exists():
+        return _several([part.strip() for part in name.split(",")], given)
     path, colon, attribute = name.rpartition(":")
     if Path(name).suffix.lower() in SUFFIXES:
         return _made(_file, name, {"path": name, **given})
@@ -45,6 +66,23 @@ def resolve(name: str, options: Mapping[str, Any] | None = None) -> Task:
             f"unknown task {name!r}{hint} Others are named as file.py:name, package.module:name, data.jsonl"
         )
     return _made(plugins.imported(TASKS.get(name, name)), name, given)
+
+
+def _several(names: list[str], options: dict[str, Any]) -> Mix:
+    """Several tasks as one; the option `weights` says how often each comes."""
+    short = [name.rpartition(":")[2] if ":" in name else Path(name).stem for name in names]
+    if len(set(short)) < len(names) or not all(short):
+        raise ValueError(f"task {','.join(names)!r}: name each task once")
+    weights = options.pop("weights", None)
+    if isinstance(weights, str):
+        weights = convert(weights, tuple[float, ...], "task.weights")
+    own: dict[str, dict[str, Any]] = {one: {} for one in short}
+    for key, value in options.items():
+        one, dot, setting = key.partition(".")
+        if not dot or one not in own:
+            raise ValueError(f"task.{key}: of several tasks, name the one that it is of: task.{short[0]}.{key}")
+        own[one][setting] = value
+    return Mix({one: resolve(name, own[one]) for one, name in zip(short, names)}, weights)
 
 
 def _file(path: str, test: str | None = None, **options: Any) -> Rows:
@@ -73,13 +111,28 @@ def _made(found: Any, name: str, options: dict[str, Any]) -> Task:
         return found
     if not callable(found):
         raise TypeError(f"{name!r} is a {type(found).__name__}; it must be a Task, or make one")
-    known = dict(inspect.signature(found if found is not _file else Rows).parameters)
-    if found is _file:
-        known |= dict(inspect.signature(_file).parameters)
+    known = _parameters(found) if found is not _file else {**_parameters(found), **_parameters(Rows)}
+    takes_any = found is not _file and any(one.kind is one.VAR_KEYWORD for one in known.values())
     for key, value in options.items():
-        if key not in known:
+        if key not in known and not takes_any:
             raise ValueError(f"task {name!r} has no setting {key!r}{nearest(key, known)}")
-        hint = inspect.get_annotations(found, eval_str=True).get(key) if inspect.isclass(found) else None
-        if hint is not None and isinstance(value, str):
-            options[key] = convert(value, hint, f"task.{key}")
+        if isinstance(value, str) and key in known:
+            options[key] = _read(value, known[key].annotation, key)
+    for key, one in _parameters(found).items():
+        if one.default is one.empty and one.kind not in _ANY and key not in options:
+            raise ValueError(f"task {name!r} needs a setting: --task.{key} VALUE")
     return check_task(found(**options))
+
+
+def _parameters(found: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(found, eval_str=True).parameters)
+    except NameError:  # an annotation names what exists for type checkers only
+        return dict(inspect.signature(found).parameters)
+
+
+def _read(value: str, hint: Any, key: str) -> Any:
+    """A word of the command line as a task's setting: a text, unless it can be a number or a truth value alone."""
+    kinds = set(typing.get_args(hint) or (hint,)) - {type(None)}
+    plain = kinds <= {bool, int, float} or typing.get_origin(hint) in (typing.Literal, tuple)
+    return convert(value, hint, f"task.{key}") if plain or value.lower() in ("none", "null") else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,4 +24,9 @@ def endless(place: Place) -> int:
 def permuted(place: Place, size: int) -> int:
     """An index below `size`: every epoch goes through all of them, each in an order of its own."""
     epoch, at = divmod(place.number, size)
-    return int(np.random.default_rng([place.seed, epoch, _PROMPT]).permutation(size)[at])
+    return int(_order(place.seed, epoch, size)[at])
+
+
+@functools.lru_cache(maxsize=4)  # an epoch asks for it once a prompt
+def _order(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, _PROMPT]).permutation(size)

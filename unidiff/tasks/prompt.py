@@ -42,7 +42,7 @@ def build(row: Mapping[str, Any], template: Template, folder: Path) -> tuple[lis
 
 
 def check_template(template: Any) -> None:
-    """Raises TypeError or ValueError for what is no template."""
+    """Raises TypeError or ValueError for anything but a template."""
     if template is None or callable(template):
         return
     parts = [template] if isinstance(template, str) else template
@@ -53,7 +53,7 @@ def check_template(template: Any) -> None:
             list(string.Formatter().parse(part))
         except ValueError as error:
             raise ValueError(
-                f"prompt {part!r} is no format string ({error}); write {{{{ and }}}} for braces"
+                f"prompt {part!r} is not a format string ({error}); write {{{{ and }}}} for braces"
             ) from error
 
 
@@ -150,15 +150,18 @@ def _is_picture(value: Any) -> bool:
 
 
 def _picture(given: Any, folder: Path) -> Image.Image:
-    """Raises TypeError, ValueError or FileNotFoundError for what is no picture that can be read."""
+    """Raises TypeError, ValueError or FileNotFoundError for anything but a readable picture."""
     if isinstance(given, Mapping):
         held = next((given[name] for name in ("bytes", "image", "path", "url") if given.get(name) is not None), None)
         if held is None:
-            raise TypeError(f"an object with {', '.join(map(str, given)) or 'nothing'} is no picture; it needs 'image'")
+            keys = ", ".join(map(str, given)) or "nothing"
+            raise TypeError(f"an object with {keys} is not a picture; it needs 'image'")
         return _picture(held, folder)
     if isinstance(given, np.ndarray):
         if given.dtype != np.uint8 or given.ndim not in (2, 3):
-            raise ValueError(f"an array of {given.dtype} {list(given.shape)} is no picture; expected uint8 [H, W, 3]")
+            raise ValueError(
+                f"an array of {given.dtype} {list(given.shape)} is not a picture; expected uint8 [H, W, 3]"
+            )
         return Image.fromarray(given)
     if isinstance(given, str | Path):
         if str(given).startswith(("http://", "https://", "data:")):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -15,12 +16,25 @@ from unidiff.rewards.names import as_reward, as_rewards
 from unidiff.rewards.reward import Reward
 from unidiff.rewards.table import reward_table
 from unidiff.sequence import Locate, Writes, check_writes
+from unidiff.tasks.encode import encode, ready
 from unidiff.tasks.prompt import Template, build, check_template, picture
 from unidiff.tasks.sources import Source, column, read
 from unidiff.tasks.task import Example, Responses, Task
 
+if TYPE_CHECKING:
+    from unidiff.model import UnifiedModel
+
+
+@dataclass(frozen=True)
+class Row(Example):
+    """A row's example. folder: what the paths of its pictures are relative to."""
+
+    folder: Path = Path()
+
+
 Rewards = Sequence[Reward | str | Callable[..., Any]]
 _SHOWN = 3  # bad rows that a message names
+_ENCODED = 32  # rows with pictures whose prompts are encoded to see whether they fit
 
 
 class Rows(Task):
@@ -32,10 +46,10 @@ class Rows(Task):
 
     splits: rows by split, each a list of dicts, a `datasets.Dataset`, or a file (.jsonl, .json, .csv, .parquet). One
     source alone is parted: its last tenth is the test split.
-    prompt: see `unidiff.tasks.prompt`. A row's own system prompt is the task's, if all rows have the same.
+    prompt: see `unidiff.tasks.prompt`. A row's own system prompt goes before the task's.
     columns: columns of rewards beside the row's own: name -> function of the row, or the (nested) name of a column.
     rewards: for all rows, or by kind. kind: the column with a row's kind.
-    measure: held-out figures: name -> reward, of which the last segment's value counts. headline: which of them, or of
+    measure: held-out figures: name -> reward; the last segment's value counts. headline: which of them, or of
     the rewards ("reward/name"), reports lead with.
     region: edits: the column with what may be edited, a box [left, top, right, bottom] in pixels of the row's picture
     or a picture of that size that is white there; or a function (text, grid) -> [rows, columns] bool.
@@ -82,7 +96,7 @@ class Rows(Task):
         self.sources = _parted(splits) if not isinstance(splits, Mapping) else _read(splits)
         self._good: dict[str, Sequence[int]] = {split: range(len(source)) for split, source in self.sources.items()}
         self.skipped: dict[str, list[str]] = {}
-        self._checked = False
+        self._checked = self._pictured = False
 
     # ---------------------------------------------------------------- examples
 
@@ -106,21 +120,19 @@ class Rows(Task):
     def _made(self, source: Source, index: int) -> Example:
         row = source.row(index)
         parts, system = build(row, self.prompt, source.folder)
-        if system is not None and self.system is None:
-            self.system = system
-        if system is not None and system != self.system:
-            raise ValueError("its system prompt differs from that of other rows; give the task one by system=…")
         if not any(part if isinstance(part, str) else True for part in parts):
             raise ValueError("the prompt is empty")
         columns = dict(row)
         for name, how in self.columns.items():
             columns[name] = how(row) if callable(how) else column(row, how)
-        return Example(
+        return Row(
             parts,
             columns,
             str(column(row, self.title)) if self.title else source.place(index),
             str(column(row, self.kind)) if self.kind else "",
             None if self._marked is None else self._region(column(row, self._marked), parts, source.folder),
+            system,
+            source.folder,
         )
 
     def _region(self, given: Any, parts: Sequence[Any], folder: Path) -> Image.Image | None:
@@ -134,8 +146,8 @@ class Rows(Task):
             left, top, right, bottom = (*given, *[0] * 4)[:4]
             if len(given) != 4 or not (0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]):
                 raise ValueError(
-                    f"column {self._marked!r}: {list(given)} is no box of a picture of {size[0]} x {size[1]} pixels; "
-                    "expected left, top, right, bottom"
+                    f"column {self._marked!r}: {list(given)} is not a box of a picture of {size[0]} x {size[1]} "
+                    "pixels; expected left, top, right, bottom"
                 )
             mask = Image.new("L", size)
             mask.paste(255, (round(left), round(top), round(right), round(bottom)))
@@ -152,31 +164,51 @@ class Rows(Task):
         leaves bad rows out, and warns of how many there are. Splits that share all of their rows are an error."""
         if self._checked:
             return
+        self._sift(self._usable)
+        self._check_splits()
+        self._checked = True
+
+    def fitted(self, model: UnifiedModel) -> Rows:
+        """Looks whether each prompt fits the model, as `check` does with rows. Where prompts have pictures, only the
+        first few of a split are looked at, since pictures have to be encoded for it."""
+        self.check()
+        self._sift(
+            lambda example: encode(model, self, ready(model, self, example)), _ENCODED if self._pictured else None
+        )
+        return self
+
+    def _usable(self, example: Example) -> None:
+        """Raises ValueError for an example that no run can use."""
+        pictured = any(not isinstance(part, str) for part in example.prompt)
+        self._pictured |= pictured
+        if self.writes == "edit" and not pictured:
+            raise ValueError("writes is 'edit', but the prompt has no picture to edit")
+        if (known := self._kinds()) and example.kind not in known:
+            raise ValueError(f"column {self.kind!r} is {example.kind!r}; rewards are given for {known}")
+
+    def _sift(self, look: Callable[[Example], Any], most: int | None = None) -> None:
+        """Looks at the rows of every split, or at the first `most`; one at which `look` raises is bad."""
         for split, source in self.sources.items():
             good, bad = [], []
-            for index in self._good[split]:
+            looked_at = self._good[split][:most]
+            for index in looked_at:
                 try:
-                    example = self._made(source, index)
-                    if self.writes == "edit" and not any(not isinstance(p, str) for p in example.prompt):
-                        raise ValueError("writes is 'edit', but the prompt has no picture to edit")
-                    if (known := self._kinds()) and example.kind not in known:
-                        raise ValueError(f"column {self.kind!r} is {example.kind!r}; rewards are given for {known}")
+                    look(self._made(source, index))
                 except (KeyError, TypeError, ValueError, OSError) as error:
                     bad.append(_told(source, index, error))
                     if self.on_bad_row == "error":
-                        break
+                        raise ValueError(
+                            f"{bad[0]}. Mend the row, or leave bad rows out by on_bad_row='skip'"
+                        ) from error
                 else:
                     good.append(index)
-            if bad and self.on_bad_row == "error":
-                raise ValueError(f"{bad[0]}. Mend the row, or leave bad rows out by on_bad_row='skip'")
+            good += self._good[split][len(looked_at) :]
             if not good:
                 raise ValueError(f"split {split!r}: no row of {source.name} can be used: {bad[0]}")
             if bad:
-                self.skipped[split], self._good[split] = bad, good
+                self.skipped[split], self._good[split] = self.skipped.get(split, []) + bad, good
                 shown = "\n  ".join(bad[:_SHOWN])
-                warnings.warn(f"{len(bad)} bad rows of {source.name} are left out:\n  {shown}", stacklevel=2)
-        self._check_splits()
-        self._checked = True
+                warnings.warn(f"{len(bad)} bad rows of {source.name} are left out:\n  {shown}", stacklevel=3)
 
     def _kinds(self) -> list[str]:
         return sorted({one.kind for one in self._rewards if one.kind})
@@ -184,7 +216,7 @@ class Rows(Task):
     def _check_splits(self) -> None:
         """A test split whose prompts are all in the train split tells nothing."""
         if "train" not in self.sources:
-            raise ValueError(f"the task has no split 'train'; it has {', '.join(self.sources)}")
+            return
         train = {repr(dict(self.sources["train"].row(i))) for i in self._good["train"]}
         for split, source in self.sources.items():
             if split != "train" and all(repr(dict(source.row(i))) in train for i in self._good[split]):
@@ -213,14 +245,10 @@ class Rows(Task):
         given = column(example.columns, self.response)
         parts = given if isinstance(given, list | tuple) else [given]
         draws = self.writes in ("image", "edit")
-        return [part if isinstance(part, str) and not draws else picture(part, self._folder) for part in parts]
+        return [part if isinstance(part, str) and not draws else picture(part, example.folder) for part in parts]
 
     def demonstration(self, example: Any, attempt: int = 0) -> list[str | Image.Image] | None:
         return self.best(example)
-
-    @property
-    def _folder(self) -> Path:
-        return self.sources["train"].folder
 
 
 def _by_kind(given: Rewards | Mapping[str, Rewards]) -> list[Reward]:

@@ -27,7 +27,7 @@ class Source:
         return len(self.rows)
 
     def row(self, index: int) -> Mapping[str, Any]:
-        """Raises TypeError for a row that is no mapping."""
+        """Raises TypeError for a row that is not a mapping."""
         row = self.rows[index]
         if not isinstance(row, Mapping):
             raise TypeError(f"{self.place(index)} is a {type(row).__name__}; every row is an object with named columns")
@@ -108,7 +108,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     try:
         return parquet.read_table(path).to_pylist()
     except Exception as error:  # pyarrow has an error type of its own for every fault
-        raise ValueError(f"{path} is no parquet file that can be read ({error})") from error
+        raise ValueError(f"{path} is not a parquet file that can be read ({error})") from error
 
 
 def column(row: Mapping[str, Any], name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,10 @@ from unidiff.rewards.segment_view import SegmentView
 from unidiff.sequence import Locate, Writes
 from unidiff.tasks.order import endless, permuted
 
+if TYPE_CHECKING:
+    from unidiff.model import UnifiedModel
+
+ELSEWHERE = 1_000_003  # from an example's index to that of another one, for `Task.simulate`
 Responses = Sequence[tuple[SegmentView, ...]]  # the sampled segments of each
 
 
@@ -25,6 +29,7 @@ class Example:
     prompt: texts, PIL images and picture files in order. columns: what reward functions get beside the response, by
     name. title: names it in reports. kind: which rows it is one of, where rewards differ by kind. region: a picture of
     mode "L", the size of the prompt's last picture, in which what is not 0 may be edited; None = the task's way.
+    system: what the system says; None = the task's words.
     """
 
     prompt: Sequence[str | Image.Image | Path] = field(repr=False)
@@ -32,11 +37,12 @@ class Example:
     title: str = ""
     kind: str = ""
     region: Image.Image | None = field(default=None, repr=False)
+    system: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training prompt stands in a run: the `prompt`-th of a step, the `number`-th of the whole run."""
+    """The place of a training prompt in a run: the `prompt`-th of a step, the `number`-th of the whole run."""
 
     seed: int
     step: int
@@ -89,7 +95,17 @@ class Task:
         """The right response; None = it is not known."""
         return None
 
-    # ------------------------------------------------- seldom overridden
+    def simulate(self, example: Any, texts: Sequence[str], other: bool = False) -> Image.Image:
+        """The picture that is right after the texts of an interleaved response so far. `SamplerConfig.picture_source`
+        can put it in the place of the model's own. other: one of another example, after as many texts."""
+        raise NotImplementedError(f"{type(self).__name__} has no `simulate`")
+
+    # ------------------------------------------------- rarely overridden
+
+    def fitted(self, model: UnifiedModel) -> Task:
+        """The task as a run of this model takes it, such as with pictures of its size. Raises ValueError for a model
+        that cannot do it."""
+        return self
 
     def of(self, example: Any) -> Task:
         """The task that an example is of: this one, unless it is made of several."""
@@ -110,7 +126,7 @@ class Task:
 
 
 def check_task(task: Any) -> Task:
-    """Raises TypeError for what is no task."""
+    """Raises TypeError for anything but a task."""
     if not isinstance(task, Task):
         raise TypeError(f"task is a {type(task).__name__}; it must be a unidiff.tasks.Task: subclass it")
     return task

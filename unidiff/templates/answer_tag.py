@@ -1,6 +1,6 @@
 """Templates whose output stands between answer tags: Lumina-DiMOO and MMaDA-Parallel-A.
 
-A prompt is <system>S</system><user>U</user>; pictures that it is about stand before </user>. Every row of a picture
+A prompt is <system>S</system><user>U</user>; its pictures come before </user>. Every row of a picture
 ends with a row separator, the last one too.
 """
 
@@ -19,7 +19,7 @@ _SYSTEMS = {"image": "text_to_image", "text": "understand"}
 @dataclass(frozen=True, kw_only=True)
 class AnswerTagIds(Ids):
     """system_begin, system_end, user_begin, user_end, answer_begin, answer_end: around what the system and the user
-    say, and around the output. uncondition: stands for the user's words in guidance. filler: what fills an answer up
+    say, and around the output. uncondition: replaces the user's words in guidance. filler: what fills an answer up
     in training. image_next: end id of a text that a picture follows."""
 
     system_begin: int

@@ -11,7 +11,7 @@ from unidiff.templates.layout import Guided, Ids, Layout, Picture, Text, Tokeniz
 
 @dataclass(frozen=True)
 class ChatMarkup:
-    """The special tokens around the turns of a chat. gap: what stands between a header and its text."""
+    """The special tokens around the turns of a chat. gap: the text between a header and its turn."""
 
     bos: int
     header_begin: int

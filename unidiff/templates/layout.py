@@ -119,7 +119,7 @@ class Picture:
         return replace(self, cells=tuple(None if hit else cell for cell, hit in zip(self.cells, flat)))
 
 
-Part = Text | Picture | int  # of an interleaved response; a number = so many text tokens to be sampled
+Part = Text | Picture | int  # of an interleaved response; a number = the number of text tokens to sample
 
 
 class PromptTemplate(Protocol):
@@ -140,7 +140,7 @@ class PromptTemplate(Protocol):
         ...
 
     def behind(self, writes: Kind) -> tuple[int, ...]:
-        """Ids that stand behind a response of one part while it is written."""
+        """Ids behind a response of one part while it is written."""
         ...
 
 
@@ -168,7 +168,7 @@ class Ids:
         return Layout((pad,) * count, (Role.PAD,) * count, (-1,) * count, (False,) * count)
 
     def text(self, ids: Sequence[int], learn_from: int | None = None) -> Layout:
-        """A text of known ids; those from `learn_from` on are targets. Nothing is no segment."""
+        """A text of known ids; those from `learn_from` on are targets. An empty text gives no segment."""
         n = len(ids)
         target = (False,) * n if learn_from is None else tuple(i >= learn_from for i in range(n))
         return Layout(tuple(ids), (Role.TEXT,) * n, (0,) * n, target)
@@ -187,7 +187,7 @@ class Ids:
             raise ValueError("this family has no pictures")
         if wrong := [c for c in picture.cells if c is not None and not 0 <= c < self.codebook_size]:
             raise ValueError(
-                f"Picture: codes {wrong[:3]} do not lie in 0 to {self.codebook_size - 1}; they are codes of the image "
+                f"Picture: codes {wrong[:3]} are not in 0 to {self.codebook_size - 1}; they are codes of the image "
                 "tokenizer, without the vocabulary's offset"
             )
         separator = [] if self.row_separator is None else [(self.row_separator, Role.MARK, -1, False)]
@@ -287,7 +287,7 @@ def tokenized(parts: Sequence[Text | Picture], tokenize: Tokenize) -> Iterator[t
 
 def without(parts: Sequence[Text | Picture], left_out: str | None) -> list[Text | Picture]:
     """A prompt's parts without its words ("text") or its pictures ("image"). Raises ValueError for anything else,
-    TypeError for what are no parts."""
+    TypeError for anything but parts."""
     if left_out not in (None, "text", "image"):
         raise ValueError(f"left_out is {left_out!r}; a prompt can leave out 'text' or 'image'")
     check_parts(parts, "prompt", str, list, tuple, Picture)

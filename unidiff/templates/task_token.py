@@ -104,9 +104,9 @@ class TaskTokenTemplates(ChatTemplates):
         """Rounds of text and picture (ours; made of the family's own delimiters): [interleaved], the prompt as a chat,
         the response part by part.
 
-        Pictures that the prompt begins with stand before the chat, as in `understand`; others where they are. A string
-        of the response gets its end id (see `Ids.response`). Guidance leaves out the prompt's words ("text") and, if
-        it has any, its pictures ("image"); the response so far stays.
+        Pictures that the prompt begins with come before the chat, as in `understand`; others stay in place. A string of
+        the response gets its end id (see `Ids.response`). Guidance leaves out the prompt's words ("text") and, if it
+        has any, its pictures ("image"); the response so far stays.
         """
         answer = self.ids.response(response, self.tokenize, self.ids.image_next, self.ids.text_end)
         names = ("text", "image") if any(isinstance(part, Picture) for part in prompt) else ("text",)

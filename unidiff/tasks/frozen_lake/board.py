@@ -1,8 +1,7 @@
 """Frozen-lake boards, the sentences that describe a walk over one, and the verifiers of such sentences.
 
-Everything here is a pure function of a board and of texts: no model, no picture of pixels, no random numbers.
-A cell is `(row, column)`, counted from 0 at the top left; its name is a row letter and a column number, so
-(0, 0) is "a1", (1, 2) is "b3" and the cell below that is "c3".
+Everything here is a pure function of a board and of texts: no model, no picture of pixels, no random numbers. Cells and
+their names: unidiff/tasks/cells.py.
 """
 
 from __future__ import annotations
@@ -16,31 +15,14 @@ from functools import cached_property
 
 import numpy as np
 
-Cell = tuple[int, int]
+from unidiff.tasks.cells import CELL, DELTAS, DIRECTION, Cell, cell_at, cell_name, named_cells, neighbour
 
-DIRECTIONS = ("left", "down", "right", "up")  # the order of gymnasium's actions 0..3
-DELTAS: dict[str, Cell] = {"left": (0, -1), "down": (1, 0), "right": (0, 1), "up": (-1, 0)}
 LETTERS = "FHSG"  # frozen, hole, start, goal
 CLASSES = 2 * len(LETTERS)  # a cell's class is 2 * LETTERS.index(letter) + (agent stands on it)
 MIN_SIZE, MAX_SIZE = 3, 8
 
-_CELL = r"[a-h][1-8]"
-_DIRECTION = "|".join(DIRECTIONS)
-_MOVE = re.compile(rf"from ({_CELL}) go ({_DIRECTION}) to ({_CELL})")
-_ANSWER = re.compile(rf"answer((?: (?:{_DIRECTION}))+)")
-_NAMED = re.compile(rf"\b{_CELL}\b")
-
-
-def cell_name(cell: Cell) -> str:
-    """The name of a cell: (0, 0) is "a1", (1, 2) is "b3"."""
-    return f"{chr(ord('a') + cell[0])}{cell[1] + 1}"
-
-
-def cell_at(name: str) -> Cell:
-    """The cell that a name stands for, on a board of any size. Raises ValueError if it is no cell name."""
-    if not re.fullmatch(_CELL, name):
-        raise ValueError(f"name: {name!r} is no cell; a cell is a row letter a-h and a column 1-8, as 'b3'")
-    return ord(name[0]) - ord("a"), int(name[1]) - 1
+_MOVE = re.compile(rf"from ({CELL}) go ({DIRECTION}) to ({CELL})")
+_ANSWER = re.compile(rf"answer((?: (?:{DIRECTION}))+)")
 
 
 @dataclass(frozen=True)
@@ -91,8 +73,7 @@ class Board:
 
     def neighbour(self, cell: Cell, direction: str) -> Cell:
         """The cell one to the `direction`; it may lie off the board."""
-        row, column = DELTAS[direction]
-        return cell[0] + row, cell[1] + column
+        return neighbour(cell, direction)
 
     def safe(self, cell: Cell) -> bool:
         """Whether the cell is on the board and no hole."""
@@ -175,12 +156,6 @@ def parse_answer(text: str) -> tuple[str, ...] | None:
     """The directions of an answer; None unless the whole text is "answer" and one direction or more."""
     match = _ANSWER.fullmatch(text)
     return tuple(match[1].split()) if match else None
-
-
-def named_cells(text: str, size: int) -> list[Cell]:
-    """The cells on a board of that size that a text names, well formed or not, each once, in order."""
-    cells = dict.fromkeys(cell_at(name) for name in _NAMED.findall(text))
-    return [cell for cell in cells if max(cell) < size]
 
 
 def region(text: str, size: int, grid: tuple[int, int]) -> np.ndarray:

@@ -53,7 +53,7 @@ def read(pixels: np.ndarray, size: int, tile: int = 16) -> np.ndarray:
 
 
 def _shades(size: int) -> np.ndarray:
-    """[size, size]: which of the two shades of ice lies at a place."""
+    """[size, size]: which of the two shades of ice a place has."""
     return np.indices((size, size)).sum(0) % SHADES
 
 

@@ -18,7 +18,7 @@ from unidiff.tasks.frozen_lake.render import read
 
 
 def _is_answer(view: SegmentView) -> bool:
-    """The last text of a response stands where the answer belongs, whatever it says; the others announce a picture."""
+    """The last text of a response is its answer, whatever it says; the others announce a picture."""
     return view.last
 
 

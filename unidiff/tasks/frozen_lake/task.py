@@ -11,35 +11,35 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 from PIL import Image
 
 from unidiff.config import check_fields
 from unidiff.rewards.reward import Reward
 from unidiff.sequence import Writes
+from unidiff.tasks.cells import DIRECTIONS, Cell, turns
 from unidiff.tasks.frozen_lake.board import (
-    DIRECTIONS,
     MAX_SIZE,
     MIN_SIZE,
     Board,
-    Cell,
     answer_text,
     board_classes,
     distances_from,
     move_text,
     region,
+    replay,
 )
 from unidiff.tasks.frozen_lake.render import check_tile, draw, read
 from unidiff.tasks.frozen_lake.rewards import REWARDS, measure
 from unidiff.tasks.frozen_lake.text import REWARDS as TEXT_REWARDS
 from unidiff.tasks.frozen_lake.text import measure as measure_text
 from unidiff.tasks.frozen_lake.text import question
-from unidiff.tasks.task import Example, Responses, Task
+from unidiff.tasks.task import ELSEWHERE, Example, Responses, Task
 
+TILE = 16  # pixels of a cell's side, where nothing else says
 QUESTION = "find a safe way to the goal"
 SPLITS: dict[str, range] = {"train": range(0, 8), "dev": range(8, 9), "test": range(9, 10)}  # layout % 10
 _MAX_DRAWS = 20_000
@@ -66,7 +66,7 @@ class FrozenLake(Task):
     min_distance, max_distance: the shortest way from start to goal is uniform between the two, in moves.
     max_rounds: moves after which a demonstration answers in any case; None: max_distance.
     goal_directed: chance that the demonstrator takes a best move; otherwise it wanders straight on.
-    tile: side of a cell in pixels, a multiple of 8.
+    tile: side of a cell in pixels, a multiple of 8. None: in a run, the board fills the model's picture; else 16.
     pictures: False: a response has no pictures, but all of its moves and the answer in one text. It needs a model that
         was trained so (`recipes/supervised.py --pictures false`).
     board: "text" = the prompt has no picture but the board in letters and the format of the answer, for a model of
@@ -81,7 +81,7 @@ class FrozenLake(Task):
     max_distance: int = 4
     max_rounds: int | None = None
     goal_directed: float = 0.3
-    tile: int = 16
+    tile: int | None = None
     pictures: bool = True
     board: Literal["picture", "text"] = "picture"
 
@@ -109,12 +109,33 @@ class FrozenLake(Task):
             raise ValueError(f"goal_directed: expected a probability from 0 to 1, got {self.goal_directed}")
         if self.board == "text" and self.pictures:
             raise ValueError(f"board: expected 'picture', or 'text' with pictures False, got {self.board!r}")
-        check_tile(self.tile)
+        check_tile(self._tile)
 
     @property
     def rounds(self) -> int:
         """The most moves of a demonstration."""
         return self.max_distance if self.max_rounds is None else self.max_rounds
+
+    @property
+    def _tile(self) -> int:
+        return self.tile or TILE
+
+    def fitted(self, model: Any) -> FrozenLake:
+        """With boards that fill the model's picture, unless `tile` says otherwise; for a model of text alone, in
+        letters. Raises ValueError for a board that does not fill it."""
+        if model.images is None:
+            if self.pictures:
+                raise ValueError(f"family {model.spec.family} is one of text alone; set --pictures false")
+            return replace(self, board="text")
+        if self.tile is not None:
+            return self
+        height, width = (n * model.images.factor for n in model.spec.image_grid)
+        if height != width or height % self.size:
+            raise ValueError(
+                f"board_size is {self.size}, but its cells do not fill the model's picture of {height} x {width} "
+                "pixels; choose another, or give the pixels of a cell's side (--tile)"
+            )
+        return replace(self, tile=height // self.size)
 
     # --- boards -----------------------------------------------------------------------------------
 
@@ -169,6 +190,10 @@ class FrozenLake(Task):
         parts.append(answer_text(moves))
         return parts if self.pictures else [" ".join(p for p in parts if isinstance(p, str))]
 
+    def best(self, example: LakeExample) -> list[str | Image.Image]:
+        """A shortest way."""
+        return replace(self, goal_directed=1.0, max_rounds=self.max_distance).demonstration(example)
+
     def walker_probabilities(self, board: Board, cell: Cell, last_direction: str | None) -> np.ndarray:
         """[4] float64: the chance of each of DIRECTIONS for a walker at `cell` that came by `last_direction`.
 
@@ -180,7 +205,7 @@ class FrozenLake(Task):
         best = np.array([board.distance(board.neighbour(cell, d)) < board.distance(cell) for d in DIRECTIONS])
         wander = safe.astype(float)
         if last_direction is not None:
-            habit = next(d for d in _left_hand_rule(last_direction) if safe[DIRECTIONS.index(d)])
+            habit = next(d for d in turns(last_direction) if safe[DIRECTIONS.index(d)])
             wander = np.array([direction == habit for direction in DIRECTIONS], float)
         return self.goal_directed * best / best.sum() + (1 - self.goal_directed) * wander / wander.sum()
 
@@ -212,15 +237,22 @@ class FrozenLake(Task):
 
     def render(self, board: Board, agent: Cell | None) -> Image.Image:
         """The picture of a board, RGB, size * tile pixels a side; `agent` None leaves the agent out."""
-        return render(board, agent, self.tile)
+        return render(board, agent, self._tile)
 
     def parse(self, pixels: np.ndarray) -> np.ndarray:
         """Cell classes [N, size, size] of pictures uint8 [N, H, W, 3]; ValueError for another size."""
-        return read(pixels, self.size, self.tile)
+        return read(pixels, self.size, self._tile)
 
     def region(self, text: str, grid: tuple[int, int]) -> np.ndarray:
         """[rows, columns] bool: the image tokens of the cells that the text names (the text only)."""
         return region(text, self.size, grid)
+
+    def simulate(self, example: LakeExample, texts: Sequence[str], other: bool = False) -> Image.Image:
+        """The board after the texts; or one of another example's demonstration, after as many moves."""
+        if not other:
+            return self.render(example.board, replay(example.board, texts).agent)
+        pictures = self.demonstration(self.example(example.split, example.index + ELSEWHERE))[1::2]
+        return pictures[min(len(texts), len(pictures)) - 1]  # type: ignore[return-value]
 
     # --- judging ------------------------------------------------------------------------------------------------
 
@@ -231,12 +263,6 @@ class FrozenLake(Task):
     def measure(self, rows: Responses, examples: Sequence[LakeExample]) -> dict[str, np.ndarray]:
         """Held-out figures of responses, one value a row: success, image_exact, format, ..."""
         return (measure if self.pictures else measure_text)(rows, [e.board for e in examples])
-
-
-def _left_hand_rule(heading: str) -> list[str]:
-    """Directions in the order in which a wanderer tries them: straight on, left, right, back."""
-    at = DIRECTIONS.index(heading)  # DIRECTIONS turns to the left: left, down, right, up
-    return [DIRECTIONS[(at + turn) % len(DIRECTIONS)] for turn in (0, 1, 3, 2)]
 
 
 def render(board: Board, agent: Cell | None, tile: int = 16) -> Image.Image:
@@ -254,6 +280,8 @@ _ALL_FROZEN = str.maketrans("SG", "FF")
 
 
 def _map(size: int, frozen_probability: float, seed: int) -> list[str]:
+    from gymnasium.envs.toy_text.frozen_lake import generate_random_map  # other tasks do not need it
+
     return generate_random_map(size=size, p=frozen_probability, seed=seed)
 
 

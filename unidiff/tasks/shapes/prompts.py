@@ -9,7 +9,7 @@ import itertools
 import random
 from typing import Any
 
-from unidiff.tasks.shapes.scene import COLOURS, KINDS, LATTICE, SIDE, SIZE, Shape, apart
+from unidiff.tasks.shapes.scene import COLOURS, INSET, KINDS, LATTICE, SIDE, SIZE, Shape, apart
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -49,7 +49,7 @@ def wording(include: list[dict[str, Any]]) -> str:
             [
                 COUNTS[part["count"]],
                 *([part["color"]] if "color" in part else []),
-                part["class"] + "s" * (part["count"] > 1),
+                _plural(part["class"]) if part["count"] > 1 else part["class"],
             ]
         )
         for part in include
@@ -59,6 +59,10 @@ def wording(include: list[dict[str, Any]]) -> str:
         return "a photo of " + " and ".join(names)
     relation, other = include[placed]["position"]
     return f"a photo of {names[placed]} {relation} {names[other]}"
+
+
+def _plural(kind: str) -> str:
+    return kind + ("es" if kind.endswith("s") else "s")
 
 
 def scene_for(row: Row, chance: random.Random) -> tuple[Shape, ...]:
@@ -77,11 +81,11 @@ def scene_for(row: Row, chance: random.Random) -> tuple[Shape, ...]:
 
 
 def free_places(count: int, chance: random.Random) -> list[tuple[int, int]]:
-    """Upper left corners of boxes that do not touch, at multiples of LATTICE pixels."""
+    """Upper left corners of boxes that do not touch, INSET pixels from multiples of LATTICE."""
     while True:
         places: list[tuple[int, int]] = []
         for _ in range(count):
-            x, y = (LATTICE * chance.randrange((SIDE - SIZE) // LATTICE + 1) for _ in range(2))
+            x, y = (INSET + LATTICE * chance.randrange((SIDE - SIZE - INSET) // LATTICE + 1) for _ in range(2))
             if all(apart((x, y), other) for other in places):
                 places.append((x, y))
         if len(places) == count:

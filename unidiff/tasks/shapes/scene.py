@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 64  # pixels of a picture's side
-SIZE = 12  # pixels of a shape's side
-# Shapes stand at multiples of 4 pixels, so that every 8 x 8 patch of a picture is one of a few hundred: each has a code
-# of its own in the native image tokenizer.
-LATTICE = 4
-GAP = 4  # pixels between two shapes, at least
+SIZE = 14  # pixels of a shape's side
+# A shape is in the middle of 2 x 2 patches of 8 pixels, so that every patch of a picture is one of 121. Each has a
+# code of its own in the native image tokenizer, which says what the shape is.
+LATTICE, INSET = 8, 1
+GAP = 2  # pixels between two shapes, at least
 GROUND = (244, 242, 236)
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 39, 40),

@@ -1,0 +1,168 @@
+"""Judges of a puzzle: each move where it is named, each picture where it is drawn, the answer at the end.
+
+A malformed segment earns nothing from anything, nor does a picture that follows a malformed text: it would be paid for
+a copy. An illegal move changes nothing, so that the picture after it is right if the board has not changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unidiff.rewards.reward import Reward, reward
+from unidiff.rewards.segment_view import SegmentView
+from unidiff.sequence import Modality
+from unidiff.tasks.puzzles.frame import Frame, nearest
+from unidiff.tasks.puzzles.game import Game, State
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What really happens when the rounds' texts are carried out from the start; one entry a text.
+
+    well_formed: the text has exactly the form of a move. legal: it is a move that can be made. progressed: it is legal,
+    and brings the end nearer. state: after the last text.
+    """
+
+    well_formed: tuple[bool, ...]
+    legal: tuple[bool, ...]
+    progressed: tuple[bool, ...]
+    state: State
+
+
+def replay(game: Game, texts: Sequence[str]) -> Replay:
+    """Carries out the rounds' texts one after the other; what is not a legal move changes nothing."""
+    state, flags = game.start, []
+    for text in texts:
+        after = game.moves(state).get(text)
+        legal = after is not None
+        flags.append((bool(game.form.fullmatch(text)), legal, legal and game.distance(after) < game.distance(state)))
+        state = after if legal else state
+    well_formed, legal, progressed = zip(*flags) if flags else ((), (), ())
+    return Replay(well_formed, legal, progressed, state)
+
+
+def judge_answer(game: Game, texts: Sequence[str], text: str) -> dict[str, bool]:
+    """Judges an answer by the puzzle and by the rounds before it.
+
+    format: the answer is well formed. success: its moves, carried out from the start, solve the puzzle. agreement: it
+    lists the moves of the rounds; False if the answer or a round is malformed.
+    """
+    shorts = game.parse_answer(text)
+    if shorts is None:
+        return {"success": False, "agreement": False, "format": False}
+    rounds = all(game.form.fullmatch(one) for one in texts)
+    agreement = rounds and shorts == tuple(map(game.shorten, texts))
+    return {"success": game.solved(game.carry_out(shorts)), "agreement": agreement, "format": True}
+
+
+def _moves(views: Sequence[SegmentView], games: Sequence[Game], quality: str) -> list[float | None]:
+    return [
+        None if v.last else float(getattr(replay(g, [*v.texts_before, v.text or ""]), quality)[-1])
+        for v, g in zip(views, games)
+    ]
+
+
+def _answers(views: Sequence[SegmentView], games: Sequence[Game], quality: str) -> list[float | None]:
+    return [
+        float(v.ended and judge_answer(g, v.texts_before, v.text or "")[quality]) if v.last else None
+        for v, g in zip(views, games)
+    ]
+
+
+@reward(on="text", weight=0.3)
+def legal_move(segments: list[SegmentView], game: list[Game]) -> list[float | None]:
+    """1 for a move that can be made."""
+    return _moves(segments, game, "legal")
+
+
+@reward(on="text", weight=0.7)
+def progress(segments: list[SegmentView], game: list[Game]) -> list[float | None]:
+    """1 for a legal move that brings the solution nearer, by exact distance."""
+    return _moves(segments, game, "progressed")
+
+
+@reward(on="text", weight=1.0)
+def success(segments: list[SegmentView], game: list[Game]) -> list[float | None]:
+    """1 for an answer that solves the puzzle."""
+    return _answers(segments, game, "success")
+
+
+@reward(on="text", weight=0.5)
+def agreement(segments: list[SegmentView], game: list[Game]) -> list[float | None]:
+    """1 for an answer that lists just the moves named before it."""
+    return _answers(segments, game, "agreement")
+
+
+@reward(on="text", weight=0.3)
+def answer_format(segments: list[SegmentView], game: list[Game]) -> list[float | None]:
+    """1 for a well-formed answer."""
+    return _answers(segments, game, "format")
+
+
+def cells_right(views: Sequence[SegmentView], games: Sequence[Game], frame: Sequence[Frame]) -> np.ndarray:
+    """[N] share of each picture's cells that show the board after the moves named before it; 0 behind a malformed
+    text."""
+    share = np.zeros(len(views))
+    for i, (view, game, place) in enumerate(zip(views, games, frame)):
+        texts = view.texts_before
+        if texts and game.form.fullmatch(texts[-1]):
+            assert view.pixels is not None
+            found = nearest(place.cells(view.pixels), game.tiles(place.tile))
+            share[i] = (found == game.classes(replay(game, texts).state)).mean()
+    return share
+
+
+@reward(on="image", weight=0.5)
+def picture_cells(segments: list[SegmentView], game: list[Game], frame: list[Frame]) -> list[float]:
+    """Share of cells that show what the moves named so far lead to."""
+    return cells_right(segments, game, frame).tolist()
+
+
+@reward(on="image", weight=1.0)
+def picture_exact(segments: list[SegmentView], game: list[Game], frame: list[Frame]) -> list[float]:
+    """1 for a picture without a wrong cell."""
+    return (cells_right(segments, game, frame) == 1).astype(float).tolist()
+
+
+REWARDS: tuple[Reward, ...] = (
+    legal_move,
+    progress,
+    success,
+    agreement,
+    answer_format,
+    picture_cells,
+    picture_exact,
+)
+FIGURES = ("success", "image_exact", "format", "agreement", "progress", "legal", "image_cells")
+
+
+def measure(rows: Sequence[tuple[SegmentView, ...]], examples: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Held-out figures of responses, one value a row: success, agreement, format (every segment well formed, answer
+    included), legal and progress (share of the moves, 0 without any), image_exact and image_cells (mean over the
+    pictures, NaN without any)."""
+    games, frames = ([e.columns[name] for e in examples] for name in ("game", "frame"))
+    words = [_measure_texts(row, game) for row, game in zip(rows, games)]
+    figures = {name: np.array([w[name] for w in words], float) for name in words[0]} if words else {}
+    exact, cells = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+    for i, row in enumerate(rows):
+        pictures = [v for v in row if v.modality is Modality.IMAGE]
+        if pictures:
+            share = cells_right(pictures, [games[i]] * len(pictures), [frames[i]] * len(pictures))
+            exact[i], cells[i] = (share == 1).mean(), share.mean()
+    return {**figures, "image_exact": exact, "image_cells": cells}
+
+
+def _measure_texts(row: tuple[SegmentView, ...], game: Game) -> dict[str, float]:
+    texts = [v.text or "" for v in row if v.modality is Modality.TEXT and not v.last]
+    moves, final = replay(game, texts), row[-1]
+    answer = judge_answer(game, texts, final.text or "" if final.ended else "")
+    return {
+        **answer,
+        "format": answer["format"] and all(moves.well_formed),
+        "legal": float(np.mean(moves.legal or 0.0)),
+        "progress": float(np.mean(moves.progressed or 0.0)),
+    }
