@@ -30,7 +30,7 @@ from unidiff.attention import (
     pad_bias,
     seen_clean_and_noisy,
 )
-from unidiff.canvas import Canvas, Tokens, render, used_columns
+from unidiff.canvas import Canvas, Tokens, render
 from unidiff.guidance import Guidance
 from unidiff.head import float32_logits
 from unidiff.images.picture import rgb
@@ -243,6 +243,13 @@ class UnifiedModel(nn.Module):
 
     # ---------------------------------------------------------------- forward passes
 
+    def compile_layers(self) -> None:
+        """Lets torch.compile make one kernel plan for the body's layers, for every batch size and length. The first
+        pass takes a minute; results differ by rounding. Names of weights and what is saved stay as they are."""
+        body = self.backbone.get_decoder() if hasattr(self.backbone, "get_decoder") else self.backbone.model
+        for layer in body.layers:
+            layer.compile(dynamic=True)
+
     def embed(self, tokens: Tokens) -> Tensor:
         table = self.backbone.get_input_embeddings()
         return table(tokens.ids) if self.embedding is None else self.embedding(tokens, table)
@@ -394,12 +401,15 @@ class UnifiedModel(nn.Module):
         """Bidirectional: one row a segment and mask, the sequence cut after it; rows of like length run together."""
         tokens, source, scored, owner = cut_after_segments(canvas, mask_KBL, scored_KBL, self.spec.mask)
         parts, places = [], []
-        for rows in like_lengths(tokens.valid.sum(1).tolist()):  # little is padded
+        lengths = tokens.valid.sum(1).tolist()
+        for rows in like_lengths(lengths):  # little is padded
             index = torch.tensor(rows, device=tokens.ids.device)
             own = tokens.rows(index)
-            own = own.columns(slice(used_columns(own.valid)))
+            own = own.columns(slice(max(lengths[row] for row in rows)))
+            alike = len({lengths[row] for row in rows}) == 1  # then no mask, and the fastest kernels are allowed
+            mask = None if alike else additive(own.valid[:, None], self.dtype)
             row, column = scored[index, : own.shape[1]].nonzero(as_tuple=True)
-            parts.append(self.hidden(own, additive(own.valid[:, None], self.dtype))[row, column])
+            parts.append(self.hidden(own, mask)[row, column])
             places.append(index[row] * tokens.shape[1] + column)
         hidden = torch.cat(parts)[torch.cat(places).argsort()]
         row, column = scored.nonzero(as_tuple=True)

@@ -1,0 +1,480 @@
+"""Checks and measures unidiff on one GPU, at the shape of the 8B models, with random weights and without a network.
+
+    python tools/bench_gpu.py --output gpu.json                   # one card of 80 GB, under 10 minutes
+    python tools/bench_gpu.py --size tiny                         # the same program in seconds, on any machine
+    python tools/bench_gpu.py --sections check,score              # a part of it
+
+First what must agree: attention kernels, bfloat16 and float32, torch.compile, the float32 head, adapters and their
+merge, gradient checkpointing. Then seconds, tokens a second, share of the matrix peak and memory of rollouts, scoring
+and updates. Prints tables, and writes them as JSON. A part that fails is reported with its error, and the others go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import json
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import LlamaConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import memory_plan
+
+from unidiff import InterleavedSampler, SamplerConfig, UnifiedModel, noise
+from unidiff.canvas import Canvas
+from unidiff.command_line import parse
+from unidiff.config import setting
+from unidiff.families.backbone import Backbone
+from unidiff.grpo import activations, lora
+from unidiff.head import float32_logits
+from unidiff.program import run_program
+from unidiff.sampling.compute import ModelFlops
+from unidiff.sequence import Interleaved, Modality, Prompt, Segment
+from unidiff.spec import ModelSpec
+
+SECTIONS = ("check", "rollout", "score", "update")
+
+
+@dataclass
+class Config:
+    """What is measured, and where it is written."""
+
+    size: Literal["8b", "tiny"] = setting("", "8b", "8b: the body of LLaDA-8B and MMaDA-8B; tiny: for any machine")
+    sections: str = setting("", ",".join(SECTIONS), "what to run, with commas between")
+    output: str | None = setting("", None, "JSON file; none = print only")
+    rows: int = setting("", 8, "rollouts of a batch")
+    seed: int = setting("", 0, "of weights and ids")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A body, and the lengths of what is written with it. block, steps: of a text. side: of a picture's grid in
+    text-to-image and editing; small: of one in interleaved rounds. rank: of adapters."""
+
+    body: dict[str, int]
+    codes: int
+    prompt: int
+    text: int
+    block: int
+    steps: int
+    side: int
+    image_steps: int
+    small: int
+    round_text: int
+    rounds: int
+    rank: int
+
+    @property
+    def positions(self) -> int:
+        rounds = self.prompt + (self.rounds + 1) * self.round_text + self.rounds * (self.small**2 + 2)
+        return max(rounds, self.prompt + self.text, self.prompt + 2 * self.side**2 + 4)
+
+
+def _body(vocab: int, d: int, mlp: int, layers: int, heads: int) -> dict[str, int]:
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return dict(zip(names, (vocab, d, mlp, layers, heads)))
+
+
+SHAPES = {
+    "8b": Shape(_body(126464 + 8192, 4096, 12288, 32, 32), 8192, 128, 256, 64, 128, 32, 16, 16, 64, 4, 128),
+    "tiny": Shape(_body(512 + 64, 64, 128, 2, 2), 64, 8, 16, 8, 8, 4, 4, 2, 6, 2, 4),
+}
+# For comparisons in float32: the 8B models' proportions at an eighth of the width.
+CHECK = {
+    "8b": dataclasses.replace(SHAPES["8b"], body=_body(16384 + 8192, 1024, 3072, 4, 8)),
+    "tiny": SHAPES["tiny"],
+}
+
+
+class Bench:
+    """A random model of a shape on the device, and canvases and prompts of random ids."""
+
+    def __init__(self, config: Config, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
+        self.config, self.shape, self.device = config, shape, device
+        self.chance = torch.Generator().manual_seed(config.seed)
+        torch.manual_seed(config.seed)
+        body = LlamaConfig(**shape.body, max_position_embeddings=shape.positions, attn_implementation="sdpa")  # type: ignore[arg-type]
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with device:
+                backbone = Backbone(body)
+        finally:
+            torch.set_default_dtype(default)
+        self.spec = _spec(shape)
+        self.model = UnifiedModel(backbone, self.spec, None, None).eval()
+
+    def text(self, length: int, prompt: bool = False, end: int = 0) -> Segment:
+        """end: which of the spec's end tokens a sampled text has; 1 = the one that announces a picture."""
+        ids = torch.randint(16, self.spec.text_range[1], (length,), generator=self.chance)
+        if not prompt:
+            ids[-1] = self.spec.text_end[end]
+        return Segment(Modality.TEXT, ids, prompt, room=None if prompt else length)  # type: ignore[arg-type]
+
+    def picture(self, side: int, prompt: bool = False) -> Segment:
+        codes = torch.randint(self.spec.codebook_size, (side * side,), generator=self.chance)
+        return Segment(Modality.IMAGE, codes + self.spec.image_offset, prompt, (side, side))  # type: ignore[arg-type]
+
+    def texts(self, rows: int) -> Canvas:
+        """[rows, prompt + text]: one text a response."""
+        found = []
+        for _ in range(rows):
+            found.append(Interleaved([self.text(self.shape.prompt, True), self.text(self.shape.text)]))
+        return self.model.render(found)
+
+    def rounds(self, rows: int) -> Canvas:
+        """Interleaved responses: texts and pictures in turn, and a last text."""
+        s = self.shape
+        found = []
+        for _ in range(rows):
+            parts = [self.text(s.prompt, True)]
+            for _ in range(s.rounds):
+                words = self.text(s.round_text, end=1)
+                parts += [words, self.picture(s.small)]
+            found.append(Interleaved([*parts, self.text(s.round_text)]))
+        return self.model.render(found)
+
+    def prompts(self, writes: str) -> list[Prompt]:
+        found = []
+        for _ in range(self.config.rows):
+            parts = [self.text(self.shape.prompt, True)]
+            if writes == "edit":
+                parts.append(self.picture(self.shape.side, True))
+            room = self.shape.text if writes == "text" else None
+            found.append(Prompt(Interleaved(parts), writes=writes, room=room))  # type: ignore[arg-type]
+        return found
+
+    def canvases(self) -> dict[str, Canvas]:
+        """What a policy is scored on: a batch of texts, and three interleaved responses."""
+        return {"texts": self.texts(self.config.rows), "rounds": self.rounds(3)}
+
+    def flops(self, canvas: Canvas) -> tuple[list[int], float]:
+        """Tokens of each pass of the body that scores a canvas, and the FLOPs of all."""
+        passes: list[int] = []
+        total, count = 0.0, ModelFlops.of(self.model.backbone)
+
+        def counted(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            nonlocal total
+            rows, length = kwargs["inputs_embeds"].shape[:2]
+            each = torch.full((rows,), length)
+            passes.append(rows * length)
+            total += float(count.forward(each, each, each * 0, 0).sum())
+
+        handle = self.model.backbone.get_decoder().register_forward_pre_hook(counted, with_kwargs=True)
+        _scores(self.model, canvas)
+        handle.remove()
+        return passes, total
+
+
+def _spec(shape: Shape) -> ModelSpec:
+    """Ids in the order of MMaDA: words, and codes behind them."""
+    words = shape.body["vocab_size"] - shape.codes
+    return ModelSpec(
+        family="mmada", mask=2, pad=3, bos=4, text_end=(5, 6), image_next=6, image_begin=(6,), image_end=(7,),
+        text_range=(0, words), image_offset=words, codebook_size=shape.codes, logit_rows=words + shape.codes,
+        image_grid=(shape.side, shape.side), text_length=shape.text, max_positions=shape.positions,
+        text_begin=(), attention="bidirectional",
+    )  # fmt: skip
+
+
+# -------------------------------------------------------------------- what is measured
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(run: Callable[[], object], device: torch.device, repeats: int = 2) -> float:
+    """The fastest of some runs after one that is not counted."""
+    times = []
+    for _ in range(repeats + 1):
+        synchronize(device)
+        start = time.perf_counter()
+        run()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def peak_rate(device: torch.device, dtype: torch.dtype, n: int) -> float:
+    """FLOP/s of an n × n matrix product of random numbers."""
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    return 2 * n**3 / seconds(lambda: [a @ a for _ in range(10)], device) * 10
+
+
+def gigabytes(device: torch.device) -> float | None:
+    """The most memory allocated since the last reset, in 10^9 bytes; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+
+
+def reset_memory(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+Rows = list[dict[str, Any]]
+
+
+@torch.no_grad()
+def _scores(model: UnifiedModel, canvas: Canvas, *kernels: SDPBackend) -> Tensor:
+    if not kernels:
+        return model.score(canvas, canvas.sampled)
+    with sdpa_kernel(list(kernels)):
+        return model.score(canvas, canvas.sampled)
+
+
+def _gap(a: Tensor, b: Tensor) -> dict[str, float]:
+    gap = (a.double() - b.double()).abs()
+    return {"mean": float(gap.mean()), "largest": float(gap.max())}
+
+
+def _gradients(bench: Bench, canvas: Canvas, again: bool = False) -> Tensor:
+    model = bench.model
+    model.zero_grad(set_to_none=True)
+    with activations.recomputed(model, again):
+        (model.score(canvas, canvas.sampled).sum() / canvas.sampled.sum()).backward()
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def check(config: Config, device: torch.device) -> Rows:
+    """Differences of log-probabilities (nats) or gradients (share of their norm) between two ways to one result."""
+    rows: Rows = []
+
+    def add(what: str, compare: Callable[[], dict[str, float]]) -> None:
+        try:
+            rows.append({"what": what, **compare()})
+        except Exception as error:
+            rows.append({"what": what, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
+
+    whole = Bench(config, CHECK[config.size], device, torch.float32)
+    half = Bench(config, CHECK[config.size], device, torch.bfloat16)
+    half.model.load_state_dict(whole.model.state_dict())
+    whole.model.load_state_dict(half.model.state_dict())  # the same weights, rounded, in both
+    texts, rounds = whole.texts(config.rows), whole.rounds(2)
+    exact = {id(c): _scores(whole.model, c, SDPBackend.MATH) for c in (texts, rounds)}
+    kinds = {"flash": SDPBackend.FLASH_ATTENTION}
+    if device.type == "cuda":
+        kinds["memory-efficient"] = SDPBackend.EFFICIENT_ATTENTION
+    for name, canvas in (("texts", texts), ("rounds", rounds)):
+        right = exact[id(canvas)]
+        add(f"bfloat16 − float32, {name}", lambda c=canvas, r=right: _gap(_scores(half.model, c), r))
+        for kind, kernel in kinds.items():
+            if not (name == "rounds" and kind == "flash"):  # groups of several lengths have a mask, which flash refuses
+                add(
+                    f"bfloat16, {kind} − math, {name}",
+                    lambda c=canvas, k=kernel: _gap(_scores(half.model, c, k), _scores(half.model, c, SDPBackend.MATH)),
+                )
+        add(f"float32, default kernel − math, {name}", lambda c=canvas, r=right: _gap(_scores(whole.model, c), r))
+    add("bfloat16, a row alone − in its batch", lambda: _gap(
+        torch.cat([_scores(half.model, rounds.rows(torch.tensor([i], device=device))) for i in range(2)]),
+        _scores(half.model, rounds)))  # fmt: skip
+    add("float32 head of bfloat16 states − float64", functools.partial(_head, half, device))
+    plain = _gradients(whole, rounds)
+    add("gradients, checkpointing − plain", lambda: _relative(_gradients(whole, rounds, again=True), plain))
+    merged = functools.partial(_merge, config, device, rounds)
+    add("float32, adapters − merged", merged)
+    whole.model.compile_layers()
+    add("float32, compiled − eager, rounds", lambda: _gap(_scores(whole.model, rounds), exact[id(rounds)]))
+    add("gradients, compiled − eager", lambda: _relative(_gradients(whole, rounds), plain))
+    return rows
+
+
+def _relative(a: Tensor, b: Tensor) -> dict[str, float]:
+    return {"largest": float((a - b).norm() / b.norm())}
+
+
+def _head(bench: Bench, device: torch.device) -> dict[str, float]:
+    hidden = torch.randn(256, bench.shape.body["hidden_size"], device=device).bfloat16()
+    rows = bench.model.backbone.lm_head.weight[: min(4096, len(bench.model.backbone.lm_head.weight))]
+    return _gap(float32_logits(hidden, rows), hidden.double() @ rows.double().T)
+
+
+def _merge(config: Config, device: torch.device, canvas: Canvas) -> dict[str, float]:
+    bench = Bench(config, CHECK[config.size], device, torch.float32)
+    lora.add_adapters(bench.model, 8, 16.0)
+    for layer in lora.adapters(bench.model).values():
+        layer.lora_B["default"].weight.data.normal_(0, 0.02)
+    apart = _scores(bench.model, canvas)
+    for layer in lora.adapters(bench.model).values():
+        layer.merge()
+    return _gap(_scores(bench.model, canvas), apart)
+
+
+def rollout(bench: Bench, peak: float) -> Rows:
+    """Seconds of a batch of rollouts. passes: forward passes of the batch."""
+    s, found, device = bench.shape, [], bench.device
+    keys = [noise.key(bench.config.seed, i) for i in range(bench.config.rows)]
+    text = SamplerConfig(text_steps=s.steps, text_block=s.block, text_threshold=None)
+    image = SamplerConfig(image_steps=s.image_steps, edit_share=0.125)
+    arms = {
+        "text, no cache": ("text", text),
+        "text, prefix cache": ("text", dataclasses.replace(text, approximate_cache="prefix")),
+        "text, dual cache": ("text", dataclasses.replace(text, approximate_cache="dual")),
+        "picture": ("image", image),
+        "edit, the whole picture": ("edit", dataclasses.replace(image, edit="full")),
+        "edit, an eighth by confidence": ("edit", dataclasses.replace(image, edit="confidence")),
+    }
+    for name, (writes, settings) in arms.items():
+        prompts = bench.prompts(writes)
+        sampler = InterleavedSampler(bench.model, settings)
+        reset_memory(device)
+        costs = []
+        took = seconds(lambda: costs.append(sampler.sample(prompts, keys)), device, 1)  # noqa: B023
+        cost = [r.compute.total for r in costs[-1]]
+        flops, tokens = sum(c.flops for c in cost), sum(c.token_forwards for c in cost)
+        found.append({
+            "what": name, "seconds": took, "rollouts/s": len(keys) / took, "passes": cost[0].forwards,
+            "token-forwards/s": tokens / took, "TFLOP/s": flops / took / 1e12,
+            "share of peak": flops / took / peak, "GB": gigabytes(device),
+        })  # fmt: skip
+    return found
+
+
+@contextlib.contextmanager
+def eager() -> Iterator[None]:
+    """Inside, what torch.compile has made is not used."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+WAYS = {"eager": eager, "compiled": contextlib.nullcontext}
+
+
+def score(bench: Bench, peak: float) -> Rows:
+    """Seconds to score all sampled tokens. A compiled pass is made ready before it is timed."""
+    found: Rows = []
+    bench.model.compile_layers()
+    for name, canvas in bench.canvases().items():
+        with eager():
+            tokens, flops = bench.flops(canvas)
+        for way, context in WAYS.items():
+            reset_memory(bench.device)
+            with context():
+                took = seconds(lambda: _scores(bench.model, canvas), bench.device)  # noqa: B023
+            found.append(_speed(f"{name}, {way}", took, sum(tokens), flops, peak, bench.device))
+    return found
+
+
+def update(bench: Bench, peak: float) -> Rows:
+    """Seconds of forward and backward over a micro-batch, with adapters and checkpointing, and of an optimizer step;
+    memory beside what the formulas of tools/memory_plan.py give. FLOPs are three forward passes: checkpointing runs
+    two, and the backward pass of frozen weights is one, to their inputs."""
+    model, device, body = bench.model, bench.device, bench.model.backbone.config
+    rank = bench.shape.rank
+    lora.add_adapters(model, rank, float(rank))
+    model.compile_layers()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6)
+    bytes_ = model.dtype.itemsize
+    state = bytes_ * memory_plan.weights(body) + 16 * memory_plan.adapters(body, rank)
+    found: Rows = []
+    for name, canvas in bench.canvases().items():
+
+        def one(canvas: Canvas = canvas) -> None:
+            with activations.recomputed(model, True):
+                (-model.score(canvas, canvas.sampled).mean()).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        with eager():
+            tokens, flops = bench.flops(canvas)
+        inputs = bytes_ * body.hidden_size * body.num_hidden_layers * sum(tokens)
+        planned = state + inputs + memory_plan.kept_in_a_layer(body, bytes_, rank) * max(tokens)
+        for way, context in WAYS.items():
+            reset_memory(device)
+            with context():
+                took = seconds(one, device)
+            speed = _speed(f"{name}, {way}", took, sum(tokens), 3 * flops, peak, device)
+            found.append({**speed, "planned GB": planned / 1e9})
+    return found
+
+
+def _speed(what: str, took: float, tokens: int, flops: float, peak: float, device: torch.device) -> dict[str, Any]:
+    rate = flops / took
+    return {
+        "what": what, "seconds": took, "tokens": tokens, "tokens/s": tokens / took, "TFLOP/s": rate / 1e12,
+        "share of peak": rate / peak, "GB": gigabytes(device),
+    }  # fmt: skip
+
+
+# -------------------------------------------------------------------- the program
+
+
+def table(rows: Rows) -> str:
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}" if value < 1e9 else f"{value:.3g}"
+        return "" if value is None else str(value)
+
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(cell(row.get(h)) for h in heads) + " |" for row in rows)])
+
+
+PARTS = {"rollout": rollout, "score": score, "update": update}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    import transformers
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
+    return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def run(config: Config) -> dict[str, Any]:
+    """All sections that are asked for, each printed as soon as it is there."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    peak = peak_rate(device, dtype, 8192 if device.type == "cuda" else 512)
+    result: dict[str, Any] = {"size": config.size, **machine(device), "matrix TFLOP/s": peak / 1e12}
+    print(json.dumps(result), flush=True)
+    bench = None
+    for name in config.sections.split(","):
+        start = time.perf_counter()
+        try:
+            if name == "check":
+                rows = check(config, device)
+            else:
+                bench = bench or Bench(config, SHAPES[config.size], device, dtype)
+                rows = PARTS[name](bench, peak)
+        except Exception as error:
+            traceback.print_exc()
+            rows = [{"what": name, "error": f"{type(error).__name__}: {error}"}]
+        result[name] = rows
+        print(f"\n## {name} ({time.perf_counter() - start:.0f} s)\n\n{table(rows)}", flush=True)
+        reset_memory(device)
+        if config.output:
+            Path(config.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def main() -> None:
+    config = parse(Config, description=__doc__ or "")
+    if unknown := set(config.sections.split(",")) - set(SECTIONS):
+        raise SystemExit(f"error: sections has {sorted(unknown)}; choose from {', '.join(SECTIONS)}")
+    result = run(config)
+    if any("error" in row for name in SECTIONS for row in result.get(name, [])):
+        raise SystemExit("error: a part failed; see the rows with an error above")
+
+
+if __name__ == "__main__":
+    run_program(main)
