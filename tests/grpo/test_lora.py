@@ -233,3 +233,16 @@ def test_gradient_checkpointing_changes_nothing_but_memory(make_trainer, weights
         assert bool(calls) == on and not any(m.training for m in trainer.model.modules())
         runs.append(weights(trainer))
     assert difference(*runs) == 0
+
+
+def test_the_setting_compile_reaches_the_body(make_trainer, tmp_path):
+    """What compiled layers give is compared in tests/tools/test_bench_gpu.py."""
+    torch.compiler.reset()
+    for on in (False, True):
+        trainer = make_trainer(compile=on, max_steps=1, output_dir=str(tmp_path / str(on)))
+        with torch.compiler.set_stance("fail_on_recompile"):
+            if on:
+                with pytest.raises(RuntimeError, match="recompile"):
+                    trainer.train()
+            else:
+                trainer.train()

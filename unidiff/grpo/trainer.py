@@ -88,6 +88,8 @@ class GRPOTrainer:
             lora.add_adapters(self.model, config.lora_rank, config.lora_alpha, config.seed)
         if config.gradient_checkpointing:
             activations.enable(self.model)
+        if config.compile:
+            self.model.compile_layers()
         self.reference = lora.reference(self.model, fresh=config.lora_rank > 0) if config.beta else None
         self.weights = distributed.weights_for(self.model, self.accelerator, config.max_grad_norm)
         self.sampler = InterleavedSampler(self.model, config.sampler())
