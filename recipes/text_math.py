@@ -25,14 +25,17 @@ Config = with_defaults(
     model=str(Path(__file__).resolve().parent / "base_tasks"),
     # rollouts
     num_prompts=8,
-    num_generations=8,
+    num_generations=16,
     text_block=1,  # token by token: where confident tokens come first, every sample begins in the same way
     # the estimate of a text's log-probability, and the loss
     text_estimator="fading_out",
     text_min_ratio=0.6,
+    scale_rewards="none",  # where nobody reaches the target, there is little to learn: it is not made large
     # optimizer
-    max_steps=100,
-    learning_rate=2e-4,
+    max_steps=80,
+    num_iterations=2,
+    micro_batch_size=64,
+    learning_rate=3e-4,
     eval_size=512,
 )
 

@@ -189,20 +189,23 @@ def cache(config: Config) -> None:
         )
 
 
+def same_step(bench: Bench) -> tuple[dict[str, float], Experience, GRPOTrainer]:
+    """The metrics of a default GRPO step, the fastest of some repeats: the weights stay, so each writes and trains the
+    same rows. Its experience, and the trainer."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = GRPOConfig(
+            output_dir=folder, save_steps=0, quiet=True, check_ratio_every=0, learning_rate=1e-30, warmup_steps=0
+        )
+        trainer = GRPOTrainer(bench.model, bench.task, settings)
+        repeats = [trainer.step(0) for _ in range(bench.config.repeats + 1)]
+    metrics, experience = min(repeats[1:], key=lambda each: each[0]["seconds"])
+    return metrics, experience, trainer
+
+
 def step(config: Config) -> None:
     """Seconds of a GRPO step of 64 rollouts by phase, and the share of the machine's matrix peak in scoring."""
     bench = Bench(config)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = GRPOConfig(
-            output_dir=folder, max_steps=config.repeats + 1, save_steps=0, quiet=True, check_ratio_every=0
-        )
-        seconds: list[dict[str, float]] = []
-        trainer = GRPOTrainer(
-            bench.model, bench.task, settings, on_step=lambda step, metrics, experience: seconds.append(metrics)
-        )
-        trainer.train()
-        _, experience = trainer.step(config.repeats + 1)
-    best = min(seconds[1:], key=lambda m: m["seconds"])
+    best, experience, _ = same_step(bench)
     phases = {k.removeprefix("seconds/"): v for k, v in best.items() if k.startswith("seconds/")}
     print("| " + " | ".join(phases) + " | step |\n" + "|---" * (len(phases) + 1) + "|")
     print("| " + " | ".join(f"{v:.2f} s" for v in phases.values()) + f" | {best['seconds']:.2f} s |")
@@ -226,13 +229,9 @@ def rewards(config: Config) -> None:
     """Seconds of a default GRPO step, and of what it does for its rewards apart from their own work: copies of the
     views, calls, checks, table and router, measured with as many rewards that return at once."""
     bench = Bench(config)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = GRPOConfig(output_dir=folder, save_steps=0, quiet=True, check_ratio_every=0)
-        trainer = GRPOTrainer(bench.model, bench.task, settings)
-        steps = [trainer.step(i) for i in range(config.repeats + 1)]
-    whole = min(metrics["seconds"] for metrics, _ in steps[1:])
-    rows = steps[-1][1].rows
-    group_B = torch.arange(len(rows)) // settings.num_generations
+    best, experience, trainer = same_step(bench)
+    whole, rows = best["seconds"], experience.rows
+    group_B = torch.arange(len(rows)) // trainer.config.num_generations
     idle = [replace(r, function=lambda segments, **columns: [1.0] * len(segments)) for r in trainer.rewards]
     table = reward_table(trainer.rewards, rows)
 

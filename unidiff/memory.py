@@ -25,8 +25,10 @@ class PeakMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in _pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in _pytree.tree_leaves(out):
-            if isinstance(tensor, Tensor):
+            # A view has the storage of what it is a view of: if that is new here, it is counted already.
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in given:
                 self._see(tensor.untyped_storage())
         return out
 

@@ -51,7 +51,7 @@ class GRPOConfig(SamplerConfig):
         "optimizer", False, "compute activations twice instead of keeping them; changes memory and speed only"
     )
     compile: bool = setting(
-        "optimizer", False, "torch.compile the body's layers: a minute at the start, then faster; results round differently"
+        "optimizer", False, "torch.compile the body's layers: a minute at the start; results round differently"
     )
 
     loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo", "gspo", "gmpo"] = setting(

@@ -148,7 +148,7 @@ def value_of(expression: str) -> tuple[Fraction, list[int]] | None:
         return None
 
 
-@reward(on="text")
+@reward(on="text", weight=0.2)
 def steps(segments: Sequence[Any], **columns: Any) -> list[float]:
     """The share of the calculation's steps that are right (see `steps_right`)."""
     return [steps_right(s.columns["problem"], s.text) for s in segments]
