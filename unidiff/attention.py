@@ -9,6 +9,7 @@ seen, a large negative number elsewhere (not -inf: a pad's row of -inf would be 
 from __future__ import annotations
 
 import bisect
+import copy
 import dataclasses
 import itertools
 from collections import Counter
@@ -208,6 +209,12 @@ class SegmentCache:
         """Keeps the given rows (an index may come several times)."""
         self.layers = [None if x is None else (x[0][index], x[1][index]) for x in self.layers]
 
+    def only(self, index: Tensor) -> SegmentCache:
+        """A copy of some rows."""
+        other = copy.copy(self)
+        other.rows(index)
+        return other
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length
 
@@ -232,6 +239,12 @@ class IndexedCache:
                 kept[:, :, self.columns] = new
         return store
 
+    def only(self, index: Tensor) -> IndexedCache:
+        """A copy of some rows."""
+        other = IndexedCache(len(self.layers))
+        other.layers = [None if x is None else (x[0][index], x[1][index]) for x in self.layers]
+        return other
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
@@ -252,6 +265,7 @@ class Context:
         self.cache = SegmentCache(layers, capacity) if cache and not bidirectional else None
         self.indexed = IndexedCache(layers) if indexed else None
         self._full = True  # no pads anywhere
+        self._fewer: tuple[Tensor, Context] | None = None  # the rows that `only` was last asked for
 
     def inputs(self, block: Tokens, dtype: torch.dtype, part: slice | None = None) -> tuple[Tokens, Tensor | None, int]:
         """What to run to read `block`, whose rows may be only the context's first ones: tokens, additive mask (None =
@@ -274,6 +288,28 @@ class Context:
         mask = None if self._full and self.indexed is None else additive(seen, dtype)
         return query, mask, block.shape[1] if part is None else query.shape[1]
 
+    def only(self, rows: Tensor, among: int, first: bool) -> Context:
+        """Some rows of this context, to be read, while rows of a loop are done one after another.
+
+        rows: int64, ascending, of the context's first `among`. first: the loop begins again; from then on each call's
+        rows are among those of the call before. Keys and values are copied only where the rows have become fewer.
+        """
+        if first:
+            self._fewer = None
+        held, context = self._fewer or (torch.arange(among, device=rows.device), self)
+        if len(rows) < len(held):
+            context = context._copy(torch.searchsorted(held, rows), first)
+            self._fewer = rows, context
+        return context
+
+    def _copy(self, index: Tensor, first: bool) -> Context:
+        other = copy.copy(self)
+        other.tokens = None if self.tokens is None else self.tokens.rows(index)
+        other.cache = None if self.cache is None else self.cache.only(index)
+        if self.indexed is not None:  # what is kept of the loop before is of no use
+            other.indexed = IndexedCache(len(self.indexed.layers)) if first else self.indexed.only(index)
+        return other
+
     @property
     def keys(self) -> SegmentCache | IndexedCache | None:
         """What the body is called with."""
@@ -294,6 +330,7 @@ class Context:
         self._look()
 
     def _look(self) -> None:
+        self._fewer = None
         if self.bidirectional:  # asked once a segment, not in every denoising step
             self._full = self.tokens is None or bool(self.tokens.valid.all())
 

@@ -28,10 +28,19 @@ if TYPE_CHECKING:
 
 _TEXT, _ORDER, _IMAGE, _REVEAL, EDIT = range(5)  # what noise is for: the last number of a stream
 
-# (ids [B, N], columns at work, whether it is their first step, rows [B] that are not done) -> [B, columns, V]
-ReadText = Callable[[Tensor, slice, bool, Tensor], Tensor]
-# (ids [B, E], rows [B] that are not done) -> [B, E, V]
-ReadImage = Callable[[Tensor, Tensor], Tensor]
+
+@dataclass
+class Step:
+    """One step of a loop. rows: int64 [b], the rows that are not done: no other is read. number: of its block or image,
+    from 0. at: the columns at work."""
+
+    rows: Tensor
+    number: int
+    at: slice
+
+
+# (ids [b, N] of the step's rows, step) -> log-probabilities [b, columns at work, V]
+Read = Callable[[Tensor, Step], Tensor]
 
 
 @dataclass
@@ -50,11 +59,11 @@ class Drawn:
         ones = torch.ones(like.shape, device=like.device)
         return cls(torch.full_like(like, mask), torch.full_like(like, -1), ones, [] if trace else None)
 
-    def note(self, masked: Tensor, log_prob: Tensor, at: slice = slice(None)) -> None:
-        """Keeps what was drawn in a step, if a trace is wanted. masked: bool, before the step, of the columns `at`."""
+    def note(self, masked: Tensor, log_prob: Tensor, step: Step) -> None:
+        """Keeps what was drawn in a step, if a trace is wanted. masked: bool, before it."""
         if self.trace is not None:
             row = torch.full_like(self.probability, torch.nan)
-            row[:, at] = torch.where(masked, log_prob.exp(), torch.nan)
+            row[step.rows, step.at] = torch.where(masked, log_prob.exp(), torch.nan)
             self.trace.append(row)
 
     def traced(self, row: int, n: int) -> Tensor | None:
@@ -64,19 +73,19 @@ class Drawn:
         steps = torch.stack(self.trace)[:, row] if self.trace else self.probability.new_zeros(0, self.ids.shape[1])
         return steps[~steps.isnan().all(1)][:, :n]
 
-    def commit(self, where: Tensor, ids: Tensor, step: Tensor | int, log_prob: Tensor, at: slice = slice(None)) -> None:
-        """where: bool, of the columns `at`."""
-        new = ((self.ids, ids), (self.step, step), (self.probability, log_prob.exp()))
-        self.ids, self.step, self.probability = (_put(old, where, value, at) for old, value in new)
+    def commit(self, where: Tensor, ids: Tensor, number: Tensor | int, log_prob: Tensor, step: Step) -> None:
+        """where: bool, of the columns and rows at work. number: of the step, as it is kept."""
+        new = ((self.ids, ids), (self.step, number), (self.probability, log_prob.exp()))
+        self.ids, self.step, self.probability = (_put(old, where, value, step) for old, value in new)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Drawn:
         trace = None if self.trace is None else [f(t) for t in self.trace]
         return Drawn(f(self.ids), f(self.step), f(self.probability), trace)
 
 
-def _put(old: Tensor, where: Tensor, value: Tensor | int, at: slice) -> Tensor:
+def _put(old: Tensor, where: Tensor, value: Tensor | int, step: Step) -> Tensor:
     out = old.clone()
-    out[:, at] = torch.where(where, value, old[:, at])
+    out[step.rows, step.at] = torch.where(where, value, old[step.rows, step.at])
     return out
 
 
@@ -91,40 +100,42 @@ def text_blocks(size: int, config: SamplerConfig) -> Iterator[tuple[slice, int, 
 
 
 def denoise_text(
-    text: Drawn, read: ReadText, keys_B: Tensor, turn: int, config: SamplerConfig, spec: ModelSpec
+    text: Drawn, read: Read, keys_B: Tensor, turn: int, config: SamplerConfig, spec: ModelSpec
 ) -> Iterator[None]:
-    """Fills the masked tokens of a text's canvas [B, N], up to each row's first end token. turn: part of the noise
-    streams, another one for each text of a sequence."""
-    size, low = text.ids.shape[1], spec.text_range[0]
+    """Fills the masked tokens of a text's canvas [B, N], up to each row's first end token. A row is read until its
+    block is full or its text has ended. turn: part of the noise streams, another one for each text of a sequence."""
+    low = spec.text_range[0]
     end = torch.tensor(spec.text_end, dtype=torch.int64, device=text.ids.device)
     greedy = config.greedy or not config.text_temperature
+    columns = torch.arange(text.ids.shape[1], device=text.ids.device)
     taken = torch.zeros(len(text.ids), dtype=torch.int64, device=text.ids.device)  # steps of each row
-    for at, steps, first in text_blocks(size, config):
-        place = torch.arange(size, device=text.ids.device)[at]
-        inside = torch.zeros(size, dtype=torch.bool, device=text.ids.device)
-        inside[at] = True
-        for step in range(steps):
+    for at, steps, first in text_blocks(len(columns), config):
+        place = columns[at]
+        inside = (columns >= at.start) & (columns < at.stop)
+        for number in range(steps):
             masked = (text.ids == spec.mask) & inside
-            active = ~text_rules.finished(text.ids, masked, end)
-            if not bool(active.any()):  # the one host sync of a step: it saves every forward after the last token
+            rows = (~text_rules.finished(text.ids, masked, end)).nonzero()[:, 0]  # the one host sync of a step
+            if not len(rows):
                 break
-            log_probs = read(text.ids, at, step == 0, active)
+            step = Step(rows, number, at)
+            ids, masked, keys = text.ids[rows], masked[rows], keys_B[rows]
+            log_probs = read(ids, step)
             share = _forbid_mask(log_probs, spec)
             # A stream is numbered by the plan, not by the steps taken: those depend on the rows beside.
-            uniform = noise.uniform(keys_B, (turn, first + step, _TEXT), place)
+            uniform = noise.uniform(keys, (turn, first + number, _TEXT), place)
             drawn, sure = draw(log_probs, uniform, greedy)
             log_prob = sure - share
-            candidate = _put(text.ids, masked[:, at], drawn + low, at)
-            free = text_rules.eligible(candidate, masked, end)[:, at]
+            ids[:, at] = torch.where(masked[:, at], drawn + low, ids[:, at])
+            free = text_rules.eligible(ids, masked, end)[:, at]
             if config.text_threshold is not None:
                 commit = text_rules.commit_threshold(sure.exp(), free, config.text_threshold)
             else:
-                order = noise.uniform(keys_B, (turn, first + step, _ORDER), place)
+                order = noise.uniform(keys, (turn, first + number, _ORDER), place)
                 score = text_rules.confidence(config.text_order, log_probs, drawn, order)
-                commit = text_rules.commit_top(score, free, text_rules.commit_count(masked, step, steps))
-            text.note(masked[:, at] & active[:, None], log_prob, at)
-            text.commit(commit, drawn + low, taken[:, None], log_prob, at)
-            taken = taken + active
+                commit = text_rules.commit_top(score, free, text_rules.commit_count(masked, number, steps))
+            text.note(masked[:, at], log_prob, step)
+            text.commit(commit, drawn + low, taken[rows, None], log_prob, step)
+            taken[rows] += 1
             yield
 
 
@@ -149,7 +160,7 @@ def text_length(ids: Tensor, spec: ModelSpec) -> Tensor:
 
 def denoise_image(
     image: Drawn,
-    read: ReadImage,
+    read: Read,
     keys_B: Tensor,
     turn: int,
     config: SamplerConfig,
@@ -158,34 +169,38 @@ def denoise_image(
     valid: Tensor,
     whole: int,
 ) -> Iterator[None]:
-    """Fills the tokens [B, E] of an image of `whole` tokens that are to be denoised.
+    """Fills the tokens [B, E] of an image of `whole` tokens that are to be denoised. A row is read for as many steps as
+    its tokens take.
 
     place: [B, E] int64, where in the image each stands. valid: [B, E] bool, False = none, where a row has fewer.
     """
-    count = valid.sum(1)
-    steps_B = image_rules.edit_steps(count, whole, config.image_steps)
+    count_B = valid.sum(1)
+    steps_B = image_rules.edit_steps(count_B, whole, config.image_steps)
+    planned = steps_B.masked_fill(count_B == 0, 0).tolist()
     schedule = SCHEDULES[config.image_schedule]
-    for step in range(int(steps_B.max())):
-        active = (count > 0) & (step < steps_B)
-        log_probs = read(image.ids, active)
-        uniform = noise.uniform(keys_B, (turn, step, _IMAGE), place)
+    for number in range(max(planned)):
+        rows = torch.tensor([i for i, n in enumerate(planned) if n > number], device=place.device)
+        step = Step(rows, number, slice(None))
+        keys, at, steps = keys_B[rows], place[rows], steps_B[rows]
+        log_probs = read(image.ids[rows], step)
+        uniform = noise.uniform(keys, (turn, number, _IMAGE), at)
         drawn, log_prob = draw(log_probs, uniform, config.greedy)
-        masked, reveal = valid & (image.step < 0), (turn, step, _REVEAL)
+        masked, reveal = valid[rows] & (image.step[rows] < 0), (turn, number, _REVEAL)
         if config.image_sampler == "emerge":
-            appears = noise.uniform(keys_B, reveal, place)
-            commit = image_rules.emerge_commit(masked, step, steps_B, schedule, appears)
+            appears = noise.uniform(keys, reveal, at)
+            commit = image_rules.emerge_commit(masked, number, steps, schedule, appears)
         else:
             commit = image_rules.maskgit_commit(
                 masked,
                 log_prob,
-                step,
-                steps_B,
-                count,
+                number,
+                steps,
+                count_B[rows],
                 schedule,
                 0.0 if config.greedy else config.image_noise,
-                noise.gumbel(keys_B, reveal, place),
+                noise.gumbel(keys, reveal, at),
                 ANNEALING[config.image_annealing],
             )
-        image.note(masked, log_prob)
-        image.commit(commit, drawn + spec.image_offset, step, log_prob)
+        image.note(masked, log_prob, step)
+        image.commit(commit, drawn + spec.image_offset, number, log_prob, step)
         yield

@@ -22,7 +22,7 @@ from unidiff.canvas import Tokens
 from unidiff.images import to_pil
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
-from unidiff.sampling.denoise import Drawn, denoise_image, denoise_text
+from unidiff.sampling.denoise import Drawn, Step, denoise_image, denoise_text
 from unidiff.sampling.draw import check_drawn
 from unidiff.sequence import Modality, check_parts
 from unidiff.templates import Guided, Layout, Role
@@ -173,14 +173,18 @@ class _Filling:
         (segment, kind), at = self.targets[k], self.places[k]
         drawn = Drawn.nothing(at[: len(self.layouts)], self.model.spec.mask)
         args = self.keys, k, self.config, self.model.spec
+
+        def read(ids: Tensor, step: Step) -> Tensor:
+            return self._read(at, ids, kind, step)
+
         if kind is Modality.TEXT:
-            steps = denoise_text(drawn, lambda ids, part, _, __: self._read(at, ids, kind, part), *args)
+            steps = denoise_text(drawn, read, *args)
         else:
             cells = self.layouts[0].places(segment)
             place = torch.tensor([cells.index(i) for i in at[0].tolist()], device=at.device)
             place = place.expand(len(self.layouts), -1)
             valid = torch.ones_like(place, dtype=torch.bool)
-            steps = denoise_image(drawn, lambda ids, _: self._read(at, ids, kind), *args, place, valid, len(cells))
+            steps = denoise_image(drawn, read, *args, place, valid, len(cells))
         for _ in steps:
             self._show(at, drawn)
             yield
@@ -189,20 +193,20 @@ class _Filling:
     def _show(self, at: Tensor, drawn: Drawn) -> None:
         """Puts what is drawn where all loops see it."""
         rows = len(self.layouts)
-        self.tokens = self.tokens.with_ids(self._with(at, drawn.ids))
+        everywhere = drawn.ids.repeat(len(at) // rows, 1)
+        self.tokens = self.tokens.with_ids(self.tokens.ids.scatter(1, at, everywhere))
         self.step = self.step.scatter(1, at[:rows], drawn.step)
         self.probability = self.probability.scatter(1, at[:rows], drawn.probability)
 
-    def _with(self, at: Tensor, ids: Tensor) -> Tensor:
-        return self.tokens.ids.scatter(1, at, ids.repeat(len(at) // len(ids), 1))
-
-    def _read(self, at: Tensor, ids: Tensor, kind: Modality, part: slice = slice(None)) -> Tensor:
-        scales = [pair[kind] for pair in self.scales]
-        count = len(self.layouts)
-        rows = slice(None) if any(scales) else slice(count)
-        tokens = self.tokens.with_ids(self._with(at, ids)).rows(rows)  # type: ignore[arg-type]
+    def _read(self, at: Tensor, ids: Tensor, kind: Modality, step: Step) -> Tensor:
+        """Log-probabilities of the targets at the columns [R, n], of the step's rows: ids [b, n]."""
+        scales, count = [pair[kind] for pair in self.scales], len(self.layouts)
+        prompts = len(at) // count if any(scales) else 1
+        rows = torch.cat([step.rows + i * count for i in range(prompts)])
+        tokens, at = self.tokens.rows(rows), at[rows]
+        tokens = tokens.with_ids(tokens.ids.scatter(1, at, ids.repeat(prompts, 1)))
         hidden = self.model.hidden(tokens, self.mask[rows])
-        columns = at[rows][:, part, None].expand(-1, -1, hidden.shape[2])
-        whole, *others = hidden.gather(1, columns).split(count)
+        columns = at[:, step.at, None].expand(-1, -1, hidden.shape[2])
+        whole, *others = hidden.gather(1, columns).split(len(ids))
         temperature = self.config.text_temperature if kind is Modality.TEXT else self.config.image_temperature
         return self.model.log_probs(whole, kind, temperature, list(zip(scales, others)), count_mask=True)

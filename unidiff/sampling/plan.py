@@ -42,3 +42,10 @@ def longest(rollout: Rollout, spec: ModelSpec, max_rounds: int) -> dict[Modality
         Modality.TEXT: sum(sizes[part.kind] for part in parts if part.kind == "text"),
         Modality.IMAGE: sum(sizes[part.kind] for part in parts if part.kind != "text"),
     }
+
+
+def frame_of(spec: ModelSpec, grid: tuple[int, int], announced: bool, behind: tuple[int, ...] = ()) -> list[int]:
+    """An image as a part of a sequence, with masks as its content."""
+    separator = [] if spec.row_separator is None else [spec.row_separator]
+    begin = spec.before_image if announced else spec.image_begin
+    return [*begin, *([spec.mask] * grid[1] + separator) * grid[0], *spec.image_end, *behind]

@@ -22,18 +22,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from unidiff.attention import Context
 from unidiff.canvas import Tokens
 from unidiff.model import UnifiedModel
 from unidiff.sampling import controls
 from unidiff.sampling import edit as edits
 from unidiff.sampling.compute import ComputeMeter, ModelFlops
 from unidiff.sampling.config import SamplerConfig
-from unidiff.sampling.denoise import EDIT, Drawn, denoise_image, denoise_text, text_length
+from unidiff.sampling.denoise import EDIT, Drawn, Step, denoise_image, denoise_text, text_length
 from unidiff.sampling.draw import check_drawn
-from unidiff.sampling.plan import Part, parts_of
+from unidiff.sampling.plan import Part, frame_of, parts_of
 from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sequence import Interleaved, Locate, Modality, Prompt, Segment
-from unidiff.spec import ModelSpec
 
 
 class Writing:
@@ -147,7 +147,7 @@ class Writing:
         """Begins the context. each: the prompts, whole and without what guidance leaves out."""
         canvas = self.model.render([p for kind in each for p in kind])
         images, grid = self._last_images(each)
-        widths = {"text": self.room, "picture": len(_frame(self.spec, grid, announced=False))}
+        widths = {"text": self.room, "picture": len(frame_of(self.spec, grid, announced=False))}
         rounds = len(self.behind) + sum(widths["text" if part.kind == "text" else "picture"] for part in self.parts)
         if canvas.shape[1] + rounds > self.spec.max_positions:
             pictures = sum(part.kind != "text" for part in self.parts)
@@ -186,52 +186,54 @@ class Writing:
 
     def _count(
         self,
+        context: Context,
         block: Tokens,
         phase: str,
+        rows: Tensor,
         head: int = 0,
         positions: Tensor | None = None,
-        active: Tensor | None = None,
         part: slice | None = None,
     ) -> None:
-        """One forward over a block with each of the prompts, as the meter counts it: with a cache only the block, or
-        the part of it that is run. positions: [B] whose logits are computed."""
-        rows = len(self.index)
-        active = torch.ones_like(self.index, dtype=torch.bool) if active is None else active
-        for start in range(0, block.shape[0], rows):
-            tokens = block.valid[start : start + rows].sum(1)
-            keys = tokens + self.context.lengths[start : start + rows]
-            run = keys if self.context.cache is None else tokens
+        """One forward of some rows [b] over a block with each of the prompts, as the meter counts it: with a cache only
+        the block, or the part of it that is run. positions: [b] whose logits are computed."""
+        index = self.index[rows]
+        for start in range(0, block.shape[0], len(rows)):
+            tokens = block.valid[start : start + len(rows)].sum(1)
+            keys = tokens + context.lengths[start : start + len(rows)]
+            run = keys if context.cache is None else tokens
             if part is not None:
                 run = torch.full_like(keys, part.stop - part.start)
-            self.meter.add(phase, self.index, run, keys, keys * 0 if positions is None else positions, head, active)
+            positions = keys * 0 if positions is None else positions
+            self.meter.add(phase, index, run, keys, positions, head, torch.ones_like(index, dtype=torch.bool))
 
     def _read(
         self,
         block: Tokens,
         modality: Modality,
         phase: str,
-        active: Tensor,
+        step: Step,
         at: Tensor,
         part: slice | None = None,
         counted: Tensor | None = None,
     ) -> Tensor:
-        """Log-probabilities [B, m, rows] at the places [B, m] of a block [R, n]. active: [B] bool, rows that are not
-        done. part: columns of the block that are run, `at` being places among them. counted: [B] places that count."""
+        """Log-probabilities [b, m, rows of the head] of the step's rows, at the places [B, m] of a block [R, n]. part:
+        columns of the block that are run, `at` being places among them. counted: [B] places that count."""
         low, high = self.spec.range_of(modality)
         scales = [pair[modality] for pair in self.config.scales.values()]
         temperature = self.config.text_temperature if modality is Modality.TEXT else self.config.image_temperature
-        rows = len(self.index) * (self._prompts if any(scales) else 1)
-        block = block.rows(slice(rows))  # type: ignore[arg-type]
-        positions = torch.full_like(self.index, at.shape[1]) if counted is None else counted
-        self._count(block, phase, high - low, positions, active, part)
-        hidden = self.model.read(self.context, block, part)
-        at = at.repeat(rows // len(self.index), 1)[:, :, None].expand(-1, -1, hidden.shape[2])
-        whole, *others = hidden.gather(1, at).split(len(self.index))
+        batch, prompts = len(self.index), self._prompts if any(scales) else 1
+        rows = torch.cat([step.rows + i * batch for i in range(prompts)])
+        context, block = self.context.only(rows, prompts * batch, step.number == 0), block.rows(rows)
+        positions = torch.full_like(step.rows, at.shape[1]) if counted is None else counted[step.rows]
+        self._count(context, block, phase, step.rows, high - low, positions, part)
+        hidden = self.model.read(context, block, part)
+        at = at[step.rows].repeat(prompts, 1)[:, :, None].expand(-1, -1, hidden.shape[2])
+        whole, *others = hidden.gather(1, at).split(len(step.rows))
         return self.model.log_probs(whole, modality, temperature, list(zip(scales, others)), count_mask=True)
 
     def _append(self, block: Tokens, phase: str) -> None:
         if self.context.cache is not None:
-            self._count(block, phase)
+            self._count(self.context, block, phase, torch.arange(len(self.index), device=self.keys.device))
         self.model.write(self.context, block)
 
     # ---------------------------------------------------------------- text
@@ -245,14 +247,13 @@ class Writing:
         text = Drawn.nothing(masks, self.spec.mask, self.trace)
         kind = self.config.approximate_cache
 
-        def read(ids: Tensor, at: slice, first: bool, active: Tensor) -> Tensor:
-            part = None
-            if kind != "none" and not first:  # the first step of a block runs everything, and keeps it
+        def read(ids: Tensor, step: Step) -> Tensor:
+            at, part = step.at, None
+            if kind != "none" and step.number:  # the first step of a block runs everything, and keeps it
                 part = at if kind == "dual" else slice(at.start, block.shape[1])
             place = torch.arange(at.start, at.stop, device=ids.device) - (part.start if part else 0)
-            now = block.with_ids(self._everywhere(torch.cat([ids, behind], 1)))
-            place = place.expand(len(ids), -1)
-            return self._read(now, Modality.TEXT, "text", active, place, part)
+            now = self._everywhere(torch.cat([masks.index_copy(0, step.rows, ids), behind], 1))
+            return self._read(block.with_ids(now), Modality.TEXT, "text", step, place.expand(len(masks), -1), part)
 
         for _ in denoise_text(text, read, self.keys, turn, self.config, self.spec):
             pass
@@ -339,8 +340,11 @@ class Writing:
         everything = torch.ones_like(self.image, dtype=torch.bool)
         place = torch.arange(self.image.shape[1], device=self.keys.device).expand_as(self.image)
         block, at = self._image_block(place, everything)
-        log_probs = self._read(block, Modality.IMAGE, "select", active, at)
-        copied = log_probs.gather(2, self.spec.codes(self.image).clamp(min=0)[:, :, None])[:, :, 0].exp()
+        rows = active.nonzero()[:, 0]
+        log_probs = self._read(block, Modality.IMAGE, "select", Step(rows, 0, slice(None)), at)
+        own = self.spec.codes(self.image[rows]).clamp(min=0)[:, :, None]
+        copied = torch.ones_like(everything, dtype=torch.float32)
+        copied[rows] = log_probs.gather(2, own)[:, :, 0].exp()
         return edits.lowest(copied, self.config.edit_share, self.config.edit_threshold)
 
     def _image_block(self, place: Tensor, valid: Tensor) -> tuple[Tokens, Tensor]:
@@ -374,9 +378,10 @@ class Writing:
         image = Drawn.nothing(place, self.spec.mask, self.trace)
         block, at = self._image_block(place, valid)
 
-        def read(ids: Tensor, active: Tensor) -> Tensor:
+        def read(ids: Tensor, step: Step) -> Tensor:
+            ids = image.ids.index_copy(0, step.rows, ids)
             now = _put(block.ids, self._everywhere(at), self._everywhere(ids), self._everywhere(valid))
-            return self._read(block.with_ids(now), Modality.IMAGE, "image", active, at, counted=count)
+            return self._read(block.with_ids(now), Modality.IMAGE, "image", step, at, counted=count)
 
         for _ in denoise_image(image, read, self.keys, turn, self.config, self.spec, place, valid, n):
             pass
@@ -409,7 +414,7 @@ class Writing:
     def _frame(self) -> tuple[Tensor, Tensor]:
         """An image as a part of a sequence, with masks as its content [w], and the places of that in
         it [n]. Where all rows have announced it, without the delimiter that they have written."""
-        frame = _frame(self.spec, self.grid, bool(self.announced.all()), self.behind)
+        frame = frame_of(self.spec, self.grid, bool(self.announced.all()), self.behind)
         ids = torch.tensor(frame, device=self.keys.device)
         return ids, (ids == self.spec.mask).nonzero()[:, 0]
 
@@ -435,13 +440,6 @@ class Writing:
             previous=nothing.scatter(1, columns, self.previous),
             valid=valid,
         )
-
-
-def _frame(spec: ModelSpec, grid: tuple[int, int], announced: bool, behind: tuple[int, ...] = ()) -> list[int]:
-    """An image as a part of a sequence, with masks as its content."""
-    separator = [] if spec.row_separator is None else [spec.row_separator]
-    begin = spec.before_image if announced else spec.image_begin
-    return [*begin, *([spec.mask] * grid[1] + separator) * grid[0], *spec.image_end, *behind]
 
 
 def _put(old: Tensor, place: Tensor, new: Tensor, valid: Tensor) -> Tensor:
