@@ -405,8 +405,9 @@ class UnifiedModel(nn.Module):
         for rows in like_lengths(lengths):  # little is padded
             index = torch.tensor(rows, device=tokens.ids.device)
             own = tokens.rows(index)
-            own = own.columns(slice(max(lengths[row] for row in rows)))
-            alike = len({lengths[row] for row in rows}) == 1  # then no mask, and the fastest kernels are allowed
+            width = max(1, *(lengths[row] for row in rows))
+            own = own.columns(slice(width))
+            alike = all(lengths[row] == width for row in rows)  # then no mask, and the fastest kernels are allowed
             mask = None if alike else additive(own.valid[:, None], self.dtype)
             row, column = scored[index, : own.shape[1]].nonzero(as_tuple=True)
             parts.append(self.hidden(own, mask)[row, column])
