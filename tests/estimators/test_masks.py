@@ -351,7 +351,7 @@ def test_unknown_names_and_options_are_told_with_the_nearest() -> None:
         ValueError, match=r"'fading_oot' is not known; known: .*image_random.*did you mean 'fading_out'"
     ):
         make("fading_oot")
-    with pytest.raises(ValueError, match=r"no option 'min_ration'; known: min_ratio; did you mean 'min_ratio'"):
+    with pytest.raises(ValueError, match=r"no option 'min_ration'; known: min_ratio, start; did you mean 'min_ratio'"):
         make("random", min_ration=0.5)
     with pytest.raises(ValueError, match=r"min_ratio is 1\.5"):
         make("image_random", min_ratio=1.5)

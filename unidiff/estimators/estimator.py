@@ -44,7 +44,7 @@ class Ask:
     """What one inner iteration asks an estimator: views of the sampled tokens of one modality.
 
     canvas: the rollouts [B, L]. place: where their tokens are (`Place.of(canvas)`). modality: of the tokens to mask.
-    iteration: 0 … iterations-1. keys_B: int64 [B], the rows' noise keys.
+    iteration: 0 … iterations-1. keys_B: int64 [B], the rows' noise keys. key: of the step, for what its rows share.
     """
 
     canvas: Canvas
@@ -53,6 +53,7 @@ class Ask:
     iteration: int
     iterations: int
     keys_B: Tensor
+    key: int = 0
 
     @cached_property
     def among(self) -> Tensor:
@@ -93,6 +94,10 @@ class Ask:
         """As `uniform`, but the same for both modalities. Where the estimators of texts and of images both hide
         prompt tokens with probability p, a token is then hidden with probability p, not 1 − (1−p)²."""
         return self._uniform(self.canvas.clean.offset, _PROMPT, *stream)
+
+    def step_uniform(self, *stream: int) -> float:
+        """A number in (0, 1), the same for all rows and inner iterations of a step."""
+        return float(noise.uniform(noise.keys(_STREAM, self.key), (int(self.modality), *stream), 1))
 
     def _uniform(self, offset: Tensor | int, *stream: int) -> Tensor:
         counter = self.canvas.segment * _SEGMENT_STRIDE + offset

@@ -1,4 +1,4 @@
-"""The ladder of mask ratios over the inner iterations."""
+"""Ladders of mask ratios over the inner iterations."""
 
 from __future__ import annotations
 
@@ -9,3 +9,13 @@ def ratio(min_ratio: float, iteration: int, iterations: int) -> float:
     Source: the code of MaskGRPO (arXiv 2510.02880); its text writes j/μ where this has (i+1)/μ.
     """
     return min(min_ratio + (1 - min_ratio) * (iteration + 1) / iterations, 0.999)
+
+
+def from_start(start: float, iteration: int, iterations: int) -> float:
+    """r_i = start + (1−start)·i/(μ−1), for inner iteration i = 0 … μ−1: an even grid from the start to 1, the start
+    alone if μ is 1.
+
+    Source: UniGRPO (MMaDA, arXiv 2505.15809), whose t / T this is. Its ablation has a spacing of T / μ instead (100,
+    300, …, 900) and does not say what comes after T; this grid never gets there.
+    """
+    return start + (1 - start) * iteration / max(iterations - 1, 1)

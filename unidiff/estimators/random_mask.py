@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from unidiff.estimators import ladder
+from unidiff.estimators.estimator import Ask
 from unidiff.estimators.independent import Independent
 from unidiff.estimators.registry import register
 
@@ -15,12 +18,22 @@ from unidiff.estimators.registry import register
 @dataclass(frozen=True)
 class RandomMask(Independent):
     """ℓ_j = log p(o_j | M masked, the rest of o visible) at j ∈ M; each token of o is in M with probability r_i,
-    independently; the prompt stands. r_i: see `ladder.ratio`.
+    independently; the prompt stands.
 
-    Source: UniGRPO (MMaDA, arXiv 2505.15809), with the ladder of `ladder.ratio` in place of its ratios.
+    start: "ladder" = r_i of `ladder.ratio`, from min_ratio (MaskGRPO's code). "uniform" = UniGRPO's: one start for each
+    step, uniform in (0, 1), and r_i of `ladder.from_start`; min_ratio has no effect.
+
+    Source: UniGRPO (MMaDA, arXiv 2505.15809). Two later papers use the same name for other methods: 2603.23500 (text
+    and flow-matching pictures with one advantage) and 2603.09538.
     """
 
     min_ratio: float = 0.6
+    start: Literal["ladder", "uniform"] = "ladder"
+
+    def ratio(self, ask: Ask) -> float:
+        if self.start == "ladder":
+            return super().ratio(ask)
+        return ladder.from_start(ask.step_uniform(), ask.iteration, ask.iterations)
 
     def probability(self, rank: Tensor, length: Tensor, ratio: float) -> Tensor:
         return torch.full_like(rank, ratio, dtype=torch.float64)

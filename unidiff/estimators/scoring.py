@@ -16,12 +16,14 @@ from unidiff.guidance import Guidance
 from unidiff.sequence import Modality
 
 
-def draw_views(canvas: Canvas, text: Estimator, image: Estimator, iterations: int, keys_B: Tensor) -> list[Draw]:
+def draw_views(
+    canvas: Canvas, text: Estimator, image: Estimator, iterations: int, keys_B: Tensor, key: int = 0
+) -> list[Draw]:
     """The draws of all inner iterations. The k-th views of both estimators are one view of the draw.
 
-    keys_B: int64 [B], one noise key a row. A view has one clean sequence: prompt tokens that one estimator hides are
-    hidden for both. Raises ValueError for keys that do not fit the canvas, for less than one iteration, and for
-    mistakes of an estimator (`checks.checked_views`).
+    keys_B: int64 [B], one noise key a row. key: of the step, see `Ask.step_uniform`. A view has one clean sequence:
+    prompt tokens that one estimator hides are hidden for both. Raises ValueError for keys that do not fit the canvas,
+    for less than one iteration, and for mistakes of an estimator (`checks.checked_views`).
     """
     if keys_B.shape != (canvas.shape[0],):
         raise ValueError(f"keys_B has shape {tuple(keys_B.shape)}, but the canvas has {canvas.shape[0]} rows")
@@ -30,7 +32,7 @@ def draw_views(canvas: Canvas, text: Estimator, image: Estimator, iterations: in
     place = Place.of(canvas)
     draws = []
     for i in range(iterations):
-        asks = [Ask(canvas, place, modality, i, iterations, keys_B) for modality in Modality]
+        asks = [Ask(canvas, place, modality, i, iterations, keys_B, key) for modality in Modality]
         own = [checked_views(estimator, ask) for estimator, ask in zip((text, image), asks)]
         weight = _loss_weight(own[0], place, text) + _loss_weight(own[1], place, image)
         draws.append(Draw(_joined(*own), weight, (len(own[0]), len(own[1]))))

@@ -274,7 +274,8 @@ class GRPOTrainer:
     ) -> Experience:
         canvas = self.model.render([r.sequence for r in rollouts])
         keys = torch.tensor([noise.key(r.key, step) for r in rollouts], device=canvas.ids.device)
-        draws = estimators.draw_views(canvas, *self.update.estimators, self.config.num_iterations, keys)
+        key = noise.key(self.config.seed, step)
+        draws = estimators.draw_views(canvas, *self.update.estimators, self.config.num_iterations, keys, key)
         advantage_BS = credited(routed, table.modality_BS, *self.update.estimators)
         advantage = spread(advantage_BS, canvas, rollouts)
         trained = spread(routed.valid_BS.float(), canvas, rollouts) > 0
