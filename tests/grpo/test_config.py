@@ -45,7 +45,7 @@ WRONG = [
     ({"scale_rewards": "groups"}, "scale_rewards is 'groups'; .*did you mean 'group'"),
     (
         {"lr_schedule": "constnt"},
-        "lr_schedule is 'constnt'; choose one of linear, constant; did you mean 'constant'",
+        "lr_schedule is 'constnt'; choose one of linear, cosine, constant; did you mean 'constant'",
     ),
     ({"edit": "regions"}, "edit is 'regions'"),
     ({"text_temperature": 0.0}, "text_temperature is 0;"),

@@ -125,6 +125,9 @@ def test_tracker_gets_the_metrics(make_trainer, tmp_path):
 def test_learning_rate_schedule(make_trainer):
     linear = make_trainer(learning_rate=8.0, warmup_steps=4, lr_schedule="linear", max_steps=8)
     assert [linear.update.learning_rate(s) for s in range(9)] == [2.0, 3.5, 4.5, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+    cosine = make_trainer(learning_rate=8.0, warmup_steps=0, lr_schedule="cosine", max_steps=4)
+    half = 8 * math.cos(math.pi / 8) ** 2  # the cosine's half-angle form at a quarter
+    assert [cosine.update.learning_rate(s) for s in range(6)] == pytest.approx([8.0, half, 4.0, 8 - half, 0.0, 0.0])
     constant = make_trainer(learning_rate=8.0, warmup_steps=2, lr_schedule="constant", max_steps=8)
     assert [constant.update.learning_rate(s) for s in range(4)] == [4.0, 8.0, 8.0, 8.0]
     trainer = make_trainer(learning_rate=1e-3, warmup_steps=4)

@@ -56,6 +56,7 @@ def test_published_values(program):
     mask_grpo = common | {"num_iterations": 12, "beta": 0.01, "epsilon": 0.2, "text_block": 16, "text_min_ratio": 0.6}
     d1 = common | {"num_iterations": 8, "beta": 0.04, "epsilon": 0.5, "text_block": 32}
     pictures = {"num_generations": 9, "num_iterations": 6, "image_steps": 12, "image_guidance": 3.0}
+    unigrpo = {"num_iterations": 5, "learning_rate": 5e-5, "lr_schedule": "cosine", "max_steps": 50000}
     for name, expected in {
         "text_math/gsm8k": mask_grpo,
         "text_math/math500": mask_grpo,
@@ -63,6 +64,8 @@ def test_published_values(program):
         "text_math/countdown": d1,
         "text_math/sudoku": d1 | {"text_temperature": 0.3},
         "text_code/diffucoder": {"num_generations": 10, "num_iterations": 2, "beta": 0.01, "text_steps": 256},
+        "text_to_image/unigrpo": unigrpo | {"image_estimator": "random:start=uniform", "image_steps": 50},
+        "text_math/unigrpo": unigrpo | {"text_estimator": "random:start=uniform", "text_steps": 512, "text_block": 64},
         "text_to_image/mmada": pictures | {"image_sampler": "emerge", "image_temperature": 0.9, "image_min_ratio": 0.8},
     }.items():
         written = read(name)

@@ -23,7 +23,8 @@ class GRPOConfig(SamplerConfig):
         {"output_dir", "resume", "save_steps", "log_rollouts_every", "eval_steps", "check_ratio_every", "tracker"}
         | {"quiet", "micro_batch_size", "cache", "gradient_checkpointing", "compile", "rollout_parts"}
     )
-    GROWS: ClassVar[str] = "max_steps"  # with lr_schedule linear, the rate then falls from where the longer run has it
+    # A longer run: unless lr_schedule is constant, the rate then falls from where such a run has it.
+    GROWS: ClassVar[str] = "max_steps"
 
     num_prompts: int = setting("data", 8, "prompts of a step, over all processes")
     num_generations: int = setting("data", 8, "rollouts of each prompt (the group), at least 2")
@@ -39,7 +40,9 @@ class GRPOConfig(SamplerConfig):
     micro_batch_size: int = setting("optimizer", 8, "rows of one backward pass; changes memory and speed only")
     learning_rate: float = setting("optimizer", 2e-4, "of AdamW")
     warmup_steps: int = setting("optimizer", 4, "steps over which the rate rises linearly")
-    lr_schedule: Literal["linear", "constant"] = setting("optimizer", "linear", "linear = down to 0 at max_steps")
+    lr_schedule: Literal["linear", "cosine", "constant"] = setting(
+        "optimizer", "linear", "linear and cosine = down to 0 at max_steps"
+    )
     adam_beta2: float = setting("optimizer", 0.99, "second moment's decay of AdamW")
     weight_decay: float = setting("optimizer", 0.0, "of AdamW")
     max_grad_norm: Unbounded = setting("optimizer", 1.0, "clip the gradient's norm to this; .inf = do not clip")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -89,8 +90,9 @@ class PolicyUpdate:
         """The rate of a step: a linear rise over warmup_steps, then constant or falling to 0 at max_steps."""
         config = self.config
         warm = min((step + 1) / max(config.warmup_steps, 1), 1.0)
-        left = 1.0 if config.lr_schedule == "constant" else max(1 - step / max(config.max_steps, 1), 0.0)
-        return config.learning_rate * warm * left
+        left = max(1 - step / max(config.max_steps, 1), 0.0)
+        falls = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
+        return config.learning_rate * warm * falls[config.lr_schedule]
 
     def _optimize(self, stats: Stats, where: str) -> Tensor:
         """One step of the optimizer; returns the gradients' norm."""
