@@ -18,6 +18,7 @@ from unidiff import files
 from unidiff.report import page
 from unidiff.report.page import environment, write_page
 from unidiff.report.record import RewardRecord, RolloutRecord, SegmentRecord, png, record
+from unidiff.sampling.rollout import Stop
 
 EVIL = '<script>alert("x")</script>'
 
@@ -73,6 +74,13 @@ def test_rollouts_appear_in_order_with_what_they_earned(tmp_path, gallery) -> No
     for value in values:
         assert f"{'▲' if value > 0 else '▼'} {value:+.2f}".replace("-", "−") in shown.text
     assert "of picture tokens kept" in shown.text and "GFLOPs" not in shown.text and "MFLOPs" in shown.text
+
+
+@pytest.mark.parametrize("stop", Stop)
+def test_what_is_cut_off_is_said_and_a_drawn_picture_is_an_end(tmp_path, gallery, stop) -> None:
+    ended = replace(gallery[0], stop=stop.name.lower(), stop_reason=stop.value)
+    shown = Parsed(write_page(tmp_path / "page.html", title="A run", galleries={"a": [ended]}))
+    assert (f"cut off: {stop.value}" in shown.text) == (stop in (Stop.NO_END, Stop.MAX_ROUNDS))
 
 
 def test_missing_values_are_shown_only_where_they_were_lost(tmp_path, gallery) -> None:

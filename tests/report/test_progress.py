@@ -110,6 +110,13 @@ def test_only_changes_beyond_the_error_are_coloured() -> None:
     assert figure.tone("greedy", None) == "good" and Figure("seconds", {"": (0.1, 0.9)}).tone("", None) == "none"
 
 
+def test_what_is_a_share_is_told_by_whole_words() -> None:
+    cells: dict[str, tuple[float | None, float | None]] = {"": (0.0, 0.156)}
+    assert Figure("success/counting", cells).shown(0.156) == "15.6 %"
+    for name in ("count", "token_forwards", "kl/text", "seconds"):
+        assert Figure(name, cells).shown(0.156) == "0.156"
+
+
 def test_numbers_and_durations() -> None:
     assert [number(v) for v in (0.0, 0.03124, 12.44, 812.0, 4321.4, 54321.0, 1.35e9, 9.997e11, 1.02e15)] == [
         "0", "0.0312", "12.4", "812", "4321", "54.3 k", "1.35 G", "1000 G", "1.02 P",

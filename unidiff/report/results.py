@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -10,7 +11,7 @@ from typing import Any
 
 WAYS, RESULT = ("greedy", "sampled"), "result"  # of decoding, which a summary may tell apart; where it does not
 LEADING = ("success", "image_exact", "format", "agreement", "progress", "legal", "image_cells")  # if a task names none
-_NO_SHARE = ("seconds", "flops", "forward", "compute", "length", "tokens", "loss", "kl", "count", "size")
+_NO_SHARE = {"seconds", "flops", "forward", "forwards", "compute", "length", "tokens", "loss", "kl", "count", "size"}
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Figure:
     def share(self) -> bool:
         """It is a share of 1, to be shown in percent: by its values and its name."""
         values = [v for pair in self.cells.values() for v in pair if v is not None]
-        return all(0 <= v <= 1 for v in values) and not any(word in self.name for word in _NO_SHARE)
+        return all(0 <= v <= 1 for v in values) and _NO_SHARE.isdisjoint(re.findall("[a-z]+", self.name))
 
     def shown(self, value: float | None) -> str:
         """A value as a reader sees it."""
