@@ -72,4 +72,5 @@ def test_an_unknown_start_is_refused():
 
 
 def test_the_setting_names_it():
+    assert make("random").ratio is True  # it has an importance ratio, as all of its kind
     assert parse("random:start=uniform") == make("random", start="uniform")

@@ -27,12 +27,12 @@ class Independent(Estimator):
         """float64, shaped as rank: probability that the rank-th of `length` sampled tokens is masked."""
         raise NotImplementedError
 
-    def ratio(self, ask: Ask) -> float:
+    def mask_ratio(self, ask: Ask) -> float:
         """r_i, the share of the tokens that is masked in this inner iteration."""
         return ladder.ratio(self.min_ratio, ask.iteration, ask.iterations)
 
     def views(self, ask: Ask) -> list[View]:
-        probability = self.probability(ask.rank, ask.length, self.ratio(ask))
+        probability = self.probability(ask.rank, ask.length, self.mask_ratio(ask))
         return [View(threshold(ask.uniform(), probability, ask.among, ask.place.run))]
 
 

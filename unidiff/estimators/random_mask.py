@@ -30,9 +30,9 @@ class RandomMask(Independent):
     min_ratio: float = 0.6
     start: Literal["ladder", "uniform"] = "ladder"
 
-    def ratio(self, ask: Ask) -> float:
+    def mask_ratio(self, ask: Ask) -> float:
         if self.start == "ladder":
-            return super().ratio(ask)
+            return super().mask_ratio(ask)
         return ladder.from_start(ask.step_uniform(), ask.iteration, ask.iterations)
 
     def probability(self, rank: Tensor, length: Tensor, ratio: float) -> Tensor:
