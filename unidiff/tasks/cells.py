@@ -1,4 +1,4 @@
-"""Cells of square boards: their names, directions, and the cells that a text names.
+"""Cells of square boards: their names, directions, the cells that a text names, and the steps from one to another.
 
 A cell is `(row, column)`, counted from 0 at the top left; its name is a row letter and a column number, so (0, 0) is
 "a1", (1, 2) is "b3" and the cell below that is "c3".
@@ -7,6 +7,8 @@ A cell is `(row, column)`, counted from 0 at the top left; its name is a row let
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 Cell = tuple[int, int]
 
@@ -54,3 +56,20 @@ def turns(heading: str) -> list[str]:
     """Directions in the order in which a wanderer tries them: straight on, left, right, back."""
     at = DIRECTIONS.index(heading)
     return [DIRECTIONS[(at + turn) % len(DIRECTIONS)] for turn in (0, 1, 3, 2)]
+
+
+def breadth_first(
+    origins: Iterable[Hashable], neighbours: Callable[[Any], Iterable[Hashable]], most: int | None = None
+) -> dict[Any, int]:
+    """Steps from the nearest origin to each state that can be reached, up to `most` steps."""
+    steps: dict[Any, int] = dict.fromkeys(origins, 0)
+    frontier = list(steps)
+    while frontier and (most is None or steps[frontier[0]] < most):
+        reached = []
+        for state in frontier:
+            for after in neighbours(state):
+                if after not in steps:
+                    steps[after] = steps[state] + 1
+                    reached.append(after)
+        frontier = reached
+    return steps

@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from unidiff.tasks.cells import CELL, DELTAS, DIRECTION, Cell, cell_at, cell_name, named_cells, neighbour
+from unidiff.tasks.cells import (
+    CELL,
+    DIRECTION,
+    DIRECTIONS,
+    Cell,
+    breadth_first,
+    cell_at,
+    cell_name,
+    inside,
+    named_cells,
+    neighbour,
+)
 
 LETTERS = "FHSG"  # frozen, hole, start, goal
 CLASSES = 2 * len(LETTERS)  # a cell's class is 2 * LETTERS.index(letter) + (agent stands on it)
@@ -69,7 +79,7 @@ class Board:
         return self.rows[cell[0]][cell[1]]
 
     def contains(self, cell: Cell) -> bool:
-        return 0 <= cell[0] < self.size and 0 <= cell[1] < self.size
+        return inside(cell, self.size)
 
     def neighbour(self, cell: Cell, direction: str) -> Cell:
         """The cell one to the `direction`; it may lie off the board."""
@@ -104,16 +114,12 @@ class Board:
 
 def distances_from(origin: Cell, rows: Sequence[str]) -> dict[Cell, int]:
     """Breadth-first steps from a cell to each cell that can be reached without crossing a hole."""
-    distances, frontier = {origin: 0}, deque([origin])
-    while frontier:
-        cell = frontier.popleft()
-        for row, column in DELTAS.values():
-            target = cell[0] + row, cell[1] + column
-            inside = 0 <= target[0] < len(rows) and 0 <= target[1] < len(rows)
-            if inside and rows[target[0]][target[1]] != "H" and target not in distances:
-                distances[target] = distances[cell] + 1
-                frontier.append(target)
-    return distances
+
+    def ways(cell: Cell) -> list[Cell]:
+        around = (neighbour(cell, direction) for direction in DIRECTIONS)
+        return [target for target in around if inside(target, len(rows)) and rows[target[0]][target[1]] != "H"]
+
+    return breadth_first([origin], ways)
 
 
 def board_classes(board: Board, agent: Cell | None) -> np.ndarray:

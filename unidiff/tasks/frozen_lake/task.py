@@ -37,7 +37,8 @@ from unidiff.tasks.frozen_lake.rewards import REWARDS, measure
 from unidiff.tasks.frozen_lake.text import REWARDS as TEXT_REWARDS
 from unidiff.tasks.frozen_lake.text import measure as measure_text
 from unidiff.tasks.frozen_lake.text import question
-from unidiff.tasks.task import ELSEWHERE, Example, Responses, Task
+from unidiff.tasks.rounds import FIGURES, picture_elsewhere
+from unidiff.tasks.task import Example, Responses, Task
 
 TILE = 16  # pixels of a cell's side, where nothing else says
 QUESTION = "find a safe way to the goal"
@@ -86,7 +87,7 @@ class FrozenLake(Task):
     board: Literal["picture", "text"] = "picture"
 
     prepare = None  # boards are drawn in the model's own size
-    headline = ("success", "image_exact", "format", "agreement", "progress", "legal", "image_cells")
+    headline = FIGURES
 
     @property
     def writes(self) -> Writes:  # type: ignore[override]
@@ -251,8 +252,7 @@ class FrozenLake(Task):
         """The board after the texts; or one of another example's demonstration, after as many moves."""
         if not other:
             return self.render(example.board, replay(example.board, texts).agent)
-        pictures = self.demonstration(self.example(example.split, example.index + ELSEWHERE))[1::2]
-        return pictures[min(len(texts), len(pictures)) - 1]  # type: ignore[return-value]
+        return picture_elsewhere(self, example.split, example.index, len(texts))
 
     # --- judging ------------------------------------------------------------------------------------------------
 

@@ -14,9 +14,19 @@ from functools import cached_property
 
 import numpy as np
 
-from unidiff.tasks.cells import CELL, DIRECTION, DIRECTIONS, Cell, all_cells, cell_name, inside, neighbour
+from unidiff.tasks.cells import (
+    CELL,
+    DIRECTION,
+    DIRECTIONS,
+    Cell,
+    all_cells,
+    breadth_first,
+    cell_name,
+    inside,
+    neighbour,
+)
 from unidiff.tasks.maze.tiles import CONTENTS, tiles
-from unidiff.tasks.puzzles.game import Game, breadth_first
+from unidiff.tasks.puzzles.game import Game
 
 _MOVE = re.compile(rf"from {CELL} go ({DIRECTION}) to {CELL}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -82,20 +82,3 @@ class Game(ABC):
                 return state
             state = found[short]
         return state
-
-
-def breadth_first(
-    origins: Iterable[Hashable], neighbours: Callable[[Any], Iterable[Hashable]], most: int | None = None
-) -> dict[Any, int]:
-    """Steps from the nearest origin to each state that can be reached, up to `most` steps."""
-    steps: dict[Any, int] = dict.fromkeys(origins, 0)
-    frontier = list(steps)
-    while frontier and (most is None or steps[frontier[0]] < most):
-        reached = []
-        for state in frontier:
-            for after in neighbours(state):
-                if after not in steps:
-                    steps[after] = steps[state] + 1
-                    reached.append(after)
-        frontier = reached
-    return steps

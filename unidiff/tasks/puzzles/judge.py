@@ -14,9 +14,9 @@ import numpy as np
 
 from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
-from unidiff.sequence import Modality
 from unidiff.tasks.puzzles.frame import Frame, nearest
 from unidiff.tasks.puzzles.game import Game, State
+from unidiff.tasks.rounds import Rounds
 
 
 @dataclass(frozen=True)
@@ -59,48 +59,37 @@ def judge_answer(game: Game, texts: Sequence[str], text: str) -> dict[str, bool]
     return {"success": game.solved(game.carry_out(shorts)), "agreement": agreement, "format": True}
 
 
-def _moves(views: Sequence[SegmentView], games: Sequence[Game], quality: str) -> list[float | None]:
-    return [
-        None if v.last else float(getattr(replay(g, [*v.texts_before, v.text or ""]), quality)[-1])
-        for v, g in zip(views, games)
-    ]
-
-
-def _answers(views: Sequence[SegmentView], games: Sequence[Game], quality: str) -> list[float | None]:
-    return [
-        float(v.ended and judge_answer(g, v.texts_before, v.text or "")[quality]) if v.last else None
-        for v, g in zip(views, games)
-    ]
+_rounds = Rounds(replay, judge_answer)
 
 
 @reward(on="text", weight=0.3)
 def legal_move(segments: list[SegmentView], game: list[Game]) -> list[float | None]:
     """1 for a move that can be made."""
-    return _moves(segments, game, "legal")
+    return _rounds.moves(segments, game, "legal")
 
 
 @reward(on="text", weight=0.7)
 def progress(segments: list[SegmentView], game: list[Game]) -> list[float | None]:
     """1 for a legal move that brings the solution nearer, by exact distance."""
-    return _moves(segments, game, "progressed")
+    return _rounds.moves(segments, game, "progressed")
 
 
 @reward(on="text", weight=1.0)
 def success(segments: list[SegmentView], game: list[Game]) -> list[float | None]:
     """1 for an answer that solves the puzzle."""
-    return _answers(segments, game, "success")
+    return _rounds.answers(segments, game, "success")
 
 
 @reward(on="text", weight=0.5)
 def agreement(segments: list[SegmentView], game: list[Game]) -> list[float | None]:
     """1 for an answer that lists just the moves named before it."""
-    return _answers(segments, game, "agreement")
+    return _rounds.answers(segments, game, "agreement")
 
 
 @reward(on="text", weight=0.3)
 def answer_format(segments: list[SegmentView], game: list[Game]) -> list[float | None]:
     """1 for a well-formed answer."""
-    return _answers(segments, game, "format")
+    return _rounds.answers(segments, game, "format")
 
 
 def cells_right(views: Sequence[SegmentView], games: Sequence[Game], frame: Sequence[Frame]) -> np.ndarray:
@@ -137,32 +126,13 @@ REWARDS: tuple[Reward, ...] = (
     picture_cells,
     picture_exact,
 )
-FIGURES = ("success", "image_exact", "format", "agreement", "progress", "legal", "image_cells")
 
 
 def measure(rows: Sequence[tuple[SegmentView, ...]], examples: Sequence[Any]) -> dict[str, np.ndarray]:
-    """Held-out figures of responses, one value a row: success, agreement, format (every segment well formed, answer
-    included), legal and progress (share of the moves, 0 without any), image_exact and image_cells (mean over the
-    pictures, NaN without any)."""
+    """Held-out figures of responses; see `Rounds.measure`."""
     games, frames = ([e.columns[name] for e in examples] for name in ("game", "frame"))
-    words = [_measure_texts(row, game) for row, game in zip(rows, games)]
-    figures = {name: np.array([w[name] for w in words], float) for name in words[0]} if words else {}
-    exact, cells = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
-    for i, row in enumerate(rows):
-        pictures = [v for v in row if v.modality is Modality.IMAGE]
-        if pictures:
-            share = cells_right(pictures, [games[i]] * len(pictures), [frames[i]] * len(pictures))
-            exact[i], cells[i] = (share == 1).mean(), share.mean()
-    return {**figures, "image_exact": exact, "image_cells": cells}
 
+    def cells(views: list[SegmentView], owner: np.ndarray) -> np.ndarray:
+        return cells_right(views, [games[i] for i in owner], [frames[i] for i in owner])
 
-def _measure_texts(row: tuple[SegmentView, ...], game: Game) -> dict[str, float]:
-    texts = [v.text or "" for v in row if v.modality is Modality.TEXT and not v.last]
-    moves, final = replay(game, texts), row[-1]
-    answer = judge_answer(game, texts, final.text or "" if final.ended else "")
-    return {
-        **answer,
-        "format": answer["format"] and all(moves.well_formed),
-        "legal": float(np.mean(moves.legal or 0.0)),
-        "progress": float(np.mean(moves.progressed or 0.0)),
-    }
+    return _rounds.measure(rows, games, cells)

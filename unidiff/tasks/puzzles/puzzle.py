@@ -17,9 +17,10 @@ from unidiff.sequence import Locate
 from unidiff.tasks.cells import named_cells
 from unidiff.tasks.puzzles.frame import Frame, nearest
 from unidiff.tasks.puzzles.game import Game, State
-from unidiff.tasks.puzzles.judge import FIGURES, REWARDS, measure, replay
+from unidiff.tasks.puzzles.judge import REWARDS, measure, replay
+from unidiff.tasks.rounds import FIGURES, picture_elsewhere
 from unidiff.tasks.splits import check_place, generator, split_of
-from unidiff.tasks.task import ELSEWHERE, Example, Responses, Task
+from unidiff.tasks.task import Example, Responses, Task
 
 _MAX_DRAWS = 20_000
 
@@ -187,8 +188,7 @@ class Puzzle(Task):
             game = example.columns["game"]
             return self.picture(game, replay(game, texts).state)
         split, index = example.columns["place"]
-        pictures = self.demonstration(self.example(split, index + ELSEWHERE))[1::2]
-        return pictures[min(len(texts), len(pictures)) - 1]  # type: ignore[return-value]
+        return picture_elsewhere(self, split, index, len(texts))
 
     def rewards(self) -> tuple[Reward, ...]:
         return REWARDS

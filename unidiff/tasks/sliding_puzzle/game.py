@@ -14,8 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from unidiff.tasks.cells import CELL, DIRECTION, DIRECTIONS, Cell, cell_name, inside, neighbour
-from unidiff.tasks.puzzles.game import Game, breadth_first
+from unidiff.tasks.cells import CELL, DIRECTION, DIRECTIONS, Cell, breadth_first, cell_name, inside, neighbour
+from unidiff.tasks.puzzles.game import Game
 from unidiff.tasks.sliding_puzzle.tiles import tiles
 
 State = tuple[int, ...]  # the tile of each cell in reading order; 0 = the gap

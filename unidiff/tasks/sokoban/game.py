@@ -15,8 +15,18 @@ from functools import cached_property
 
 import numpy as np
 
-from unidiff.tasks.cells import CELL, DIRECTION, DIRECTIONS, Cell, all_cells, cell_name, inside, neighbour
-from unidiff.tasks.puzzles.game import Game, breadth_first
+from unidiff.tasks.cells import (
+    CELL,
+    DIRECTION,
+    DIRECTIONS,
+    Cell,
+    all_cells,
+    breadth_first,
+    cell_name,
+    inside,
+    neighbour,
+)
+from unidiff.tasks.puzzles.game import Game
 from unidiff.tasks.sokoban.tiles import AGENT, BOX, FLOOR, TARGET, WALL, tiles
 
 State = tuple[Cell, frozenset[Cell]]  # the worker, the boxes
