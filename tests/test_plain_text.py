@@ -49,7 +49,7 @@ def test_a_prompt_writes_the_special_tokens_of_its_template_alone(family: Unifie
 
 def test_a_target_of_training_ends_once(family: UnifiedModel) -> None:
     said = " ".join(marks(family)[:2]) + " go"
-    if family.spec.family == "native":  # a tokenizer of whole words: as plain text, these marks are no words of it
+    if family.spec.family == "native":  # a tokenizer of whole words, whose vocabulary lacks these marks
         with pytest.raises(ValueError, match="its tokenizer lacks a word"):
             family.encode([said], prompt=False)
         said = "go"

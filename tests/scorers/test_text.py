@@ -330,7 +330,7 @@ def test_the_same_code_is_judged_once_by_the_same_tests(monkeypatch):
         return (Missing(Cause.RAISED, "busy") if text == "busy" and len(judged) == 1 else 0.5), False
 
     monkeypatch.setattr("unidiff.scorers.code.judge", judge)
-    monkeypatch.setattr("unidiff.scorers.code._verdicts", code_module.Verdicts(most=3))
+    monkeypatch.setattr("unidiff.scorers.code.VERDICTS", code_module.Verdicts(most=3))
     long = np.arange(5000)
     other = long.copy()
     other[2500] = -1  # which no print of the array shows

@@ -202,7 +202,7 @@ def test_pushes() -> None:
     assert set(game.moves(game.start)) == {push, "from a1 go down to b1"}
     assert game.solved(game.moves(game.start)[push]) and game.pushes == 1 and game.distance(game.start) == 1
     assert game.shorten(push) == "right" and game.shorten("from a1 go down to b1") == "down"
-    cornered = ((1, 0), frozenset({(2, 0)}))  # a box in a corner that is no target
+    cornered = ((1, 0), frozenset({(2, 0)}))  # a box in a corner that is not a target
     assert game.distance(cornered) == float("inf")
     blocked = SokobanGame(3, frozenset(), frozenset({(2, 2)}), ((0, 0), frozenset({(0, 1)})))
     assert "from a1 push a2 right to a3" in blocked.moves(blocked.start)

@@ -89,7 +89,7 @@ def code_tests(
 
         values: list[Any] = each(segments, job, column)
         jobs = {i: one for i, one in enumerate(values) if isinstance(one, tuple)}
-        judged = await _verdicts.of(list(jobs.values()), pool)
+        judged = await VERDICTS.of(list(jobs.values()), pool)
         for i, (value, weak) in zip(jobs, judged):
             if isinstance(value, Missing):
                 value = Missing(value.cause, f"column {column!r}: {value.message}")
@@ -136,7 +136,7 @@ def _digest(job: tuple) -> bytes:
         return os.urandom(32)
 
 
-_verdicts = Verdicts()
+VERDICTS = Verdicts()
 
 
 def form_of(text: str, block: str = "best") -> float:
