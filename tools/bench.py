@@ -36,6 +36,7 @@ from unidiff.sampling.compute import Compute, ComputeMeter, Cost, ModelFlops
 from unidiff.sampling.rollout import Rollout
 from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.tasks import FrozenLake
+from unidiff.timing import matrix_rate, seconds_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -216,8 +217,8 @@ def step(config: Config) -> None:
     count = torch.full((len(mask),), tokens)
     flops = float(ModelFlops.of(bench.model.backbone).forward(count, count, count * 0, 0).sum())
     with torch.no_grad():
-        score = _seconds(lambda: bench.model.score(canvas, mask), config.repeats)
-    peak = max(_matrix_rate(n) for n in (512, 1024, 2048))
+        score = seconds_of(lambda: bench.model.score(canvas, mask), config.repeats)
+    peak = max(matrix_rate(n) for n in (512, 1024, 2048))
     print(
         f"scoring {len(mask)} rows × {tokens} tokens: {score:.3f} s, {flops / score / 1e9:.1f} GFLOP/s, "
         f"{flops / score / peak:.1%} of the matrix peak of {peak / 1e9:.1f} GFLOP/s, "
@@ -240,30 +241,15 @@ def rewards(config: Config) -> None:
         trainer.router.route(table, group_B)
 
     seconds = {
-        "the rewards themselves": _seconds(lambda: reward_table(trainer.rewards, rows), 3 * config.repeats),
-        "calls, copies and table": _seconds(lambda: reward_table(idle, rows), 3 * config.repeats),
-        "router": _seconds(routed, 3 * config.repeats),
+        "the rewards themselves": seconds_of(lambda: reward_table(trainer.rewards, rows), 3 * config.repeats),
+        "calls, copies and table": seconds_of(lambda: reward_table(idle, rows), 3 * config.repeats),
+        "router": seconds_of(routed, 3 * config.repeats),
     }
     seconds["the rewards themselves"] -= seconds["calls, copies and table"]
     print(f"{len(rows)} rollouts, {len(idle)} rewards, a step of {whole:.2f} s, {torch.get_num_threads()} threads")
     print("| | seconds | share of the step |\n|---|---|---|")
     for name, value in seconds.items():
         print(f"| {name} | {value:.4f} | {value / whole:.2%} |")
-
-
-def _seconds(run: Callable[[], object], repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
-def _matrix_rate(n: int) -> float:
-    """FLOP/s of an n × n matrix product."""
-    a = torch.randn(n, n, generator=torch.Generator().manual_seed(0))
-    return 2 * n**3 / _seconds(lambda: a @ a, 5)
 
 
 @dataclass

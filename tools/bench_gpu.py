@@ -20,7 +20,7 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +44,7 @@ from unidiff.program import run_program
 from unidiff.sampling.compute import ModelFlops
 from unidiff.sequence import Interleaved, Modality, Prompt, Segment
 from unidiff.spec import ModelSpec
+from unidiff.timing import matrix_rate, seconds_of
 
 SECTIONS = ("check", "rollout", "score", "update")
 
@@ -116,6 +117,7 @@ class Bench:
             torch.set_default_dtype(default)
         self.spec = _spec(shape)
         self.model = UnifiedModel(backbone, self.spec, None, None).eval()
+        activations.enable(self.model)
 
     def text(self, length: int, prompt: bool = False, end: int = 0) -> Segment:
         """end: which of the spec's end tokens a sampled text has; 1 = the one that announces a picture."""
@@ -173,7 +175,7 @@ class Bench:
             passes.append(rows * length)
             total += float(count.forward(each, each, each * 0, 0).sum())
 
-        handle = self.model.backbone.get_decoder().register_forward_pre_hook(counted, with_kwargs=True)
+        handle = self.model.body.register_forward_pre_hook(counted, with_kwargs=True)
         _scores(self.model, canvas)
         handle.remove()
         return passes, total
@@ -188,32 +190,6 @@ def _spec(shape: Shape) -> ModelSpec:
         image_grid=(shape.side, shape.side), text_length=shape.text, max_positions=shape.positions,
         text_begin=(), attention="bidirectional",
     )  # fmt: skip
-
-
-# -------------------------------------------------------------------- what is measured
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(run: Callable[[], object], device: torch.device, repeats: int = 2) -> float:
-    """The fastest of some runs after one that is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        synchronize(device)
-        start = time.perf_counter()
-        run()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
-def peak_rate(device: torch.device, dtype: torch.dtype, n: int) -> float:
-    """FLOP/s of an n × n matrix product of random numbers."""
-    a = torch.randn(n, n, device=device, dtype=dtype)
-    return 2 * n**3 / seconds(lambda: [a @ a for _ in range(10)], device) * 10
 
 
 def gigabytes(device: torch.device) -> float | None:
@@ -244,7 +220,7 @@ def _gap(a: Tensor, b: Tensor) -> dict[str, float]:
     return {"mean": float(gap.mean()), "largest": float(gap.max())}
 
 
-def _gradients(bench: Bench, canvas: Canvas, again: bool = False) -> Tensor:
+def gradients(bench: Bench, canvas: Canvas, again: bool = False) -> Tensor:
     model = bench.model
     model.zero_grad(set_to_none=True)
     with activations.recomputed(model, again):
@@ -287,13 +263,12 @@ def check(config: Config, device: torch.device) -> Rows:
         torch.cat([_scores(half.model, rounds.rows(torch.tensor([i], device=device))) for i in range(2)]),
         _scores(half.model, rounds)))  # fmt: skip
     add("float32 head of bfloat16 states − float64", functools.partial(_head, half, device))
-    plain = _gradients(whole, rounds)
-    add("gradients, checkpointing − plain", lambda: _relative(_gradients(whole, rounds, again=True), plain))
-    merged = functools.partial(_merge, config, device, rounds)
-    add("float32, adapters − merged", merged)
+    plain = gradients(whole, rounds)
+    add("gradients, checkpointing − plain", lambda: _relative(gradients(whole, rounds, again=True), plain))
+    add("float32, adapters − merged", functools.partial(_merge, config, device, rounds))
     whole.model.compile_layers()
     add("float32, compiled − eager, rounds", lambda: _gap(_scores(whole.model, rounds), exact[id(rounds)]))
-    add("gradients, compiled − eager", lambda: _relative(_gradients(whole, rounds), plain))
+    add("gradients, compiled − eager", lambda: _relative(gradients(whole, rounds), plain))
     return rows
 
 
@@ -337,7 +312,7 @@ def rollout(bench: Bench, peak: float) -> Rows:
         sampler = InterleavedSampler(bench.model, settings)
         reset_memory(device)
         costs = []
-        took = seconds(lambda: costs.append(sampler.sample(prompts, keys)), device, 1)  # noqa: B023
+        took = seconds_of(lambda: costs.append(sampler.sample(prompts, keys)), 1, device)  # noqa: B023
         cost = [r.compute.total for r in costs[-1]]
         flops, tokens = sum(c.flops for c in cost), sum(c.token_forwards for c in cost)
         found.append({
@@ -348,13 +323,7 @@ def rollout(bench: Bench, peak: float) -> Rows:
     return found
 
 
-@contextlib.contextmanager
-def eager() -> Iterator[None]:
-    """Inside, what torch.compile has made is not used."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
+eager = functools.partial(torch.compiler.set_stance, "force_eager")  # what torch.compile has made is not used
 WAYS = {"eager": eager, "compiled": contextlib.nullcontext}
 
 
@@ -368,7 +337,7 @@ def score(bench: Bench, peak: float) -> Rows:
         for way, context in WAYS.items():
             reset_memory(bench.device)
             with context():
-                took = seconds(lambda: _scores(bench.model, canvas), bench.device)  # noqa: B023
+                took = seconds_of(lambda: _scores(bench.model, canvas), 2, bench.device)  # noqa: B023
             found.append(_speed(f"{name}, {way}", took, sum(tokens), flops, peak, bench.device))
     return found
 
@@ -401,7 +370,7 @@ def update(bench: Bench, peak: float) -> Rows:
         for way, context in WAYS.items():
             reset_memory(device)
             with context():
-                took = seconds(one, device)
+                took = seconds_of(one, 2, device)
             speed = _speed(f"{name}, {way}", took, sum(tokens), 3 * flops, peak, device)
             found.append({**speed, "planned GB": planned / 1e9})
     return found
@@ -444,7 +413,7 @@ def run(config: Config) -> dict[str, Any]:
     """All sections that are asked for, each printed as soon as it is there."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    peak = peak_rate(device, dtype, 8192 if device.type == "cuda" else 512)
+    peak = matrix_rate(8192 if device.type == "cuda" else 512, device, dtype)
     result: dict[str, Any] = {"size": config.size, **machine(device), "matrix TFLOP/s": peak / 1e12}
     print(json.dumps(result), flush=True)
     bench = None

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from unidiff.scorers.math import MathVerifier
 from unidiff.scorers.remote import remote
 from unidiff.sequence import Modality
 from unidiff.tasks import FrozenLake
+from unidiff.timing import seconds_of
 
 SERVER = Path(__file__).with_name("reward_server.py")
 BASE = Path(__file__).resolve().parent.parent / "recipes" / "base"
@@ -64,16 +65,6 @@ class Config:
     repeats: int = setting("", 3, "of each measurement")
     generations: int = setting("", 8, "rollouts of each of the 8 prompts of a step")
     seconds: float = setting("", 0.0, "the slow scorer's time for a step; 0 = as long as the step's rollouts take")
-
-
-def fastest(run: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest repeat, after one that warms up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
 
 
 @contextlib.contextmanager
@@ -113,7 +104,7 @@ def server(config: Config) -> None:
         for batch in (1, 8, 64):
             scorer = remote(url, "mean", batch=batch, parallel=4)
             part = views[: max(config.items // 8, 64)] if batch == 1 else views
-            seconds = fastest(lambda scorer=scorer, part=part: runner.run(scorer(part)), config.repeats)
+            seconds = seconds_of(lambda scorer=scorer, part=part: runner.run(scorer(part)), config.repeats)
             print(f"| {batch} | {len(part) / seconds:.0f} | {4 * seconds / (len(part) / batch) * 1000:.1f} |")
 
 
@@ -121,7 +112,7 @@ def math(config: Config) -> None:
     """Seconds to verify answers, with workers that run already."""
     verifier = MathVerifier(config.workers, seconds=30)
     pairs = [ANSWERS[i % len(ANSWERS)] for i in range(config.items)]
-    seconds = fastest(lambda: verifier.verify(pairs), config.repeats)
+    seconds = seconds_of(lambda: verifier.verify(pairs), config.repeats)
     right = sum(value == 1.0 for value in verifier.verify(pairs))
     verifier.close()
     print(f"{config.items} answers ({right} right) in {seconds:.2f} s: {config.items / seconds:.0f} a second")
@@ -155,7 +146,7 @@ def code(config: Config) -> None:
 
     for name, text, tests in CODE:
         judge(text, tests)
-        seconds = fastest(lambda text=text, tests=tests: judge(text, tests), config.repeats)
+        seconds = seconds_of(lambda text=text, tests=tests: judge(text, tests), config.repeats)
         print(f"| {name} | {count / seconds:.0f} | {1000 * config.workers * seconds / count:.0f} |")
 
 

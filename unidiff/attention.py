@@ -177,6 +177,13 @@ def like_lengths(lengths: Sequence[int], most: int = 4) -> list[list[int]]:
     return groups
 
 
+_Layers = list[tuple[Tensor, Tensor] | None]  # keys and values of each layer; None = none yet
+
+
+def _rows_of(layers: _Layers, index: Tensor) -> _Layers:
+    return [None if layer is None else (layer[0][index], layer[1][index]) for layer in layers]
+
+
 class SegmentCache:
     """Keys and values of finished segments, in the shape that transformers' attention layers call.
 
@@ -186,7 +193,7 @@ class SegmentCache:
     """
 
     def __init__(self, layers: int, capacity: int) -> None:
-        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
+        self.layers: _Layers = [None] * layers
         self.capacity = capacity
         self.length = 0
 
@@ -207,7 +214,7 @@ class SegmentCache:
 
     def rows(self, index: Tensor) -> None:
         """Keeps the given rows (an index may come several times)."""
-        self.layers = [None if x is None else (x[0][index], x[1][index]) for x in self.layers]
+        self.layers = _rows_of(self.layers, index)
 
     def only(self, index: Tensor) -> SegmentCache:
         """A copy of some rows."""
@@ -227,7 +234,7 @@ class IndexedCache:
     """
 
     def __init__(self, layers: int) -> None:
-        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
+        self.layers: _Layers = [None] * layers
         self.columns: slice | None = None  # run now; None = all
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
@@ -242,7 +249,7 @@ class IndexedCache:
     def only(self, index: Tensor) -> IndexedCache:
         """A copy of some rows."""
         other = IndexedCache(len(self.layers))
-        other.layers = [None if x is None else (x[0][index], x[1][index]) for x in self.layers]
+        other.layers = _rows_of(self.layers, index)
         return other
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

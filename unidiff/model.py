@@ -37,16 +37,7 @@ from unidiff.images.picture import rgb
 from unidiff.images.pixels import to_pil, to_pixels
 from unidiff.images.preprocess import Preprocess
 from unidiff.plain_text import PlainText
-from unidiff.sequence import (
-    Interleaved,
-    Locate,
-    Modality,
-    Prompt,
-    Segment,
-    Writes,
-    check_parts,
-    check_writes,
-)
+from unidiff.sequence import Interleaved, Locate, Modality, Prompt, Segment, Writes, check_parts, check_writes
 from unidiff.spec import ModelSpec
 from unidiff.templates import PromptTemplate
 
@@ -99,6 +90,11 @@ class UnifiedModel(nn.Module):
     @property
     def images(self) -> Any:
         return self._images[0]
+
+    @property
+    def body(self) -> Any:
+        """The backbone without its head."""
+        return self.backbone.get_decoder() if hasattr(self.backbone, "get_decoder") else self.backbone.model
 
     @property
     def device(self) -> torch.device:
@@ -246,8 +242,7 @@ class UnifiedModel(nn.Module):
     def compile_layers(self) -> None:
         """Lets torch.compile make one kernel plan for the body's layers, for every batch size and length. The first
         pass takes a minute; results differ by rounding. Names of weights and what is saved stay as they are."""
-        body = self.backbone.get_decoder() if hasattr(self.backbone, "get_decoder") else self.backbone.model
-        for layer in body.layers:
+        for layer in self.body.layers:
             layer.compile(dynamic=True)
 
     def embed(self, tokens: Tokens) -> Tensor:
@@ -262,7 +257,7 @@ class UnifiedModel(nn.Module):
     def hidden(self, tokens: Tokens, mask: Tensor | None, cache: Any = None) -> Tensor:
         """Final hidden states [B, Q, d] of tokens [B, Q] under an additive mask [B, 1, Q, K]; None = a body without a
         causal mask sees everything."""
-        body = self.backbone.get_decoder() if hasattr(self.backbone, "get_decoder") else self.backbone.model
+        body = self.body
         return body(
             inputs_embeds=self.embed(tokens),
             attention_mask=mask,

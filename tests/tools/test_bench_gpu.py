@@ -53,3 +53,16 @@ def test_scoring_and_updates_are_measured(bench):
 def test_an_unknown_part_is_refused(bench):
     with pytest.raises(SystemExit, match="sections has \\['speed'\\]"):
         bench("--sections", "speed")
+
+
+def test_checkpointing_runs_a_layer_twice(program):
+    tool = program("tools/bench_gpu.py")
+    bench = tool.Bench(tool.Config(size="tiny"), tool.SHAPES["tiny"], torch.device("cpu"), torch.float32)
+    canvas, calls = bench.texts(2), []
+    bench.model.body.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    counts = []
+    for again in (False, True):
+        calls.clear()
+        tool.gradients(bench, canvas, again)
+        counts.append(len(calls))
+    assert counts == [1, 2]
