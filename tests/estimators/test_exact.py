@@ -163,9 +163,57 @@ def test_trace_merged_to_one_slice_is_one_step_and_unmerged_in_order_is_left_to_
     assert torch.equal(values(toy, "trace", canvas, merge=5), values(toy, "one_step", canvas, hide_prompt=0.0))
 
 
-def test_trace_needs_steps() -> None:
-    with pytest.raises(ValueError, match="trace: a sampled text segment has no steps"):
-        values(TOYS[0], "trace", copies(Modality.TEXT, 1))
+@pytest.mark.parametrize("name", ["trace", "two_times", "transition"])
+def test_a_replay_needs_steps(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: a sampled text segment has no steps"):
+        values(TOYS[0], name, copies(Modality.TEXT, 1))
+
+
+@pytest.mark.parametrize("modality", Modality)
+@pytest.mark.parametrize("steps", [(2, 0, 2, 5, 1), (0, 0, 0, 0, 0), (4, 3, 2, 1, 0)])
+def test_two_times_sees_one_state_of_the_rollout(toy: Toy, modality: Modality, steps: tuple[int, ...]) -> None:
+    """Each value is that of all masked, or of a state; every state of the rollout occurs, and no other."""
+    step = list(steps[: toy.length])
+    distinct = sorted(set(step))
+    found = values(toy, "two_times", copies(modality, 60, step, toy.story))
+    expected = []
+    for cut in distinct[1:] or [max(distinct) + 1]:
+        late = tuple(i for i in range(toy.length) if step[i] >= cut)
+        start, state = toy.exact(tuple(range(toy.length))), toy.exact(late)
+        expected.append(torch.tensor([state[i] if i in late else start[i] for i in range(toy.length)]))
+    matches = torch.stack([(found - row).abs().amax(1) < 1e-12 for row in expected])
+    assert bool((matches.sum(0) == 1).all()) and bool(matches.any(1).all())
+
+
+@pytest.mark.parametrize("modality", Modality)
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("samples", [1, 2, 9])
+def test_transition_is_the_probability_of_a_step(toy: Toy, modality: Modality, samples: int, mean: bool) -> None:
+    """Of one drawn from the rollout's; of all of them, where more are drawn than there are. Its mean is the joint
+    log-probability over the number of steps."""
+    step = [2, 0, 2, 5, 1][: toy.length]
+    distinct = sorted(set(step))
+    late = [tuple(i for i in range(toy.length) if step[i] >= s) for s in distinct]
+    now = [[i for i in range(toy.length) if step[i] == s] for s in distinct]
+    logp = torch.tensor([toy.exact(m)[n].sum().item() for m, n in zip(late, now)])
+    found = values(toy, "transition", copies(modality, 3000, step, toy.story), samples=samples, mean=mean)
+    value = found.min(1).values
+    assert bool(((found == 0) | ((found - value[:, None]).abs() < 1e-12)).all())
+    if samples >= len(distinct):
+        assert torch.allclose(value.float(), (logp.sum() / (toy.length if mean else 1)).expand(3000), atol=1e-5)
+    elif samples == 1:
+        each = logp / torch.tensor([len(n) for n in now]) if mean else logp
+        assert close(value[:, None], each.double().mean())
+        assert bool((value[:, None] - each).abs().amin(1).lt(1e-5).all())
+
+
+def test_weighted_elbo_is_elbo_with_the_weights_of_the_group(toy: Toy) -> None:
+    canvas = copies(Modality.TEXT, 20, story=toy.story)
+    assert torch.equal(values(toy, "weighted_elbo", canvas, samples=4), values(toy, "elbo", canvas, samples=4))
+    advantage, group = torch.tensor([1.0, -1.0, 0.5, 0.0, 0.0, 2.0, 0.0]), torch.tensor([4, 4, 4, 9, 9, 1, 1])
+    credit = make("weighted_elbo", temperature=0.5).credit(advantage, group)
+    assert credit[:3].tolist() == pytest.approx((torch.tensor([2.0, -2.0, 1.0]).softmax(0) * 3).tolist())
+    assert credit[3:5].tolist() == [0.0, 0.0] and credit[5:].sum().item() == pytest.approx(2.0) and credit[6] > 0
 
 
 @pytest.mark.parametrize("modality", Modality)

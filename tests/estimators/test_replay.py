@@ -80,7 +80,17 @@ def test_texts_written_token_by_token(model: UnifiedModel, sample: Callable[...,
     assert (found - recorded(canvas, rollouts))[own].abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("settings", [{"text_threshold": 0.4}, {"text_threshold": None, "text_steps": 3}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"text_threshold": 0.4},
+        {"text_threshold": None, "text_steps": 3},
+        {"text_entropy_bound": 5.0},
+        {"text_order": "dilated"},
+        {"text_threshold": 0.0, "text_gap": 3},
+    ],
+    ids=str,
+)
 def test_texts_written_in_any_order(
     model: UnifiedModel, sample: Callable[..., list[Rollout]], lean: Callable[..., UnifiedModel], settings: dict
 ) -> None:

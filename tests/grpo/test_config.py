@@ -40,7 +40,7 @@ WRONG = [
     ({"greedy": True}, "greedy is true; greedy rollouts of a prompt are all the same"),
     ({"text_estimator": "fading"}, "text_estimator: estimator 'fading' is not known; .*did you mean 'fading_out'"),
     ({"image_estimator": "randm"}, "image_estimator: estimator 'randm' is not known; .*did you mean 'random'"),
-    ({"loss_type": "drgrpo"}, "loss_type is 'drgrpo'; choose one of grpo, .*, gmpo; did you mean 'dr_grpo'"),
+    ({"loss_type": "drgrpo"}, "loss_type is 'drgrpo'; choose one of grpo, .*, rtb; did you mean 'dr_grpo'"),
     ({"assignment": "factorised"}, "assignment is 'factorised'; .*did you mean 'factorized'"),
     ({"scale_rewards": "groups"}, "scale_rewards is 'groups'; .*did you mean 'group'"),
     (

@@ -191,6 +191,46 @@ def test_commit_factor_agrees_with_a_loop(factor: float) -> None:
         assert not (commit[row] & ~eligible[row]).any()
 
 
+@pytest.mark.parametrize("bound", [0.0, 0.1, 0.7, 3.0])
+def test_commit_entropy_agrees_with_a_loop(bound: float) -> None:
+    entropy = noise.uniform(keys(200), (5,), 6).float() ** 2
+    eligible = noise.uniform(keys(200), (6,), 6) < 0.7
+    commit = text.commit_entropy(entropy, eligible, bound)
+    for row in range(200):
+        least = sorted(x for x, e in zip(entropy[row].tolist(), eligible[row].tolist()) if e)
+        n = max((n for n in range(1, len(least) + 1) if sum(least[: n - 1]) <= bound), default=0)
+        assert sorted(entropy[row][commit[row]].tolist()) == least[:n]
+        assert not (commit[row] & ~eligible[row]).any()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6, 8, 32, 33])
+def test_dilated_steps_halve_the_distance(size: int) -> None:
+    steps = text.dilated_steps(size)
+    assert steps == max(math.ceil(math.log2(size)), 1)
+    left = torch.ones(1, size).bool()
+    for step in range(steps):
+        commit = text.commit_dilated(left, step)
+        place = commit[0].nonzero()[:, 0]
+        stride = 2 ** (steps - 1 - step)
+        assert (place % stride == 0).all() and (place.diff() >= (stride if step == 0 else 2 * stride)).all()
+        left = left & ~commit
+    assert not left.any()
+    assert torch.equal(text.commit_dilated(torch.ones(1, size).bool(), steps + 3), torch.ones(1, size).bool())
+
+
+def test_spaced_tokens_agree_with_a_loop() -> None:
+    score = noise.uniform(keys(200), (7,), 9).float()
+    commit = noise.uniform(keys(200), (8,), 9) < 0.7
+    gap = torch.arange(200) % 4 + 2
+    found = text.spaced(commit, score, gap)
+    for row in range(200):
+        kept: list[int] = []
+        for i in score[row].argsort(descending=True).tolist():
+            if commit[row, i] and all(abs(i - j) >= gap[row] for j in kept):
+                kept.append(i)
+        assert found[row].nonzero()[:, 0].tolist() == sorted(kept)
+
+
 # ---------------------------------------------------------------- image: steps of an edit
 
 

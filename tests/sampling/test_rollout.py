@@ -38,7 +38,7 @@ SETTINGS: list[dict[str, Any]] = [
             {"text_threshold": None, "text_order": "random", "text_temperature": 1.7, "image_temperature": 0.8},
             {"greedy": True, "image_schedule": "linear"},
             {"text_threshold": None, "text_order": "confidence", "text_steps": 8, "image_noise": 0.0},
-            {"text_threshold": 0.0, "image_steps": 5},
+            {"text_threshold": 0.0, "image_steps": 5, "text_gap": 3},
         ],
     )
 ]
@@ -359,7 +359,7 @@ def test_one_prompt_in_one_call(model: UnifiedModel, task: FrozenLake) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("text_order", "best", r"text_order is 'best'; choose one of confidence, margin, entropy, random"),
+        ("text_order", "best", r"text_order is 'best'; choose one of confidence, margin, entropy, random, dilated"),
         ("edit", "some", r"edit is 'some'; choose one of region, confidence, random, full"),
         ("image_sampler", "x", r"image_sampler is 'x'; choose one of maskgit, emerge"),
         ("image_schedule", "x", r"image_schedule is 'x'; choose one of"),
@@ -387,6 +387,8 @@ def test_one_prompt_in_one_call(model: UnifiedModel, task: FrozenLake) -> None:
         ("edit_share", 1.1, r"edit_share is 1\.1"),
         ("text_threshold", 1.5, r"text_threshold is 1\.5; a probability is in \[0, 1\]"),
         ("edit_threshold", -0.5, r"edit_threshold is -0\.5"),
+        ("text_entropy_bound", -0.1, r"text_entropy_bound is -0\.1; it must not be negative, or None"),
+        ("text_gap", 0, r"text_gap is 0; it must be at least 1"),
     ],
 )
 def test_wrong_settings_are_named(field: str, value: object, message: str) -> None:

@@ -110,6 +110,39 @@ def test_thresholds(endless: UnifiedModel, sample: Sample) -> None:
             assert len(now) == 1 or (now >= 0.3 - 1e-6).sum() >= len(now) - 1
 
 
+def test_entropy_bounds(endless: UnifiedModel, sample: Sample) -> None:
+    """0 commits one token a step, a large bound all at once; the threshold is not asked."""
+    settings = {"of": endless, "text_threshold": 0.0}
+    one_by_one, at_once, some = (texts(sample(text_entropy_bound=b, **settings)) for b in (0.0, 1e3, 6.0))
+    assert all(sorted(s.step.tolist()) == list(range(8)) for s in one_by_one)
+    assert all((s.step == 0).all() for s in at_once)
+    assert {int(s.step.max()) for s in some} - {0, 7}
+
+
+@pytest.mark.parametrize(("block", "passes"), [(None, 3), (4, 4), (3, 5), (1, 8)])
+def test_dilated_texts(block: int | None, passes: int, endless: UnifiedModel, sample: Sample) -> None:
+    for rollout in sample(of=endless, text_order="dilated", text_block=block):
+        (text,) = rollout.segments
+        assert rollout.compute["text"].forwards == passes == int(text.step.max()) + 1
+        if block is None:
+            assert text.step.tolist() == [0, 2, 1, 2, 0, 2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "rule", [{"text_threshold": 0.0}, {"text_threshold": None, "text_steps": 2}, {"text_entropy_bound": 1e3}]
+)
+@pytest.mark.parametrize("gap", [2, 4, 8])
+def test_tokens_of_one_step_stand_apart(rule: dict[str, Any], gap: int, endless: UnifiedModel, sample: Sample) -> None:
+    found = texts(sample(of=endless, text_gap=gap, **rule))
+    for text in found:
+        assert (text.step >= 0).all()
+        for step in text.step.unique().tolist():
+            left = int((text.step >= step).sum())
+            places = (text.step == step).nonzero()[:, 0]
+            assert (places.diff() >= max(2, left * gap // 8)).all()
+    assert any(len(s.step.unique()) < 8 for s in found) or gap == 8
+
+
 @pytest.mark.parametrize("threshold", [0.9, None])
 def test_greedy_needs_no_key(threshold: float | None, prompts: list[Interleaved], sample: Sample) -> None:
     for edit in ("region", "full"):

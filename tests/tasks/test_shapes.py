@@ -8,7 +8,7 @@ import random
 import pytest
 from PIL import Image
 
-from unidiff.tasks.shapes.edits import ACTIONS, degrees, draw_edit, reached
+from unidiff.tasks.shapes.edits import ACTIONS, draw_edit, progress, reached
 from unidiff.tasks.shapes.look import look
 from unidiff.tasks.shapes.prompts import TAGS, all_rows, relations, scene_for
 from unidiff.tasks.shapes.scene import COLOURS, KINDS, SIDE, SIZE, Shape, apart, draw
@@ -94,8 +94,10 @@ def test_an_edit_is_reached_by_its_target_alone(action):
     chance = random.Random(action)
     edits = [draw_edit(chance, action) for _ in range(30)]
     done, undone = look([draw(e.target) for e in edits]), look([draw(e.scene) for e in edits])
-    assert all(reached(e, seen) and degrees(e, seen) == 1.0 for e, seen in zip(edits, done))
-    assert not any(reached(e, seen) or degrees(e, seen) > 0.75 for e, seen in zip(edits, undone))
+    assert all(reached(e, seen) and progress(e, seen) == 1.0 for e, seen in zip(edits, done))
+    assert not any(reached(e, seen) for e, seen in zip(edits, undone))
+    assert all(progress(e, seen) == 0.0 for e, seen in zip(edits, undone))
+    assert all(progress(e, []) == (0.0 if action == "remove" else -0.5) for e in edits)  # the other shapes are lost
     assert all(str(e.before) in e.instruction for e in edits)
 
 

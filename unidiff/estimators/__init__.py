@@ -10,7 +10,10 @@ from unidiff.estimators import (
     random_mask,
     spg,
     trace,
+    transition,
+    two_times,
     wd1,
+    weighted_elbo,
 )
 from unidiff.estimators.estimator import Ask, Estimator
 from unidiff.estimators.registry import ESTIMATORS, make, parse, register
@@ -38,6 +41,9 @@ __all__ = [
     "run_views",
     "spg",
     "trace",
+    "transition",
+    "two_times",
     "values_of",
     "wd1",
+    "weighted_elbo",
 ]  # fmt: skip

@@ -121,6 +121,11 @@ class Estimator:
     def __post_init__(self) -> None:
         check_fields(self, f"{type(self).__name__}.")
 
+    @property
+    def by_token(self) -> bool:
+        """Whether a token's value is the sum of its own log-probabilities in the views."""
+        return self.unit == "token" and type(self).combine is Estimator.combine
+
     def views(self, ask: Ask) -> list[View]:
         """The views of one inner iteration, as many for each row. Together they score at least one token of each
         segment that has sampled tokens of the modality."""

@@ -36,13 +36,20 @@ class Trace(Estimator):
 
     def views(self, ask: Ask) -> list[View]:
         """Those of the replay, in order. Raises ValueError if a sampled segment has no step map."""
-        if bool((ask.among & (ask.canvas.step < 0)).any()):
-            raise ValueError(
-                f"trace: a sampled {ask.modality.name.lower()} segment has no steps (Segment.step) to replay"
-            )
-        which = slices(ask.canvas.step, ask.among, ask.place, self.merge)
-        count = int(which.masked_fill(~ask.among, 0).max()) + 1
-        return [View(ask.among & (which >= k), factor=ask.among & (which == k)) for k in range(count)]
+        which, count = replay("trace", ask, self.merge)
+        return [View(ask.among & (which >= k), factor=ask.among & (which == k)) for k in range(int(count.max()))]
+
+
+def replay(name: str, ask: Ask, merge: int = 1) -> tuple[Tensor, Tensor]:
+    """int64 [B, L] each: the slice of each token that is asked for, and the number of slices of its segment (at least
+    1). Raises ValueError if a sampled segment has no step map. name: of the method that asks."""
+    if bool((ask.among & (ask.canvas.step < 0)).any()):
+        kind = ask.modality.name.lower()
+        raise ValueError(f"{name}: a sampled {kind} segment has no steps (Segment.step) to replay")
+    which = slices(ask.canvas.step, ask.among, ask.place, merge)
+    inside = which.masked_fill(~ask.among, 0)
+    most = torch.zeros_like(inside).scatter_reduce_(1, ask.place.run, inside, "amax")
+    return which, most.gather(1, ask.place.run) + 1
 
 
 def slices(step: Tensor, among: Tensor, place: Place, merge: int) -> Tensor:

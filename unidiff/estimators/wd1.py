@@ -36,14 +36,21 @@ class Wd1(OneStep):
 
     def credit(self, advantage_N: Tensor, group_N: Tensor) -> Tensor:
         """(softmax_i(A) − softmax_i(−A)) · n in a group of n, as the loss averages over rollouts."""
-        group_N = group_N.unique(return_inverse=True)[1]
-        count_N = torch.bincount(group_N)[group_N]
-        return (_softmax(advantage_N, group_N) - _softmax(-advantage_N, group_N)) * count_N
+        good_N, count_N = softmax_by_group(advantage_N, group_N)
+        bad_N, _ = softmax_by_group(-advantage_N, group_N)
+        return (good_N - bad_N) * count_N
 
 
-def _softmax(value_N: Tensor, group_N: Tensor) -> Tensor:
-    """In each group, numbered from 0."""
+def softmax_by_group(value_N: Tensor, group_N: Tensor) -> tuple[Tensor, Tensor]:
+    """float [N]: the softmax of values in their groups, and int64 [N]: how many each one's group has."""
+    power_N = (value_N - top_by_group(value_N, group_N)).exp()
+    group_N = group_N.unique(return_inverse=True)[1]
+    count = torch.bincount(group_N)
+    return power_N / power_N.new_zeros(len(count)).index_add(0, group_N, power_N)[group_N], count[group_N]
+
+
+def top_by_group(value_N: Tensor, group_N: Tensor) -> Tensor:
+    """float [N]: the largest value of each one's group."""
+    group_N = group_N.unique(return_inverse=True)[1]
     zeros = value_N.new_zeros(int(group_N.max()) + 1 if len(group_N) else 0)
-    top = zeros.scatter_reduce(0, group_N, value_N, "amax", include_self=False)
-    power_N = (value_N - top[group_N]).exp()
-    return power_N / zeros.index_add(0, group_N, power_N)[group_N]
+    return zeros.scatter_reduce(0, group_N, value_N, "amax", include_self=False)[group_N]

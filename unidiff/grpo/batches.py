@@ -27,7 +27,8 @@ class MicroBatch:
     iteration: which one. rows: int64 [R], their places in the experience. canvas, draw, guidance: of these rows
     (guidance None = scores are not guided). advantage_RL, weight_RL: float32 [R, L], of each token. passes: the views
     of the draw that each forward pass holds. old_RL, reference_RL: values of the old and of the reference policy, once
-    they are known; old None = those of the new policy.
+    they are known; old None = those of the new policy. drawn_RL: log-probabilities of the tokens when they were
+    committed, for `importance_cap`.
     """
 
     iteration: int
@@ -40,6 +41,7 @@ class MicroBatch:
     passes: list[slice]
     old_RL: Tensor | None = None
     reference_RL: Tensor | None = None
+    drawn_RL: Tensor | None = None
 
     def take(self, index: Tensor) -> MicroBatch:
         """Some of its rows, before old and reference values are known."""

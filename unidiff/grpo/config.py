@@ -57,8 +57,8 @@ class GRPOConfig(SamplerConfig):
         "optimizer", False, "torch.compile the body's layers: a minute at the start; results round differently"
     )
 
-    loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo", "gspo", "gmpo"] = setting(
-        "loss", "grpo", "how token losses are formed and averaged"
+    loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo", "gspo", "gmpo", "rtb"] = setting(
+        "loss", "grpo", "how token losses are formed and averaged; rtb = relative trajectory balance"
     )
     epsilon: float = setting("loss", 0.2, "importance ratios are clipped to [1 - epsilon, 1 + epsilon_high]")
     epsilon_high: float | None = setting("loss", None, "none = epsilon")
@@ -68,7 +68,15 @@ class GRPOConfig(SamplerConfig):
         "dual clip: caps the loss of a token with negative advantage at delta times its advantage; none = off",
     )
     beta: float = setting(
-        "loss", 0.0, "weight of the KL to the reference policy, the model at the start; 0 = no reference"
+        "loss",
+        0.0,
+        "weight of the KL to the reference policy, the model at the start; 0 = no reference; of rtb the temperature",
+    )
+    importance_cap: float | None = setting(
+        "loss",
+        None,
+        "weigh a token's policy loss by the old policy's probability of it, as estimated, over that when it was drawn, "
+        "at most this; for approximate rollouts with trace, and for two_times; none = do not",
     )
     text_weight: float = setting("loss", 1.0, "weight of the text tokens' loss")
     image_weight: float = setting("loss", 1.0, "weight of the image tokens' loss")
@@ -149,7 +157,27 @@ class GRPOConfig(SamplerConfig):
             raise ValueError(f"epsilon_high is {self.epsilon_high}; it must not be negative, or none for epsilon")
         if self.delta is not None and self.delta <= 1 + self.clip_range[1]:
             raise ValueError(f"delta is {self.delta}; it must be above 1 + epsilon_high, or none")
-        self.estimators()
+        if self.importance_cap is not None and self.importance_cap <= 0:
+            raise ValueError(f"importance_cap is {self.importance_cap}; it must be above 0, 1 is usual, or none")
+        for name, estimator in zip(("text_estimator", "image_estimator"), self.estimators()):
+            if self.importance_cap is not None and not estimator.by_token:
+                raise ValueError(f"importance_cap needs a probability of each token; {name} does not estimate it")
+        self._check_rtb(*self.estimators())
+
+    def _check_rtb(self, *estimators: Estimator) -> None:
+        """Its loss is of whole rollouts: it has one advantage for each, in the rewards' own unit."""
+        if self.loss_type != "rtb":
+            return
+        if not self.beta:
+            raise ValueError("beta is 0; loss_type rtb needs its temperature, above 0: small = near the best reward")
+        needs = {"scale_rewards": "none", "assignment": "joint", "leave_one_out": False}
+        for name, value in (needs | {"text_weight": 1.0, "image_weight": 1.0}).items():
+            if getattr(self, name) != value:
+                shown = str(value).lower()
+                raise ValueError(f"{name} is {getattr(self, name)}; loss_type rtb, of whole rollouts, needs {shown}")
+        for name, estimator in zip(("text_estimator", "image_estimator"), estimators):
+            if not estimator.ratio:
+                raise ValueError(f"{name} has a loss of its own; loss_type rtb needs log-probabilities: trace or elbo")
 
     @property
     def clip_range(self) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -55,6 +56,17 @@ class Experience:
     def useful_B(self) -> Tensor:
         """bool [B]: rows with some advantage. The policy gradient of the others is zero, whatever their probability."""
         return (self.advantage_BL != 0).any(1)
+
+    @cached_property
+    def drawn_BL(self) -> Tensor:
+        """float32 [B, L]: the log-probability of each sampled token when it was committed, 0 elsewhere."""
+        canvas, out = self.canvas, torch.zeros(self.canvas.shape)
+        segment, offset, sampled = (x.cpu() for x in (canvas.segment, canvas.clean.offset, canvas.sampled))
+        for b, rollout in enumerate(self.rollouts):
+            for ordinal, part in enumerate(rollout.sequence):
+                if not part.prompt and part.probability is not None:
+                    out[b, (segment[b] == ordinal) & (offset[b] >= 0)] = part.probability.log()
+        return (out * sampled).to(canvas.ids.device)
 
     def micro_batch(
         self,

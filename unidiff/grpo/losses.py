@@ -16,6 +16,7 @@ first backward.
     dapo     Σ w L / Σ w      over the whole batch of the step
     dr_grpo  Σ w L / (rows · max_length)
     gspo     level="sequence" with grpo: a row's ratio is exp(Σ w Δℓ / Σ w), clipped as a whole
+    rtb      Σ w L / rows     with `balance`: a rollout's loss is the sum over its tokens, without a ratio
     gmpo     level="geometric" with grpo: as gspo, but each token's Δℓ is clipped before the mean, on the side that
              its advantage's sign asks for
 
@@ -42,7 +43,7 @@ from unidiff.sequence import Modality
 
 Level = Literal["token", "sequence", "segment", "geometric"]
 LEVELS = ("token", "sequence", "segment", "geometric")
-LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo")  # ways to aggregate
+LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo", "rtb")  # ways to aggregate
 # Losses by name: how tokens are aggregated, and what shares a ratio.
 LOSSES: dict[str, tuple[str, Level]] = {name: (name, "token") for name in LOSS_TYPES}
 LOSSES |= {"gspo": ("grpo", "sequence"), "gmpo": ("grpo", "geometric")}
@@ -211,6 +212,8 @@ def aggregate(loss_BL: Tensor, weight_BL: Tensor, loss_type: str, denominators: 
     if loss_type == "grpo":
         total_B = weight_BL.sum(-1)
         return (row_B / torch.where(total_B > 0, total_B, 1.0)).sum() / max(denominators.scored_rows, 1.0)
+    if loss_type == "rtb":
+        return row_B.sum() / max(denominators.rows, 1.0)
     if loss_type == "dr_grpo":
         return row_B.sum() / max(denominators.rows * denominators.max_length, 1.0)
     return row_B.sum() / (denominators.weight or 1.0)

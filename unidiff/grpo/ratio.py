@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from unidiff.estimators import draw_views, make
 from unidiff.grpo.batches import MicroBatch, cut
 from unidiff.grpo.experience import Experience
 from unidiff.guidance import Guidance
 
 Values = Callable[[MicroBatch], Tensor]  # values [R, L] of a micro-batch's tokens, as a policy scores them
 _ALONE = 4  # rows that are scored alone, at most
+_REPLAYED = 2  # rows that are replayed, at most
 
 
 def company_gap(values: Values, experience: Experience, batches: Sequence[MicroBatch]) -> float:
@@ -51,6 +53,29 @@ def guidance_gap(
     parts = cut(experience.canvas, experience.draws[0], rows, size, attention)
     plain, compared = (torch.cat([values(e.micro_batch(0, *part)) for part in parts]) for e in (experience, guided))
     return _gap(plain, compared)
+
+
+def rollout_drift(log_probs: Values, experience: Experience, size: int, attention: str) -> Tensor:
+    """float64 [3]: sum, count and maximum of |log p scored − log p sampled|, in nats, over the tokens of a few rollouts
+    that are replayed step by step (`trace`). Zeros where a rollout has no step map.
+
+    Where caches are exact this is rounding, and what a text's tokens saw behind a place where an end token was drawn
+    later. More comes from approximate caches, or from weights that rollouts and updates have in different precision.
+    log_probs: of a micro-batch, [K, R, L]. size, attention: see `batches.cut`.
+    """
+    canvas = experience.canvas
+    rows = torch.arange(min(_REPLAYED, canvas.shape[0]), device=canvas.ids.device)
+    if bool((canvas.step < 0)[canvas.sampled].any()) or not bool(canvas.sampled[rows].any()):
+        return torch.zeros(3, dtype=torch.float64, device=canvas.ids.device)
+    trace = make("trace")
+    (draw,) = draw_views(canvas, trace, trace, 1, torch.zeros(canvas.shape[0], dtype=torch.int64, device=rows.device))
+    gaps = []
+    for part in cut(canvas, draw, rows, size, attention):
+        batch = experience.micro_batch(0, *part, draw=draw)
+        gap_RL = log_probs(batch).sum(0) - experience.drawn_BL[batch.rows]  # each token is scored in one view
+        gaps.append(gap_RL[batch.canvas.sampled].abs().double())
+    gap = torch.cat(gaps)
+    return torch.stack([gap.sum(), gap.new_tensor(float(len(gap))), gap.max()])
 
 
 def _gap(new: Tensor, old: Tensor) -> float:

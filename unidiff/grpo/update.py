@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from unidiff.estimators import Estimator, run_views, values_of
-from unidiff.grpo import activations, lora, ratio
+from unidiff.grpo import activations, balance, lora, ratio
 from unidiff.grpo.batches import MicroBatch
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.distributed import Whole
@@ -61,6 +61,7 @@ class PolicyUpdate:
     def run(self, step: int, experience: Experience) -> dict[str, float]:
         """Trains on the experience of a step, counted from 0. Returns its metrics, equal on every process. Raises
         FloatingPointError before the optimizer's step if the loss or the gradients are not finite."""
+        config = self.config
         old = self.old_values(experience)
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
@@ -68,11 +69,13 @@ class PolicyUpdate:
         total: Stats = {}
         first: dict[str, float] = {}
         norms = []
-        for iteration in range(self.config.num_iterations):
+        for iteration in range(config.num_iterations):
             with self.weights.collected():
                 batches = self.batches(experience, iteration)
                 if old is not None:
                     batches = [dataclasses.replace(b, old_RL=v) for b, v in zip(batches, old[iteration], strict=True)]
+                if config.loss_type == "rtb":
+                    batches = self.balanced(batches, experience)
                 stats = self.accumulate(batches, self.denominators(experience, iteration))
                 if iteration == 0:
                     first = self.first_ratio(step, experience, batches, stats)
@@ -109,10 +112,12 @@ class PolicyUpdate:
     def batches(self, experience: Experience, iteration: int) -> list[MicroBatch]:
         """What an inner iteration runs at a time. Without a KL term, rollouts without any advantage are left out, and
         segments without one too, unless a ratio is that of the whole sequence."""
-        size, attention = self.config.micro_batch_size, self.model.spec.attention
         by_token = LOSSES[self.config.loss_type][1] == "token"
         leave_out = "" if self.reference is not None else "segments" if by_token else "rows"
-        return experience.micro_batches(size, attention, iteration, leave_out)
+        batches = experience.micro_batches(*self._sizes, iteration, leave_out)
+        if self.config.importance_cap is not None:
+            batches = [dataclasses.replace(b, drawn_RL=experience.drawn_BL[b.rows]) for b in batches]
+        return batches
 
     def values(self, model: Any, batch: MicroBatch) -> Tensor:
         """float32 [R, L]: values of a policy, as the estimators define them."""
@@ -132,7 +137,7 @@ class PolicyUpdate:
     def old_values(self, experience: Experience) -> list[list[Tensor]] | None:
         """Values of each iteration's micro-batches before the first update. None if there is one iteration only, or
         nothing that is trained has an importance ratio."""
-        if self.config.num_iterations == 1:
+        if self.config.num_iterations == 1 or self.config.loss_type == "rtb":
             return None
         trained = self.denominators(experience, 0)
         if not any(e.ratio and trained[m].weight > 0 for m, e in zip(Modality, self.estimators)):
@@ -148,13 +153,33 @@ class PolicyUpdate:
         with self.accelerator.autocast(), lora.as_reference(self.reference, self.model) as reference:
             return self.values(reference, batch)
 
+    @torch.no_grad()
+    def balanced(self, batches: Sequence[MicroBatch], experience: Experience) -> list[MicroBatch]:
+        """The same micro-batches with reference values, and with the advantages of `balance`: they depend on what the
+        policy makes of a rollout's whole group."""
+        device = experience.canvas.ids.device
+        change_B = torch.zeros(experience.canvas.shape[0], dtype=torch.float64, device=device)
+        batches = [dataclasses.replace(b, reference_RL=self.reference_values(b)) for b in batches]
+        for batch in batches:
+            assert batch.reference_RL is not None
+            gap_RL = (self.values(self.model, batch) - batch.reference_RL).double()
+            change_B[batch.rows] = (gap_RL * batch.weight_RL).sum(1)
+        trained = experience.trained_BL.any(1).nonzero()[:, 0]
+        mean_B = experience.advantage_BL.double().sum(1) / experience.trained_BL.sum(1).clamp(min=1)
+        own_B = torch.zeros_like(change_B)
+        groups = experience.routed.group_B.to(device)
+        own_B[trained] = balance.residuals(mean_B[trained], change_B[trained], groups[trained], self.config.beta)
+        own_BL = (own_B[:, None] * experience.trained_BL).float()
+        return [dataclasses.replace(b, advantage_RL=own_BL[b.rows]) for b in batches]
+
     # ---------------------------------------------------------------- gradients
 
     def accumulate(self, batches: Sequence[MicroBatch], denominators: dict[Modality, Denominators]) -> Stats:
         """Adds up the gradients of one inner iteration over its micro-batches."""
         total: Stats = {}
         for at, batch in enumerate(batches):
-            batch = dataclasses.replace(batch, reference_RL=self.reference_values(batch))
+            if batch.reference_RL is None:
+                batch = dataclasses.replace(batch, reference_RL=self.reference_values(batch))
             total = added(total, self.backward(batch, denominators, last=at + 1 == len(batches)))
         return total
 
@@ -164,24 +189,30 @@ class PolicyUpdate:
         """A micro-batch's part of the step's loss. new_RL: values of the policy that is trained."""
         config = self.config
         loss_type, level = LOSSES[config.loss_type]
+        balanced = loss_type == "rtb"
         weight_RL = batch.weight_RL
         if batch.reference_RL is None:  # a row that runs only to synchronise processes is not counted
             weight_RL = weight_RL * (batch.advantage_RL != 0).any(1, keepdim=True)
+        old_RL = new_RL.detach() if batch.old_RL is None else batch.old_RL
+        advantage_RL = batch.advantage_RL
+        if batch.drawn_RL is not None:
+            assert config.importance_cap is not None
+            advantage_RL = advantage_RL * (old_RL - batch.drawn_RL).exp().clamp(max=config.importance_cap)
         loss, stats = modality_loss(
             new_RL,
-            new_RL.detach() if batch.old_RL is None else batch.old_RL,
-            batch.advantage_RL,
+            old_RL,
+            advantage_RL,
             weight_RL,
             batch.canvas.modality,
             loss_type=loss_type,
             denominators=denominators,
             weights={Modality.TEXT: config.text_weight, Modality.IMAGE: config.image_weight},
-            without_ratio=[m for m, estimator in zip(Modality, self.estimators) if not estimator.ratio],
+            without_ratio=[m for m, e in zip(Modality, self.estimators) if balanced or not e.ratio],
             level=level,
             epsilon_low=config.clip_range[0],
             epsilon_high=config.clip_range[1],
             delta=config.delta,
-            beta=config.beta,
+            beta=0.0 if balanced else config.beta,
             logp_ref_BL=batch.reference_RL,
         )
         # Gradients are averaged over processes and divided by the steps of an accumulation that accelerate was told of;
@@ -217,7 +248,7 @@ class PolicyUpdate:
 
     def _scored_once(self, batch: MicroBatch) -> bool:
         """Whether each token's value is made of one view's log-probability of it, and of nothing else."""
-        if any(e.unit != "token" or type(e).combine is not Estimator.combine for e in self.estimators):
+        if not all(e.by_token for e in self.estimators):
             return False
         return int(torch.stack([view.scored for view in batch.draw.views]).sum(0).max()) <= 1
 
@@ -248,20 +279,31 @@ class PolicyUpdate:
     ) -> dict[str, float]:
         """Largest |ρ − 1| at the first inner iteration, where the policy has not changed. More than float noise is a
         bug. It is measured between the new and the old policy, if there is one; and every `check_ratio_every` steps
-        between rows alone and the same rows in company."""
-        config = self.config
+        between rows alone and the same rows in company; then `ratio.rollout_drift` is measured too."""
+        config, found = self.config, {}
         gaps = [0.0, *(float(s.peak) for s in stats.values())] if batches[0].old_RL is not None else []
         if config.check_ratio_every and step % config.check_ratio_every == 0:
             gaps.append(ratio.company_gap(lambda batch: self.values(self.model, batch), experience, batches))
+            drift = ratio.rollout_drift(
+                lambda batch: self.log_probs(self.model, batch, batch.passes), experience, *self._sizes
+            )
+            total, count = self.accelerator.reduce(drift[:2], "sum").tolist()  # type: ignore[union-attr]
+            found["rollout_drift"] = total / max(count, 1.0)
+            found["rollout_drift_max"] = largest(self.accelerator, float(drift[2]))
         if not gaps:
             return {}
-        found = {"ratio_first_iteration_max_dev": largest(self.accelerator, *gaps)}
+        found |= {"ratio_first_iteration_max_dev": largest(self.accelerator, *gaps)}
         if config.scales and not config.score_guidance:
             guidance = guidance_of(self.model, experience.rollouts, config.scales)
-            sizes = (config.num_generations, config.micro_batch_size, self.model.spec.attention)
+            sizes = (config.num_generations, *self._sizes)
             gap = ratio.guidance_gap(lambda batch: self.values(self.model, batch), experience, guidance, *sizes)
             found["guidance_ratio_max_dev"] = largest(self.accelerator, gap)
         return found
+
+    @property
+    def _sizes(self) -> tuple[int, str]:
+        """What `batches.cut` asks for."""
+        return self.config.micro_batch_size, self.model.spec.attention
 
     def _reduced(self, stats: LossStats) -> LossStats:
         if self.accelerator.num_processes == 1:

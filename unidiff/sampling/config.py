@@ -21,8 +21,22 @@ class SamplerConfig:
         0.9,
         "commit every token drawn with at least this probability, and always the best one; none = use text_steps",
     )
-    text_order: Literal["confidence", "margin", "entropy", "random"] = setting(
-        "rollout", "confidence", "which tokens text_steps commits first"
+    text_entropy_bound: float | None = setting(
+        "rollout",
+        None,
+        "commit the tokens of least entropy while the sum of their entropies, in nats and without the largest, is at "
+        "most this; takes the place of text_threshold",
+    )
+    text_order: Literal["confidence", "margin", "entropy", "random", "dilated"] = setting(
+        "rollout",
+        "confidence",
+        "which tokens text_steps commits first; dilated = every s-th of a block, s halved in each step, whatever "
+        "text_steps and text_threshold say",
+    )
+    text_gap: int = setting(
+        "rollout",
+        1,
+        "tokens of one step are at least this many places apart, fewer as a block fills (never under 2); 1 = any",
     )
     text_block: int | None = setting(
         "rollout",
@@ -73,7 +87,7 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("text_steps", "image_steps", "max_rounds"):
+        for name in ("text_steps", "text_gap", "image_steps", "max_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.image_temperature <= 0:
@@ -85,6 +99,10 @@ class SamplerConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a number that is not negative")
         if self.text_block is not None and self.text_block < 1:
             raise ValueError(f"text_block is {self.text_block}; it must be at least 1, or None for the whole canvas")
+        if self.text_entropy_bound is not None and self.text_entropy_bound < 0:
+            raise ValueError(f"text_entropy_bound is {self.text_entropy_bound}; it must not be negative, or None")
+        if self.text_entropy_bound is not None and self.text_order == "dilated":
+            raise ValueError("text_order is dilated, which plans its steps; it does not go with text_entropy_bound")
         if not 0 < self.edit_share <= 1:
             raise ValueError(f"edit_share is {self.edit_share}; it must be in (0, 1]")
         for name in ("text_threshold", "edit_threshold"):

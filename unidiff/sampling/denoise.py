@@ -8,7 +8,6 @@ Dimensions: B rows, N tokens of a text's canvas, E tokens of an image to denoise
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -89,14 +88,15 @@ def _put(old: Tensor, where: Tensor, value: Tensor | int, step: Step) -> Tensor:
     return out
 
 
-def text_blocks(size: int, config: SamplerConfig) -> Iterator[tuple[slice, int, int]]:
-    """Each semi-autoregressive block of a canvas: its columns, its steps, and the steps planned before it."""
+def text_blocks(size: int, config: SamplerConfig) -> Iterator[tuple[slice, int, int, int]]:
+    """Each semi-autoregressive block of a canvas: its columns, its planned steps, the most that it takes, and the most
+    that those before it take."""
     first, width = 0, min(config.text_block or size, size)
     for start in range(0, size, width):
         n = min(width, size - start)
-        steps = n if config.text_threshold is not None else math.ceil(config.text_steps * n / size)
-        yield slice(start, start + n), steps, first
-        first += steps
+        planned, most = text_rules.planned_steps(n, size, config)
+        yield slice(start, start + n), planned, most, first
+        first += most
 
 
 def denoise_text(
@@ -109,10 +109,10 @@ def denoise_text(
     greedy = config.greedy or not config.text_temperature
     columns = torch.arange(text.ids.shape[1], device=text.ids.device)
     taken = torch.zeros(len(text.ids), dtype=torch.int64, device=text.ids.device)  # steps of each row
-    for at, steps, first in text_blocks(len(columns), config):
+    for at, planned, most, first in text_blocks(len(columns), config):
         place = columns[at]
         inside = (columns >= at.start) & (columns < at.stop)
-        for number in range(steps):
+        for number in range(most):
             masked = (text.ids == spec.mask) & inside
             rows = (~text_rules.finished(text.ids, masked, end)).nonzero()[:, 0]  # the one host sync of a step
             if not len(rows):
@@ -127,12 +127,10 @@ def denoise_text(
             log_prob = sure - share
             ids[:, at] = torch.where(masked[:, at], drawn + low, ids[:, at])
             free = text_rules.eligible(ids, masked, end)[:, at]
-            if config.text_threshold is not None:
-                commit = text_rules.commit_threshold(sure.exp(), free, config.text_threshold)
-            else:
-                order = noise.uniform(keys, (turn, first + number, _ORDER), place)
-                score = text_rules.confidence(config.text_order, log_probs, drawn, order)
-                commit = text_rules.commit_top(score, free, text_rules.commit_count(masked, number, steps))
+            random = config.text_order == "random"
+            order = noise.uniform(keys, (turn, first + number, _ORDER), place) if random else uniform
+            block = text_rules.Block(masked[:, at], free, drawn, sure.exp(), log_probs, order)
+            commit = text_rules.chosen(block, number, planned, config)
             text.note(masked[:, at], log_prob, step)
             text.commit(commit, drawn + low, taken[rows, None], log_prob, step)
             taken[rows] += 1

@@ -5,8 +5,63 @@ Dimensions: B rows, N tokens of a block, V words, E end tokens.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from unidiff.sampling.config import SamplerConfig
+
+
+@dataclass
+class Block:
+    """The tokens of a block in one of its steps. All but `log_probs` are [B, N].
+
+    masked, free: bool, masked now; and those of them that may be committed (`eligible`). drawn: int64, indices into V.
+    sure: float32, their probabilities. log_probs: [B, N, V]. uniform: float64, read by the random order alone.
+    """
+
+    masked: Tensor
+    free: Tensor
+    drawn: Tensor
+    sure: Tensor
+    log_probs: Tensor
+    uniform: Tensor
+
+
+def planned_steps(size: int, whole: int, config: SamplerConfig) -> tuple[int, int]:
+    """Steps of a block of `size` tokens in a canvas of `whole`: those that its rule plans, and the most that it takes.
+    They differ where the rule or a gap may leave tokens for later."""
+    if config.text_order == "dilated":
+        planned = dilated_steps(size)
+    elif config.text_entropy_bound is None and config.text_threshold is None:
+        planned = math.ceil(config.text_steps * size / whole)
+    else:
+        planned = size
+    return planned, size if config.text_gap > 1 else planned
+
+
+def chosen(block: Block, step: int, planned: int, config: SamplerConfig) -> Tensor:
+    """[B, N] bool: the tokens that a step of a block commits, at least one of each row with free ones, but for dilated
+    steps. step: from 0. planned: see `planned_steps`."""
+    score = block.sure
+    if config.text_order == "dilated":
+        commit = commit_dilated(block.free, step)
+    elif config.text_entropy_bound is not None:
+        score = confidence("entropy", block.log_probs, block.drawn, block.uniform)
+        commit = commit_entropy(-score, block.free, config.text_entropy_bound)
+    elif config.text_threshold is not None:
+        commit = commit_threshold(score, block.free, config.text_threshold)
+    else:
+        score = confidence(config.text_order, block.log_probs, block.drawn, block.uniform)
+        commit = commit_top(score, block.free, commit_count(block.masked, step, planned))
+    if config.text_gap == 1:
+        return commit
+    left, size = block.masked.sum(1), block.masked.shape[1]
+    return spaced(commit, score, (left * config.text_gap // size).clamp(min=2))
 
 
 def eligible(ids_BN: Tensor, masked_BN: Tensor, text_end_E: Tensor) -> Tensor:
@@ -90,6 +145,50 @@ def commit_threshold(probability_BN: Tensor, eligible_BN: Tensor, threshold: flo
     """
     first = _rank(probability_BN, eligible_BN) == 0
     return eligible_BN & ((probability_BN >= threshold) | first)
+
+
+def commit_entropy(entropy_BN: Tensor, eligible_BN: Tensor, bound: float) -> Tensor:
+    """[B, N] bool: the eligible tokens of least entropy, as many as fit: the sum of their entropies less the largest of
+    them is at most the bound. That sum bounds what is lost by drawing them independently. At least one token.
+
+    entropy_BN: float32, nats. Source: EB-Sampler (arXiv 2505.24857), with the entropy as the measure of error.
+    """
+    rank = _rank(-entropy_BN, eligible_BN)
+    ordered = torch.zeros_like(entropy_BN).scatter_(1, rank, entropy_BN.masked_fill(~eligible_BN, 0.0))
+    before = torch.zeros_like(ordered)  # the largest of a prefix is its last
+    before[:, 1:] = ordered.cumsum(1)[:, :-1]
+    return eligible_BN & (rank < (before <= bound).sum(1, keepdim=True))
+
+
+def dilated_steps(size: int) -> int:
+    """Steps of `commit_dilated` for a block of this size: ceil(log2(size)), at least 1."""
+    return max((size - 1).bit_length(), 1)
+
+
+def commit_dilated(eligible_BN: Tensor, step: int) -> Tensor:
+    """[B, N] bool: every s-th token of a block of N, s = N/2, N/4, … 1 in its steps, so that what is drawn together is
+    far apart. N is rounded up to a power of 2.
+
+    Source: Dilated Unmasking (arXiv 2506.19037).
+    """
+    size = eligible_BN.shape[1]
+    stride = 1 << max(dilated_steps(size) - 1 - step, 0)
+    return eligible_BN & (torch.arange(size, device=eligible_BN.device) % stride == 0)
+
+
+def spaced(commit_BN: Tensor, score_BN: Tensor, gap_B: Tensor) -> Tensor:
+    """[B, N] bool: of the tokens to commit those with the highest scores that are at least gap_B places apart.
+
+    gap_B: int64, at least 2. The best token of a row is always kept.
+    """
+    place = torch.arange(commit_BN.shape[1], device=commit_BN.device)
+    rank = _rank(score_BN, commit_BN)
+    kept, left = torch.zeros_like(commit_BN), commit_BN
+    for _ in range((len(place) + 1) // 2):
+        best = rank.masked_fill(~left, len(place)).argmin(1, keepdim=True)
+        kept = kept | (left & (place == best))
+        left = left & ((place - best).abs() >= gap_B[:, None])
+    return kept
 
 
 def commit_factor(probability_BN: Tensor, eligible_BN: Tensor, factor: float) -> Tensor:

@@ -93,14 +93,16 @@ def reached(edit: Edit, seen: Sequence[Seen]) -> bool:
     return len(seen) == len(edit.target) and all(any(shows(shape, one) for one in seen) for shape in edit.target)
 
 
-def degrees(edit: Edit, seen: Sequence[Seen]) -> float:
-    """The mean of two shares, 0 to 1: of the change that is asked for, and of the other shapes that are still there.
+def progress(edit: Edit, seen: Sequence[Seen]) -> float:
+    """How far an edit has got: 1 for the target, 0 for the picture as it was, down to -1 for one that is worse.
 
-    A change counts half if the old shape is gone and half if the new one is there.
+    Half a point for the old shape that is gone and half for the new one (a removal: all for the old one), less the
+    share of the other shapes that are lost, less a quarter for each shape that nobody asked for.
     """
-    gone = not any(shows(edit.before, one) for one in seen)
-    there = edit.after is None or any(shows(edit.after, one) for one in seen)
+    after = () if edit.after is None else (edit.after,)
     rest = [shape for shape in edit.scene if shape != edit.before]
-    kept = sum(any(shows(shape, one) for one in seen) for shape in rest) / len(rest)
-    extra = max(0, len(seen) - len(edit.target))
-    return ((gone + there) / 2 + kept) / 2 / (1 + extra)
+    still, *there = (any(shows(shape, one) for one in seen) for shape in (edit.before, *after))
+    done = sum((not still, *there)) / (1 + len(after))
+    lost = sum(not any(shows(shape, one) for one in seen) for shape in rest) / len(rest)
+    extra = sum(not any(shows(shape, one) for shape in (*edit.scene, *after)) for one in seen)
+    return max(-1.0, done - lost - extra / 4)

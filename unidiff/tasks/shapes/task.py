@@ -118,14 +118,15 @@ class Shapes(Task):
 
 @reward(on="image")
 def target(segments: Sequence[Any], **columns: Any) -> list[float]:
-    """How far an edit has got (see `edits.degrees`), and as much again where the target is reached."""
+    """How far an edit has got (see `edits.progress`), and 1 more where the target is reached: a picture that is left as
+    it was earns nothing."""
     return [
-        edits.degrees(s.columns["edit"], seen) + edits.reached(s.columns["edit"], seen)
+        edits.progress(s.columns["edit"], seen) + edits.reached(s.columns["edit"], seen)
         for s, seen in zip(segments, seen_of(segments))
     ]
 
 
-@reward(on="image")
+@reward(on="image", weight=0.2)
 def locality(segments: Sequence[Any], **columns: Any) -> list[float]:
     """The share of the pixels that the edit does not ask to change, and that are as they were."""
     return [kept(s.columns["edit"], s.image, s.image_before) for s in segments]
