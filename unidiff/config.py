@@ -28,7 +28,7 @@ T = TypeVar("T")
 Call = TypeVar("Call", bound=Callable[..., Any])
 Unbounded = Annotated[float, math.inf]  # a float that may be infinite
 FilePath = Annotated[str, "path"]  # ~ and $NAME in it are replaced
-GROUPS = ("run", "data", "rollout", "estimator", "loss", "optimizer")  # of settings, in the order of --help
+GROUPS = ("run", "data", "rollout", "estimator", "loss", "optimizer", "schedule")  # of settings, in the order of --help
 
 
 def setting(group: str, default: Any, text: str) -> Any:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# Rows of [positions, head rows] logits that are alive at once when scoring, in numbers (256 MiB of float32).
+_LOGITS_AT_ONCE = 1 << 26
 
 # torch.mm with out_dtype, which adds up in float32 and does not round: from torch 2.8, on GPUs.
 _UNROUNDED_MM = "dtype" in torch.ops.aten.mm.overloads()
@@ -25,6 +30,36 @@ def float32_logits(hidden: Tensor, rows: Tensor) -> Tensor:
     if hidden.dtype.itemsize > 2:
         return nn.functional.linear(hidden, rows).float()
     return _Unrounded.apply(hidden, rows)  # type: ignore[return-value]
+
+
+def target_log_probs(
+    log_probs: Callable[..., Tensor],
+    hidden: Tensor,
+    target: Tensor,
+    ids: tuple[int, int],
+    temperature: float | Tensor,
+    guidance: Sequence[tuple[float, Tensor]],
+) -> Tensor:
+    """Hidden states [K, d] and ids [K] -> log-probabilities [K], in chunks. Of several chunks no logits are kept for
+    the backward pass: they are computed again there.
+
+    log_probs: (hidden, temperature=, guidance=) -> [k, V], over the ids from ids[0] on, ids[1] excluded. temperature: a
+    number, or [K]. guidance: as `UnifiedModel.log_probs` takes it.
+    """
+    low, high = ids
+    warmth = (temperature[:, None],) if isinstance(temperature, Tensor) else ()
+
+    def of_chunk(hidden: Tensor, target: Tensor, *others: Tensor) -> Tensor:
+        terms = [(scale, other) for (scale, _), other in zip(guidance, others)]
+        found = log_probs(hidden, temperature=others[-1] if warmth else temperature, guidance=terms)
+        return found.gather(1, (target - low)[:, None])[:, 0]
+
+    each = (hidden, target, *(other for _, other in guidance), *warmth)
+    chunk = max(_LOGITS_AT_ONCE // (high - low), 1)
+    if len(hidden) <= chunk:
+        return of_chunk(*each)
+    chunks = zip(*(x.split(chunk) for x in each))
+    return torch.cat([checkpoint(of_chunk, *one, use_reentrant=False, preserve_rng_state=False) for one in chunks])
 
 
 class _Unrounded(torch.autograd.Function):

@@ -12,12 +12,11 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL.Image import Image, Resampling
 from torch import LongTensor, Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from unidiff import prompts
 from unidiff.attention import (
@@ -32,11 +31,12 @@ from unidiff.attention import (
 )
 from unidiff.canvas import Canvas, Tokens, render
 from unidiff.guidance import Guidance
-from unidiff.head import float32_logits
+from unidiff.head import float32_logits, target_log_probs
 from unidiff.images.picture import rgb
 from unidiff.images.pixels import to_pil, to_pixels
 from unidiff.images.preprocess import Preprocess
 from unidiff.plain_text import PlainText
+from unidiff.schedules import saved
 from unidiff.sequence import Interleaved, Locate, Modality, Prompt, Segment, Writes, check_parts, check_writes
 from unidiff.spec import ModelSpec
 from unidiff.templates import PromptTemplate
@@ -45,9 +45,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from unidiff.images.tokenizer import ImageTokenizer
-
-# Rows of [positions, head rows] logits that are alive at once when scoring, in numbers (256 MiB of float32).
-_LOGITS_AT_ONCE = 1 << 26
+    from unidiff.schedules import Schedule
 
 # Hidden states [P, d] of what is scored, and where each of them stands: its mask, row and column, all [P].
 _States = tuple[Tensor, tuple[Tensor, ...]]
@@ -62,6 +60,8 @@ class UnifiedModel(nn.Module):
     a `grid`, it embeds images of that grid only.
     template: how the family writes prompts (see `PromptTemplate`); None = texts and images as they are.
     preprocess: how the family prepares pictures, by task; "default" holds for all others.
+    schedule: what steers the steps of its rollouts (see `unidiff.schedules`); None = the sampler's settings. It may be
+    set at any time, and is no part of the policy's parameters.
     """
 
     def __init__(
@@ -85,11 +85,26 @@ class UnifiedModel(nn.Module):
         self._plain = None if tokenizer is None else PlainText(tokenizer, spec)
         self.template = template
         self.preprocess = preprocess or {}
-        self._images = [images]  # in a list: the VQ tokenizer is frozen, and no part of the policy's parameters
+        # In lists: neither the frozen VQ tokenizer nor the schedule is a part of the policy's parameters.
+        self._images, self._schedule = [images], [cast("Schedule | None", None)]
 
     @property
     def images(self) -> Any:
         return self._images[0]
+
+    @property
+    def schedule(self) -> Schedule | None:
+        return self._schedule[0]
+
+    @schedule.setter
+    def schedule(self, schedule: Schedule | None) -> None:
+        self._schedule[0] = None if schedule is None else schedule.to(self.device)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "schedule":  # nn.Module would make it a part of this one
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def body(self) -> Any:
@@ -124,6 +139,7 @@ class UnifiedModel(nn.Module):
         from unidiff.families import registry
 
         model = registry.load(path, family, dtype, options)
+        model.schedule = saved.load(registry.folder_of(path))
         return (model if options.get("device_map") else model.to(device)).eval()
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -133,11 +149,13 @@ class UnifiedModel(nn.Module):
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         registry.FAMILIES[self.spec.family].save(self, folder)
+        saved.save(self.schedule, folder)
 
     def to(self, *args: Any, **kwargs: Any) -> UnifiedModel:
         super().to(*args, **kwargs)
         if self.images is not None:
-            self._images[0] = self.images.to(self.device)  # device only: the VQ tokenizer stays in float32
+            self._images[0] = self.images.to(self.device)  # device only: it stays in float32
+        self.schedule = self.schedule
         return self
 
     # ---------------------------------------------------------------- encoding and decoding
@@ -288,12 +306,13 @@ class UnifiedModel(nn.Module):
         self,
         hidden: Tensor,
         modality: Modality,
-        temperature: float = 1.0,
+        temperature: float | Tensor = 1.0,
         guidance: Sequence[tuple[float, Tensor]] = (),
         count_mask: bool = False,
     ) -> Tensor:
         """float32 log-probabilities [..., rows] over a modality's own range. The mask token, where it lies in it, has
-        none: it is not a value of a token. Temperature 0 is taken as 1: greedy choice does not depend on it.
+        none: it is not a value of a token. temperature: a number, or [..., 1]; 0 is taken as 1: greedy choice does not
+        depend on it.
 
         guidance: scale s and hidden states [..., d] of each prompt that leaves something out; see `unidiff.guidance`.
         count_mask: the mask token has its share all the same.
@@ -307,7 +326,9 @@ class UnifiedModel(nn.Module):
                 logits = logits - scale * float32_logits(other, rows)
         if low <= self.spec.mask < high and not count_mask:
             logits[..., self.spec.mask - low] = -torch.inf
-        return (logits / (temperature or 1.0)).log_softmax(-1)
+        if not isinstance(temperature, Tensor):
+            temperature = temperature or 1.0
+        return (logits / temperature).log_softmax(-1)
 
     def logits(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
         """Full logits [B, L, V] of plain ids [B, L] that all see each other: for tests and parity only.
@@ -328,7 +349,7 @@ class UnifiedModel(nn.Module):
         canvas: Canvas,
         mask: Tensor,
         hide: Tensor | None = None,
-        temperature: tuple[float, float] = (1.0, 1.0),
+        temperature: tuple[float, float] | Tensor = (1.0, 1.0),
         guidance: Guidance | None = None,
         scored: Tensor | None = None,
     ) -> Tensor:
@@ -336,9 +357,9 @@ class UnifiedModel(nn.Module):
 
         canvas: [B, L]. mask: [B, L] bool, a subset of `canvas.sampled`: the tokens to mask; or [K, B, L], K masks of
         the same sequences. hide: [B, L] bool, clean tokens to replace by the mask token too (a perturbed prompt), or
-        None. temperature: of text and of image tokens. guidance: what the logits are compared with; `hide` does not
-        apply to it. scored: bool, like `mask`: those of the masked tokens that are asked for; None = all. Returns
-        float32 like `mask`, 0 where nothing is scored.
+        None. temperature: of text and of image tokens, or float32 [B, L] of each token. guidance: what the logits are
+        compared with; `hide` does not apply to it. scored: bool, like `mask`: those of the masked tokens that are asked
+        for; None = all. Returns float32 like `mask`, 0 where nothing is scored.
 
         One forward pass (and one for each canvas of the guidance): block-causal, over the clean sequence, once for all
         masks, and noisy copies of the segments in which something is scored; bidirectional, over one row for each such
@@ -370,7 +391,9 @@ class UnifiedModel(nn.Module):
                 (others, there), kind = compared[k]
                 terms.append((scale, others[kind[there[1:]] == modality]))
             target = canvas.ids[where[1:]]
-            values = self._target_log_probs(hidden[own], target, modality, temperature[modality], terms)
+            warmth = temperature[where[1:]] if isinstance(temperature, Tensor) else temperature[modality]
+            log_probs = functools.partial(self.log_probs, modality=modality)
+            values = target_log_probs(log_probs, hidden[own], target, self.spec.range_of(modality), warmth, terms)
             out = out.index_put(where, values)
         return out.reshape(mask.shape)
 
@@ -412,29 +435,6 @@ class UnifiedModel(nn.Module):
         return hidden, (*(index[row] for index in owner), source[row, column])
 
     forward = score  # so that wrappers (DDP, FSDP) see the pass whose gradients they reduce
-
-    def _target_log_probs(
-        self,
-        hidden: Tensor,
-        target: Tensor,
-        modality: Modality,
-        temperature: float,
-        guidance: Sequence[tuple[float, Tensor]],
-    ) -> Tensor:
-        """[K, d] hidden states and [K] ids -> [K] log-probabilities, in chunks. Of several chunks no logits are kept
-        for the backward pass: they are computed again there."""
-        low, high = self.spec.range_of(modality)
-
-        def of_chunk(hidden: Tensor, target: Tensor, *others: Tensor) -> Tensor:
-            terms = [(scale, other) for (scale, _), other in zip(guidance, others)]
-            log_probs = self.log_probs(hidden, modality, temperature, terms)
-            return log_probs.gather(1, (target - low)[:, None])[:, 0]
-
-        chunk = max(_LOGITS_AT_ONCE // (high - low), 1)
-        if len(hidden) <= chunk:
-            return of_chunk(hidden, target, *(other for _, other in guidance))
-        chunks = zip(*(x.split(chunk) for x in (hidden, target, *(other for _, other in guidance))))
-        return torch.cat([checkpoint(of_chunk, *one, use_reentrant=False, preserve_rng_state=False) for one in chunks])
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import torch
 from torch import BoolTensor, FloatTensor, IntTensor, LongTensor, Tensor
 
 if TYPE_CHECKING:
-    pass
+    from unidiff.schedules.schedule import Choices
 
 
 # What a response consists of: one text; a picture; a changed copy of the prompt's last picture; a text about pictures;
@@ -45,8 +45,10 @@ class Segment:
     step: [n] int32, the denoising step that committed each token, -1 = kept. probability: [n] float32 of each token
     when it was committed (1 where kept). trace: [T, n] float32, at each of the T steps the probability of the token
     drawn at each place that was masked then (in a text: in the block at work), NaN elsewhere; None unless it was asked.
-    room: tokens of the canvas that a sampled text was written in; None = `ModelSpec.text_length`. behind: ids that the
-    family's template puts behind the segment, and that it sees while it is written.
+    warmth: [n] float32, the factor that a schedule gave the temperature of each token; None = 1. choices: what a
+    schedule did in each step; None = there was none. room: tokens of the canvas that a sampled text was written in;
+    None = `ModelSpec.text_length`. behind: ids that the family's template puts behind the segment, and that it sees
+    while it is written.
     """
 
     modality: Modality
@@ -57,6 +59,8 @@ class Segment:
     step: IntTensor | None = None
     probability: FloatTensor | None = None
     trace: FloatTensor | None = None
+    warmth: FloatTensor | None = None
+    choices: Choices | None = None
     room: int | None = None
     behind: tuple[int, ...] = ()
 
@@ -64,7 +68,7 @@ class Segment:
         n = self.tokens.numel()
         if self.modality is Modality.IMAGE and (self.grid is None or self.grid[0] * self.grid[1] != n):
             raise ValueError(f"Segment.grid is {self.grid}, but an image of {n} tokens needs rows * columns == {n}")
-        for name in ("edited", "step", "probability"):
+        for name in ("edited", "step", "probability", "warmth"):
             value = getattr(self, name)
             if value is not None and value.numel() != n:
                 raise ValueError(f"Segment.{name} has {value.numel()} values for {n} tokens")

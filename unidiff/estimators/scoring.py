@@ -63,7 +63,7 @@ def run_views(
     model: Any,
     canvas: Canvas,
     views: Sequence[View],
-    temperature: tuple[float, float] = (1.0, 1.0),
+    temperature: tuple[float, float] | Tensor = (1.0, 1.0),
     guidance: Guidance | None = None,
 ) -> Tensor:
     """Log-probabilities float32 [K, B, L] of what each view scores, 0 elsewhere.
@@ -86,7 +86,7 @@ def _one_pass(
     model: Any,
     canvas: Canvas,
     views: Sequence[View],
-    temperature: tuple[float, float],
+    temperature: tuple[float, float] | Tensor,
     guidance: Guidance | None,
 ) -> Tensor:
     """Runs only the rows in which something is scored."""
@@ -94,7 +94,8 @@ def _one_pass(
     rows = scored_KBL.any(0).any(1).nonzero()[:, 0]
     if 0 < len(rows) < canvas.shape[0]:
         compared = None if guidance is None else guidance.rows(rows)
-        part = _one_pass(model, canvas.rows(rows), [view.rows(rows) for view in views], temperature, compared)
+        warmth = temperature[rows] if isinstance(temperature, Tensor) else temperature
+        part = _one_pass(model, canvas.rows(rows), [view.rows(rows) for view in views], warmth, compared)
         return part.new_zeros(scored_KBL.shape).index_copy(1, rows, part)
     mask_KBL = torch.stack([view.mask for view in views])
     return model(canvas, mask_KBL, views[0].hide, temperature, guidance, scored_KBL)

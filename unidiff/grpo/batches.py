@@ -28,7 +28,7 @@ class MicroBatch:
     (guidance None = scores are not guided). advantage_RL, weight_RL: float32 [R, L], of each token. passes: the views
     of the draw that each forward pass holds. old_RL, reference_RL: values of the old and of the reference policy, once
     they are known; old None = those of the new policy. drawn_RL: log-probabilities of the tokens when they were
-    committed, for `importance_cap`.
+    committed, for `importance_cap`. warmth_RL: what a schedule multiplied their temperatures with.
     """
 
     iteration: int
@@ -42,6 +42,7 @@ class MicroBatch:
     old_RL: Tensor | None = None
     reference_RL: Tensor | None = None
     drawn_RL: Tensor | None = None
+    warmth_RL: Tensor | None = None
 
     def take(self, index: Tensor) -> MicroBatch:
         """Some of its rows, before old and reference values are known."""
@@ -54,6 +55,7 @@ class MicroBatch:
             weight_RL=self.weight_RL[index],
             guidance=None if self.guidance is None else self.guidance.rows(index),
             passes=self.passes,
+            warmth_RL=None if self.warmth_RL is None else self.warmth_RL[index],
         )
 
 

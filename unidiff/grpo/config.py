@@ -9,6 +9,7 @@ from unidiff.config import FilePath, Unbounded, setting
 from unidiff.estimators import Estimator
 from unidiff.estimators import parse as parse_estimator
 from unidiff.sampling.config import SamplerConfig
+from unidiff.schedules import make_schedule
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,27 @@ class GRPOConfig(SamplerConfig):
     )
     image_min_ratio: float = setting("estimator", 0.8, "smallest share of masked image tokens")
 
+    schedule: str | None = setting(
+        "schedule",
+        None,
+        "train a policy that steers each step of a rollout: a name, with options as in controls:temperature=no "
+        "(docs/schedules.md); none = the settings, or the schedule that the model has, as it is",
+    )
+    schedule_turns: Literal["together", "alternate", "alone"] = setting(
+        "schedule",
+        "together",
+        "train model and schedule in each step, by turns (the model first), or the schedule alone",
+    )
+    schedule_speed: float = setting(
+        "schedule",
+        0.0,
+        "multiply rewards above 0 by 1 - this where each token took its own step, and by 1 where each segment took one",
+    )
+    schedule_speed_adds: bool = setting(
+        "schedule", False, "subtract it from every reward instead: a form that is learnt to be hacked, to compare"
+    )
+    schedule_learning_rate: float = setting("schedule", 3e-3, "of Adam, for the schedule")
+
     output_dir: FilePath = setting("run", "outputs/run", "folder of the run")
     resume: bool = setting("run", False, "go on from the last checkpoint in output_dir, with the settings there")
     save_steps: int = setting("run", 10, "steps between checkpoints; 0 = only at the end and when stopped")
@@ -145,7 +167,7 @@ class GRPOConfig(SamplerConfig):
         for name in (*at_least_0, "beta", "epsilon", "weight_decay", "text_weight", "image_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a number that is not negative")
-        for name in ("learning_rate", "max_grad_norm", "lora_alpha"):
+        for name in ("learning_rate", "max_grad_norm", "lora_alpha", "schedule_learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         for name in ("text_min_ratio", "image_min_ratio"):
@@ -162,6 +184,10 @@ class GRPOConfig(SamplerConfig):
         for name, estimator in zip(("text_estimator", "image_estimator"), self.estimators()):
             if self.importance_cap is not None and not estimator.by_token:
                 raise ValueError(f"importance_cap needs a probability of each token; {name} does not estimate it")
+        if not 0 <= self.schedule_speed <= 1 and not self.schedule_speed_adds:
+            raise ValueError(f"schedule_speed is {self.schedule_speed}; a share of the reward is in [0, 1]")
+        if self.schedule is not None:
+            make_schedule(self.schedule)
         self._check_rtb(*self.estimators())
 
     def _check_rtb(self, *estimators: Estimator) -> None:

@@ -60,13 +60,24 @@ class Experience:
     @cached_property
     def drawn_BL(self) -> Tensor:
         """float32 [B, L]: the log-probability of each sampled token when it was committed, 0 elsewhere."""
-        canvas, out = self.canvas, torch.zeros(self.canvas.shape)
-        segment, offset, sampled = (x.cpu() for x in (canvas.segment, canvas.clean.offset, canvas.sampled))
+        return self._of_tokens("probability", 1.0).log() * self.canvas.sampled
+
+    @cached_property
+    def warmth_BL(self) -> Tensor | None:
+        """float32 [B, L]: what a schedule multiplied the temperature of each token with; None = it never did."""
+        if all(s.warmth is None for r in self.rollouts for s in r.segments):
+            return None
+        return self._of_tokens("warmth", 1.0)
+
+    def _of_tokens(self, name: str, default: float) -> Tensor:
+        """float32 [B, L]: a field of the segments, where they have it."""
+        out = torch.full(self.canvas.shape, default)
+        segment, offset = self.canvas.segment.cpu(), self.canvas.clean.offset.cpu()
         for b, rollout in enumerate(self.rollouts):
             for ordinal, part in enumerate(rollout.sequence):
-                if not part.prompt and part.probability is not None:
-                    out[b, (segment[b] == ordinal) & (offset[b] >= 0)] = part.probability.log()
-        return (out * sampled).to(canvas.ids.device)
+                if not part.prompt and (value := getattr(part, name)) is not None:
+                    out[b, (segment[b] == ordinal) & (offset[b] >= 0)] = value
+        return out.to(self.canvas.ids.device)
 
     def micro_batch(
         self,
@@ -88,6 +99,7 @@ class Experience:
             advantage_RL=self.advantage_BL[rows],
             weight_RL=(draw.weight * self.trained_BL)[rows],
             guidance=None if self.guidance is None else self.guidance.rows(rows),
+            warmth_RL=None if self.warmth_BL is None else self.warmth_BL[rows],
             passes=[slice(0, len(draw.views))] if passes is None else passes,
         )
 

@@ -34,7 +34,7 @@ from unidiff.sequence import Interleaved, Modality, Segment
 FORMAT, VERSION = "unidiff.rollouts", 1
 _TABLE = "table."  # before the names of the reward table's tensors
 # Columns of tokens that a segment may have beside its ids, and how they are stored.
-_COLUMNS = {"edited": torch.bool, "step": torch.int32, "probability": torch.float32}
+_COLUMNS = {"edited": torch.bool, "step": torch.int32, "probability": torch.float32, "warmth": torch.float32}
 
 
 @dataclass

@@ -26,6 +26,7 @@ from unidiff.grpo.evaluation import Evaluation, evaluate, step_figures
 from unidiff.grpo.experience import Experience, credited, guidance_of, sample_and_judge, spread
 from unidiff.grpo.process import Clock, check_tracker, everybody, flat, largest, stop_signals
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
+from unidiff.grpo.schedule_update import ScheduleUpdate
 from unidiff.grpo.update import PolicyUpdate
 from unidiff.model import UnifiedModel
 from unidiff.report.tracked import log_rollouts
@@ -38,6 +39,8 @@ from unidiff.rewards.table import RewardTable, check_required
 from unidiff.run_folder import RunFolder, step_of
 from unidiff.sampling.rollout import Rollout
 from unidiff.sampling.sampler import InterleavedSampler
+from unidiff.schedules import make_schedule
+from unidiff.schedules.speed import with_speed
 from unidiff.tasks.encode import encode, ready
 from unidiff.tasks.task import Place, Task, check_task
 
@@ -91,6 +94,10 @@ class GRPOTrainer:
         if config.compile:
             self.model.compile_layers()
         self.reference = lora.reference(self.model, fresh=config.lora_rank > 0) if config.beta else None
+        if config.schedule is not None:
+            wanted, own = make_schedule(config.schedule, config.seed), self.model.schedule
+            if own is None or (own.name, own.options) != (wanted.name, wanted.options):
+                self.model.schedule = wanted
         self.weights = distributed.weights_for(self.model, self.accelerator, config.max_grad_norm)
         self.sampler = InterleavedSampler(self.model, config.sampler())
         self.optimizer = torch.optim.AdamW(
@@ -104,6 +111,11 @@ class GRPOTrainer:
         self.update = PolicyUpdate(
             self.model, self.policy, self.optimizer, self.reference, config, self.accelerator, self.weights
         )
+        self.scheduled: ScheduleUpdate | None = None
+        if config.schedule is not None:
+            assert self.model.schedule is not None
+            self.scheduled = ScheduleUpdate(self.model.schedule, config, self.accelerator)
+            self.accelerator.register_for_checkpointing(self.scheduled)
         self.folder = RunFolder(config.output_dir)
         self.stopped = False
         self.idle = IdleWatch()
@@ -176,7 +188,7 @@ class GRPOTrainer:
         mine = slice(first, first + len(rows))
         experience = self._experience(step, rollouts, rows, examples, everything.rows(mine), routed.rows(mine))
         clock.lap("route")
-        metrics = {"step": step, **self.update.run(step, experience)}
+        metrics: dict[str, float] = {"step": step, **self._trained(step, experience)}
         clock.lap("update")
         metrics |= routed.metrics | step_figures(self.task, experience, self.accelerator)
         clock.lap("measure")
@@ -184,6 +196,16 @@ class GRPOTrainer:
         metrics["seconds"] = sum(clock.seconds.values())
         metrics |= {k if k not in metrics else f"log/{k}": v for k, v in everything.metrics.items()}
         return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}, experience
+
+    def _trained(self, step: int, experience: Experience) -> dict[str, float]:
+        """Trains the model, the schedule, or both, as it is their turn. Returns the metrics."""
+        turns, scheduled = self.config.schedule_turns, self.scheduled
+        if scheduled is None:
+            return self.update.run(step, experience)
+        of_model = turns == "together" or (turns == "alternate" and step % 2 == 0)
+        of_schedule = turns != "alternate" or step % 2 == 1
+        metrics = self.update.run(step, experience) if of_model else {}
+        return metrics | (scheduled.run(step, experience) if of_schedule else {})
 
     def _checkpoint(self, step: int) -> None:
         with self.weights.apart():
@@ -253,6 +275,8 @@ class GRPOTrainer:
         rollouts, rows, table = sample_and_judge(
             self.sampler, encoded, prompts, keys, self.rewards, config.rollout_parts, clock, state
         )
+        if config.schedule_speed:
+            table = with_speed(table, rollouts, config.schedule_speed, config.schedule_speed_adds)
         examples = [e for e in prompts for _ in range(config.num_generations)]
         return rollouts, rows, examples, table
 

@@ -125,8 +125,11 @@ class PolicyUpdate:
 
     def log_probs(self, model: Any, batch: MicroBatch, passes: Sequence[slice]) -> Tensor:
         """float32 [K, R, L]: log-probabilities of the views in these passes."""
-        temperature = (self.config.text_temperature, self.config.image_temperature)
         views, canvas = batch.draw.views, batch.canvas
+        temperature: Any = (self.config.text_temperature, self.config.image_temperature)
+        if batch.warmth_RL is not None:
+            temperature = canvas.modality.new_tensor(temperature, dtype=torch.float32)[canvas.modality.clamp(min=0)]
+            temperature = temperature * batch.warmth_RL
         return torch.cat([run_views(model, canvas, views[part], temperature, batch.guidance) for part in passes])
 
     def combined(self, logp_KRL: Tensor, batch: MicroBatch) -> Tensor:

@@ -100,6 +100,17 @@ def _token_count(segment: SegmentRecord) -> str:
     return kind if segment.changed is None else f"{kind}, {sum(segment.changed)} changed"
 
 
+def _steered(segment: SegmentRecord) -> str:
+    """What a schedule did, step by step; "" without one."""
+    if segment.choices is None:
+        return ""
+    counts = " · ".join(str(count) for count, _ in segment.choices)
+    said = f"the schedule committed {counts} tokens"
+    if any(abs(warmth - 1) > 0.005 for _, warmth in segment.choices):
+        said += ", at temperature × " + " · ".join(f"{warmth:.2f}" for _, warmth in segment.choices)
+    return said
+
+
 def _outline(segment: SegmentRecord) -> str:
     """SVG path, in tokens, around the tokens that were denoised again."""
     rows, columns_ = segment.grid or (0, 0)
@@ -369,6 +380,7 @@ FILTERS = {"cards": cards, "edits": edits_of} | {
         _long_texts,
         _saving,
         _token_count,
+        _steered,
         _outline,
         _token_data,
         _spoken,

@@ -46,8 +46,9 @@ class SegmentRecord:
     denoising step that committed the token, -1 = kept. probability: [n] of the token when it was committed. edited: [n]
     tokens denoised again, None = every token was sampled. changed: [n] tokens that differ from the image before, None
     if there is none of this size. trace: at each step, of each token that was masked then, the probability of what was
-    drawn for it, None elsewhere; None as a whole unless the rollout was sampled with a trace. advantage: the one that
-    was trained on, None = none was routed here. advantages: the same by assignment, to compare.
+    drawn for it, None elsewhere; None as a whole unless the rollout was sampled with a trace. choices: of a schedule,
+    in each step the tokens committed and the temperature, as a factor. advantage: the one that was trained on, None =
+    none was routed here. advantages: the same by assignment, to compare.
     """
 
     modality: str
@@ -64,6 +65,7 @@ class SegmentRecord:
     changed: list[bool] | None = None
     trace: list[list[float | None]] | None = None
     rewards: list[RewardRecord] = field(default_factory=list)
+    choices: list[tuple[int, float]] | None = None
     advantage: float | None = None
     advantages: dict[str, float | None] = field(default_factory=dict)
 
@@ -306,6 +308,7 @@ def _segment(
         probability=None if segment.probability is None else [round(p, 4) for p in segment.probability.tolist()],
         edited=None if segment.edited is None else segment.edited.bool().tolist(),
         trace=None if segment.trace is None else [_rounded(row) for row in segment.trace.tolist()],
+        choices=None if (c := segment.choices) is None else list(zip(c.committed.tolist(), c.temperature.tolist())),
         changed=(segment.tokens != before.tokens).tolist() if comparable and before is not None else None,
         **earned,
     )

@@ -24,6 +24,7 @@ from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.denoise import Drawn, Step, denoise_image, denoise_text
 from unidiff.sampling.draw import check_drawn
+from unidiff.schedules.steering import Steering
 from unidiff.sequence import Modality, check_parts
 from unidiff.templates import Guided, Layout, Role
 
@@ -177,14 +178,15 @@ class _Filling:
         def read(ids: Tensor, step: Step) -> Tensor:
             return self._read(at, ids, kind, step)
 
+        steering = Steering.of(self.model.schedule, kind, self.keys, k, self.config.greedy)
         if kind is Modality.TEXT:
-            steps = denoise_text(drawn, read, *args)
+            steps = denoise_text(drawn, read, *args, steering)
         else:
             cells = self.layouts[0].places(segment)
             place = torch.tensor([cells.index(i) for i in at[0].tolist()], device=at.device)
             place = place.expand(len(self.layouts), -1)
             valid = torch.ones_like(place, dtype=torch.bool)
-            steps = denoise_image(drawn, read, *args, place, valid, len(cells))
+            steps = denoise_image(drawn, read, *args, place, valid, len(cells), steering)
         for _ in steps:
             self._show(at, drawn)
             yield

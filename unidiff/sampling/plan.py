@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from unidiff.sequence import Kind, Modality, plan_of
+import torch
+from torch import Tensor
+
+from unidiff.sequence import Interleaved, Kind, Modality, plan_of
 
 if TYPE_CHECKING:
     from unidiff.sampling.rollout import Rollout
@@ -49,3 +52,18 @@ def frame_of(spec: ModelSpec, grid: tuple[int, int], announced: bool, behind: tu
     separator = [] if spec.row_separator is None else [spec.row_separator]
     begin = spec.before_image if announced else spec.image_begin
     return [*begin, *([spec.mask] * grid[1] + separator) * grid[0], *spec.image_end, *behind]
+
+
+def last_images(
+    prompts: Sequence[Interleaved], parts: Sequence[Part], spec: ModelSpec
+) -> tuple[Tensor, tuple[int, int]]:
+    """Ids [P, n] of the image to edit in each prompt, -1 where it has none, and the grid of them all."""
+    images = [prompt.last_image() for prompt in prompts]
+    drawn = next((part.kind for part in parts if part.kind != "text"), None)
+    first = images[0]  # the other prompts' have the same grid
+    grid = spec.image_grid if first is None or first.grid is None or drawn == "image" else first.grid
+    none = torch.full((grid[0] * grid[1],), -1)
+    shown = [
+        none if im is None or im.grid != grid else im.tokens.masked_fill(im.tokens == spec.mask, -1) for im in images
+    ]
+    return torch.stack(shown), grid

@@ -147,11 +147,12 @@ def commit_threshold(probability_BN: Tensor, eligible_BN: Tensor, threshold: flo
     return eligible_BN & ((probability_BN >= threshold) | first)
 
 
-def commit_entropy(entropy_BN: Tensor, eligible_BN: Tensor, bound: float) -> Tensor:
+def commit_entropy(entropy_BN: Tensor, eligible_BN: Tensor, bound: float | Tensor) -> Tensor:
     """[B, N] bool: the eligible tokens of least entropy, as many as fit: the sum of their entropies less the largest of
     them is at most the bound. That sum bounds what is lost by drawing them independently. At least one token.
 
-    entropy_BN: float32, nats. Source: EB-Sampler (arXiv 2505.24857), with the entropy as the measure of error.
+    entropy_BN: float32, nats. bound: a number, or [B, 1]. Source: EB-Sampler (arXiv 2505.24857), with the entropy as
+    the measure of error.
     """
     rank = _rank(-entropy_BN, eligible_BN)
     ordered = torch.zeros_like(entropy_BN).scatter_(1, rank, entropy_BN.masked_fill(~eligible_BN, 0.0))

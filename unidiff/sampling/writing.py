@@ -31,8 +31,10 @@ from unidiff.sampling.compute import ComputeMeter, ModelFlops
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.denoise import EDIT, Drawn, Step, denoise_image, denoise_text, text_length
 from unidiff.sampling.draw import check_drawn
-from unidiff.sampling.plan import Part, frame_of, parts_of
+from unidiff.sampling.plan import Part, frame_of, last_images, parts_of
 from unidiff.sampling.rollout import Rollout, Stop
+from unidiff.schedules.schedule import Choices
+from unidiff.schedules.steering import Steering
 from unidiff.sequence import Interleaved, Locate, Modality, Prompt, Segment
 
 
@@ -67,6 +69,7 @@ class Writing:
         # A model of text alone writes one text.
         rounds = 0 if self.spec.image_next is None else config.max_rounds
         self.parts = controls.parts(parts_of(prompts[0].plan, rounds), config.picture_source, prompts)
+        self.choices: list[Choices | None] = []  # of the segment at work
         self.room, self.behind = self.spec.room(prompts[0].room), prompts[0].behind
         self._read_prompts([[p.whole for p in prompts], *([p.without[n] for p in prompts] for n in config.guides)])
 
@@ -146,7 +149,7 @@ class Writing:
     def _read_prompts(self, each: Sequence[Sequence[Interleaved]]) -> None:
         """Begins the context. each: the prompts, whole and without what guidance leaves out."""
         canvas = self.model.render([p for kind in each for p in kind])
-        images, grid = self._last_images(each)
+        images, grid = last_images([p for kind in each for p in kind], self.parts, self.spec)
         widths = {"text": self.room, "picture": len(frame_of(self.spec, grid, announced=False))}
         rounds = len(self.behind) + sum(widths["text" if part.kind == "text" else "picture"] for part in self.parts)
         if canvas.shape[1] + rounds > self.spec.max_positions:
@@ -170,19 +173,6 @@ class Writing:
                 context.rows(everywhere)
         self.grid, self.previous = grid, images.to(self.keys.device)[everywhere]
         self.image = self.previous[: len(self.keys)]
-
-    def _last_images(self, prompts: Sequence[Sequence[Interleaved]]) -> tuple[Tensor, tuple[int, int]]:
-        """Ids [P, n] of the image to edit in each prompt, -1 where it has none, and the grid of them all."""
-        images = [p.last_image() for kind in prompts for p in kind]
-        drawn = next((part.kind for part in self.parts if part.kind != "text"), None)
-        first = images[0]  # the other prompts' have the same grid
-        grid = self.spec.image_grid if first is None or first.grid is None or drawn == "image" else first.grid
-        none = torch.full((grid[0] * grid[1],), -1)
-        shown = [
-            none if im is None or im.grid != grid else im.tokens.masked_fill(im.tokens == self.spec.mask, -1)
-            for im in images
-        ]
-        return torch.stack(shown), grid
 
     def _count(
         self,
@@ -255,8 +245,10 @@ class Writing:
             now = self._everywhere(torch.cat([masks.index_copy(0, step.rows, ids), behind], 1))
             return self._read(block.with_ids(now), Modality.TEXT, "text", step, place.expand(len(masks), -1), part)
 
-        for _ in denoise_text(text, read, self.keys, turn, self.config, self.spec):
+        steering = Steering.of(self.model.schedule, Modality.TEXT, self.keys, turn, self.config.greedy)
+        for _ in denoise_text(text, read, self.keys, turn, self.config, self.spec, steering):
             pass
+        self.choices = [None] * len(masks) if steering is None else steering.choices()
         return text
 
     def _text_block(self, ids: Tensor) -> Tokens:
@@ -281,6 +273,7 @@ class Writing:
         for place, (index, n) in enumerate(zip(self.index.tolist(), length.tolist())):
             tokens, step, probability = text.ids[place, :n], text.step[place, :n].int(), text.probability[place, :n]
             kept = {"step": step, "probability": probability, "trace": text.traced(place, n)}
+            kept |= {"warmth": None if text.warmth is None else text.warmth[place, :n], "choices": self.choices[place]}
             segment = Segment(Modality.TEXT, tokens, **kept)  # type: ignore[arg-type]
             self.segments[index] += self.row_prompts[index].laid_out([segment])
             final = int(tokens[-1])
@@ -302,6 +295,7 @@ class Writing:
         rows = [(self.row_prompts[i], self.segments[i]) for i in self.index.tolist()]
         ids = controls.pictures(self.model, rows, self.config.picture_source, self.grid).to(self.keys.device)
         edited = torch.zeros_like(ids, dtype=torch.bool)
+        self.choices = [None] * len(ids)
         return dataclasses.replace(Drawn.nothing(ids, self.spec.mask, self.trace), ids=ids), edited, edited[:, 0]
 
     def _select(self, number: int, part: Part) -> tuple[Tensor, Tensor]:
@@ -371,6 +365,7 @@ class Writing:
         count = edited.sum(1)
         width, n = int(count.max()), edited.shape[1]
         whole = dataclasses.replace(Drawn.nothing(self.image, self.spec.mask, self.trace), ids=self.image)
+        self.choices = [None] * len(edited)
         if width == 0:
             return whole
         place = edited.int().argsort(dim=1, descending=True, stable=True)[:, :width]
@@ -383,13 +378,16 @@ class Writing:
             now = _put(block.ids, self._everywhere(at), self._everywhere(ids), self._everywhere(valid))
             return self._read(block.with_ids(now), Modality.IMAGE, "image", step, at, counted=count)
 
-        for _ in denoise_image(image, read, self.keys, turn, self.config, self.spec, place, valid, n):
+        steering = Steering.of(self.model.schedule, Modality.IMAGE, self.keys, turn, self.config.greedy)
+        for _ in denoise_image(image, read, self.keys, turn, self.config, self.spec, place, valid, n, steering):
             pass
+        self.choices = [None] * len(place) if steering is None else steering.choices()
         nothing = torch.full_like(whole.probability, torch.nan)
         return Drawn(
             _put(whole.ids, place, image.ids, valid),
             _put(whole.step, place, image.step, valid),
             _put(whole.probability, place, image.probability, valid),
+            None if image.warmth is None else _put(torch.ones_like(whole.probability), place, image.warmth, valid),
             None if image.trace is None else [_put(nothing, place, t, valid) for t in image.trace],
         )
 
@@ -406,6 +404,8 @@ class Writing:
                 step=image.step[place].int(),  # type: ignore[arg-type]
                 probability=image.probability[place],  # type: ignore[arg-type]
                 trace=image.traced(place, image.ids.shape[1]),  # type: ignore[arg-type]
+                warmth=None if image.warmth is None else image.warmth[place],  # type: ignore[arg-type]
+                choices=self.choices[place],
             )
             self.segments[index] += self.row_prompts[index].laid_out([segment])
             self.stops[index] = Stop.DRAWN
