@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import unidiff.model
+import unidiff.head
 from unidiff import noise
 from unidiff.canvas import Canvas
 from unidiff.estimators import View, draw_views, make
@@ -154,7 +154,7 @@ def test_only_masked_positions_meet_the_head(
 
     expected = model.score(canvas, mask).detach()
     monkeypatch.setattr(UnifiedModel, "log_probs", spy)
-    monkeypatch.setattr(unidiff.model, "_LOGITS_AT_ONCE", 2000)
+    monkeypatch.setattr(unidiff.head, "LOGITS_AT_ONCE", 2000)
     assert (model.score(canvas, mask) - expected).abs().max() < 1e-4
     widths = [high - low for low, high in map(model.spec.range_of, Modality) if high > low]
     assert sum(seen) == int(mask.sum()) and max(seen) <= 2000 // min(widths)

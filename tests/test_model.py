@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import unidiff.model
+import unidiff.head
 from unidiff import noise
 from unidiff.attention import additive
 from unidiff.canvas import Canvas, Tokens
@@ -155,7 +155,7 @@ def test_scores_in_chunks(exact_model: UnifiedModel, rows: list[Interleaved], mo
     expected.sum().backward()
     gradients = [p.grad.clone() for p in model.backbone.parameters() if p.grad is not None]
     model.zero_grad()
-    monkeypatch.setattr(unidiff.model, "_LOGITS_AT_ONCE", 1000)
+    monkeypatch.setattr(unidiff.head, "LOGITS_AT_ONCE", 1000)
     found = model.score(canvas, canvas.sampled)
     assert (found - expected).abs().max() < 2e-6
     found.sum().backward()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # Rows of [positions, head rows] logits that are alive at once when scoring, in numbers (256 MiB of float32).
-_LOGITS_AT_ONCE = 1 << 26
+LOGITS_AT_ONCE = 1 << 26
 
 # torch.mm with out_dtype, which adds up in float32 and does not round: from torch 2.8, on GPUs.
 _UNROUNDED_MM = "dtype" in torch.ops.aten.mm.overloads()
@@ -55,7 +55,7 @@ def target_log_probs(
         return found.gather(1, (target - low)[:, None])[:, 0]
 
     each = (hidden, target, *(other for _, other in guidance), *warmth)
-    chunk = max(_LOGITS_AT_ONCE // (high - low), 1)
+    chunk = max(LOGITS_AT_ONCE // (high - low), 1)
     if len(hidden) <= chunk:
         return of_chunk(*each)
     chunks = zip(*(x.split(chunk) for x in each))

@@ -45,7 +45,7 @@ def draw_of(canvas: Canvas, text: str, image: str) -> Draw:
 
 
 def stepless(canvas: Canvas, name: str) -> bool:
-    return name == "trace" and bool((canvas.sampled & (canvas.step < 0)).any())
+    return name in ("trace", "two_times", "transition") and bool((canvas.sampled & (canvas.step < 0)).any())
 
 
 @pytest.mark.parametrize("name", [*ESTIMATORS, "elbo:samples=6"])

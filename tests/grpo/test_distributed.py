@@ -27,10 +27,14 @@ SETTINGS = [
     {"lora_rank": 4, "beta": 0.1, "num_iterations": 2, "gradient_checkpointing": True},
 ]
 # Every estimator for text and for images, with every loss.
-LOSS_OF = dict(zip(ESTIMATORS, cycle(LOSSES)))
+LOSS_OF = dict(zip(ESTIMATORS, cycle(name for name in LOSSES if name != "rtb")))
 SETTINGS += [
     {"text_estimator": text, "image_estimator": image, "loss_type": LOSS_OF[text], "num_iterations": 2, "max_steps": 1}
     for text, image in zip(ESTIMATORS, [*list(ESTIMATORS)[3:], *list(ESTIMATORS)[:3]])
+]
+SETTINGS += [
+    {"loss_type": "rtb", "scale_rewards": "none", "assignment": "joint", "beta": 0.1, "text_estimator": "trace"},
+    {"schedule": "planner", "schedule_turns": "together", "text_steps": 8},
 ]
 # A bidirectional model, guided in sampling and scoring.
 GUIDED = {

@@ -233,7 +233,8 @@ def test_same_gradient_for_1_times_8_and_2_times_4_and_8_times_1(
     update: Update, text: str, image: str, exact: torch.dtype
 ) -> None:
     """As `exact` says, but for what is float32 in any model: RMSNorm, rotary embedding (6e-8 of what passes them)."""
-    loss_type = list(LOSSES)[list(ESTIMATORS).index(text) % len(LOSSES)]
+    losses = [name for name in LOSSES if name != "rtb"]  # see test_balance
+    loss_type = losses[list(ESTIMATORS).index(text) % len(losses)]
     trainer, experience = update(text, image, loss_type=loss_type, dtype=exact, **list(SAMPLING.values())[-1])
     whole = gradient(trainer, experience, 8)
     norm = torch.stack([g.norm() for g in whole]).norm()
