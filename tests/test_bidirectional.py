@@ -148,9 +148,9 @@ def test_only_masked_positions_meet_the_head(
     seen = []
     log_probs = UnifiedModel.log_probs
 
-    def spy(self: UnifiedModel, hidden: Tensor, *rest: Any) -> Tensor:
+    def spy(self: UnifiedModel, hidden: Tensor, *rest: Any, **named: Any) -> Tensor:
         seen.append(len(hidden))
-        return log_probs(self, hidden, *rest)
+        return log_probs(self, hidden, *rest, **named)
 
     expected = model.score(canvas, mask).detach()
     monkeypatch.setattr(UnifiedModel, "log_probs", spy)
