@@ -1,10 +1,12 @@
-"""Train an image tokenizer on the pictures of any tasks: those of prompts and of demonstrations.
+"""Train an image tokenizer on the pictures of any tasks: of prompts, and of responses by a demonstrator, an oracle and
+chance.
 
     python tokenizers/native/train_task_image.py --task maze,sokoban --out outputs/image
     python tokenizers/native/train_task_image.py --task my_task.py:puzzle --codes 256 --out outputs/image
 
 Every task has the same share of each batch. Pictures of the train split are learnt; those of the test split are encoded
-and decoded again, and for puzzles their cells are read back. A task's pictures must have one size, a multiple of 8.
+and decoded again, and for puzzles their cells are read back, in the states that an oracle and chance come to. A task's
+pictures must have one size, a multiple of 8.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from unidiff.program import run_program
 from unidiff.tasks import Task, resolve
 from unidiff.tasks.mix import Mix
 from unidiff.tasks.puzzles import Puzzle
+from unidiff.tasks.puzzles.judge import replay
 
 
 def main() -> None:
@@ -61,12 +64,13 @@ def main() -> None:
 
 
 def pictures(task: Task, split: str, count: int) -> np.ndarray:
-    """uint8 [count, H, W, 3]: pictures of prompts and demonstrations, in order."""
+    """uint8 [count, H, W, 3]: pictures of prompts and responses, in order."""
     found: list[np.ndarray] = []
     index = 0
     while len(found) < count:
         example = task.example(split, index)
-        parts = [*example.prompt, *(task.demonstration(example) or ())]
+        walks = [task.demonstration, task.best, getattr(task, "random_walk", task.best)]
+        parts = [*example.prompt, *(part for walk in walks for part in walk(example) or ())]
         found += [np.asarray(part) for part in parts if not isinstance(part, str | Path)]
         index += 1
         if index > 100 and not found:
@@ -86,11 +90,12 @@ def evaluate(model: PatchVQ, task: Task, count: int) -> dict[str, float]:
 
 def _read_back(model: PatchVQ, task: Puzzle, count: int) -> dict[str, float]:
     games, states = [], []
-    for example in (task.example("test", i) for i in range(count)):
+    for i, example in enumerate(task.example("test", i) for i in range(count)):
         game = example.columns["game"]
-        after = list(game.moves(game.start).values())
+        walk = (task.best, task.random_walk)[i % 2](example)
+        texts = [part for part in walk[:-1] if isinstance(part, str)]
         games.append(game)
-        states.append(after[len(games) % len(after)])
+        states.append(replay(game, texts[: len(texts) - i // 2 % 3] or texts).state)
     drawn = np.stack([np.asarray(task.picture(game, state)) for game, state in zip(games, states)])
     again = to_pil(torch.cat([model.decode(model.encode(chunk)) for chunk in pixels_of(drawn).split(128)]))
     right = [task.read(g, image) == g.classes(s) for g, s, image in zip(games, states, again)]

@@ -59,14 +59,10 @@ def validate(
         for name, parts in ((RIGHT, best), (EMPTY, _empty(model, prompt))):
             if parts is not None:
                 try:
-                    response = model.encode(parts, prompt=False)
-                    _check_room(model, prompt, response)
+                    rollouts.append(as_rollout(model, prompt, parts))
                 except ValueError as error:
                     faults.append(f"{split} example {index}: the {name} response: {error}")
                     continue
-                stop = Stop.DRAWN if response[-1].modality is Modality.IMAGE else Stop.ANSWERED
-                whole = prompt.whole + prompt.laid_out(response)
-                rollouts.append(Rollout(whole, stop, Compute(), 0, SamplerConfig(), writes=prompt.writes))
                 names.append(name)
                 numbers.append(index)
                 prompts.append(prompt)
@@ -78,6 +74,15 @@ def validate(
     batch.figures = {name: values.tolist() for name, values in task.measure(views, examples).items()}
     lines = [_line(*one, table, row) for row, one in enumerate(zip(names, examples, rollouts))]
     return Validation(names, prompts, batch, lines, faults + _unfair(names, groups.tolist(), table))
+
+
+def as_rollout(model: UnifiedModel, prompt: Prompt, parts: Sequence[Any]) -> Rollout:
+    """A response of texts and pictures as if it had been sampled. Raises ValueError if it has no room."""
+    response = model.encode(parts, prompt=False)
+    _check_room(model, prompt, response)
+    stop = Stop.DRAWN if response[-1].modality is Modality.IMAGE else Stop.ANSWERED
+    whole = prompt.whole + prompt.laid_out(response)
+    return Rollout(whole, stop, Compute(), 0, SamplerConfig(), writes=prompt.writes)
 
 
 def _empty(model: UnifiedModel, prompt: Prompt) -> list[Any]:

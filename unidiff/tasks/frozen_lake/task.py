@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -44,7 +44,7 @@ TILE = 16  # pixels of a cell's side, where nothing else says
 QUESTION = "find a safe way to the goal"
 SPLITS: dict[str, range] = {"train": range(0, 8), "dev": range(8, 9), "test": range(9, 10)}  # layout % 10
 _MAX_DRAWS = 20_000
-_EXAMPLE, _DEMONSTRATION = 0, 1  # first word of a seed: the two uses never share a stream
+_EXAMPLE, _DEMONSTRATION, _RANDOM = 0, 1, 2  # first word of a seed: no two uses share a stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,14 +176,32 @@ class FrozenLake(Task):
 
     def demonstration(self, example: LakeExample, attempt: int = 0) -> list[str | Image.Image]:
         """A walk as text, picture, text, picture, ..., answer; or as one text. Always legal, not always to the goal."""
+        return self._walk(example, _DEMONSTRATION, attempt, self.walker_probabilities)
+
+    def random_walk(self, example: LakeExample, attempt: int = 0) -> list[str | Image.Image]:
+        """A response of safe moves by chance, all of them alike, with the right pictures: what to be better than."""
+
+        def chances(board: Board, cell: Cell, last: str | None) -> np.ndarray:
+            safe = np.array([board.safe(board.neighbour(cell, direction)) for direction in DIRECTIONS])
+            return safe / safe.sum()
+
+        return self._walk(example, _RANDOM, attempt, chances)
+
+    def _walk(
+        self,
+        example: LakeExample,
+        use: int,
+        attempt: int,
+        walker: Callable[[Board, Cell, str | None], np.ndarray],
+    ) -> list[str | Image.Image]:
         if attempt < 0:
             raise ValueError(f"attempt: expected 0 or more, got {attempt}")
-        board, rng = example.board, _generator(_DEMONSTRATION, example.split, example.index, attempt)
+        board, rng = example.board, _generator(use, example.split, example.index, attempt)
         parts: list[str | Image.Image] = []
         moves: list[str] = []
         cell = board.start
         while cell != board.goal and len(moves) < self.rounds:
-            probabilities = self.walker_probabilities(board, cell, moves[-1] if moves else None)
+            probabilities = walker(board, cell, moves[-1] if moves else None)
             moves.append(DIRECTIONS[rng.choice(len(DIRECTIONS), p=probabilities)])
             parts.append(move_text(board, cell, moves[-1]))
             cell, _ = board.step(cell, moves[-1])

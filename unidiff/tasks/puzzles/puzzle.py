@@ -4,7 +4,7 @@ the board after them, and ends with an answer that lists the moves."""
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -122,11 +122,20 @@ class Puzzle(Task):
 
     def demonstration(self, example: Example, attempt: int = 0) -> list[str | Image.Image]:
         """Moves and pictures by turns, then the answer. Always legal, not always to the end."""
+        return self._walk(example, "demonstration", attempt, self.walker)
+
+    def random_walk(self, example: Example, attempt: int = 0) -> list[str | Image.Image]:
+        """A response of legal moves by chance, all of them alike, with the right pictures: what to be better than."""
+        return self._walk(example, "random walk", attempt, lambda game, state, _: dict.fromkeys(game.moves(state), 1.0))
+
+    def _walk(
+        self, example: Example, what: str, attempt: int, walker: Callable[[Game, State, str | None], dict[str, float]]
+    ) -> list[str | Image.Image]:
         game = example.columns["game"]
-        chance = generator(f"{type(self).__name__} demonstration", *example.columns["place"], attempt)
+        chance = generator(f"{type(self).__name__} {what}", *example.columns["place"], attempt)
         state, moves, parts = game.start, [], []
         while not game.solved(state) and len(moves) < (self.rounds or self.difficulty[1]):
-            chances = self.walker(game, state, moves[-1] if moves else None)
+            chances = walker(game, state, moves[-1] if moves else None)
             moves.append(chance.choices(list(chances), list(chances.values()))[0])
             state = game.moves(state)[moves[-1]]
             parts += [moves[-1], self.picture(game, state)]
