@@ -34,6 +34,9 @@ class GRPOConfig(SamplerConfig):
         1,
         "sample a step's prompts in this many parts, and judge one while the next is sampled; changes speed only",
     )
+    refill_groups: int = setting(
+        "data", 0, "times that prompts whose rollouts all earned the same are replaced by others, at most; 0 = kept"
+    )
     seed: int = setting("data", 0, "of prompts, rollouts and masks")
 
     max_steps: int = setting("optimizer", 80, "optimizer steps are max_steps x num_iterations; 0 = evaluate only")
@@ -90,6 +93,9 @@ class GRPOConfig(SamplerConfig):
     )
     scale_rewards: Literal["group", "batch", "none"] = setting(
         "loss", "group", "what centred rewards are divided by: the standard deviation of the group, of the batch, or 1"
+    )
+    mask_truncated_completions: bool = setting(
+        "loss", False, "texts that were cut off, without an end token, are judged but not trained"
     )
     leave_one_out: bool = setting("loss", False, "a rollout's baseline is the mean of the other rollouts of its group")
 
@@ -162,6 +168,7 @@ class GRPOConfig(SamplerConfig):
             "log_rollouts_every",
             "eval_steps",
             "check_ratio_every",
+            "refill_groups",
             "lora_rank",
         )
         for name in (*at_least_0, "beta", "epsilon", "weight_decay", "text_weight", "image_weight"):

@@ -215,6 +215,14 @@ def spread(values_BS: Tensor, canvas: Canvas, rollouts: Sequence[Rollout]) -> Te
     return values_BS.to(canvas.ids.device).gather(1, ordinal) * inside
 
 
+def ended(rows: Sequence[tuple[SegmentView, ...]], like_BS: Tensor) -> Tensor:
+    """bool [B, S]: segments that were not cut off."""
+    out = torch.zeros_like(like_BS)
+    for b, row in enumerate(rows):
+        out[b, : len(row)] = torch.tensor([view.ended for view in row])
+    return out
+
+
 def credited(routed: Routed, modality_BS: Tensor, text: Estimator, image: Estimator) -> Tensor:
     """Advantages [B, S] as each modality's estimator credits them (see `Estimator.credit`)."""
     credited_BS = routed.advantage_BS.clone()

@@ -23,8 +23,9 @@ from unidiff.files import whole_folder
 from unidiff.grpo import activations, checkpoint, distributed, lora
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, step_figures
-from unidiff.grpo.experience import Experience, credited, guidance_of, sample_and_judge, spread
+from unidiff.grpo.experience import Experience, credited, ended, guidance_of, sample_and_judge, spread
 from unidiff.grpo.process import Clock, check_tracker, everybody, flat, largest, stop_signals
+from unidiff.grpo.refill import Judged, replaced, without_spread
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
 from unidiff.grpo.schedule_update import ScheduleUpdate
 from unidiff.grpo.update import PolicyUpdate
@@ -37,12 +38,13 @@ from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.table import RewardTable, check_required
 from unidiff.run_folder import RunFolder, step_of
-from unidiff.sampling.rollout import Rollout
 from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.schedules import make_schedule
 from unidiff.schedules.speed import with_speed
 from unidiff.tasks.encode import encode, ready
 from unidiff.tasks.task import Place, Task, check_task
+
+_FURTHER = 1 << 32  # prompts between those of a run and the ones that take their place: more than any run has
 
 
 class GRPOTrainer:
@@ -180,16 +182,18 @@ class GRPOTrainer:
     def step(self, step: int) -> tuple[dict[str, float], Experience]:
         """One step: experience, then the update. Returns its metrics (equal on every process) and experience."""
         clock = Clock()
-        rollouts, rows, examples, own = self._rollouts(step, clock)
-        everything, routed = self._route(own)
+        own, refilled = self._rollouts(step, clock)
+        everything, routed = self._route(own.table)
         if self.accelerator.is_main_process:
             self.idle.look(step, everything)
-        first = self.accelerator.process_index * len(rows)
-        mine = slice(first, first + len(rows))
-        experience = self._experience(step, rollouts, rows, examples, everything.rows(mine), routed.rows(mine))
+        first = self.accelerator.process_index * len(own.rows)
+        mine = slice(first, first + len(own.rows))
+        experience = self._experience(step, own, everything.rows(mine), routed.rows(mine))
         clock.lap("route")
         metrics: dict[str, float] = {"step": step, **self._trained(step, experience)}
         clock.lap("update")
+        if self.config.refill_groups:
+            metrics["refilled"] = sum(everybody(refilled, self.accelerator)) / self.config.num_prompts
         metrics |= routed.metrics | step_figures(self.task, experience, self.accelerator)
         clock.lap("measure")
         metrics |= {f"seconds/{name}": value for name, value in clock.seconds.items()}
@@ -261,24 +265,40 @@ class GRPOTrainer:
 
     # ---------------------------------------------------------------- experience
 
-    def _rollouts(self, step: int, clock: Clock) -> tuple[list[Rollout], list[Any], list[Any], RewardTable]:
-        """This process's rollouts, what rewards see of them, their examples, and what they earned."""
+    def _rollouts(self, step: int, clock: Clock) -> tuple[Judged, int]:
+        """This process's rollouts with what they earned, and how many groups were replaced by further prompts."""
         config = self.config
         share = config.num_prompts // self.accelerator.num_processes
         mine = range(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
-        places = [Place(config.seed, step, p, step * config.num_prompts + p) for p in mine]
+        judged, count = self._judged(step, [(p, 0) for p in mine], clock), 0
+        for attempt in range(1, config.refill_groups + 1):
+            flat = without_spread(self.router, judged.table, config.num_generations)
+            if not flat:
+                break
+            further = self._judged(step, [(mine[i], attempt) for i in flat], clock)
+            judged, count = replaced(judged, flat, further, config.num_generations), count + len(flat)
+        return judged, count
+
+    def _judged(self, step: int, chosen: Sequence[tuple[int, int]], clock: Clock) -> Judged:
+        """Rollouts of the p-th prompts of a step. chosen: (p, attempt); a further attempt is another prompt."""
+        config = self.config
+        numbers = [p + attempt * config.num_prompts for p, attempt in chosen]  # different for all attempts of a step
+        places = [
+            Place(config.seed, step, n, step * config.num_prompts + p + attempt * _FURTHER)
+            for n, (p, attempt) in zip(numbers, chosen)
+        ]
         prompts = [ready(self.model, self.task, self.task.training_example(place)) for place in places]
-        keys = [noise.key(config.seed, step, p, g) for p in mine for g in range(config.num_generations)]
+        keys = [noise.key(config.seed, step, n, g) for n in numbers for g in range(config.num_generations)]
         self.sampler.trace = config.saves_rollouts(step)  # these are looked at; tokens do not depend on it
         encoded = [encode(self.model, self.task, e, config.guides) for e in prompts]
         state = TrainerState(global_step=step, max_steps=config.max_steps, epoch=0.0)
+        parts = min(config.rollout_parts, len(prompts))
         rollouts, rows, table = sample_and_judge(
-            self.sampler, encoded, prompts, keys, self.rewards, config.rollout_parts, clock, state
+            self.sampler, encoded, prompts, keys, self.rewards, parts, clock, state
         )
         if config.schedule_speed:
             table = with_speed(table, rollouts, config.schedule_speed, config.schedule_speed_adds)
-        examples = [e for e in prompts for _ in range(config.num_generations)]
-        return rollouts, rows, examples, table
+        return Judged(rollouts, rows, [e for e in prompts for _ in range(config.num_generations)], table)
 
     def _route(self, own: RewardTable) -> tuple[RewardTable, Routed]:
         """All processes' rewards, routed together: a batch may share statistics. Raises RewardError, on each of them,
@@ -287,21 +307,16 @@ class GRPOTrainer:
         check_required(self.rewards, table)
         return table, self.router.route(table, torch.arange(len(table.values_BSF)) // self.config.num_generations)
 
-    def _experience(
-        self,
-        step: int,
-        rollouts: list[Rollout],
-        rows: list[Any],
-        examples: list[Any],
-        table: RewardTable,
-        routed: Routed,
-    ) -> Experience:
+    def _experience(self, step: int, own: Judged, table: RewardTable, routed: Routed) -> Experience:
+        rollouts = own.rollouts
         canvas = self.model.render([r.sequence for r in rollouts])
         keys = torch.tensor([noise.key(r.key, step) for r in rollouts], device=canvas.ids.device)
         key = noise.key(self.config.seed, step)
         draws = estimators.draw_views(canvas, *self.update.estimators, self.config.num_iterations, keys, key)
+        if self.config.mask_truncated_completions:
+            routed = routed.only(ended(own.rows, routed.valid_BS))
         advantage_BS = credited(routed, table.modality_BS, *self.update.estimators)
         advantage = spread(advantage_BS, canvas, rollouts)
         trained = spread(routed.valid_BS.float(), canvas, rollouts) > 0
         guidance = guidance_of(self.model, rollouts, self.config.scales if self.config.score_guidance else {})
-        return Experience(rollouts, rows, examples, table, routed, canvas, draws, advantage, trained, guidance)
+        return Experience(rollouts, own.rows, own.examples, table, routed, canvas, draws, advantage, trained, guidance)

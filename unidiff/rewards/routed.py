@@ -61,6 +61,10 @@ class Routed:
             account = replace(account, **{name: value[chosen] for name, value in _tensors(account).items()})
         return Routed(self.group_B[chosen], self.advantage_BS[chosen], self.valid_BS[chosen], self.metrics, account)
 
+    def only(self, keep_BS: Tensor) -> Routed:
+        """With nothing to train outside of `keep_BS`, bool. The account stays."""
+        return replace(self, advantage_BS=self.advantage_BS * keep_BS, valid_BS=self.valid_BS & keep_BS)
+
     def explain(self, sample: int, segment: int, names: tuple[str, ...], weights: tuple[float, ...]) -> list[str]:
         """In words, how a segment came to its advantage, one line a step. names, weights: those of the rewards."""
         advantage = self.advantage_BS[sample, segment].item()
@@ -90,7 +94,9 @@ class Routed:
 
     def _closing(self, sample: int, segment: int, how: str) -> str:
         if not bool(self.valid_BS[sample, segment]):
-            return "  no advantage: nothing to compare it with; its tokens are not trained"
+            compared = self.account is not None and float(self.account.count_BS[sample, segment]) > 1
+            why = "it was cut off" if compared else "nothing to compare it with"
+            return f"  no advantage: {why}; its tokens are not trained"
         advantage = self.advantage_BS[sample, segment].item()
         return f"  advantage of each of its sampled tokens: {how} = {advantage:.4g}"
 

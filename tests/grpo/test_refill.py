@@ -1,0 +1,88 @@
+"""Habits of other trainers: groups without spread are replaced, texts that were cut off are not trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from unidiff import reward
+from unidiff.grpo.trainer import GRPOTrainer
+
+Make = Callable[..., GRPOTrainer]
+
+
+@reward(on="text")
+def on_some_boards(segments: Any, **columns: Any) -> list[float]:
+    """Says something on two boards of three only."""
+    return [float(s.tokens.sum() % 7) / 6 if s.task.index % 3 else 0.5 for s in segments]
+
+
+@reward(on="text")
+def never(segments: Any, **columns: Any) -> list[float]:
+    return [0.5 for _ in segments]
+
+
+def boards(experience: Any) -> list[int]:
+    return [e.index for e in experience.examples[:: len(experience.examples) // 4]]
+
+
+def test_groups_without_spread_are_replaced(make_trainer: Make) -> None:
+    settings = {"num_prompts": 4, "max_steps": 6}
+    plain, refilled = ([], [])
+    for refill, found in ((0, plain), (5, refilled)):
+        trainer = make_trainer([on_some_boards], refill_groups=refill, **settings)
+        for step in range(6):
+            metrics, experience = trainer.step(step)
+            found.append((boards(experience), metrics))
+            assert ("refilled" in metrics) == bool(refill)
+            spread = [bool(experience.useful_B[3 * g : 3 * g + 3].any()) for g in range(4)]
+            assert refill == 0 or all(spread)
+            assert all(e.index == b for e, b in zip(experience.examples[::3], boards(experience)))
+    kept = [(a, b) for (x, _), (y, _) in zip(plain, refilled) for a, b in zip(x, y) if a % 3]
+    assert len(kept) > 8 and all(a == b for a, b in kept)  # the others are left as they are
+    replaced = sum(a != b for (x, _), (y, _) in zip(plain, refilled) for a, b in zip(x, y))
+    assert replaced > 3 and sum(m["refilled"] for _, m in refilled) * 4 >= replaced
+
+
+def test_it_is_bounded(make_trainer: Make) -> None:
+    trainer = make_trainer([never], refill_groups=2)
+    metrics, experience = trainer.step(0)
+    assert metrics["refilled"] == 2.0 and not bool(experience.useful_B.any())
+
+
+def test_a_resumed_run_refills_alike(
+    make_trainer: Make, weights: Any, difference: Any, timeless: Any, tmp_path: Any
+) -> None:
+    settings = {"refill_groups": 2, "max_steps": 4}
+    whole = make_trainer([on_some_boards], output_dir=str(tmp_path / "whole"), **settings)
+    history = whole.train()
+
+    def stop(step: int, metrics: Any, experience: Any) -> None:
+        if step == 2:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        make_trainer([on_some_boards], save_steps=2, options={"on_step": stop}, **settings).train()
+    resumed = make_trainer([on_some_boards], save_steps=2, resume=True, **settings)
+    assert [timeless(m) for m in resumed.train()] == [timeless(m) for m in history]
+    assert difference(weights(whole), weights(resumed)) == 0
+
+
+def test_texts_that_were_cut_off_are_judged_and_not_trained(make_trainer: Make) -> None:
+    plain, masked = (make_trainer(mask_truncated_completions=mask, text_steps=1) for mask in (False, True))
+    (metrics, experience), (others, own) = plain.step(0), masked.step(0)
+    cut = [(b, s) for b, row in enumerate(own.rows) for s, view in enumerate(row) if not view.ended]
+    kept = [(b, s) for b, row in enumerate(own.rows) for s, view in enumerate(row) if view.ended]
+    assert cut and kept
+    assert others["reward/short_words"] == metrics["reward/short_words"]
+    for b, s in cut:
+        ordinal = len(own.rollouts[b].sequence.prompt) + s
+        columns = (own.canvas.segment[b] == ordinal) & own.canvas.sampled[b]
+        assert bool(experience.trained_BL[b][columns].all()) and not bool(own.trained_BL[b][columns].any())
+        assert not bool(own.advantage_BL[b][columns].any())
+        lines = own.table.explain(b, s, own.routed)
+        assert "no advantage: it was cut off; its tokens are not trained" in str(lines)
+    for b, s in kept:
+        assert own.routed.advantage_BS[b, s] == experience.routed.advantage_BS[b, s]
