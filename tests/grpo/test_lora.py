@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from unidiff import UnifiedModel
 from unidiff.grpo import lora
+from unidiff.grpo.reference import Reference
 
 LORA = {"lora_rank": 4, "lora_alpha": 8.0, "learning_rate": 1e-2}
 
@@ -137,7 +138,7 @@ def test_only_adapters_change(make_trainer, weights, settings):
 def test_the_model_without_adapters_is_the_reference(make_trainer, model):
     """The KL is that to a copy of the model as it was."""
     trainer = make_trainer(beta=0.5, **LORA)
-    assert trainer.reference is trainer.model
+    assert trainer.reference.copy is None
     first, _ = trainer.step(0)
     assert first["kl/text"] == 0 and first["kl/image"] == 0
     _, experience = trainer.step(1)
@@ -167,7 +168,7 @@ def test_the_penalty_is_as_with_a_copy(make_trainer, model, weights, difference,
     for name in ("own", "copy"):
         trainer = make_trainer(beta=0.5, output_dir=str(tmp_path / name), **LORA)
         if name == "copy":
-            trainer.reference = copy.deepcopy(model).requires_grad_(False)
+            trainer.update.reference = Reference(copy.deepcopy(model), fresh_adapters=False)
         trainer.step(0), trainer.step(1)
         runs.append(weights(trainer))
     assert difference(*runs) == 0

@@ -198,9 +198,9 @@ def test_kl_to_the_frozen_reference(make_trainer, weights, difference):
     second, _ = trainer.step(1)
     assert first["kl/text"] == pytest.approx(0, abs=1e-9) and first["kl/image"] == pytest.approx(0, abs=1e-9)
     assert second["kl/text"] > 1e-5 and second["kl/image"] > 1e-6
-    assert difference(start, trainer.reference.state_dict()) == 0
+    assert difference(start, trainer.reference.copy.state_dict()) == 0
     assert difference(start, weights(trainer)) > 0
-    assert not any(p.requires_grad for p in trainer.reference.parameters())
+    assert not any(p.requires_grad for p in trainer.reference.copy.parameters())
 
 
 def test_kl_holds_the_policy_back(make_trainer, rewards):
@@ -434,8 +434,8 @@ def test_the_reference_is_no_part_of_the_policy(make_trainer, model):
     trainer = make_trainer(beta=0.1, policy=copy.deepcopy(model))
     trained = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for p in trainer.model.parameters()}
-    assert not trained & {id(p) for p in trainer.reference.parameters()}
-    assert not any(m.training for m in itertools.chain(trainer.model.modules(), trainer.reference.modules()))
+    assert not trained & {id(p) for p in trainer.reference.copy.parameters()}
+    assert not any(m.training for m in itertools.chain(trainer.model.modules(), trainer.reference.copy.modules()))
 
 
 def test_a_tracker_that_would_not_be_written_to(make_trainer, monkeypatch):

@@ -53,7 +53,14 @@ def test_published_values(program):
 
     common = {"lora_rank": 128, "lora_alpha": 64.0, "learning_rate": 3e-6, "num_generations": 6, "text_length": 256}
     common |= {"text_steps": 128, "text_threshold": None, "text_temperature": 0.9}
-    mask_grpo = common | {"num_iterations": 12, "beta": 0.01, "epsilon": 0.2, "text_block": 16, "text_min_ratio": 0.6}
+    mask_grpo = common | {
+        "sync_ref_every": 64,
+        "num_iterations": 12,
+        "beta": 0.01,
+        "epsilon": 0.2,
+        "text_block": 16,
+        "text_min_ratio": 0.6,
+    }
     d1 = common | {"num_iterations": 8, "beta": 0.04, "epsilon": 0.5, "text_block": 32}
     pictures = {"num_generations": 9, "num_iterations": 6, "image_steps": 12, "image_guidance": 3.0}
     unigrpo = {"num_iterations": 5, "learning_rate": 5e-5, "lr_schedule": "cosine", "max_steps": 50000}

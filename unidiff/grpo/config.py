@@ -76,6 +76,11 @@ class GRPOConfig(SamplerConfig):
         0.0,
         "weight of the KL to the reference policy, the model at the start; 0 = no reference; of rtb the temperature",
     )
+    sync_ref_every: int = setting(
+        "loss",
+        0,
+        "steps between which the reference becomes the policy of then; 0 = it stays the model at the start",
+    )
     importance_cap: float | None = setting(
         "loss",
         None,
@@ -169,6 +174,7 @@ class GRPOConfig(SamplerConfig):
             "eval_steps",
             "check_ratio_every",
             "refill_groups",
+            "sync_ref_every",
             "lora_rank",
         )
         for name in (*at_least_0, "beta", "epsilon", "weight_decay", "text_weight", "image_weight"):

@@ -8,7 +8,6 @@ add to a weight, and would be lost.
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,16 +64,6 @@ def switched_off(model: UnifiedModel) -> Iterator[UnifiedModel]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
-
-
-def reference(model: UnifiedModel, fresh: bool) -> UnifiedModel:
-    """The model at the start: a frozen copy; with fresh adapters the model itself, which is run in `as_reference`."""
-    return model if fresh else copy.deepcopy(model).requires_grad_(False)
-
-
-def as_reference(reference: UnifiedModel, policy: UnifiedModel) -> contextlib.AbstractContextManager[UnifiedModel]:
-    """Inside, the reference can be run."""
-    return switched_off(policy) if reference is policy else contextlib.nullcontext(reference)
 
 
 def trained(model: UnifiedModel) -> list[nn.Parameter]:

@@ -25,6 +25,7 @@ from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.evaluation import Evaluation, evaluate, step_figures
 from unidiff.grpo.experience import Experience, credited, ended, guidance_of, sample_and_judge, spread
 from unidiff.grpo.process import Clock, check_tracker, everybody, flat, largest, stop_signals
+from unidiff.grpo.reference import Reference
 from unidiff.grpo.refill import Judged, replaced, without_spread
 from unidiff.grpo.rollout_file import RolloutBatch, fingerprint, router_settings, save_rollouts
 from unidiff.grpo.schedule_update import ScheduleUpdate
@@ -95,7 +96,7 @@ class GRPOTrainer:
             activations.enable(self.model)
         if config.compile:
             self.model.compile_layers()
-        self.reference = lora.reference(self.model, fresh=config.lora_rank > 0) if config.beta else None
+        self.reference = Reference(self.model, fresh_adapters=config.lora_rank > 0) if config.beta else None
         if config.schedule is not None:
             wanted, own = make_schedule(config.schedule, config.seed), self.model.schedule
             if own is None or (own.name, own.options) != (wanted.name, wanted.options):
@@ -113,6 +114,8 @@ class GRPOTrainer:
         self.update = PolicyUpdate(
             self.model, self.policy, self.optimizer, self.reference, config, self.accelerator, self.weights
         )
+        if self.reference is not None and config.sync_ref_every:
+            self.accelerator.register_for_checkpointing(self.reference)
         self.scheduled: ScheduleUpdate | None = None
         if config.schedule is not None:
             assert self.model.schedule is not None
@@ -191,6 +194,8 @@ class GRPOTrainer:
         experience = self._experience(step, own, everything.rows(mine), routed.rows(mine))
         clock.lap("route")
         metrics: dict[str, float] = {"step": step, **self._trained(step, experience)}
+        if self.reference is not None and self.config.sync_ref_every and (step + 1) % self.config.sync_ref_every == 0:
+            self.reference.follow()
         clock.lap("update")
         if self.config.refill_groups:
             metrics["refilled"] = sum(everybody(refilled, self.accelerator)) / self.config.num_prompts

@@ -23,13 +23,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from unidiff.estimators import Estimator, run_views, values_of
-from unidiff.grpo import activations, balance, lora, ratio
+from unidiff.grpo import activations, balance, ratio
 from unidiff.grpo.batches import MicroBatch
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.distributed import Whole
 from unidiff.grpo.experience import Experience, guidance_of
 from unidiff.grpo.losses import LOSSES, Denominators, LossStats, added, check_finite, modality_loss
 from unidiff.grpo.process import largest
+from unidiff.grpo.reference import Reference
 from unidiff.model import UnifiedModel
 from unidiff.sampling.plan import longest
 from unidiff.sequence import Modality
@@ -40,8 +41,8 @@ Stats = dict[Modality, LossStats]
 class PolicyUpdate:
     """Trains a policy on the experience of a step.
 
-    model: the bare model. policy, optimizer: as accelerate has prepared them. reference: of the KL term (see
-    `lora.reference`), None without one.
+    model: the bare model. policy, optimizer: as accelerate has prepared them. reference: of the KL term, None
+    without one.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class PolicyUpdate:
         model: UnifiedModel,
         policy: Any,
         optimizer: Any,
-        reference: Any,
+        reference: Reference | None,
         config: GRPOConfig,
         accelerator: Accelerator,
         weights: Whole,
@@ -153,7 +154,7 @@ class PolicyUpdate:
         """Values of the reference policy, in the precision of the prepared policy; None without one."""
         if self.reference is None:
             return None
-        with self.accelerator.autocast(), lora.as_reference(self.reference, self.model) as reference:
+        with self.accelerator.autocast(), self.reference.active() as reference:
             return self.values(reference, batch)
 
     @torch.no_grad()

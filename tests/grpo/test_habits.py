@@ -1,4 +1,5 @@
-"""Habits of other trainers: groups without spread are replaced, texts that were cut off are not trained."""
+"""Habits of other trainers: groups without spread are replaced, texts that were cut off are not trained, the reference
+follows."""
 
 from __future__ import annotations
 
@@ -86,3 +87,27 @@ def test_texts_that_were_cut_off_are_judged_and_not_trained(make_trainer: Make) 
         assert "no advantage: it was cut off; its tokens are not trained" in str(lines)
     for b, s in kept:
         assert own.routed.advantage_BS[b, s] == experience.routed.advantage_BS[b, s]
+
+
+@pytest.mark.parametrize("adapters", [{}, {"lora_rank": 4, "lora_alpha": 8.0}], ids=["weights", "adapters"])
+def test_the_reference_follows(
+    make_trainer: Make, weights: Any, difference: Any, timeless: Any, tmp_path: Any, adapters: dict[str, Any]
+) -> None:
+    """After every second step it is the policy: the KL is 0 then. A resumed run has the same one."""
+    settings = {"beta": 0.1, "sync_ref_every": 2, "max_steps": 5, "learning_rate": 3e-3, **adapters}
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **settings)
+    history = whole.train()
+    gaps = [m["kl/text"] for m in history]
+    assert [gap < 1e-9 for gap in gaps] == [True, False, True, False, True]
+    fixed = make_trainer(output_dir=str(tmp_path / "fixed"), **{**settings, "sync_ref_every": 0}).train()
+    assert [m["kl/text"] < 1e-9 for m in fixed] == [True, False, False, False, False]
+
+    def stop(step: int, metrics: Any, experience: Any) -> None:
+        if step == 3:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        make_trainer(save_steps=3, options={"on_step": stop}, **settings).train()
+    resumed = make_trainer(save_steps=3, resume=True, **settings)
+    assert [timeless(m) for m in resumed.train()] == [timeless(m) for m in history]
+    assert resumed.start == 3 and difference(weights(whole), weights(resumed)) == 0
