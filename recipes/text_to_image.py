@@ -33,9 +33,10 @@ Config = with_defaults(
     image_estimator="image_random",
     image_min_ratio=0.8,
     # optimizer
-    max_steps=100,
+    max_steps=40,
+    micro_batch_size=32,
     learning_rate=2e-4,
-    eval_size=480,
+    eval_size=288,
 )
 
 
