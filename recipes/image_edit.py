@@ -25,18 +25,21 @@ Config = with_defaults(
     task="edit_shapes",
     model=str(Path(__file__).resolve().parent / "base_tasks"),
     # rollouts
-    num_prompts=8,
+    num_prompts=16,
     num_generations=8,
     edit="confidence",
-    edit_share=0.2,
-    image_steps=12,
+    edit_share=0.4,
+    image_steps=32,
+    scale_rewards="none",
     # the estimate of a picture's log-probability, and the loss
     image_estimator="image_random",
     image_min_ratio=0.8,
     # optimizer
-    max_steps=100,
-    learning_rate=2e-4,
-    eval_size=512,
+    max_steps=40,
+    num_iterations=2,
+    micro_batch_size=64,
+    learning_rate=3e-4,
+    eval_size=256,
 )
 
 

@@ -33,7 +33,7 @@ Config = with_defaults(
     image_estimator="image_random",
     image_min_ratio=0.8,
     # optimizer
-    max_steps=40,
+    max_steps=80,
     micro_batch_size=32,
     learning_rate=2e-4,
     eval_size=288,

@@ -116,7 +116,7 @@ class SokobanGame(Game):
                 found[cell] = WALL
                 continue
             on = BOX if cell in boxes else AGENT if cell == worker else FLOOR
-            found[cell] = on + TARGET * (cell in self.targets)
+            found[cell] = on + TARGET * (cell in self.targets and on != AGENT)  # the worker hides a target
         return found
 
     def tiles(self, side: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The tiles of Sokoban: wall, floor, box and worker, the last three on a target or not."""
+"""The tiles of Sokoban: wall, floor and box, the last two on a target or not, and the worker, who hides a target."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-FLOOR, BOX, AGENT, TARGET, WALL = 0, 1, 2, 3, 6  # a class is what is on the cell + TARGET if the cell is one; or WALL
+# A class is what is on the cell, + TARGET under floor or box if the cell is one; or WALL.
+FLOOR, BOX, AGENT, TARGET, WALL = 0, 1, 2, 3, 6
 _FINE = 128  # tiles are drawn this large and shrunk, which smooths their edges
 
 
