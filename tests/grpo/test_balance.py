@@ -93,7 +93,7 @@ def test_the_update_has_the_gradient_of_the_loss(
 
 
 def test_a_run_with_several_iterations(make_trainer: Callable[..., GRPOTrainer]) -> None:
-    metrics = make_trainer(**RTB, text_estimator="trace", beta=0.1, num_iterations=2).train()
+    metrics = make_trainer(**RTB, text_estimator="trace", image_estimator="elbo", beta=0.1, num_iterations=2).train()
     assert all(m["kl/text"] >= 0 and m["grad_norm"] > 0 for m in metrics)
     assert metrics[-1]["kl/text"] > 0
 
@@ -106,7 +106,10 @@ def test_a_run_with_several_iterations(make_trainer: Callable[..., GRPOTrainer])
         ({"assignment": "factorized"}, "assignment is factorized; loss_type rtb, of whole rollouts, needs joint"),
         ({"leave_one_out": True}, "leave_one_out is True; loss_type rtb, of whole rollouts, needs false"),
         ({"image_weight": 0.5}, r"image_weight is 0\.5; loss_type rtb, of whole rollouts, needs 1\.0"),
-        ({"text_estimator": "wd1"}, "text_estimator has a loss of its own; loss_type rtb needs"),
+        ({"text_estimator": "wd1"}, "text_estimator: its values do not sum to a log-probability of the segment"),
+        ({"text_estimator": "trace"}, "image_estimator: its values do not sum"),
+        ({"mask_truncated_completions": True}, "mask_truncated_completions is True; .* needs false"),
+        ({"importance_cap": 2.0}, r"importance_cap is 2\.0; .* needs none"),
     ],
 )
 def test_what_does_not_fit_is_named(settings: dict[str, Any], message: str) -> None:

@@ -33,7 +33,14 @@ SETTINGS += [
     for text, image in zip(ESTIMATORS, [*list(ESTIMATORS)[3:], *list(ESTIMATORS)[:3]])
 ]
 SETTINGS += [
-    {"loss_type": "rtb", "scale_rewards": "none", "assignment": "joint", "beta": 0.1, "text_estimator": "trace"},
+    {
+        "loss_type": "rtb",
+        "scale_rewards": "none",
+        "assignment": "joint",
+        "beta": 0.1,
+        "text_estimator": "trace",
+        "image_estimator": "elbo",
+    },
     {"schedule": "planner", "schedule_turns": "together", "text_steps": 8},
 ]
 # A bidirectional model, guided in sampling and scoring.

@@ -10,6 +10,7 @@ import pytest
 
 from unidiff import reward
 from unidiff.grpo.trainer import GRPOTrainer
+from unidiff.rewards.reward import RewardError
 
 Make = Callable[..., GRPOTrainer]
 
@@ -51,6 +52,26 @@ def test_it_is_bounded(make_trainer: Make) -> None:
     trainer = make_trainer([never], refill_groups=2)
     metrics, experience = trainer.step(0)
     assert metrics["refilled"] == 2.0 and not bool(experience.useful_B.any())
+
+
+def test_a_lost_value_is_not_hidden(make_trainer: Make) -> None:
+    """A group that lost a required value stays, and the run ends as it does without refills."""
+    calls = []
+
+    @reward(on="text", required=True)
+    def judge(segments: Any, **columns: Any) -> list[float | None]:
+        calls.append(len(segments))
+        return [float("nan") for _ in segments] if len(calls) == 1 else [float(len(s.tokens)) for s in segments]
+
+    with pytest.raises(RewardError, match="judge"):
+        make_trainer([judge], refill_groups=2).step(0)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("assignment", ["joint", "normalize_then_sum", "factorized", "segment"])
+def test_every_assignment_knows_groups_without_spread(make_trainer: Make, assignment: str) -> None:
+    metrics, _ = make_trainer([never], refill_groups=1, assignment=assignment).step(0)
+    assert metrics["refilled"] == 1.0
 
 
 def test_a_resumed_run_refills_alike(

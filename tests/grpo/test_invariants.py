@@ -15,6 +15,7 @@ from unidiff.sequence import Modality
 
 LOSS_TYPES = tuple(name for name in LOSSES if name != "rtb")
 RTB = {"loss_type": "rtb", "scale_rewards": "none", "assignment": "joint", "beta": 0.1}
+RTB |= {"text_estimator": "trace", "image_estimator": "elbo"}
 WARM = {"text_temperature": 0.7, "image_temperature": 1.4}
 
 

@@ -16,7 +16,9 @@ from torch import Tensor
 from unidiff import UnifiedModel, noise
 from unidiff.estimators import draw_views, make, run_views, values_of
 from unidiff.rewards.table import RewardTable
+from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.rollout import Rollout
+from unidiff.sampling.sampler import InterleavedSampler
 from unidiff.schedules import SCHEDULES, Choice, Look, Schedule, make_schedule, register_schedule
 from unidiff.schedules.speed import slowness, with_speed
 from unidiff.sequence import Modality, Segment
@@ -56,7 +58,8 @@ def steered(endless: UnifiedModel) -> Iterator[Callable[[str | None], UnifiedMod
 def look(masked: list[list[bool]], seed: int = 0, modality: Modality = Modality.TEXT) -> Look:
     mask = torch.tensor(masked)
     logits = torch.randn(*mask.shape, 5, generator=torch.Generator().manual_seed(seed))
-    return Look(modality, torch.linspace(0, 0.9, len(mask)), mask, (2 * logits).log_softmax(-1))
+    total = torch.full((len(mask),), mask.shape[1])
+    return Look(modality, torch.linspace(0, 0.9, len(mask)), mask, total, (2 * logits).log_softmax(-1))
 
 
 def drawn(rollout: Rollout) -> list[tuple[list[int], list[int]]]:
@@ -216,8 +219,9 @@ def test_a_share_of_nearly_everything_takes_one_step(endless: UnifiedModel, samp
 def test_what_a_schedule_leaves_to_the_settings(endless: UnifiedModel, sample: Sample) -> None:
     plain = sample(of=endless, edit="full")
     try:
-        endless.schedule = make_schedule("controls:texts=no:pictures=no")
-        assert [*map(drawn, sample(of=endless, edit="full"))] == [*map(drawn, plain)]
+        endless.schedule = make_schedule("controls:texts=no")
+        texts = segments(sample(of=endless, edit="full"), Modality.TEXT)
+        assert [s.step.tolist() for s in texts] == [s.step.tolist() for s in segments(plain, Modality.TEXT)]
     finally:
         endless.schedule = None
 
@@ -267,6 +271,9 @@ def test_a_damaged_schedule_is_named(about: Any, message: str, model: UnifiedMod
         ("controls:share=2", r"share is 2\.0; it must be in \(0, 1\)"),
         ("controls:share=fast", "schedule controls: share is 'fast'"),
         ("controls:temperature=no:count=no", "it decides nothing"),
+        ("controls:texts=no:pictures=no", "it steers nothing"),
+        ("planner:hidden=0", "hidden is 0; it must be at least 1"),
+        ("math:sqrt", "math:sqrt is not a registered schedule"),
         ("bound:start=0", r"start is 0\.0; it must be above 0"),
         ("no_module:name", "No module named 'no_module'"),
     ],
@@ -300,6 +307,93 @@ def test_a_plugin(endless: UnifiedModel, sample: Sample) -> None:
         del SCHEDULES["two_by_two"]
     with pytest.raises(TypeError, match="must be a class derived"):
         register_schedule("x")(int)  # type: ignore[type-var]
+
+
+def test_small_edits_act_alike_beside_wide_ones(model: UnifiedModel, prompts: list[Any], locate: Any) -> None:
+    """A picture's edit may be padded to a wider one's: what a schedule sees of it does not change."""
+    model = copy.deepcopy(model)
+    for name in NAMES:
+        model.schedule = shaken(name)
+        sampler = InterleavedSampler(model, SamplerConfig(edit="region", image_steps=16, max_rounds=2), locate)
+        rows, keys = [prompts[i % len(prompts)] for i in range(8)], [noise.key(2, i) for i in range(8)]
+        together = sampler.sample(rows, keys)
+        widths = {int(s.sampled.sum()) for s in segments(together, Modality.IMAGE)}
+        assert len(widths) > 2
+        for row, key, rollout in zip(rows, keys, together):
+            assert drawn(sampler.sample([row], [key])[0]) == drawn(rollout)
+
+
+class _Own(Schedule):
+    """What a plug-in may get wrong, one thing at a time."""
+
+    wrong = ""
+
+    def features(self, look: Look) -> Tensor:
+        return look.left[:, None]
+
+    def draw(self, features: Tensor, uniform: Any) -> Tensor:
+        return torch.zeros(len(features)) if self.wrong == "action" else torch.zeros(len(features), 1)
+
+    def log_prob(self, features: Tensor, action: Tensor) -> Tensor:
+        return action if self.wrong == "log_prob" else action.sum(1)
+
+    def choice(self, look: Look, action: Tensor) -> Any:
+        count = torch.full((len(action),), 2)
+        return {
+            "None": None,
+            "bound": Choice(bound=action + 1.0),
+            "both": Choice(count=count, bound=count.float()),
+            "temperature": Choice(temperature=-count.float()),
+            "nan": Choice(bound=count.float() * torch.nan),
+            "commit": Choice(commit=look.masked.float()),
+            "float": Choice(count=count.float()),
+            "number": Choice(count=2),  # type: ignore[arg-type]
+        }.get(self.wrong, Choice(count=count))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("action", r"schedule _Own: action must be a float tensor \[4, …\]"),
+        ("log_prob", r"schedule _Own: log_prob must be \[\d+\], it is \[\d+, 1\]"),
+        ("None", "schedule _Own: choice must return a Choice, not NoneType"),
+        ("bound", r"Choice\.bound must be a tensor \[4\]"),
+        ("both", "a Choice has one of commit, count and bound, not count, bound"),
+        ("temperature", r"Choice\.temperature must be above 0"),
+        ("nan", r"Choice\.bound has a value that is not finite"),
+        ("commit", r"Choice\.commit must be bool"),
+        ("float", r"Choice\.count must be whole numbers"),
+        ("number", r"Choice\.count must be a tensor \[4\]"),
+    ],
+)
+def test_what_a_plugin_gets_wrong_is_named(endless: UnifiedModel, sample: Sample, wrong: str, message: str) -> None:
+    try:
+        endless.schedule = own = _Own()
+        own.wrong = wrong
+        with pytest.raises(ValueError, match=message):
+            sample(of=endless)
+    finally:
+        endless.schedule = None
+
+
+def test_options_are_those_that_it_was_made_with(model: UnifiedModel, tmp_path: Path) -> None:
+    """However they were given; a schedule made by its class is saved like any other."""
+    assert make_schedule("planner").options == make_schedule("planner:share=0.25").options
+    own = copy.deepcopy(model)
+    own.schedule = SCHEDULES["controls"](share=0.5)  # type: ignore[call-arg]
+    own.save_pretrained(tmp_path)
+    again = UnifiedModel.from_pretrained(tmp_path).schedule
+    assert again is not None and again.options["share"] == 0.5 and copy.deepcopy(again).options == again.options
+
+
+def test_a_gap_holds_for_schedules_too(endless: UnifiedModel, sample: Sample) -> None:
+    try:
+        endless.schedule = make_schedule("controls:share=0.9")
+        for s in segments(sample(of=endless, text_gap=8), Modality.TEXT):
+            for step in s.step.unique().tolist():
+                assert ((s.step == step).nonzero()[:, 0].diff() >= 2).all()
+    finally:
+        endless.schedule = None
 
 
 # ---------------------------------------------------------------- speed

@@ -26,6 +26,11 @@ class Coupled(Estimator):
     Source: DiffuCoder (arXiv 2506.20639), by its code.
     """
 
+    @property
+    def by_token(self) -> bool:
+        """No: a value is about 1.5 times a log-probability."""
+        return False
+
     def views(self, ask: Ask) -> list[View]:
         """Three: all masked, M masked, M̄ masked."""
         t = _LOW + (_HIGH - _LOW) * ask.segment_uniform()

@@ -33,6 +33,7 @@ class Elbo(Estimator):
     antithetic: bool = True
 
     unit: ClassVar[Literal["token", "segment"]] = "segment"
+    joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -112,11 +112,14 @@ class Estimator:
     ratio: True: the loss is GRPO's, with the importance ratio of new to old policy. False: the loss is
     −advantage · value of the current policy; there is no old policy and no clipping.
 
+    joint: the values of a segment's tokens sum to its log-probability, or to a bound of it: what `rtb` needs.
+
     Fields are checked against their types; a `__post_init__` of its own calls `super().__post_init__()` first.
     """
 
     unit: ClassVar[Literal["token", "segment"]] = "token"
     ratio: ClassVar[bool] = True
+    joint: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self, f"{type(self).__name__}.")

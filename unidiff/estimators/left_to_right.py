@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from unidiff.estimators.estimator import Ask, Estimator
 from unidiff.estimators.registry import register
@@ -18,6 +19,8 @@ class LeftToRight(Estimator):
     As many views as the longest segment has sampled tokens; images in raster order. Source: JustGRPO
     (arXiv 2601.15165).
     """
+
+    joint: ClassVar[bool] = True
 
     def views(self, ask: Ask) -> list[View]:
         """One for each token, in order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class Trace(Estimator):
     """
 
     merge: int = 1
+
+    joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

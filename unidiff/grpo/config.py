@@ -197,7 +197,7 @@ class GRPOConfig(SamplerConfig):
         for name, estimator in zip(("text_estimator", "image_estimator"), self.estimators()):
             if self.importance_cap is not None and not estimator.by_token:
                 raise ValueError(f"importance_cap needs a probability of each token; {name} does not estimate it")
-        if not 0 <= self.schedule_speed <= 1 and not self.schedule_speed_adds:
+        if self.schedule_speed < 0 or (self.schedule_speed > 1 and not self.schedule_speed_adds):
             raise ValueError(f"schedule_speed is {self.schedule_speed}; a share of the reward is in [0, 1]")
         if self.schedule is not None:
             make_schedule(self.schedule)
@@ -209,14 +209,18 @@ class GRPOConfig(SamplerConfig):
             return
         if not self.beta:
             raise ValueError("beta is 0; loss_type rtb needs its temperature, above 0: small = near the best reward")
-        needs = {"scale_rewards": "none", "assignment": "joint", "leave_one_out": False}
+        needs = {"scale_rewards": "none", "assignment": "joint", "leave_one_out": False, "importance_cap": None}
+        needs |= {"mask_truncated_completions": False}
         for name, value in (needs | {"text_weight": 1.0, "image_weight": 1.0}).items():
             if getattr(self, name) != value:
                 shown = str(value).lower()
                 raise ValueError(f"{name} is {getattr(self, name)}; loss_type rtb, of whole rollouts, needs {shown}")
         for name, estimator in zip(("text_estimator", "image_estimator"), estimators):
-            if not estimator.ratio:
-                raise ValueError(f"{name} has a loss of its own; loss_type rtb needs log-probabilities: trace or elbo")
+            if not estimator.joint or not estimator.ratio:
+                raise ValueError(
+                    f"{name}: its values do not sum to a log-probability of the segment; loss_type rtb needs trace, "
+                    "left_to_right or elbo"
+                )
 
     @property
     def clip_range(self) -> tuple[float, float]:

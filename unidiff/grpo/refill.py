@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 
+from unidiff.rewards.reward import Cause
 from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.table import RewardTable
 from unidiff.sampling.rollout import Rollout
+
+_ROUNDING = 1e-6  # of advantages that are 0
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,13 @@ class Judged:
 
 
 def without_spread(router: RewardRouter, table: RewardTable, size: int) -> list[int]:
-    """The groups, of `size` rows each, in which every advantage is 0."""
+    """The groups, of `size` rows each, in which every advantage is 0, up to rounding. A group that has lost a value to
+    a fault is not one of them: what was lost has to be seen."""
     routed = router.route(table, torch.arange(len(table.values_BSF)) // size)
-    some_B = ((routed.advantage_BS != 0) & routed.valid_BS).any(1)
-    return (~some_B.unflatten(0, (-1, size)).any(1)).nonzero()[:, 0].tolist()
+    some_B = (routed.advantage_BS.abs() > _ROUNDING).any(1)
+    lost = {row // size for (_, row, _), missing in table.missing.items() if missing.cause is not Cause.NONE}
+    flat = (~some_B.unflatten(0, (-1, size)).any(1)).nonzero()[:, 0].tolist()
+    return [group for group in flat if group not in lost]
 
 
 def replaced(old: Judged, groups: Sequence[int], new: Judged, size: int) -> Judged:

@@ -23,6 +23,8 @@ class ScheduleUpdate:
     """What a checkpoint needs of it is its `state_dict`: the schedule and its optimizer."""
 
     def __init__(self, schedule: Schedule, config: GRPOConfig, accelerator: Accelerator) -> None:
+        if not list(schedule.parameters()):
+            raise ValueError(f"schedule {schedule.name!r} has no parameters to train; set model.schedule to use it")
         self.schedule, self.config, self.accelerator = schedule, config, accelerator
         self.optimizer = torch.optim.Adam(schedule.parameters(), lr=config.schedule_learning_rate)
 

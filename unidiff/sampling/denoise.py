@@ -144,7 +144,7 @@ def denoise_text(
             log_probs = read(ids, step)
             share = _forbid_mask(log_probs, spec)
             progress = torch.full(rows.shape, (first + number) / len(columns), device=rows.device)
-            look = Look(Modality.TEXT, progress, masked[:, at], log_probs)
+            look = Look(Modality.TEXT, progress, masked[:, at], torch.full_like(rows, len(place)), log_probs)
             choice = Choice() if steering is None else steering.decide(rows, first + number, look)
             if choice.temperature is not None:
                 log_probs, share = warmed(log_probs, choice), torch.zeros_like(share)
@@ -160,6 +160,8 @@ def denoise_text(
             commit = steered(choice, look, free, block.sure)
             if commit is None:
                 commit = text_rules.chosen(block, number, planned, config)
+            else:
+                commit = text_rules.apart(commit, block.sure, block.masked, config)
             text.note(masked[:, at], log_prob, step)
             text.commit(commit, drawn + low, taken[rows, None], log_prob, step)
             text.steer(commit, choice, step, steering)
@@ -217,7 +219,7 @@ def denoise_image(
         keys, steps = keys_B[rows], steps_B[rows]
         log_probs = read(image.ids[rows], step)
         masked = valid[rows] & (image.step[rows] < 0)
-        look = Look(Modality.IMAGE, (number / steps).float(), masked, log_probs)
+        look = Look(Modality.IMAGE, (number / steps).float(), masked, count_B[rows], log_probs)
         choice = Choice() if steering is None else steering.decide(rows, number, look)
         uniform = noise.uniform(keys, (turn, number, _IMAGE), place[rows])
         drawn, log_prob = draw(warmed(log_probs, choice), uniform, config.greedy)

@@ -41,7 +41,7 @@ def planned_steps(size: int, whole: int, config: SamplerConfig) -> tuple[int, in
         planned = math.ceil(config.text_steps * size / whole)
     else:
         planned = size
-    return planned, size if config.text_gap > 1 else planned
+    return planned, size + planned if config.text_gap > 1 else planned
 
 
 def chosen(block: Block, step: int, planned: int, config: SamplerConfig) -> Tensor:
@@ -58,9 +58,14 @@ def chosen(block: Block, step: int, planned: int, config: SamplerConfig) -> Tens
     else:
         score = confidence(config.text_order, block.log_probs, block.drawn, block.uniform)
         commit = commit_top(score, block.free, commit_count(block.masked, step, planned))
+    return apart(commit, score, block.masked, config)
+
+
+def apart(commit: Tensor, score: Tensor, masked: Tensor, config: SamplerConfig) -> Tensor:
+    """[B, N] bool: of the tokens to commit those that `text_gap` leaves."""
     if config.text_gap == 1:
         return commit
-    left, size = block.masked.sum(1), block.masked.shape[1]
+    left, size = masked.sum(1), masked.shape[1]
     return spaced(commit, score, (left * config.text_gap // size).clamp(min=2))
 
 

@@ -67,6 +67,8 @@ class Controls(Gaussian):
         texts: bool = True,
         pictures: bool = True,
     ) -> None:
+        if not (texts or pictures):
+            raise ValueError("schedule controls: it steers nothing; leave texts or pictures at yes")
         if not (temperature or count):
             raise ValueError("schedule controls: it decides nothing; leave temperature or count at yes")
         if not 0 < share < 1:

@@ -27,6 +27,8 @@ class Planner(Schedule):
     def __init__(self, share: float = 0.25, hidden: int = 32) -> None:
         if not 0 < share < 1:
             raise ValueError(f"schedule planner: share is {share}; it must be in (0, 1)")
+        if hidden < 1:
+            raise ValueError(f"schedule planner: hidden is {hidden}; it must be at least 1")
         super().__init__()
         last = nn.Linear(hidden, 1)
         nn.init.zeros_(last.weight)

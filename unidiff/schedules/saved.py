@@ -41,5 +41,4 @@ def load(folder: Path) -> Schedule | None:
         raise ValueError(f"{about}: {' '.join(str(error).split())}") from error
     if not all(bool(torch.isfinite(p).all()) for p in schedule.parameters()):
         raise ValueError(f"{folder / _WEIGHTS}: it holds values that are not finite")
-    schedule.options = options  # type: ignore[assignment]
     return schedule.float()

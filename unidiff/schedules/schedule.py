@@ -41,12 +41,14 @@ class Look:
     """What a schedule sees in a step, before anything is drawn.
 
     modality: of the segment. progress: float32 [b], steps taken over the most that there can be, 0 in the first.
-    masked: bool [b, N]. log_probs: float32 [b, N, V], at the settings' temperature.
+    masked: bool [b, N]. total: int64 [b], the tokens of the block or picture: N, or less where other rows have more.
+    log_probs: float32 [b, N, V], at the settings' temperature.
     """
 
     modality: Modality
     progress: Tensor
     masked: Tensor
+    total: Tensor
     log_probs: Tensor
 
     @cached_property
@@ -62,7 +64,7 @@ class Look:
     @property
     def left(self) -> Tensor:
         """float32 [b]: the share of the tokens that are still masked."""
-        return self.masked.float().mean(1)
+        return self.masked.sum(1) / self.total
 
     def quantiles(self, *levels: float) -> Tensor:
         """float32 [b, levels]: of `sure` over the masked tokens."""
@@ -113,7 +115,14 @@ class Schedule(nn.Module):
 
     name: ClassVar[str] = ""
     once: ClassVar[bool] = False  # it acts in a segment's first step, and that action is repeated
-    options: dict[str, Any]  # how it was made
+    options: dict[str, Any]  # how it was made, defaults included
+
+    def __new__(cls, *args: Any, **options: Any) -> Schedule:
+        made = super().__new__(cls)
+        given = inspect.signature(cls.__init__).bind_partial(made, *args, **options)
+        given.apply_defaults()
+        object.__setattr__(made, "options", {k: v for k, v in given.arguments.items() if k in _known(cls)})
+        return made
 
     def steers(self, modality: Modality) -> bool:
         """Whether it decides anything in segments of this modality."""
@@ -152,6 +161,13 @@ def register_schedule(name: str) -> Callable[[_S], _S]:
     return add
 
 
+def _known(schedule: type[Schedule]) -> dict[str, Any]:
+    """The options of a class, and their defaults."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = list(inspect.signature(schedule.__init__).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.kind not in several}
+
+
 def make_schedule(text: str, seed: int = 0) -> Schedule:
     """A schedule as a setting names it: "controls", with options "controls:temperature=no", or one of a module, which
     is imported: "package.module:name". Options are keyword arguments of its class with a default.
@@ -161,13 +177,17 @@ def make_schedule(text: str, seed: int = 0) -> Schedule:
     """
     name, *pairs = text.split(":")
     if pairs and "=" not in pairs[0] and name not in SCHEDULES:
-        found = plugins.imported(f"{name}:{pairs.pop(0)}")
-        name = getattr(found, "name", "")
+        place = f"{name}:{pairs.pop(0)}"
+        name = getattr(plugins.imported(place), "name", "")
+        if not name:
+            raise ValueError(f"{place} is not a registered schedule: write @register_schedule above its class")
     if name not in SCHEDULES:
         raise ValueError(
             f"schedule {name!r} is not known{nearest(name, SCHEDULES) or '; known: ' + ', '.join(SCHEDULES)}"
         )
-    known = {k: p.default for k, p in inspect.signature(SCHEDULES[name]).parameters.items()}
+    known = _known(SCHEDULES[name])
+    if wrong := [k for k, default in known.items() if not isinstance(default, (bool, int, float, str))]:
+        raise ValueError(f"schedule {name!r}: its option {wrong[0]!r} needs a default that is a bool, number or text")
     options = {}
     for pair in pairs:
         option, _, value = pair.partition("=")
@@ -176,6 +196,8 @@ def make_schedule(text: str, seed: int = 0) -> Schedule:
         options[option] = convert(value, type(known[option]), f"schedule {name}: {option}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        schedule = SCHEDULES[name](**options)
-    schedule.options = options
+        try:
+            schedule = SCHEDULES[name](**options)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"schedule {name!r}: {error}") from error
     return schedule.float()

@@ -1,9 +1,9 @@
 """Rewards that ask for few denoising steps, as a factor of what a rollout earns.
 
 The factor is 1 − strength · u, with u = 0 where each segment took one step and 1 where each of its tokens took one. It
-multiplies rewards above 0, so that being fast and wrong earns nothing. Subtracting strength · u instead is the form
-that is hacked (arXiv 2512.09106): rollouts of a prompt that are all wrong then differ in their speed alone, and what is
-learnt from them is to be fast.
+multiplies rewards above 0, so that what earns nothing earns nothing by being fast. Subtracting strength · u instead is
+the form that is hacked (arXiv 2512.09106): rollouts of a prompt that are all wrong then differ in their speed alone,
+and what is learnt from them is to be fast. A reward that nearly every rollout earns does the same with the factor.
 """
 
 from __future__ import annotations

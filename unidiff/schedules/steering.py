@@ -67,6 +67,7 @@ class Steering:
             self._kept[rows] = action
             self._acted[rows] = True
         choice = self.schedule.choice(look, action)
+        _check(self.schedule, look, features, action, choice)
         warmth = torch.ones_like(look.progress) if choice.temperature is None else choice.temperature
         self.steps.append(_Step(rows, features, action, fresh, warmth))
         return choice
@@ -85,13 +86,45 @@ class Steering:
         features, action = (_stacked([getattr(s, n) for s in self.steps]).cpu() for n in ("features", "action"))
         count = torch.cat([s.committed for s in self.steps if s.committed is not None]).cpu()
         device = self.keys.device
-        logp = self.schedule.log_prob(features.to(device), action.to(device)).cpu() * fresh
+        logp = self.schedule.log_prob(features.to(device), action.to(device)).cpu()
+        if logp.shape != fresh.shape:
+            raise ValueError(f"{_named(self.schedule)}: log_prob must be [{len(fresh)}], it is {list(logp.shape)}")
+        logp = logp * fresh
         found: list[Choices | None] = []
         for b in range(len(self.keys)):
             own = row == b
             kept = Choices(features[own], action[own], logp[own], count[own], warmth[own], fresh[own])
             found.append(kept if len(kept) else None)
         return found
+
+
+def _check(schedule: Schedule, look: Look, features: Tensor, action: Tensor, choice: Choice) -> None:
+    """Raises ValueError, with the schedule's name, for what does not fit a step."""
+    b, n = look.masked.shape
+    for name, value in (("features", features), ("action", action)):
+        if not isinstance(value, Tensor) or value.dim() != 2 or len(value) != b or not value.is_floating_point():
+            raise ValueError(f"{_named(schedule)}: {name} must be a float tensor [{b}, …]")
+    if not isinstance(choice, Choice):
+        raise ValueError(f"{_named(schedule)}: choice must return a Choice, not {type(choice).__name__}")
+    shapes = {"temperature": (b,), "count": (b,), "bound": (b,), "commit": (b, n)}
+    given = {name: value for name in shapes if (value := getattr(choice, name)) is not None}
+    if len(given.keys() - {"temperature"}) > 1:
+        raise ValueError(f"{_named(schedule)}: a Choice has one of commit, count and bound, not {', '.join(given)}")
+    for name, value in given.items():
+        if not isinstance(value, Tensor) or tuple(value.shape) != shapes[name]:
+            raise ValueError(f"{_named(schedule)}: Choice.{name} must be a tensor {list(shapes[name])}")
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(f"{_named(schedule)}: Choice.{name} has a value that is not finite")
+    if choice.temperature is not None and bool((choice.temperature <= 0).any()):
+        raise ValueError(f"{_named(schedule)}: Choice.temperature must be above 0")
+    if choice.commit is not None and choice.commit.dtype != torch.bool:
+        raise ValueError(f"{_named(schedule)}: Choice.commit must be bool")
+    if choice.count is not None and choice.count.is_floating_point():
+        raise ValueError(f"{_named(schedule)}: Choice.count must be whole numbers")
+
+
+def _named(schedule: Schedule) -> str:
+    return f"schedule {schedule.name or type(schedule).__name__}"
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:
