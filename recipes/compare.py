@@ -278,14 +278,16 @@ def report(out: Path, results: dict[str, list[Path]]) -> None:
     names = [*leading, *(f"{f} (T)" for f in leading[:SAMPLED])]
     names += ["token-forwards", "rollout s", "training s", "run s"]
     headline = leading[0] if leading else "reward"
-    base, half = interval([r["base"]["greedy"].get(headline, math.nan) for runs in summaries.values() for r in runs])
+    every = [r for runs in summaries.values() for r in runs]
+    ways = [r.get("decoding", "greedy") for r in every]
+    base, half = interval([r["base"][way].get(headline, math.nan) for r, way in zip(every, ways)])
     lines = [
         "| arm | seeds | " + " | ".join(names) + " |",
         "|" + "---|" * (len(names) + 2),
         *rows,
         "",
         "Held-out means over seeds ± half of the 95 % interval; (T) = sampled, the others greedy. "
-        f"{headline} before training, mean over all runs: {base:.3f}.",
+        f"{headline} before training ({', '.join(dict.fromkeys(ways))}), mean over all runs: {base:.3f}.",
     ]
     text = "\n".join([*lines, "", *training_table(results, headline)]) + "\n"
     print(text)

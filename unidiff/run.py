@@ -188,7 +188,7 @@ class Run:
             return None
         base = self.trainer.held_out()
         if self.main_process:
-            write_json(path, figures(base))
+            write_json(path, figures(base, self.trainer.task.decoding))
             self.galleries["before training"] = gallery(self.trainer.model, base)
         return base
 
@@ -210,14 +210,16 @@ class Run:
         metrics = read_metrics(self.trainer.folder.metrics)
         rollout, seconds = final["sampled"].compute, time.perf_counter() - self.began
         # The task's first figure that applied to some response, before and after.
-        known = figures(final)
+        decoding = self.trainer.task.decoding
+        known = figures(final, decoding)
         headline = next((name for name in self.trainer.task.headline if name in known), None)
         summary = {
             "task": config.task or type(self.trainer.task).__name__,
             "headline": headline,
             "leading": list(self.trainer.task.headline),
             "base": json.loads((out / "base.json").read_text()),
-            "final": figures(final),
+            "decoding": decoding,
+            "final": known,
             "rollout": {**rollout.total.to_dict(), "phases": {k: c.to_dict() for k, c in rollout.items()}},
             "seconds": seconds,
             "seconds_training": sum(m["seconds"] for m in metrics),
@@ -248,9 +250,9 @@ def load(config: RunConfig) -> UnifiedModel:
         raise ValueError(f"the family of {config.model} takes no {' or '.join(options)}: {error}") from error
 
 
-def figures(held: dict[str, Evaluation]) -> dict[str, Any]:
-    """Held-out figures: greedy ones at the top level, both kinds by name beneath."""
-    return {**held["greedy"].figures, **{way: one.figures for way, one in held.items()}}
+def figures(held: dict[str, Evaluation], decoding: str) -> dict[str, Any]:
+    """Held-out figures: those of the task's decoding at the top level, both kinds by name beneath."""
+    return {**held[decoding].figures, **{way: one.figures for way, one in held.items()}}
 
 
 def gallery(model: UnifiedModel, held: dict[str, Evaluation]) -> list[RolloutRecord]:

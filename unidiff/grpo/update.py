@@ -288,9 +288,11 @@ class PolicyUpdate:
         gaps = [0.0, *(float(s.peak) for s in stats.values())] if batches[0].old_RL is not None else []
         if config.check_ratio_every and step % config.check_ratio_every == 0:
             gaps.append(ratio.company_gap(lambda batch: self.values(self.model, batch), experience, batches))
-            drift = ratio.rollout_drift(
-                lambda batch: self.log_probs(self.model, batch, batch.passes), experience, *self._sizes
-            )
+            drift = torch.zeros(3, dtype=torch.float64, device=experience.canvas.ids.device)
+            if self.accelerator.is_main_process:  # which has the first rollouts of the step
+                drift = ratio.rollout_drift(
+                    lambda batch: self.log_probs(self.model, batch, batch.passes), experience, *self._sizes
+                )
             total, count = self.accelerator.reduce(drift[:2], "sum").tolist()  # type: ignore[union-attr]
             found["rollout_drift"] = total / max(count, 1.0)
             found["rollout_drift_max"] = largest(self.accelerator, float(drift[2]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -56,7 +56,8 @@ class Task:
     writes: what a response consists of (`unidiff.sequence.Writes`). system: what the system says; None = the family's
     own words. room: tokens of the canvas of a text; None = the model's `text_length`. prepare: the family's rule by
     which pictures of prompts are prepared ("default", "understand", "document"); None = they are as the model takes
-    them. headline: the held-out figures that reports lead with; the first is the run's headline.
+    them. headline: the held-out figures that reports lead with; the first is the run's headline. decoding: of the
+    responses that the headline is of, "greedy" or "sampled".
     """
 
     writes: Writes = "interleaved"
@@ -64,6 +65,7 @@ class Task:
     room: int | None = None
     prepare: str | None = "default"
     headline: tuple[str, ...] = ("reward",)
+    decoding: Literal["greedy", "sampled"] = "greedy"
 
     def length(self, split: str) -> int | None:
         """How many examples a split has; None = any number. Raises ValueError for a split that does not exist."""

@@ -82,6 +82,7 @@ class Shapes(Task):
     writes = "image"
     prepare = None
     headline = ("success", "soft", *(f"success/{tag}" for tag in TAGS))
+    decoding = "sampled"  # of a picture out of nothing the likeliest tokens are all ground
 
     def __post_init__(self) -> None:
         check_fields(self)
