@@ -39,12 +39,9 @@ def suite(program: Callable[[str], ModuleType]) -> ModuleType:
 def test_the_oracle_earns_everything_and_chance_does_not(suite: ModuleType, blank: UnifiedModel, name: str) -> None:
     task: Any = resolve(name).fitted(blank)
     found = suite.figures(blank, task, suite.Config(rows=("oracle", "demonstrator", "random"), count=24))
-    # What the image tokenizer loses of a board: the agent on a target, now and then.
-    shown = {figure: value for figure, value in found["oracle"].items() if figure.startswith("image")}
-    assert all(found["oracle"][figure] == 1.0 for figure in {*task.headline} - {*shown}), found["oracle"]
-    assert shown["image_exact"] >= 0.97 and shown["image_cells"] >= 0.995, shown
+    assert all(found["oracle"][figure] == 1.0 for figure in task.headline), found["oracle"]
     for row in ("demonstrator", "random"):
-        assert found[row]["legal"] == 1.0 and found[row]["format"] == 1.0 and found[row]["image_exact"] >= 0.95
+        assert found[row]["legal"] == 1.0 and found[row]["format"] == 1.0 and found[row]["image_exact"] == 1.0
     assert found["random"]["success"] < 0.6 and found["random"]["success"] < found["oracle"]["success"]
     walks = [task.random_walk(task.example("test", 0), attempt) for attempt in range(8)]
     assert len({str([p for p in walk if isinstance(p, str)]) for walk in walks}) > 1

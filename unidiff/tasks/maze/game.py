@@ -84,7 +84,7 @@ class MazeGame(Game):
         found = np.zeros((self.size, self.size), int)
         for cell in all_cells(self.size):
             walls = sum(1 << i for i, way in enumerate(DIRECTIONS) if way not in self.ways(cell))
-            found[cell] = walls * CONTENTS + (cell == state) + 2 * (cell == self.goal)
+            found[cell] = walls * CONTENTS + (1 if cell == state else 2 * (cell == self.goal))
         return found
 
     def tiles(self, side: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The tiles of a maze: 16 ways to have walls, with a marker, a goal, both or nothing."""
+"""The tiles of a maze: 16 ways to have walls, with a marker (which hides a goal), a goal or nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-CONTENTS = 4  # 0 nothing, 1 marker, 2 goal, 3 both
+CONTENTS = 3  # 0 nothing, 1 marker, 2 goal
 _FINE = 128  # tiles are drawn this large and shrunk, which smooths their edges
 _FLOOR, _WALL, _GOAL, _MARKER = (250, 246, 232), (60, 66, 84), (46, 150, 90), (214, 60, 50)
 _THICK = 10  # of a wall on one side of it
@@ -15,7 +15,7 @@ _THICK = 10  # of a wall on one side of it
 
 @lru_cache
 def tiles(side: int) -> np.ndarray:
-    """uint8 [64, side, side, 3]: tile walls · CONTENTS + content; bit i of walls = a wall on side DIRECTIONS[i]."""
+    """uint8 [48, side, side, 3]: tile walls · CONTENTS + content; bit i of walls = a wall on side DIRECTIONS[i]."""
     drawn = np.stack([_tile(walls, content, side) for walls in range(16) for content in range(CONTENTS)])
     drawn.setflags(write=False)
     return drawn
@@ -24,9 +24,9 @@ def tiles(side: int) -> np.ndarray:
 def _tile(walls: int, content: int, side: int) -> np.ndarray:
     image = Image.new("RGB", (_FINE, _FINE), _FLOOR)
     pen, end = ImageDraw.Draw(image), _FINE - 1
-    if content & 2:
+    if content == 2:
         pen.rectangle((28, 28, end - 28, end - 28), fill=_GOAL)
-    if content & 1:
+    if content == 1:
         pen.ellipse((36, 36, end - 36, end - 36), fill=_MARKER)
     left, down, right, up = ((walls >> i) & 1 for i in range(4))
     for there, box in (
