@@ -61,7 +61,7 @@ class UnifiedModel(nn.Module):
     template: how the family writes prompts (see `PromptTemplate`); None = texts and images as they are.
     preprocess: how the family prepares pictures, by task; "default" holds for all others.
     schedule: what steers the steps of its rollouts (see `unidiff.schedules`); None = the sampler's settings. It may be
-    set at any time, and is no part of the policy's parameters.
+    set at any time, and is not one of the policy's parameters.
     """
 
     def __init__(

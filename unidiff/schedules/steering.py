@@ -44,7 +44,7 @@ class Steering:
     def of(
         cls, schedule: Schedule | None, modality: Modality, keys_B: Tensor, turn: int, greedy: bool
     ) -> Steering | None:
-        """None where there is no schedule, or it does not steer this modality."""
+        """None without a schedule, and for a modality that it does not steer."""
         if schedule is None or not schedule.steers(modality):
             return None
         return cls(schedule, keys_B, (turn, int(modality)), greedy)
