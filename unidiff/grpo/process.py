@@ -62,9 +62,12 @@ def largest(accelerator: Accelerator, *values: float) -> float:
 
 
 def share_cores(accelerator: Accelerator, threads: int | None = None) -> None:
-    """Sets the threads of a process on a CPU; None = its share of the cores."""
+    """Sets the threads of a process on a CPU; None = OMP_NUM_THREADS, or its share of the cores. Of several processes
+    the share alone counts: torchrun sets the variable to 1."""
     if accelerator.device.type == "cpu":
-        torch.set_num_threads(threads or max((os.cpu_count() or 1) // accelerator.num_processes, 1))
+        asked = os.environ.get("OMP_NUM_THREADS", "") if accelerator.num_processes == 1 else ""
+        own = int(asked) if asked.isdigit() else 0
+        torch.set_num_threads(threads or own or max((os.cpu_count() or 1) // accelerator.num_processes, 1))
 
 
 class Clock:
