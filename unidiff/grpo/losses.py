@@ -69,6 +69,11 @@ class LossStats:
     def __add__(self, other: LossStats) -> LossStats:
         return LossStats(self.sums_K + other.sums_K, torch.maximum(self.peak, other.peak))
 
+    @property
+    def clipped(self) -> Tensor:
+        """float64 []: the number of tokens whose ratio was clipped."""
+        return self.sums_K[1] + self.sums_K[2]
+
     def means(self) -> dict[str, float]:
         """clip_low, clip_high: shares of tokens whose ratio was clipped; kl_old, kl_ref: k3 estimates in nats
         a token from the old policy and the reference; ratio; ratio_max_dev; tokens: how many. Zeros without

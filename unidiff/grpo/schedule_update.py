@@ -15,8 +15,10 @@ from torch import Tensor
 
 from unidiff.grpo.config import GRPOConfig
 from unidiff.grpo.experience import Experience
-from unidiff.grpo.losses import MAX_LOG_RATIO
+from unidiff.grpo.losses import check_finite, token_losses
+from unidiff.grpo.process import everybody
 from unidiff.schedules import Choices, Schedule
+from unidiff.supervised import sum_gradients
 
 
 class ScheduleUpdate:
@@ -57,25 +59,20 @@ class ScheduleUpdate:
         old, advantage: float32 [n]."""
         low, high = self.config.clip_range
         device = next(self.schedule.parameters()).device
-        logp = self.schedule.log_prob(features.to(device), action.to(device))
-        advantage = advantage.to(device)
-        ratio = (logp - old.to(device)).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-        bounded = ratio.clamp(1 - low, 1 + high) * advantage
-        loss = -torch.minimum(ratio * advantage, bounded)
-        return loss.sum(), (bounded < ratio * advantage).sum().cpu()
+        logp, old = self.schedule.log_prob(features.to(device), action.to(device))[None], old.to(device)[None]
+        advantage = advantage.to(device)[None]
+        loss, stats = token_losses(logp, old, advantage, torch.ones_like(old), epsilon_low=low, epsilon_high=high)
+        return loss.sum(), stats.clipped.cpu()
 
     def _step(self, step: int) -> float:
         parameters = list(self.schedule.parameters())
         for p in parameters:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        if self.accelerator.num_processes > 1:
-            for p in parameters:
-                p.grad = self.accelerator.reduce(p.grad, "sum")  # type: ignore[assignment]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
-        if not torch.isfinite(torch.tensor(norm)):
-            raise FloatingPointError(f"step {step}: the norm of the schedule's gradient is {norm}")
+        sum_gradients(self.schedule, self.accelerator)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        check_finite(norm, {}, f"step {step}, of the schedule")
         self.optimizer.step()
-        return norm
+        return float(norm)
 
     def _figures(self, experience: Experience) -> dict[str, float]:
         """Steps of a segment, tokens and temperature of a step, means over all that it steered."""
@@ -90,10 +87,7 @@ class ScheduleUpdate:
         }
 
     def _sum(self, value: float) -> float:
-        if self.accelerator.num_processes == 1:
-            return value
-        total: Any = self.accelerator.reduce(torch.tensor(value, dtype=torch.float64), "sum")
-        return float(total)
+        return sum(everybody(value, self.accelerator))
 
 
 def by_width(experience: Experience) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:

@@ -21,7 +21,7 @@ from unidiff.sampling import text as text_rules
 from unidiff.sampling.draw import draw
 from unidiff.sampling.schedules import ANNEALING, SCHEDULES
 from unidiff.schedules.schedule import Choice, Look
-from unidiff.schedules.steering import Steering, steered, warmed
+from unidiff.schedules.steering import Steering, warmed
 from unidiff.sequence import Modality
 
 if TYPE_CHECKING:
@@ -143,9 +143,11 @@ def denoise_text(
             ids, masked, keys = text.ids[rows], masked[rows], keys_B[rows]
             log_probs = read(ids, step)
             share = _forbid_mask(log_probs, spec)
-            progress = torch.full(rows.shape, (first + number) / len(columns), device=rows.device)
-            look = Look(Modality.TEXT, progress, masked[:, at], torch.full_like(rows, len(place)), log_probs)
-            choice = Choice() if steering is None else steering.decide(rows, first + number, look)
+            choice = Choice()
+            if steering is not None:
+                progress = torch.full(rows.shape, (first + number) / len(columns), device=rows.device)
+                look = Look(Modality.TEXT, progress, masked[:, at], torch.full_like(rows, len(place)), log_probs)
+                choice = steering.decide(rows, first + number, look)
             if choice.temperature is not None:
                 log_probs, share = warmed(log_probs, choice), torch.zeros_like(share)
             # A stream is numbered by the plan, not by the steps taken: those depend on the rows beside.
@@ -157,11 +159,11 @@ def denoise_text(
             random = config.text_order == "random"
             order = noise.uniform(keys, (turn, first + number, _ORDER), place) if random else uniform
             block = text_rules.Block(masked[:, at], free, drawn, sure.exp(), log_probs, order)
-            commit = steered(choice, look, free, block.sure)
-            if commit is None:
-                commit = text_rules.chosen(block, number, planned, config)
-            else:
+            if steering is not None and choice.commits:
+                commit = steering.commit(choice, free, block.sure)
                 commit = text_rules.apart(commit, block.sure, block.masked, config)
+            else:
+                commit = text_rules.chosen(block, number, planned, config)
             text.note(masked[:, at], log_prob, step)
             text.commit(commit, drawn + low, taken[rows, None], log_prob, step)
             text.steer(commit, choice, step, steering)
@@ -219,13 +221,16 @@ def denoise_image(
         keys, steps = keys_B[rows], steps_B[rows]
         log_probs = read(image.ids[rows], step)
         masked = valid[rows] & (image.step[rows] < 0)
-        look = Look(Modality.IMAGE, (number / steps).float(), masked, count_B[rows], log_probs)
-        choice = Choice() if steering is None else steering.decide(rows, number, look)
+        choice = Choice()
+        if steering is not None:
+            look = Look(Modality.IMAGE, (number / steps).float(), masked, count_B[rows], log_probs)
+            choice = steering.decide(rows, number, look)
         uniform = noise.uniform(keys, (turn, number, _IMAGE), place[rows])
         drawn, log_prob = draw(warmed(log_probs, choice), uniform, config.greedy)
         reveal = _Reveal(masked, number, steps, count_B[rows], place[rows], keys, (turn, number, _REVEAL))
-        commit = reveal.steered(choice, look, log_prob, config)
-        if commit is None:
+        if steering is not None and choice.commits:
+            commit = reveal.steered(steering, choice, log_prob, config)
+        else:
             commit = reveal.chosen(log_prob, config)
         image.note(masked, log_prob, step)
         image.commit(commit, drawn + spec.image_offset, number, log_prob, step)
@@ -264,15 +269,13 @@ class _Reveal:
             ANNEALING[config.image_annealing],
         )
 
-    def steered(self, choice: Choice, look: Look, log_prob: Tensor, config: SamplerConfig) -> Tensor | None:
-        """[b, E] bool: as a schedule says, in the order of the sampler; all in a row's last step. None = it says
-        nothing."""
+    def steered(self, steering: Steering, choice: Choice, log_prob: Tensor, config: SamplerConfig) -> Tensor:
+        """[b, E] bool: as a schedule says, in the order of the sampler; all in a row's last step."""
         if config.image_sampler == "emerge":
             score = noise.uniform(self.keys, self.stream, self.place).float()
         else:
             warmth = 0.0 if config.greedy else config.image_noise
             annealing = ANNEALING[config.image_annealing](self.number, self.steps).float()[:, None]
             score = log_prob + warmth * annealing * noise.gumbel(self.keys, self.stream, self.place)
-        commit = steered(choice, look, self.masked, score)
         last = (self.number >= self.steps - 1)[:, None]
-        return None if commit is None else commit | (self.masked & last)
+        return steering.commit(choice, self.masked, score) | (self.masked & last)

@@ -88,6 +88,11 @@ class Choice:
     count: Tensor | None = None
     bound: Tensor | None = None
 
+    @property
+    def commits(self) -> bool:
+        """Whether it says which tokens are committed, or how many."""
+        return not (self.commit is None and self.count is None and self.bound is None)
+
 
 @dataclass(frozen=True)
 class Choices:

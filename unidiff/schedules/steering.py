@@ -37,6 +37,7 @@ class Steering:
     def __init__(self, schedule: Schedule, keys_B: Tensor, turn: tuple[int, ...], greedy: bool) -> None:
         self.schedule, self.keys, self.turn, self.greedy = schedule, keys_B, turn, greedy
         self.steps: list[_Step] = []
+        self._look: Look | None = None  # of the last step
         self._kept: Tensor | None = None  # [B, A], the actions of a schedule that acts once a segment
         self._acted = torch.zeros_like(keys_B, dtype=torch.bool)
 
@@ -70,7 +71,24 @@ class Steering:
         _check(self.schedule, look, features, action, choice)
         warmth = torch.ones_like(look.progress) if choice.temperature is None else choice.temperature
         self.steps.append(_Step(rows, features, action, fresh, warmth))
+        self._look = look
         return choice
+
+    def commit(self, choice: Choice, free: Tensor, score: Tensor) -> Tensor:
+        """bool [b, N]: the tokens that the step of a choice which `commits` does commit, at least one of each row with
+        free ones.
+
+        free: bool [b, N], the tokens that may be committed. score: float [b, N], larger = committed earlier.
+        """
+        if choice.count is not None:
+            return rules.commit_top(score, free, choice.count.clamp(min=1))
+        if choice.bound is not None:
+            assert self._look is not None
+            return rules.commit_entropy(self._look.entropy, free, choice.bound[:, None])
+        assert choice.commit is not None
+        commit = choice.commit & free
+        best = rules.commit_top(score, free, torch.ones_like(free[:, 0], dtype=torch.int64))
+        return torch.where(commit.any(1, keepdim=True), commit, best)
 
     def committed(self, count: Tensor) -> None:
         """int64 [b]: how many tokens the rows of the last step have committed."""
@@ -138,19 +156,3 @@ def warmed(log_probs: Tensor, choice: Choice) -> Tensor:
     if choice.temperature is None:
         return log_probs
     return (log_probs / choice.temperature[:, None, None]).log_softmax(-1)
-
-
-def steered(choice: Choice, look: Look, free: Tensor, score: Tensor) -> Tensor | None:
-    """bool [b, N]: the tokens that a step commits, at least one of each row with free ones; None = as the settings say.
-
-    free: bool [b, N], the tokens that may be committed. score: float [b, N], larger = committed earlier.
-    """
-    if choice.count is not None:
-        return rules.commit_top(score, free, choice.count.clamp(min=1))
-    if choice.bound is not None:
-        return rules.commit_entropy(look.entropy, free, choice.bound[:, None])
-    if choice.commit is None:
-        return None
-    commit = choice.commit & free
-    best = rules.commit_top(score, free, torch.ones_like(free[:, 0], dtype=torch.int64))
-    return torch.where(commit.any(1, keepdim=True), commit, best)
