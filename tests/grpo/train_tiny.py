@@ -130,7 +130,14 @@ def main(model_folder: str, folder: str, several: str) -> None:
         train(model_folder, Path(folder) / "0", json.loads(several)[0])
     except ValueError as error:
         (Path(folder) / f"refused-{process}.txt").write_text(str(error))
+    Accelerator().wait_for_everyone()
     Accelerator().end_training()
+    if os.environ.get("SHARDED"):
+        # DTensor's caches keep gloo's threads alive after the process group is gone. One that releases a tensor while
+        # Python shuts down aborts the process ("terminate called without an active exception"): so it does not.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":
