@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from torch import Tensor
 from unidiff.canvas import Canvas, Tokens, used_columns
 from unidiff.sequence import Modality
 from unidiff.spec import PAD_POLICIES
+
+if TYPE_CHECKING:
+    from unidiff.kept_keys import KeptKeys
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -177,13 +181,6 @@ def like_lengths(lengths: Sequence[int], most: int = 4) -> list[list[int]]:
     return groups
 
 
-_Layers = list[tuple[Tensor, Tensor] | None]  # keys and values of each layer; None = none yet
-
-
-def _rows_of(layers: _Layers, index: Tensor) -> _Layers:
-    return [None if layer is None else (layer[0][index], layer[1][index]) for layer in layers]
-
-
 class SegmentCache:
     """Keys and values of finished segments, in the shape that transformers' attention layers call.
 
@@ -193,7 +190,7 @@ class SegmentCache:
     """
 
     def __init__(self, layers: int, capacity: int) -> None:
-        self.layers: _Layers = [None] * layers
+        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * layers  # keys and values; None = none yet
         self.capacity = capacity
         self.length = 0
 
@@ -214,7 +211,7 @@ class SegmentCache:
 
     def rows(self, index: Tensor) -> None:
         """Keeps the given rows (an index may come several times)."""
-        self.layers = _rows_of(self.layers, index)
+        self.layers = [None if layer is None else (layer[0][index], layer[1][index]) for layer in self.layers]
 
     def only(self, index: Tensor) -> SegmentCache:
         """A copy of some rows."""
@@ -226,74 +223,34 @@ class SegmentCache:
         return self.length
 
 
-class IndexedCache:
-    """Keys and values of a whole sequence, of which some columns are run again and the others kept.
-
-    Under bidirectional attention what stays is out of date: an approximation, for sampling only. Columns from a
-    block to the end are Fast-dLLM's prefix cache, the block alone is its dual cache (arXiv 2505.22618).
-    """
-
-    def __init__(self, layers: int) -> None:
-        self.layers: _Layers = [None] * layers
-        self.columns: slice | None = None  # run now; None = all
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        store = self.layers[layer]
-        if self.columns is None or store is None:
-            self.layers[layer] = store = (keys, values)
-        else:
-            for kept, new in zip(store, (keys, values)):
-                kept[:, :, self.columns] = new
-        return store
-
-    def only(self, index: Tensor) -> IndexedCache:
-        """A copy of some rows."""
-        other = IndexedCache(len(self.layers))
-        other.layers = _rows_of(self.layers, index)
-        return other
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
-
-
 class Context:
     """The finished part of a batch of sequences that are being sampled.
 
     Block-causal: with an exact cache, or without one (`cache=False`: every read runs the whole sequence again, the
-    plain reference for the cached path). Bidirectional: every read runs the whole sequence, or with `indexed` only
-    the columns that the reader asks for.
+    plain reference for the cached path). Bidirectional: every read runs the whole sequence, or only the columns that
+    the reader asks for, where it keeps keys and values of the others (`unidiff.kept_keys`).
     """
 
-    def __init__(
-        self, layers: int, capacity: int, cache: bool = True, bidirectional: bool = False, indexed: bool = False
-    ) -> None:
+    def __init__(self, layers: int, capacity: int, cache: bool = True, bidirectional: bool = False) -> None:
         self.tokens: Tokens | None = None
         self.bidirectional = bidirectional
         self.cache = SegmentCache(layers, capacity) if cache and not bidirectional else None
-        self.indexed = IndexedCache(layers) if indexed else None
         self._full = True  # no pads anywhere
         self._fewer: tuple[Tensor, Context] | None = None  # the rows that `only` was last asked for
 
-    def inputs(self, block: Tokens, dtype: torch.dtype, part: slice | None = None) -> tuple[Tokens, Tensor | None, int]:
-        """What to run to read `block`, whose rows may be only the context's first ones: tokens, additive mask (None =
-        everything is seen), and how many of the last are asked for.
-
-        part: columns of the block to run, where the others are kept in the indexed cache.
-        """
+    def inputs(self, block: Tokens, dtype: torch.dtype, kept: KeptKeys | None = None) -> tuple[Tokens, Tensor | None]:
+        """What to run to read `block`, whose rows may be only the context's first ones: tokens that end with the block,
+        or are the columns of it that `kept` asks for; and their additive mask, None = everything is seen."""
         before = None if self.tokens is None else self.tokens.map(lambda t: t[: block.shape[0]])
         everything = block if before is None else Tokens.cat([before, block])
         if not self.bidirectional:
             query = everything if self.cache is None else block
-            return query, additive(seen_block_causal(query, everything), dtype), block.shape[1]
-        query, start = everything, everything.shape[1] - block.shape[1]
-        if self.indexed is not None:
-            self.indexed.columns = None
-            if part is not None:
-                self.indexed.columns = slice(start + part.start, start + part.stop)
-                query = everything.columns(self.indexed.columns)
+            return query, additive(seen_block_causal(query, everything), dtype)
+        query = everything
+        if kept is not None and (columns := kept.run(everything.shape[1] - block.shape[1])) is not None:
+            query = everything.map(lambda t: t.gather(1, columns))
         seen = everything.valid[:, None].expand(-1, query.shape[1], -1)
-        mask = None if self._full and self.indexed is None else additive(seen, dtype)
-        return query, mask, block.shape[1] if part is None else query.shape[1]
+        return query, None if self._full and kept is None else additive(seen, dtype)
 
     def only(self, rows: Tensor, among: int, first: bool) -> Context:
         """Some rows of this context, to be read, while rows of a loop are done one after another.
@@ -305,22 +262,15 @@ class Context:
             self._fewer = None
         held, context = self._fewer or (torch.arange(among, device=rows.device), self)
         if len(rows) < len(held):
-            context = context._copy(torch.searchsorted(held, rows), first)
+            context = context._copy(torch.searchsorted(held, rows))
             self._fewer = rows, context
         return context
 
-    def _copy(self, index: Tensor, first: bool) -> Context:
+    def _copy(self, index: Tensor) -> Context:
         other = copy.copy(self)
         other.tokens = None if self.tokens is None else self.tokens.rows(index)
         other.cache = None if self.cache is None else self.cache.only(index)
-        if self.indexed is not None:  # what is kept of the loop before is of no use
-            other.indexed = IndexedCache(len(self.indexed.layers)) if first else self.indexed.only(index)
         return other
-
-    @property
-    def keys(self) -> SegmentCache | IndexedCache | None:
-        """What the body is called with."""
-        return self.cache if self.cache is not None else self.indexed
 
     def append(self, block: Tokens) -> None:
         """Makes `block`, which has just been read in its final state, part of the context."""

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from unidiff.images.tokenizer import ImageTokenizer
+    from unidiff.kept_keys import KeptKeys
     from unidiff.schedules import Schedule
 
 # Hidden states [P, d] of what is scored, and where each of them stands: its mask, row and column, all [P].
@@ -284,17 +285,18 @@ class UnifiedModel(nn.Module):
             **({} if cache is None else {_cache_name(type(body)): cache}),
         ).last_hidden_state
 
-    def begin(self, capacity: int, cache: bool = True, indexed: bool = False) -> Context:
-        """An empty context of sequences to be sampled, with room for `capacity` tokens a row. indexed: keys and values
-        of a whole sequence are kept, for parts of it to be run again (bidirectional models)."""
-        bidirectional = self.spec.attention == "bidirectional"
-        return Context(self.backbone.config.num_hidden_layers, capacity, cache, bidirectional, indexed)
+    def begin(self, capacity: int, cache: bool = True) -> Context:
+        """An empty context of sequences to be sampled, with room for `capacity` tokens a row."""
+        layers = self.backbone.config.num_hidden_layers
+        return Context(layers, capacity, cache, self.spec.attention == "bidirectional")
 
     @torch.no_grad()
-    def read(self, context: Context, block: Tokens, part: slice | None = None) -> Tensor:
-        """Hidden states [B, n, d] of a block behind the context, which is left as it was. part: see `Context`."""
-        query, mask, n = context.inputs(block, self.dtype, part)
-        return self.hidden(query, mask, context.keys)[:, -n:]
+    def read(self, context: Context, block: Tokens, kept: KeptKeys | None = None) -> Tensor:
+        """Hidden states [B, n, d] of a block behind the context, which is left as it was; with `kept` those of the
+        columns of the block that are run."""
+        query, mask = context.inputs(block, self.dtype, kept)
+        hidden = self.hidden(query, mask, kept or context.cache)
+        return hidden if kept is not None and kept.columns is not None else hidden[:, -block.shape[1] :]
 
     def write(self, context: Context, block: Tokens) -> None:
         """Makes a finished block part of the context."""

@@ -262,7 +262,7 @@ WRONG_ARGUMENTS = [
     ({"threshold": float("nan")}, "threshold is nan; it must be a finite number"),
     ({"guidance": "2"}, "guidance is '2'; it must be a number"),
     ({"guidance": -1.0}, r"guidance is -1\.0; it must be a number that is not negative"),
-    ({"cache": "prefixx"}, "cache is 'prefixx'; choose one of none, prefix, dual; did you mean 'prefix'"),
+    ({"cache": "prefixx"}, "cache is 'prefixx'; choose one of none, prefix, dual, delayed; did you mean 'prefix'"),
     ({"text_end": 3}, "text_end is 3; it must be a list"),
     ({"text_end": [-1]}, "text_end"),
     ({"prompts": "find"}, "prompts is 'find'; it must be a list"),

@@ -3,21 +3,22 @@
     body = load_backbone("path/to/LLaDA-8B-Instruct", dtype=torch.bfloat16)
     done = complete(body, prompt_ids, length=128, steps=128, block=32)
 
-The same sampler as that of rollouts, greedy: with cache="none" LLaDA's (arXiv 2502.09992), with a cache or a threshold
-Fast-dLLM's (arXiv 2505.22618).
+The same sampler as that of rollouts, greedy: with cache="none" LLaDA's (arXiv 2502.09992), with one of its caches or
+a threshold Fast-dLLM's (arXiv 2505.22618).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from unidiff import noise
 from unidiff.config import checked, convert
+from unidiff.kept_keys import Kind
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.sampler import InterleavedSampler
@@ -44,7 +45,8 @@ def complete(
     *,
     guidance: float = 0.0,
     threshold: float | None = None,
-    cache: Literal["none", "prefix", "dual"] = "none",
+    cache: Kind = "none",
+    refresh: int | None = None,
     text_end: Sequence[int] = (),
 ) -> Completion:
     """Fills `length` masks behind each prompt, block by block, the most probable token each time.
@@ -53,8 +55,8 @@ def complete(
     out evenly among its blocks of `block` tokens; each commits its share, the most confident first. guidance: s of
     (1 + s) c − s u, u with the prompt masked. threshold: instead of a number of steps, commit all of at least this
     probability, and the most confident one. text_end: ids behind which a text does not go on (what is left stays
-    masked). Raises ValueError for a value out of its range, where length, steps and blocks do not divide, or a prompt
-    leaves too few positions.
+    masked). cache, refresh: see `approximate_cache` and `cache_refresh` of `SamplerConfig`. Raises ValueError for a
+    value out of its range, where length, steps and blocks do not divide, or a prompt leaves too few positions.
     """
     given = checked(locals(), complete)
     for name in ("length", "steps", "block"):
@@ -70,6 +72,7 @@ def complete(
         text_guidance=guidance,
         greedy=True,
         approximate_cache=cache,
+        cache_refresh=refresh,
     )
     rows = prompts.tolist() if isinstance(prompts, Tensor) else prompts
     rows = convert(rows, list[tuple[int, ...]], "prompts", words=False)

@@ -79,10 +79,14 @@ class SamplerConfig:
     greedy: bool = setting("rollout", False, "the most probable values, without noise")
     max_rounds: int = setting("rollout", 4, "pictures of a response, at most")
     cache: bool = setting("rollout", True, "keep keys and values of finished segments; exact, for block-causal models")
-    approximate_cache: Literal["none", "prefix", "dual"] = setting(
+    approximate_cache: Literal["none", "prefix", "dual", "delayed"] = setting(
         "rollout",
         "none",
-        "for bidirectional models, while a text block is written: prefix keeps what is before it, dual all but it",
+        "for bidirectional models: which keys and values stay while a text's block or a picture is denoised; prefix = "
+        "of what is before it, dual = of all but it, delayed = also of its tokens that are drawn",
+    )
+    cache_refresh: int | None = setting(
+        "rollout", None, "approximate_cache: everything is run again every so many steps; none = in the first one only"
     )
 
     def __post_init__(self) -> None:
@@ -103,6 +107,10 @@ class SamplerConfig:
             raise ValueError(f"text_entropy_bound is {self.text_entropy_bound}; it must not be negative, or None")
         if self.text_entropy_bound is not None and self.text_order == "dilated":
             raise ValueError("text_order is dilated, which plans its steps; it does not go with text_entropy_bound")
+        if self.cache_refresh is not None and self.cache_refresh < 1:
+            raise ValueError(f"cache_refresh is {self.cache_refresh}; it must be at least 1, or None")
+        if self.cache_refresh is not None and self.approximate_cache == "none":
+            raise ValueError(f"cache_refresh is {self.cache_refresh}, but approximate_cache is none: nothing is kept")
         if not 0 < self.edit_share <= 1:
             raise ValueError(f"edit_share is {self.edit_share}; it must be in (0, 1]")
         for name in ("text_threshold", "edit_threshold"):

@@ -20,6 +20,7 @@ from torch import Tensor
 from unidiff.attention import additive, pad_bias
 from unidiff.canvas import Tokens
 from unidiff.images import to_pil
+from unidiff.kept_keys import KeptKeys
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
 from unidiff.sampling.denoise import Drawn, Step, denoise_image, denoise_text
@@ -77,8 +78,9 @@ def fill(
     layouts: of one task, with targets of the same kinds and numbers. keys: one noise key each. config: scales of
     guidance count where a layout has something to compare with ("prompt", the whole of it left out, counts as "text").
     side_by_side: a text and a picture take turns, as in MMaDA-Parallel: pictures join after a quarter of the text's
-    steps. Raises ValueError for a block-causal model, or layouts that do not fit together; TypeError for what are no
-    layouts.
+    steps. With `approximate_cache` each keeps its own keys and values, so that neither sees what the other has drawn
+    before `cache_refresh` runs everything again. Raises ValueError for a block-causal model, or layouts that do not fit
+    together; TypeError for what are no layouts.
     """
     check_parts(layouts, "layouts", Guided)
     if model.spec.attention != "bidirectional":
@@ -174,9 +176,10 @@ class _Filling:
         (segment, kind), at = self.targets[k], self.places[k]
         drawn = Drawn.nothing(at[: len(self.layouts)], self.model.spec.mask)
         args = self.keys, k, self.config, self.model.spec
+        kept = KeptKeys.of(self.config)
 
         def read(ids: Tensor, step: Step) -> Tensor:
-            return self._read(at, ids, kind, step)
+            return self._read(at, ids, kind, step, kept)
 
         steering = Steering.of(self.model.schedule, kind, self.keys, k, self.config.greedy)
         if kind is Modality.TEXT:
@@ -200,15 +203,20 @@ class _Filling:
         self.step = self.step.scatter(1, at[:rows], drawn.step)
         self.probability = self.probability.scatter(1, at[:rows], drawn.probability)
 
-    def _read(self, at: Tensor, ids: Tensor, kind: Modality, step: Step) -> Tensor:
+    def _read(self, at: Tensor, ids: Tensor, kind: Modality, step: Step, kept: KeptKeys | None) -> Tensor:
         """Log-probabilities of the targets at the columns [R, n], of the step's rows: ids [b, n]."""
         scales, count = [pair[kind] for pair in self.scales], len(self.layouts)
         prompts = len(at) // count if any(scales) else 1
         rows = torch.cat([step.rows + i * count for i in range(prompts)])
-        tokens, at = self.tokens.rows(rows), at[rows]
-        tokens = tokens.with_ids(tokens.ids.scatter(1, at, ids.repeat(prompts, 1)))
-        hidden = self.model.hidden(tokens, self.mask[rows])
-        columns = at[:, step.at, None].expand(-1, -1, hidden.shape[2])
-        whole, *others = hidden.gather(1, columns).split(len(ids))
+        tokens, mask, at = self.tokens.rows(rows), self.mask[rows], at[rows]
+        tokens, at = tokens.with_ids(tokens.ids.scatter(1, at, ids.repeat(prompts, 1))), at[:, step.at]
+        if kept is not None:
+            at = kept.choose(step.number, rows, tokens.ids, self.model.spec.mask, at)
+            if (columns := kept.run()) is not None:
+                tokens = tokens.map(lambda t: t.gather(1, columns))
+                if mask.shape[2] > 1:
+                    mask = mask.gather(2, columns[:, None, :, None].expand(-1, 1, -1, mask.shape[3]))
+        hidden = self.model.hidden(tokens, mask, kept)
+        whole, *others = hidden.gather(1, at[:, :, None].expand(-1, -1, hidden.shape[2])).split(len(ids))
         temperature = self.config.text_temperature if kind is Modality.TEXT else self.config.image_temperature
         return self.model.log_probs(whole, kind, temperature, list(zip(scales, others)), count_mask=True)

@@ -6,8 +6,9 @@ starts as a copy of the image before it. An edit selector chooses the tokens to 
 Noise is counter-based (`unidiff.noise`): a row's rollout depends on its key and its prompt, not on the batch.
 
 A block-causal model runs a segment behind the cache of finished segments, and of an edited image only the edited
-tokens. A bidirectional model runs the whole sequence in every step: images with their delimiters, separators and kept
-tokens, as `UnifiedModel.score` sees them. Nothing comes after the segment that is being written, in either.
+tokens. A bidirectional model runs the whole sequence in every step, or a part of it (`unidiff.kept_keys`): images with
+their delimiters, separators and kept tokens, as `UnifiedModel.score` sees them. Nothing comes after the segment that is
+being written, in either.
 
 Dimensions: B rows that are being written, P prompts of a row (the whole one and those that guidance compares with),
 R = P · B rows of the context: the B rows with their whole prompts, then the same rows with each other prompt.
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from unidiff.attention import Context
 from unidiff.canvas import Tokens
+from unidiff.kept_keys import KeptKeys
 from unidiff.model import UnifiedModel
 from unidiff.sampling import controls
 from unidiff.sampling import edit as edits
@@ -159,8 +161,7 @@ class Writing:
                 f"and {pictures} images of {grid[0]} × {grid[1]} need {canvas.shape[1] + rounds} positions, the model "
                 f"has {self.spec.max_positions}; lower max_rounds or the spec's text_length"
             )
-        indexed = self.config.approximate_cache != "none"
-        context = self.context = self.model.begin(canvas.shape[1] + rounds, self.config.cache, indexed)
+        context = self.context = self.model.begin(canvas.shape[1] + rounds, self.config.cache)
         count, group = len(each[0]), len(self.index) // len(each[0])
         everywhere = torch.cat([self.index // group + i * count for i in range(len(each))])
         with self.meter.clock("prompt"):
@@ -182,17 +183,16 @@ class Writing:
         rows: Tensor,
         head: int = 0,
         positions: Tensor | None = None,
-        part: slice | None = None,
+        ran: Tensor | None = None,
     ) -> None:
         """One forward of some rows [b] over a block with each of the prompts, as the meter counts it: with a cache only
-        the block, or the part of it that is run. positions: [b] whose logits are computed."""
+        the block. positions: [b] whose logits are computed. ran: [R of these rows] tokens that are run instead."""
         index = self.index[rows]
         for start in range(0, block.shape[0], len(rows)):
             tokens = block.valid[start : start + len(rows)].sum(1)
             keys = tokens + context.lengths[start : start + len(rows)]
             run = keys if context.cache is None else tokens
-            if part is not None:
-                run = torch.full_like(keys, part.stop - part.start)
+            run = run if ran is None else ran[start : start + len(rows)]
             positions = keys * 0 if positions is None else positions
             self.meter.add(phase, index, run, keys, positions, head, torch.ones_like(index, dtype=torch.bool))
 
@@ -203,21 +203,26 @@ class Writing:
         phase: str,
         step: Step,
         at: Tensor,
-        part: slice | None = None,
-        counted: Tensor | None = None,
+        kept: KeptKeys | None = None,
+        work: Tensor | None = None,
     ) -> Tensor:
-        """Log-probabilities [b, m, rows of the head] of the step's rows, at the places [B, m] of a block [R, n]. part:
-        columns of the block that are run, `at` being places among them. counted: [B] places that count."""
+        """Log-probabilities [b, m, rows of the head] of the step's rows, at the places [B, m] of a block [R, n]. kept:
+        keys and values of the loop at work. work: bool [B, m], the places that count; None = all."""
         low, high = self.spec.range_of(modality)
         scales = [pair[modality] for pair in self.config.scales.values()]
         temperature = self.config.text_temperature if modality is Modality.TEXT else self.config.image_temperature
         batch, prompts = len(self.index), self._prompts if any(scales) else 1
         rows = torch.cat([step.rows + i * batch for i in range(prompts)])
         context, block = self.context.only(rows, prompts * batch, step.number == 0), block.rows(rows)
-        positions = torch.full_like(step.rows, at.shape[1]) if counted is None else counted[step.rows]
-        self._count(context, block, phase, step.rows, high - low, positions, part)
-        hidden = self.model.read(context, block, part)
-        at = at[step.rows].repeat(prompts, 1)[:, :, None].expand(-1, -1, hidden.shape[2])
+        positions = torch.full_like(step.rows, at.shape[1]) if work is None else work[step.rows].sum(1)
+        at, ran = at[step.rows].repeat(prompts, 1), None
+        if kept is not None:
+            work = None if work is None else work[step.rows].repeat(prompts, 1)
+            at = kept.choose(step.number, rows, block.ids, self.spec.mask, at, work)
+            ran = kept.count
+        self._count(context, block, phase, step.rows, high - low, positions, ran)
+        hidden = self.model.read(context, block, kept)
+        at = at[:, :, None].expand(-1, -1, hidden.shape[2])
         whole, *others = hidden.gather(1, at).split(len(step.rows))
         return self.model.log_probs(whole, modality, temperature, list(zip(scales, others)), count_mask=True)
 
@@ -235,15 +240,12 @@ class Writing:
         behind = torch.tensor(self.behind, dtype=torch.int64, device=masks.device).expand(len(masks), -1)
         block = self._text_block(torch.cat([masks, behind], 1))
         text = Drawn.nothing(masks, self.spec.mask, self.trace)
-        kind = self.config.approximate_cache
+        kept = KeptKeys.of(self.config)
 
         def read(ids: Tensor, step: Step) -> Tensor:
-            at, part = step.at, None
-            if kind != "none" and step.number:  # the first step of a block runs everything, and keeps it
-                part = at if kind == "dual" else slice(at.start, block.shape[1])
-            place = torch.arange(at.start, at.stop, device=ids.device) - (part.start if part else 0)
+            place = torch.arange(step.at.start, step.at.stop, device=ids.device).expand(len(masks), -1)
             now = self._everywhere(torch.cat([masks.index_copy(0, step.rows, ids), behind], 1))
-            return self._read(block.with_ids(now), Modality.TEXT, "text", step, place.expand(len(masks), -1), part)
+            return self._read(block.with_ids(now), Modality.TEXT, "text", step, place, kept)
 
         steering = Steering.of(self.model.schedule, Modality.TEXT, self.keys, turn, self.config.greedy)
         for _ in denoise_text(text, read, self.keys, turn, self.config, self.spec, steering):
@@ -362,8 +364,7 @@ class Writing:
 
     def _denoise_image(self, turn: int, edited: Tensor) -> Drawn:
         """The new image [B, n]: the edited tokens are denoised, the others are those of the image before."""
-        count = edited.sum(1)
-        width, n = int(count.max()), edited.shape[1]
+        width, n = int(edited.sum(1).max()), edited.shape[1]
         whole = dataclasses.replace(Drawn.nothing(self.image, self.spec.mask, self.trace), ids=self.image)
         self.choices = [None] * len(edited)
         if width == 0:
@@ -372,11 +373,12 @@ class Writing:
         valid = edited.gather(1, place)
         image = Drawn.nothing(place, self.spec.mask, self.trace)
         block, at = self._image_block(place, valid)
+        kept = KeptKeys.of(self.config)
 
         def read(ids: Tensor, step: Step) -> Tensor:
             ids = image.ids.index_copy(0, step.rows, ids)
             now = _put(block.ids, self._everywhere(at), self._everywhere(ids), self._everywhere(valid))
-            return self._read(block.with_ids(now), Modality.IMAGE, "image", step, at, counted=count)
+            return self._read(block.with_ids(now), Modality.IMAGE, "image", step, at, kept, valid)
 
         steering = Steering.of(self.model.schedule, Modality.IMAGE, self.keys, turn, self.config.greedy)
         for _ in denoise_image(image, read, self.keys, turn, self.config, self.spec, place, valid, n, steering):
