@@ -28,22 +28,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import memory_plan
+from random_bodies import CHECK, SHAPES, Bench, Shape
 
 from unidiff import InterleavedSampler, SamplerConfig, UnifiedModel, noise
 from unidiff.canvas import Canvas
 from unidiff.command_line import parse
 from unidiff.config import setting
-from unidiff.families.backbone import Backbone
 from unidiff.grpo import activations, lora
 from unidiff.head import float32_logits
 from unidiff.program import run_program
-from unidiff.sampling.compute import ModelFlops
-from unidiff.sequence import Interleaved, Modality, Prompt, Segment
-from unidiff.spec import ModelSpec
 from unidiff.timing import matrix_rate, seconds_of
 
 SECTIONS = ("check", "rollout", "score", "update")
@@ -53,143 +49,17 @@ SECTIONS = ("check", "rollout", "score", "update")
 class Config:
     """What is measured, and where it is written."""
 
-    size: Literal["8b", "tiny"] = setting("", "8b", "8b: the body of LLaDA-8B and MMaDA-8B; tiny: for any machine")
+    size: Literal["8b", "small", "tiny"] = setting(
+        "", "8b", "8b: the body of LLaDA-8B and MMaDA-8B; small: its proportions on a CPU; tiny: for any machine"
+    )
     sections: str = setting("", ",".join(SECTIONS), "what to run, with commas between")
     output: str | None = setting("", None, "JSON file; none = print only")
     rows: int = setting("", 8, "rollouts of a batch")
     seed: int = setting("", 0, "of weights and ids")
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A body, and the lengths of what is written with it. block, steps: of a text. side: of a picture's grid in
-    text-to-image and editing; small: of one in interleaved rounds. rank: of adapters."""
-
-    body: dict[str, int]
-    codes: int
-    prompt: int
-    text: int
-    block: int
-    steps: int
-    side: int
-    image_steps: int
-    small: int
-    round_text: int
-    rounds: int
-    rank: int
-
-    @property
-    def positions(self) -> int:
-        rounds = self.prompt + (self.rounds + 1) * self.round_text + self.rounds * (self.small**2 + 2)
-        return max(rounds, self.prompt + self.text, self.prompt + 2 * self.side**2 + 4)
-
-
-def _body(vocab: int, d: int, mlp: int, layers: int, heads: int) -> dict[str, int]:
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    return dict(zip(names, (vocab, d, mlp, layers, heads)))
-
-
-SHAPES = {
-    "8b": Shape(_body(126464 + 8192, 4096, 12288, 32, 32), 8192, 128, 256, 64, 128, 32, 16, 16, 64, 4, 128),
-    "tiny": Shape(_body(512 + 64, 64, 128, 2, 2), 64, 8, 16, 8, 8, 4, 4, 2, 6, 2, 4),
-}
-# For comparisons in float32: the 8B models' proportions at an eighth of the width.
-CHECK = {
-    "8b": dataclasses.replace(SHAPES["8b"], body=_body(16384 + 8192, 1024, 3072, 4, 8)),
-    "tiny": SHAPES["tiny"],
-}
-
-
-class Bench:
-    """A random model of a shape on the device, and canvases and prompts of random ids."""
-
-    def __init__(self, config: Config, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
-        self.config, self.shape, self.device = config, shape, device
-        self.chance = torch.Generator().manual_seed(config.seed)
-        torch.manual_seed(config.seed)
-        body = LlamaConfig(**shape.body, max_position_embeddings=shape.positions, attn_implementation="sdpa")  # type: ignore[arg-type]
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            with device:
-                backbone = Backbone(body)
-        finally:
-            torch.set_default_dtype(default)
-        self.spec = _spec(shape)
-        self.model = UnifiedModel(backbone, self.spec, None, None).eval()
-        activations.enable(self.model)
-
-    def text(self, length: int, prompt: bool = False, end: int = 0) -> Segment:
-        """end: which of the spec's end tokens a sampled text has; 1 = the one that announces a picture."""
-        ids = torch.randint(16, self.spec.text_range[1], (length,), generator=self.chance)
-        if not prompt:
-            ids[-1] = self.spec.text_end[end]
-        return Segment(Modality.TEXT, ids, prompt, room=None if prompt else length)  # type: ignore[arg-type]
-
-    def picture(self, side: int, prompt: bool = False) -> Segment:
-        codes = torch.randint(self.spec.codebook_size, (side * side,), generator=self.chance)
-        return Segment(Modality.IMAGE, codes + self.spec.image_offset, prompt, (side, side))  # type: ignore[arg-type]
-
-    def texts(self, rows: int) -> Canvas:
-        """[rows, prompt + text]: one text a response."""
-        found = []
-        for _ in range(rows):
-            found.append(Interleaved([self.text(self.shape.prompt, True), self.text(self.shape.text)]))
-        return self.model.render(found)
-
-    def rounds(self, rows: int) -> Canvas:
-        """Interleaved responses: texts and pictures in turn, and a last text."""
-        s = self.shape
-        found = []
-        for _ in range(rows):
-            parts = [self.text(s.prompt, True)]
-            for _ in range(s.rounds):
-                words = self.text(s.round_text, end=1)
-                parts += [words, self.picture(s.small)]
-            found.append(Interleaved([*parts, self.text(s.round_text)]))
-        return self.model.render(found)
-
-    def prompts(self, writes: str) -> list[Prompt]:
-        found = []
-        for _ in range(self.config.rows):
-            parts = [self.text(self.shape.prompt, True)]
-            if writes == "edit":
-                parts.append(self.picture(self.shape.side, True))
-            room = self.shape.text if writes == "text" else None
-            found.append(Prompt(Interleaved(parts), writes=writes, room=room))  # type: ignore[arg-type]
-        return found
-
-    def canvases(self) -> dict[str, Canvas]:
-        """What a policy is scored on: a batch of texts, and three interleaved responses."""
-        return {"texts": self.texts(self.config.rows), "rounds": self.rounds(3)}
-
-    def flops(self, canvas: Canvas) -> tuple[list[int], float]:
-        """Tokens of each pass of the body that scores a canvas, and the FLOPs of all."""
-        passes: list[int] = []
-        total, count = 0.0, ModelFlops.of(self.model.backbone)
-
-        def counted(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-            nonlocal total
-            rows, length = kwargs["inputs_embeds"].shape[:2]
-            each = torch.full((rows,), length)
-            passes.append(rows * length)
-            total += float(count.forward(each, each, each * 0, 0).sum())
-
-        handle = self.model.body.register_forward_pre_hook(counted, with_kwargs=True)
-        _scores(self.model, canvas)
-        handle.remove()
-        return passes, total
-
-
-def _spec(shape: Shape) -> ModelSpec:
-    """Ids in the order of MMaDA: words, and codes behind them."""
-    words = shape.body["vocab_size"] - shape.codes
-    return ModelSpec(
-        family="mmada", mask=2, pad=3, bos=4, text_end=(5, 6), image_next=6, image_begin=(6,), image_end=(7,),
-        text_range=(0, words), image_offset=words, codebook_size=shape.codes, logit_rows=words + shape.codes,
-        image_grid=(shape.side, shape.side), text_length=shape.text, max_positions=shape.positions,
-        text_begin=(), attention="bidirectional",
-    )  # fmt: skip
+def bench_of(config: Config, shape: Shape, device: torch.device, dtype: torch.dtype) -> Bench:
+    return Bench(config.rows, config.seed, shape, device, dtype)
 
 
 def gigabytes(device: torch.device) -> float | None:
@@ -240,8 +110,8 @@ def check(config: Config, device: torch.device) -> Rows:
         except Exception as error:
             rows.append({"what": what, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
 
-    whole = Bench(config, CHECK[config.size], device, torch.float32)
-    half = Bench(config, CHECK[config.size], device, torch.bfloat16)
+    whole = bench_of(config, CHECK[config.size], device, torch.float32)
+    half = bench_of(config, CHECK[config.size], device, torch.bfloat16)
     half.model.load_state_dict(whole.model.state_dict())
     whole.model.load_state_dict(half.model.state_dict())  # the same weights, rounded, in both
     texts, rounds = whole.texts(config.rows), whole.rounds(2)
@@ -283,7 +153,7 @@ def _head(bench: Bench, device: torch.device) -> dict[str, float]:
 
 
 def _merge(config: Config, device: torch.device, canvas: Canvas) -> dict[str, float]:
-    bench = Bench(config, CHECK[config.size], device, torch.float32)
+    bench = bench_of(config, CHECK[config.size], device, torch.float32)
     lora.add_adapters(bench.model, 8, 16.0)
     for layer in lora.adapters(bench.model).values():
         layer.lora_B["default"].weight.data.normal_(0, 0.02)
@@ -293,34 +163,47 @@ def _merge(config: Config, device: torch.device, canvas: Canvas) -> dict[str, fl
     return _gap(_scores(bench.model, canvas), apart)
 
 
+CACHES = ("none", "prefix", "dual", "delayed")
+
+
 def rollout(bench: Bench, peak: float) -> Rows:
-    """Seconds of a batch of rollouts. passes: forward passes of the batch."""
-    s, found, device = bench.shape, [], bench.device
-    keys = [noise.key(bench.config.seed, i) for i in range(bench.config.rows)]
+    """Seconds and FLOPs of a batch of rollouts, with each approximate cache. passes: forward passes of a rollout. times
+    cheaper: FLOPs of the first arm of the kind over the arm's, for edits that of the whole picture. same tokens: share
+    of the tokens that are those without a cache; of random weights, which are sure of nothing."""
+    s, found = bench.shape, []
+    image = SamplerConfig(image_steps=s.image_steps, edit="random", edit_share=0.125)
     text = SamplerConfig(text_steps=s.steps, text_block=s.block, text_threshold=None)
-    image = SamplerConfig(image_steps=s.image_steps, edit_share=0.125)
-    arms = {
-        "text, no cache": ("text", text),
-        "text, prefix cache": ("text", dataclasses.replace(text, approximate_cache="prefix")),
-        "text, dual cache": ("text", dataclasses.replace(text, approximate_cache="dual")),
-        "picture": ("image", image),
-        "edit, the whole picture": ("edit", dataclasses.replace(image, edit="full")),
-        "edit, an eighth by confidence": ("edit", dataclasses.replace(image, edit="confidence")),
-    }
-    for name, (writes, settings) in arms.items():
-        prompts = bench.prompts(writes)
-        sampler = InterleavedSampler(bench.model, settings)
-        reset_memory(device)
-        costs = []
-        took = seconds_of(lambda: costs.append(sampler.sample(prompts, keys)), 1, device)  # noqa: B023
-        cost = [r.compute.total for r in costs[-1]]
-        flops, tokens = sum(c.flops for c in cost), sum(c.token_forwards for c in cost)
-        found.append({
-            "what": name, "seconds": took, "rollouts/s": len(keys) / took, "passes": cost[0].forwards,
-            "token-forwards/s": tokens / took, "TFLOP/s": flops / took / 1e12,
-            "share of peak": flops / took / peak, "GB": gigabytes(device),
-        })  # fmt: skip
+    for kind, what, settings, caches in (
+        ("text", "text", text, CACHES),
+        ("image", "picture", image, CACHES),
+        ("edit", "edit, whole", dataclasses.replace(image, edit="full"), ("none",)),
+        ("edit", "edit, an eighth", image, CACHES),
+    ):
+        exact = None
+        for cache in caches:
+            drawn, row = _sampled(bench, kind, dataclasses.replace(settings, approximate_cache=cache), peak)
+            exact = drawn if exact is None else exact
+            first = next((r for r in found if r["what"].startswith(what.split(",")[0])), row)
+            row["times cheaper"] = first["TFLOP"] / row["TFLOP"]
+            row["same tokens"] = float((drawn == exact).double().mean()) if len(drawn) == len(exact) else None
+            found.append({"what": f"{what}, {cache}", **row})
     return found
+
+
+def _sampled(bench: Bench, kind: str, settings: SamplerConfig, peak: float) -> tuple[Tensor, dict[str, Any]]:
+    """The tokens of a batch of rollouts, and what they cost."""
+    prompts, sampler = bench.prompts(kind), InterleavedSampler(bench.model, settings)
+    keys = [noise.key(bench.seed, i) for i in range(bench.rows)]
+    reset_memory(bench.device)
+    batches = []
+    took = seconds_of(lambda: batches.append(sampler.sample(prompts, keys)), 1, bench.device)
+    cost = [r.compute.total for r in batches[-1]]
+    flops, tokens = sum(c.flops for c in cost), sum(c.token_forwards for c in cost)
+    return torch.cat([r.segments[0].tokens for r in batches[-1]]), {
+        "seconds": took, "rollouts/s": len(keys) / took, "passes": cost[0].forwards, "TFLOP": flops / 1e12,
+        "token-forwards/s": tokens / took, "TFLOP/s": flops / took / 1e12, "share of peak": flops / took / peak,
+        "GB": gigabytes(bench.device),
+    }  # fmt: skip
 
 
 eager = functools.partial(torch.compiler.set_stance, "force_eager")  # what torch.compile has made is not used
@@ -423,7 +306,7 @@ def run(config: Config) -> dict[str, Any]:
             if name == "check":
                 rows = check(config, device)
             else:
-                bench = bench or Bench(config, SHAPES[config.size], device, dtype)
+                bench = bench or bench_of(config, SHAPES[config.size], device, dtype)
                 rows = PARTS[name](bench, peak)
         except Exception as error:
             traceback.print_exc()

@@ -35,7 +35,10 @@ def test_what_must_agree_does(bench):
 
 def test_every_rollout_is_measured(bench):
     found = {row["what"]: row for row in bench("--sections", "rollout", "--rows", "2")["rollout"]}
-    assert found["edit, an eighth by confidence"]["passes"] < found["edit, the whole picture"]["passes"]
+    assert found["edit, an eighth, none"]["passes"] < found["edit, whole, none"]["passes"]
+    for kind in ("text", "picture", "edit, an eighth"):
+        cheaper = [found[f"{kind}, {cache}"]["times cheaper"] for cache in ("none", "prefix", "dual", "delayed")]
+        assert cheaper == sorted(cheaper) and cheaper[0] >= 1 and found[f"{kind}, none"]["same tokens"] == 1
     assert all(row["seconds"] > 0 and row["TFLOP/s"] > 0 for row in found.values())
 
 
@@ -57,7 +60,7 @@ def test_an_unknown_part_is_refused(bench):
 
 def test_checkpointing_runs_a_layer_twice(program):
     tool = program("tools/bench_gpu.py")
-    bench = tool.Bench(tool.Config(size="tiny"), tool.SHAPES["tiny"], torch.device("cpu"), torch.float32)
+    bench = tool.Bench(2, 0, tool.SHAPES["tiny"], torch.device("cpu"), torch.float32)
     canvas, calls = bench.texts(2), []
     bench.model.body.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     counts = []

@@ -58,7 +58,7 @@ def test_another_broken_pipe_is_an_error_and_an_int_is_the_status() -> None:
     assert [started("-c", RUN.format(body)).returncode for body in ("return 3", "return None")] == [3, 0]
 
 
-@pytest.mark.parametrize("program", ["tools/bench.py", "tools/bench_rewards.py"])
+@pytest.mark.parametrize("program", ["tools/bench.py", "tools/bench_loops.py", "tools/bench_rewards.py"])
 @pytest.mark.slow
 def test_an_unknown_measurement_is_named(program) -> None:
     done = started(program, "edit")
