@@ -252,15 +252,19 @@ class Context:
         seen = everything.valid[:, None].expand(-1, query.shape[1], -1)
         return query, None if self._full and kept is None else additive(seen, dtype)
 
-    def only(self, rows: Tensor, among: int, first: bool) -> Context:
+    def only(self, rows: Tensor, among: int, first: bool, again: int = 1) -> Context:
         """Some rows of this context, to be read, while rows of a loop are done one after another.
 
         rows: int64, ascending, of the context's first `among`. first: the loop begins again; from then on each call's
-        rows are among those of the call before. Keys and values are copied only where the rows have become fewer.
+        rows are among those of the call before. again: how often each row comes, one after another. Keys and values are
+        copied only where the rows have become fewer, or come again.
         """
         if first:
             self._fewer = None
         held, context = self._fewer or (torch.arange(among, device=rows.device), self)
+        if again > 1:
+            each = self.only(rows[::again].contiguous(), among, first)
+            return each._copy(torch.arange(len(rows), device=rows.device) // again)
         if len(rows) < len(held):
             context = context._copy(torch.searchsorted(held, rows))
             self._fewer = rows, context

@@ -97,7 +97,9 @@ class ComputeMeter:
         if phase not in self.counts:
             self.counts[phase] = torch.zeros(3, self.batch, dtype=torch.float64, device=self.device)
         flops = self.flops.forward(tokens, keys, positions, head)
-        values = torch.stack([torch.ones_like(tokens), tokens, flops]).double()
+        # A row that comes again, with other ids, is read in the same pass.
+        first = torch.cat([torch.ones_like(rows[:1]), (rows[1:] != rows[:-1]).long()])
+        values = torch.stack([first, tokens, flops]).double()
         self.counts[phase].index_add_(1, rows, values * active)
 
     def share(self, phase: str, group: int) -> None:

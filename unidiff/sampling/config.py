@@ -44,6 +44,11 @@ class SamplerConfig:
         "tokens of a semi-autoregressive block, which takes its share of the steps; none = the whole canvas",
     )
     text_temperature: float = setting("rollout", 1.0, "of text tokens; 0 = the most probable ones")
+    text_ahead: int = setting(
+        "rollout",
+        1,
+        "greedy texts: how many states a pass reads, the next one and those drafted behind it; the tokens are the same",
+    )
     image_sampler: Literal["maskgit", "emerge"] = setting(
         "rollout", "maskgit", "how the tokens of a picture are revealed"
     )
@@ -91,7 +96,7 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("text_steps", "text_gap", "image_steps", "max_rounds"):
+        for name in ("text_steps", "text_gap", "text_ahead", "image_steps", "max_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.image_temperature <= 0:
@@ -111,6 +116,10 @@ class SamplerConfig:
             raise ValueError(f"cache_refresh is {self.cache_refresh}; it must be at least 1, or None")
         if self.cache_refresh is not None and self.approximate_cache == "none":
             raise ValueError(f"cache_refresh is {self.cache_refresh}, but approximate_cache is none: nothing is kept")
+        if self.text_ahead > 1 and (self.text_order == "random" or self.approximate_cache != "none"):
+            raise ValueError(
+                f"text_ahead is {self.text_ahead}: it needs an order that is not random, and no approximate_cache"
+            )
         if not 0 < self.edit_share <= 1:
             raise ValueError(f"edit_share is {self.edit_share}; it must be in (0, 1]")
         for name in ("text_threshold", "edit_threshold"):

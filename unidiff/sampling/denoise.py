@@ -34,11 +34,12 @@ _TEXT, _ORDER, _IMAGE, _REVEAL, EDIT = range(5)  # what noise is for: the last n
 @dataclass
 class Step:
     """One step of a loop. rows: int64 [b], the rows that are not done: no other is read. number: of its block or image,
-    from 0. at: the columns at work."""
+    from 0. at: the columns at work. again: each row comes so many times, one after another, with other ids."""
 
     rows: Tensor
     number: int
     at: slice
+    again: int = 1
 
 
 # (ids [b, N] of the step's rows, step) -> log-probabilities [b, columns at work, V]
@@ -142,7 +143,7 @@ def denoise_text(
             step = Step(rows, number, at)
             ids, masked, keys = text.ids[rows], masked[rows], keys_B[rows]
             log_probs = read(ids, step)
-            share = _forbid_mask(log_probs, spec)
+            share = forbid_mask(log_probs, spec)
             choice = Choice()
             if steering is not None:
                 progress = torch.full(rows.shape, (first + number) / len(columns), device=rows.device)
@@ -171,7 +172,7 @@ def denoise_text(
             yield
 
 
-def _forbid_mask(log_probs: Tensor, spec: ModelSpec) -> Tensor:
+def forbid_mask(log_probs: Tensor, spec: ModelSpec) -> Tensor:
     """Takes the mask token out of [B, n, V] log-probabilities, in place; returns the log of what is left, [B, n].
 
     It is not a value of a token. But as in the references its share counts where the model is asked how sure it is.

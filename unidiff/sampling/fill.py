@@ -22,8 +22,9 @@ from unidiff.canvas import Tokens
 from unidiff.images import to_pil
 from unidiff.kept_keys import KeptKeys
 from unidiff.model import UnifiedModel
+from unidiff.sampling.ahead import text_loop
 from unidiff.sampling.config import SamplerConfig
-from unidiff.sampling.denoise import Drawn, Step, denoise_image, denoise_text
+from unidiff.sampling.denoise import Drawn, Step, denoise_image
 from unidiff.sampling.draw import check_drawn
 from unidiff.schedules.steering import Steering
 from unidiff.sequence import Modality, check_parts
@@ -183,7 +184,7 @@ class _Filling:
 
         steering = Steering.of(self.model.schedule, kind, self.keys, k, self.config.greedy)
         if kind is Modality.TEXT:
-            steps = denoise_text(drawn, read, *args, steering)
+            steps = text_loop(drawn, read, *args, steering)
         else:
             cells = self.layouts[0].places(segment)
             place = torch.tensor([cells.index(i) for i in at[0].tolist()], device=at.device)

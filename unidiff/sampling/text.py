@@ -44,9 +44,9 @@ def planned_steps(size: int, whole: int, config: SamplerConfig) -> tuple[int, in
     return planned, size + planned if config.text_gap > 1 else planned
 
 
-def chosen(block: Block, step: int, planned: int, config: SamplerConfig) -> Tensor:
+def chosen(block: Block, step: int | Tensor, planned: int, config: SamplerConfig) -> Tensor:
     """[B, N] bool: the tokens that a step of a block commits, at least one of each row with free ones, but for dilated
-    steps. step: from 0. planned: see `planned_steps`."""
+    steps. step: from 0, or int64 [B, 1] of each row. planned: see `planned_steps`."""
     score = block.sure
     if config.text_order == "dilated":
         commit = commit_dilated(block.free, step)
@@ -115,14 +115,14 @@ def confidence(kind: str, log_probs_BNV: Tensor, drawn_BN: Tensor, uniform_BN: T
     raise ValueError(f"confidence {kind!r} is not known; known: confidence, margin, entropy, random")
 
 
-def commit_count(masked_BN: Tensor, step: int, steps: int) -> Tensor:
+def commit_count(masked_BN: Tensor, step: int | Tensor, steps: int) -> Tensor:
     """How many tokens each row commits in a step, [B] int64: ceil(masked now / steps left).
 
-    masked_BN: bool, masked NOW, before this step. step: 0-based. That is the published plan: of the k tokens
+    masked_BN: bool, masked NOW, before this step. step: 0-based, or [B, 1]. That is the published plan: of the k tokens
     that were masked before step 0, k//T in each step, and one more in the first k mod T. From step T on, all.
     """
-    left = max(steps - step, 1)
-    return (masked_BN.sum(1) + left - 1) // left
+    left = (steps - torch.as_tensor(step, device=masked_BN.device)).clamp(min=1)
+    return (masked_BN.sum(1, keepdim=True) + left - 1).floor_divide(left)[:, 0]
 
 
 def commit_top(score_BN: Tensor, eligible_BN: Tensor, count_B: Tensor) -> Tensor:
@@ -171,14 +171,14 @@ def dilated_steps(size: int) -> int:
     return max((size - 1).bit_length(), 1)
 
 
-def commit_dilated(eligible_BN: Tensor, step: int) -> Tensor:
+def commit_dilated(eligible_BN: Tensor, step: int | Tensor) -> Tensor:
     """[B, N] bool: every s-th token of a block of N, s = N/2, N/4, … 1 in its steps, so that what is drawn together is
     far apart. N is rounded up to a power of 2.
 
     Source: Dilated Unmasking (arXiv 2506.19037).
     """
     size = eligible_BN.shape[1]
-    stride = 1 << max(dilated_steps(size) - 1 - step, 0)
+    stride = 2 ** (dilated_steps(size) - 1 - torch.as_tensor(step, device=eligible_BN.device)).clamp(min=0)
     return eligible_BN & (torch.arange(size, device=eligible_BN.device) % stride == 0)
 
 

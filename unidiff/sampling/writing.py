@@ -29,9 +29,10 @@ from unidiff.kept_keys import KeptKeys
 from unidiff.model import UnifiedModel
 from unidiff.sampling import controls
 from unidiff.sampling import edit as edits
+from unidiff.sampling.ahead import text_loop
 from unidiff.sampling.compute import ComputeMeter, ModelFlops
 from unidiff.sampling.config import SamplerConfig
-from unidiff.sampling.denoise import EDIT, Drawn, Step, denoise_image, denoise_text, text_length
+from unidiff.sampling.denoise import EDIT, Drawn, Step, denoise_image, text_length
 from unidiff.sampling.draw import check_drawn
 from unidiff.sampling.plan import Part, frame_of, last_images, parts_of
 from unidiff.sampling.rollout import Rollout, Stop
@@ -199,6 +200,7 @@ class Writing:
     def _read(
         self,
         block: Tokens,
+        ids: Tensor,
         modality: Modality,
         phase: str,
         step: Step,
@@ -206,14 +208,15 @@ class Writing:
         kept: KeptKeys | None = None,
         work: Tensor | None = None,
     ) -> Tensor:
-        """Log-probabilities [b, m, rows of the head] of the step's rows, at the places [B, m] of a block [R, n]. kept:
-        keys and values of the loop at work. work: bool [B, m], the places that count; None = all."""
+        """Log-probabilities [b, m, head rows] of a step's rows, at places [B, m] of a block [R, n] with ids [b, n].
+        kept: keys and values of the loop at work. work: bool [B, m], the places that count; None = all."""
         low, high = self.spec.range_of(modality)
         scales = [pair[modality] for pair in self.config.scales.values()]
         temperature = self.config.text_temperature if modality is Modality.TEXT else self.config.image_temperature
         batch, prompts = len(self.index), self._prompts if any(scales) else 1
         rows = torch.cat([step.rows + i * batch for i in range(prompts)])
-        context, block = self.context.only(rows, prompts * batch, step.number == 0), block.rows(rows)
+        context = self.context.only(rows, prompts * batch, step.number == 0, step.again)
+        block = block.rows(rows).with_ids(ids.repeat(prompts, 1))
         positions = torch.full_like(step.rows, at.shape[1]) if work is None else work[step.rows].sum(1)
         at, ran = at[step.rows].repeat(prompts, 1), None
         if kept is not None:
@@ -244,12 +247,11 @@ class Writing:
 
         def read(ids: Tensor, step: Step) -> Tensor:
             place = torch.arange(step.at.start, step.at.stop, device=ids.device).expand(len(masks), -1)
-            now = self._everywhere(torch.cat([masks.index_copy(0, step.rows, ids), behind], 1))
-            return self._read(block.with_ids(now), Modality.TEXT, "text", step, place, kept)
+            ids = torch.cat([ids, behind[step.rows]], 1)
+            return self._read(block, ids, Modality.TEXT, "text", step, place, kept)
 
         steering = Steering.of(self.model.schedule, Modality.TEXT, self.keys, turn, self.config.greedy)
-        for _ in denoise_text(text, read, self.keys, turn, self.config, self.spec, steering):
-            pass
+        list(text_loop(text, read, self.keys, turn, self.config, self.spec, steering))
         self.choices = [None] * len(masks) if steering is None else steering.choices()
         return text
 
@@ -337,7 +339,7 @@ class Writing:
         place = torch.arange(self.image.shape[1], device=self.keys.device).expand_as(self.image)
         block, at = self._image_block(place, everything)
         rows = active.nonzero()[:, 0]
-        log_probs = self._read(block, Modality.IMAGE, "select", Step(rows, 0, slice(None)), at)
+        log_probs = self._read(block, block.ids[rows], Modality.IMAGE, "select", Step(rows, 0, slice(None)), at)
         own = self.spec.codes(self.image[rows]).clamp(min=0)[:, :, None]
         copied = torch.ones_like(everything, dtype=torch.float32)
         copied[rows] = log_probs.gather(2, own)[:, :, 0].exp()
@@ -376,13 +378,11 @@ class Writing:
         kept = KeptKeys.of(self.config)
 
         def read(ids: Tensor, step: Step) -> Tensor:
-            ids = image.ids.index_copy(0, step.rows, ids)
-            now = _put(block.ids, self._everywhere(at), self._everywhere(ids), self._everywhere(valid))
-            return self._read(block.with_ids(now), Modality.IMAGE, "image", step, at, kept, valid)
+            ids = _put(block.ids[step.rows], at[step.rows], ids, valid[step.rows])
+            return self._read(block, ids, Modality.IMAGE, "image", step, at, kept, valid)
 
         steering = Steering.of(self.model.schedule, Modality.IMAGE, self.keys, turn, self.config.greedy)
-        for _ in denoise_image(image, read, self.keys, turn, self.config, self.spec, place, valid, n, steering):
-            pass
+        list(denoise_image(image, read, self.keys, turn, self.config, self.spec, place, valid, n, steering))
         self.choices = [None] * len(place) if steering is None else steering.choices()
         nothing = torch.full_like(whole.probability, torch.nan)
         return Drawn(
