@@ -253,7 +253,7 @@ class Context:
         return query, None if self._full and kept is None else additive(seen, dtype)
 
     def only(self, rows: Tensor, among: int, first: bool) -> Context:
-        """A read-only copy with the rows that a denoising loop has not finished yet.
+        """This context, restricted to the rows that a denoising loop has not finished; for reading only.
 
         rows: int64, ascending, among the context's first `among` rows. first: a new loop begins; each later call's
         rows are a subset of the call before. Keys and values are copied only when rows have been dropped.

@@ -134,7 +134,7 @@ def used_columns(valid: Tensor) -> int:
 
 
 def wrap(segment: Segment, spec: ModelSpec, announced: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """A segment's ids with the family's delimiters, and offsets (-1 at delimiters), both int64 [n].
+    """A segment's ids with the family's delimiters, and their offsets (-1 at delimiters), both [n].
 
     announced: the text before ended with the delimiter that begins images, so it is not repeated.
     """

@@ -56,7 +56,7 @@ class UnifiedModel(nn.Module):
     """A masked-diffusion model of interleaved text and images.
 
     backbone: a transformers causal-LM module with `.model` (body) and `.lm_head`.
-    tokenizer: None = ids only. images: None = a model of text alone.
+    tokenizer: None = ids only. images: None = a text-only model.
     embedding: the family's own input embedding `(tokens, table) -> [B, N, d]`; None = the plain token table. If it has
     a `grid`, it embeds images of that grid only.
     template: how the family writes prompts (see `PromptTemplate`); None = texts and images as they are.
