@@ -107,7 +107,7 @@ def run(config: RunConfig, task: Task | None = None, model: UnifiedModel | None 
 
 def run_recipe(config_class: type[RunConfig], description: str) -> None:
     """Runs a recipe with settings from the command line. Exits with status 130 if a signal stopped the run."""
-    sys.path.append(os.getcwd())  # where a user's own rewards may be
+    sys.path.append(os.getcwd())  # for a user's own tasks and rewards
     command = program.command()
     config = parse(config_class, description=description, start=resumed(config_class))
     again = f"{command} {shlex.join(['--resume', '--output_dir', config.output_dir])}"

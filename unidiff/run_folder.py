@@ -175,7 +175,7 @@ class RunFolder:
         return kept
 
     def append(self, metrics: dict[str, Any]) -> None:
-        """Raises WriteError."""
+        """Appends a line of metrics. Raises WriteError."""
         with named(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
@@ -186,7 +186,7 @@ class RunFolder:
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     def checkpoints(self) -> list[Path]:
-        """Checkpoints, oldest first. Copies under names that a run does not give are not among them."""
+        """Checkpoints, oldest first. Folders with other names, such as copies, are ignored."""
         return [folder for folder in self._numbered() if (folder / PROGRESS).is_file()]
 
     def _numbered(self) -> list[Path]:

@@ -170,7 +170,7 @@ def sample_and_judge(
 def segment_views(
     model: UnifiedModel, rollouts: Sequence[Rollout], examples: Sequence[Any]
 ) -> list[tuple[SegmentView, ...]]:
-    """Decodes rollouts for reward functions: texts by the tokenizer, pictures in one batch, each distinct one once."""
+    """Decodes rollouts for reward functions: texts by the tokenizer, distinct pictures in one batch per grid."""
     pixels = iter(_decode_images(model, rollouts))
     rows = []
     for rollout, example in zip(rollouts, examples):

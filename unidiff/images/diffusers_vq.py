@@ -62,7 +62,7 @@ class DiffusersVQ(nn.Module):
         return self.vq.encode(pixels.to(self.vq.device, self.vq.dtype)).latents
 
     def paint(self, ids: Tensor) -> Tensor:
-        """ids [B, h, w] -> [B, 3, H, W] in about [0, 1], not cut off."""
+        """ids [B, h, w] -> [B, 3, H, W] in about [0, 1], not clamped."""
         shape = (*ids.shape, self.vq.quantize.vq_embed_dim)
         return self.vq.decode(ids.to(self.vq.device), force_not_quantize=True, shape=shape).sample
 

@@ -56,7 +56,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if not all(image.size):
         raise ValueError(f"a picture of {image.width} x {image.height} pixels shows nothing")
-    scaled = image.format == "PPM"  # its file says the range, and Pillow has scaled that to 0..65535
+    scaled = image.format == "PPM"  # Pillow scaled it from the file's range to 0..65535
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _in_8_bits(image, scaled)

@@ -154,7 +154,7 @@ class Job:
         async def outcome() -> Any:
             try:
                 return await awaitable
-            except BaseException as error:  # SystemExit would end the loop, CancelledError the traceback
+            except BaseException as error:  # SystemExit would end the loop; CancelledError would lose the place
                 if isinstance(error, Exception) or _cancelled():
                     raise
                 raise RuntimeError(f"{type(error).__name__}: {in_words(error, form=str)}") from error

@@ -136,7 +136,7 @@ def denoise_text(
         inside = (columns >= at.start) & (columns < at.stop)
         for number in range(most):
             masked = (text.ids == spec.mask) & inside
-            rows = (~text_rules.finished(text.ids, masked, end)).nonzero()[:, 0]  # the one host sync of a step
+            rows = (~text_rules.finished(text.ids, masked, end)).nonzero()[:, 0]  # the only host sync of a step
             if not len(rows):
                 break
             step = Step(rows, number, at)

@@ -7,7 +7,7 @@ actions.
 
     @register_schedule("mine")
     class Mine(Schedule):
-        def features(self, look): ...           # [b, F] inputs of the decision
+        def features(self, look): ...           # [b, F] what it decides by
         def draw(self, features, uniform): ...  # [b, A] an action; uniform None = the likeliest one
         def log_prob(self, features, action): ...  # [b], differentiable
         def choice(self, look, action): ...     # what the action means

@@ -62,7 +62,7 @@ class Zero2(Whole):
             yield
             for weight in self.model.parameters():  # or processes would reduce buckets of different parameters
                 weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        self.engine.step()  # clips, and forgets the gradients
+        self.engine.step()  # also clips and clears the gradients
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)

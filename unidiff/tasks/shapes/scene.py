@@ -24,7 +24,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (40, 40, 44),
 }
 KINDS = ("circle", "square", "triangle", "cross", "diamond")
-_FINE = 8  # a shape is drawn this many times larger and shrunk, which smooths its edges
+_FINE = 8  # a shape is drawn larger by this factor and shrunk, which smooths its edges
 
 
 @dataclass(frozen=True)
