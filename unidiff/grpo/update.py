@@ -218,7 +218,7 @@ class PolicyUpdate:
             beta=0.0 if balanced else config.beta,
             logp_ref_BL=batch.reference_RL,
         )
-        # accelerate averages gradients over processes and accumulation steps. This undoes it: the loss is a sum.
+        # Undo the averaging of gradients by accelerate (over processes and accumulation steps): the loss is a sum.
         return loss * self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps, stats
 
     def backward(self, batch: MicroBatch, denominators: dict[Modality, Denominators], last: bool) -> Stats:
