@@ -43,11 +43,11 @@ from unidiff.sandbox import lifeline
 from unidiff.settings_file import from_yaml
 
 ROOT = Path(__file__).resolve().parent
-sys.path.append(str(ROOT))  # where the other recipes are, whatever started this one
+sys.path.append(str(ROOT))  # to import the other recipes
 
 import supervised  # noqa: E402
 
-CONTROL = "supervised"  # not a run of GRPO: the same seconds of supervised training
+CONTROL = "supervised"  # not a GRPO run: supervised training for the same seconds
 _ESTIMATORS = ("fading_out", "random", "one_step", "coupled", "trace", "elbo", "spg", "wd1", "left_to_right")
 ARMS: dict[str, dict[str, dict[str, str]]] = {
     "assignment": {a: {"assignment": a} for a in ("joint", "normalize_then_sum", "factorized", "segment")},
@@ -59,18 +59,18 @@ ARMS: dict[str, dict[str, dict[str, str]]] = {
     "sampler": {s: {"image_sampler": s} for s in ("maskgit", "emerge")},
     "sft": {"grpo": {}, CONTROL: {}},
 }
-SHOWN, SAMPLED = 6, 3  # leading figures of greedy responses in the table, and of sampled ones
-ALIKE = ("batch_size", "window_share", "window_batch", "edit_extra", "changed_weight")  # a control goes on with these
+SHOWN, SAMPLED = 6, 3  # number of leading figures in the table, of greedy and of sampled responses
+ALIKE = ("batch_size", "window_share", "window_batch", "edit_extra", "changed_weight")  # a control keeps these
 # Student's t, two-sided 95 %, for 1…9 degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
-OWN = ("seed", "output_dir", "resume")  # settings of each run that are set here
+OWN = ("seed", "output_dir", "resume")  # this script sets these for each run
 
 
 @dataclass
 class Config:
-    """The runs to compare. The recipe's other settings hold for every arm that does not set them."""
+    """The runs to compare. Other settings of the recipe apply to every arm that does not set them."""
 
     recipe: Literal["interleaved_reasoning", "text_math", "text_code", "text_to_image", "image_edit"] = setting(
         "", "interleaved_reasoning", "whose runs are compared"
@@ -96,7 +96,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed: its folder, its settings, and the words that give them."""
+    """One arm with one seed: its folder, its settings, and the command-line words for them."""
 
     name: str
     folder: RunFolder
@@ -104,7 +104,7 @@ class Run:
     words: tuple[str, ...]
 
     def check(self) -> bool:
-        """Whether it is done already. Raises ValueError if its folder holds another one."""
+        """Whether the run is finished. Raises ValueError if its folder contains another run."""
         begun = self.folder.begun
         if begun and (changes := self.folder.changes(self.config)):
             was = ", ".join(f"{k} was {before!r}, is {now!r}" for k, (before, now) in changes.items())
@@ -121,12 +121,12 @@ def main() -> None:
         config = parse(Config, own_words(sys.argv[1:]), __doc__ or "")
         runs = planned(config, sys.argv[1:])
         for run in runs:
-            if run.name != CONTROL:  # its settings are known when the others are done
+            if run.name != CONTROL:  # its settings are known after the other runs
                 run.check()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     with ThreadPoolExecutor(config.parallel) as pool:
-        for control in (False, True):  # it trains for as many seconds as the others did
+        for control in (False, True):  # controls last: they train for the seconds of the others
             list(pool.map(lambda run: done(config, run), [r for r in runs if (r.name == CONTROL) is control]))
     results: dict[str, list[Path]] = {}
     for run in runs:
@@ -135,7 +135,7 @@ def main() -> None:
 
 
 def own_words(words: list[str]) -> list[str]:
-    """Those of the words that are this script's own settings."""
+    """The words of this script's own settings."""
     if {"--help", "-h"} & set(words):
         return ["--help"]
     names = {f.name for f in fields(Config)}
@@ -143,7 +143,7 @@ def own_words(words: list[str]) -> list[str]:
 
 
 def planned(config: Config, words: list[str]) -> list[Run]:
-    """Every run, checked before the first one is started. Raises ValueError."""
+    """All runs, checked before the first one starts. Raises ValueError."""
     arms = ARMS.get(config.arms) or parse_arms(config.arms)
     settings_of = importlib.import_module(config.recipe).Config
     given = ungrouped(settings_of, flags(words))
@@ -165,7 +165,7 @@ def planned(config: Config, words: list[str]) -> list[Run]:
             run = build(settings_of, {**from_file, **values})
             runs.append(Run(name, folder, run, tuple(written(given))))
     if runs:
-        runs[0].config.made_task()  # a task or rewards that cannot be used are an error now
+        runs[0].config.made_task()  # raises now if the task or the rewards are unusable
     return runs
 
 
@@ -193,7 +193,7 @@ def parse_arms(text: str) -> dict[str, dict[str, str]]:
 
 
 def done(config: Config, run: Run) -> None:
-    """Does a run, or what is left of it."""
+    """Does a run, or the rest of it."""
     try:
         if run.name == CONTROL:
             continued(config, run)
@@ -204,12 +204,12 @@ def done(config: Config, run: Run) -> None:
 
 
 def continued(config: Config, run: Run) -> None:
-    """The base model after as many seconds of supervised training as the GRPO arm of this seed trained."""
+    """Trains the base model with supervision, for as many seconds as this seed's GRPO arm."""
     folder = RunFolder(run.config.model, *supervised.FILES)
     arm = RunFolder(Path(config.output_dir) / f"grpo-seed{run.config.seed}")
     seconds = json.loads((arm.path / "summary.json").read_text())["seconds_training"]
     given = {"init": arm.settings()["model"], "seed": 1000 + run.config.seed, "max_seconds": seconds}
-    given |= {"lr": 0.002, "lr_rest": 0.0003}  # a fifth of those of the base: a converged model goes on
+    given |= {"lr": 0.002, "lr_rest": 0.0003}  # a fifth of the base's rates, as the model has converged
     given |= {"task": run.config.task, "task_options": dict(run.config.task_options), "output_dir": str(folder.path)}
     made = read_json(Path(given["init"]) / supervised.FILES[0]) or {}
     given |= {name: made[name] for name in ALIKE if name in made}
@@ -219,14 +219,14 @@ def continued(config: Config, run: Run) -> None:
 
 
 def call(config: Config, run: Run, script: str) -> None:
-    """Starts a run, or goes on with it. What it prints goes to a file beside its folder."""
+    """Starts or resumes a run. Its output goes to a file beside its folder."""
     words = [str(ROOT / script), *run.words, *(["--resume"] if run.folder.begun else [])]
     log = run.folder.path.with_name(f"{run.folder.path.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads(config))}
     print(" ".join(["python", *words]), flush=True)
     with log.open("a") as file:
-        command = lifeline.command(sys.executable, *words)  # a run does not go on without this process
+        command = lifeline.command(sys.executable, *words)  # a run ends with this process
         ended = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     if ended.returncode:
         last = (log.read_text(errors="replace").splitlines() or [""])[-1]
@@ -239,7 +239,7 @@ def threads(config: Config) -> int:
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half of the 95 % interval over seeds (0 for a single one)."""
+    """Mean, and half of the 95 % interval over seeds (0 for one seed)."""
     n = len(values)
     if n < 2:
         return float(np.mean(values)), 0.0
@@ -260,7 +260,7 @@ def report(out: Path, results: dict[str, list[Path]]) -> None:
         for way in ("greedy", "sampled"):
             for figure in leading[: SAMPLED if way == "sampled" else None]:
                 values = [r["final"][way][figure] for r in runs if figure in r["final"][way]]
-                if not values:  # such as image_exact where no response has a picture
+                if not values:  # such as image_exact without pictures
                     cells.append("–")
                     continue
                 mean, half = interval(values)
@@ -297,8 +297,8 @@ def report(out: Path, results: dict[str, list[Path]]) -> None:
 
 
 def training_table(results: dict[str, list[Path]], headline: str) -> list[str]:
-    """The greedy held-out headline on the way (`--eval_steps`), seconds of a step's rollouts and update, and what the
-    router saw: means over seeds and steps."""
+    """The greedy held-out headline during training (`--eval_steps`), seconds of a step's rollouts and update, and the
+    router's statistics: means over seeds and steps."""
     runs = {arm: [read_metrics(f / "metrics.jsonl") for f in folders] for arm, folders in results.items()}
     key = f"eval/{headline}"
     steps = sorted({m["step"] + 1 for seeds in runs.values() for run in seeds for m in run if key in m})
@@ -320,7 +320,7 @@ def training_table(results: dict[str, list[Path]], headline: str) -> list[str]:
     return lines
 
 
-SMOOTH = 5  # steps whose mean is drawn: every step has other boards
+SMOOTH = 5  # steps of the running mean, as every step has other boards
 
 
 def curves(path: Path, results: dict[str, list[Path]], leading: Sequence[str] = LEADING) -> None:

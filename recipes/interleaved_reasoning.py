@@ -35,7 +35,7 @@ BOARDS = {"board_size": 4, "tile": None, "pictures": True}
 
 @dataclass(frozen=True)
 class Config(RunConfig):
-    """A run on FrozenLake, unless `task` names another one."""
+    """A run on FrozenLake, unless `task` names another task."""
 
     model: FilePath = setting(
         "run", str(ROOT / "base"), "checkpoint folder or hub name, of any family (docs/families.md)"
@@ -55,7 +55,7 @@ class Config(RunConfig):
         super().__post_init__()
         given = {name for name, default in BOARDS.items() if getattr(self, name) != default}
         if self.task == "frozen_lake":
-            self.made_task()  # what cannot be used is an error now, not after the model is loaded
+            self.made_task()  # raises now, before the model is loaded, if settings do not fit
         elif given:
             raise ValueError(f"{min(given)} is a setting of frozen_lake, and task is {self.task}")
 

@@ -45,14 +45,14 @@ from unidiff.tasks import FrozenLake, Task, resolve
 from unidiff.tasks.mix import Mix, mix
 
 ROOT = Path(__file__).resolve().parent.parent
-FROZEN = (0.75, 0.6, 0.9)  # chance that a cell is ice
+FROZEN = (0.75, 0.6, 0.9)  # probabilities that a cell is ice
 FILES = ("training.json", "supervised.jsonl")  # settings and metrics; config.json is the model's
-TEXT_LENGTH = {True: 8, False: 32}  # tokens of the longest text: of a move, and of a whole solution
+TEXT_LENGTH = {True: 8, False: 32}  # tokens of the longest text, by `pictures`: a move, or a whole solution
 
 
 @dataclass
 class Config(supervised.SupervisedConfig):
-    """SupervisedConfig, and what is trained and where it is saved."""
+    """SupervisedConfig plus the task, the model and the output folder."""
 
     task: str = setting("data", "frozen_lake", "what is imitated; several with commas, shared by --task.weights")
     task_options: dict[str, Any] = setting("data", dict, "settings of the task, each as --task.NAME VALUE")
@@ -109,8 +109,8 @@ def main() -> None:
 
 
 class Training:
-    """A model, its optimizers and demonstrations, and how far its training has come. Several processes share the
-    rows of each step; together they do what one would."""
+    """A model with its optimizers, demonstrations and progress. Several processes share the rows of each step; the
+    result is the same as with one process."""
 
     def __init__(self, config: Config, folder: RunFolder, model: UnifiedModel, accelerator: Accelerator) -> None:
         self.config, self.folder, self.model, self.accelerator = config, folder, model, accelerator
@@ -126,7 +126,7 @@ class Training:
             print(line, flush=True)
 
     def load(self, last: Path | None) -> None:
-        """Goes on from a checkpoint; None = from the beginning."""
+        """Restores a checkpoint; None = starts from the beginning."""
         self.done = step_of(last)
         if last is not None:
             self.seconds = read_json(last / PROGRESS)["seconds"]
@@ -134,11 +134,11 @@ class Training:
             for optimizer, state in zip(self.optimizers, states):
                 optimizer.load_state_dict(state)
         if self.accelerator.is_main_process:
-            (self.folder.path / SUMMARY).unlink(missing_ok=True)  # of a run that is extended
+            (self.folder.path / SUMMARY).unlink(missing_ok=True)  # of a finished run that now continues
             self.folder.rewind(self.done)
 
     def run(self, asked: list[int]) -> None:
-        """Trains to the end, or until a process has got a signal. asked: signals that this one has got. Raises
+        """Trains to the end, or until any process receives a signal. asked: signals that this process received. Raises
         WriteError."""
         config, spent, began = self.config, self.seconds, time.perf_counter()
         stopped = False
@@ -158,7 +158,7 @@ class Training:
         self.accelerator.wait_for_everyone()
 
     def step(self) -> None:
-        """One step of the optimizers, at rates that fall with the steps, or with the time if that is what ends them."""
+        """One step of the optimizers. Learning rates decay with the steps, or with `max_seconds` with time."""
         config, planned = self.config, self.config.steps
         if config.max_seconds is not None:
             planned = max(self.done + 1, round(self.done * config.max_seconds / max(self.seconds, 1e-9)))
@@ -183,7 +183,7 @@ class Training:
         self.done += 1
 
     def log(self, losses: dict[str, torch.Tensor]) -> None:
-        """The step's losses before its update, which each process has a part of; 0 = no such tokens."""
+        """Logs the step's losses before its update, summed over processes; a loss of 0 (no such tokens) is left out."""
         whole = supervised.summed(torch.stack(list(losses.values())), self.accelerator).tolist()
         line = {"step": self.done, **{name: round(value, 4) for name, value in zip(losses, whole) if value}}
         line["seconds"] = round(self.seconds, 1)
@@ -192,7 +192,7 @@ class Training:
             self.folder.append(line)
 
     def save(self) -> None:
-        """Raises WriteError."""
+        """Writes a checkpoint. Raises WriteError."""
         if self.accelerator.is_main_process:
             with self.folder.saving(self.done, seconds=self.seconds) as draft:
                 self.model.save_pretrained(draft / "model")
@@ -201,8 +201,8 @@ class Training:
 
 
 def demonstrations(model: UnifiedModel, config: Config) -> dict[str, list[Interleaved]]:
-    """Those of each task by name, as many as its weight says. Of FrozenLake on boards with few, some and many holes:
-    more layouts to learn from than those of the task alone."""
+    """Demonstrations of each task by name, in proportion to the tasks' weights. FrozenLake uses boards with few, some
+    and many holes, for more variety than the task's own boards."""
     task = resolve(config.task, config.task_options)
     task.check()
     several = task if isinstance(task, Mix) else mix(task=task)

@@ -22,7 +22,7 @@ Config = with_defaults(
     RunConfig,
     task="functions",
     model=str(Path(__file__).resolve().parent / "base_tasks"),
-    # rollouts; while tests of one part run, the next part is sampled
+    # rollouts; tests of one part run while the next part is sampled
     num_prompts=8,
     num_generations=8,
     rollout_parts=2,

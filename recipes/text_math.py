@@ -26,11 +26,11 @@ Config = with_defaults(
     # rollouts
     num_prompts=8,
     num_generations=16,
-    text_block=1,  # token by token: where confident tokens come first, every sample begins in the same way
+    text_block=1,  # token by token; confident-first order would make all samples begin alike
     # the estimate of a text's log-probability, and the loss
     text_estimator="fading_out",
     text_min_ratio=0.6,
-    scale_rewards="none",  # where nobody reaches the target, there is little to learn: it is not made large
+    scale_rewards="none",  # do not amplify small differences in groups where no rollout succeeds
     # optimizer
     max_steps=80,
     num_iterations=2,

@@ -52,7 +52,7 @@ class Config:
 
 
 class Bench:
-    """A model, its task and some prompts of the test split."""
+    """A model, its task, and prompts of the test split."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -124,7 +124,8 @@ def edits(config: Config) -> None:
 def autoregressive(bench: Bench, rounds: int) -> Compute:
     """The cost of a causal decoder with this body that writes every text and picture token by token, with a cache.
 
-    Only the cost: the weights were not trained to do so. Each token is one forward pass over one token a row.
+    Only the cost is meaningful, as the weights were not trained for it. Each token takes one forward pass over one
+    token per row.
     """
     model, spec = bench.model, bench.model.spec
     text = len(model.encode_text("from a1 go right to a2")) + 1
@@ -191,8 +192,8 @@ def cache(config: Config) -> None:
 
 
 def same_step(bench: Bench) -> tuple[dict[str, float], Experience, GRPOTrainer]:
-    """The metrics of a default GRPO step, the fastest of some repeats: the weights stay, so each writes and trains the
-    same rows. Its experience, and the trainer."""
+    """The metrics of a default GRPO step (the fastest repeat), its experience, and the trainer. The weights hardly
+    change, so every repeat samples and trains the same rows."""
     with tempfile.TemporaryDirectory() as folder:
         settings = GRPOConfig(
             output_dir=folder, save_steps=0, quiet=True, check_ratio_every=0, learning_rate=1e-30, warmup_steps=0
@@ -227,8 +228,8 @@ def step(config: Config) -> None:
 
 
 def rewards(config: Config) -> None:
-    """Seconds of a default GRPO step, and of what it does for its rewards apart from their own work: copies of the
-    views, calls, checks, table and router, measured with as many rewards that return at once."""
+    """Seconds of a default GRPO step, and its overhead for rewards: copies of views, calls, checks, table and router.
+    The overhead is measured with the same number of rewards that return immediately."""
     bench = Bench(config)
     best, experience, trainer = same_step(bench)
     whole, rows = best["seconds"], experience.rows
@@ -254,8 +255,8 @@ def rewards(config: Config) -> None:
 
 @dataclass
 class Update:
-    """What one update costs: the most views of a draw; forward passes of micro-batches, and the tokens run in them; CPU
-    seconds of all threads; peak bytes of tensors."""
+    """The cost of one update. views: maximum of a draw. forwards, tokens: forward passes of micro-batches, and their
+    tokens. seconds: CPU time of all threads. peak: bytes of tensors."""
 
     views: int = 0
     forwards: int = 0
@@ -265,7 +266,7 @@ class Update:
 
 
 class OneByOne(Experience):
-    """The plain reference: each view in a forward pass of its own."""
+    """The plain reference: a separate forward pass for each view."""
 
     def micro_batches(self, size: int, attention: str, iteration: int = 0, everything: bool = True) -> list[MicroBatch]:
         found = []
@@ -279,7 +280,7 @@ class OneByOne(Experience):
 def updater(
     model: UnifiedModel, canvas: Canvas, name: str, iterations: int, kind: type[Experience] = Experience
 ) -> tuple[GRPOTrainer, Experience]:
-    """A trainer, and experience of some rollouts, every other one with a negative advantage."""
+    """A trainer, and experience of given rollouts with alternating signs of the advantage."""
     with tempfile.TemporaryDirectory() as folder:
         settings = GRPOConfig(
             output_dir=folder, num_iterations=iterations, text_estimator=name, image_estimator=name, quiet=True,
@@ -299,7 +300,7 @@ def updater(
 def counted(
     model: UnifiedModel, canvas: Canvas, name: str, iterations: int, kind: type[Experience] = Experience
 ) -> Update:
-    """What the trainer's own update would run; nothing is run."""
+    """Counts what the trainer's update would run, without running it."""
     trainer, experience = updater(model, canvas, name, iterations, kind)
     cost = Update(views=max(len(draw.views) for draw in experience.draws))
 
@@ -319,7 +320,7 @@ def counted(
 
 
 def measured(model: UnifiedModel, canvas: Canvas, name: str, repeats: int, kind: type[Experience]) -> Update:
-    """The same with one inner iteration, and with seconds and memory."""
+    """As `counted` with one inner iteration, plus seconds and memory."""
     cost = counted(model, canvas, name, 1, kind)
     trainer, experience = updater(model, canvas, name, 1, kind)
     with PeakMemory() as memory:
@@ -334,7 +335,7 @@ def measured(model: UnifiedModel, canvas: Canvas, name: str, repeats: int, kind:
 
 
 def solutions(length: int, rows: int, seed: int) -> tuple[UnifiedModel, Canvas]:
-    """A fresh model of the base's size, and texts of one length that were written two tokens a step in random order."""
+    """A fresh model of the base's size, and texts of one length, with two tokens per step in random order."""
     base = Bench(Config(prompts=1)).model
     model = native.build(base.tokenizer, base.images, text_length=length, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -349,7 +350,7 @@ def solutions(length: int, rows: int, seed: int) -> tuple[UnifiedModel, Canvas]:
 
 
 def estimators(config: Config) -> None:
-    """An update with each estimator for texts and images alike, on the same rollouts; and how it grows."""
+    """The cost of an update with each estimator (for texts and images) on the same rollouts, and its growth."""
     bench = Bench(config)
     canvas = bench.model.render([r.sequence for r in bench.rollouts(SamplerConfig())])
     n, iterations, lengths = config.prompts, (1, 2, 4, 12), (8, 16, 32, 64)

@@ -47,7 +47,7 @@ SECTIONS = ("check", "rollout", "score", "update")
 
 @dataclass
 class Config:
-    """What is measured, and where it is written."""
+    """The measurements, and the output file."""
 
     size: Literal["8b", "small", "tiny"] = setting(
         "", "8b", "8b: the body of LLaDA-8B and MMaDA-8B; small: its proportions on a CPU; tiny: for any machine"
@@ -63,7 +63,7 @@ def bench_of(config: Config, shape: Shape, device: torch.device, dtype: torch.dt
 
 
 def gigabytes(device: torch.device) -> float | None:
-    """The most memory allocated since the last reset, in 10^9 bytes; None on a CPU."""
+    """The peak of allocated memory since the last reset, in 10^9 bytes; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
 
 
@@ -101,7 +101,8 @@ def gradients(bench: Bench, canvas: Canvas, again: bool = False) -> Tensor:
 
 
 def check(config: Config, device: torch.device) -> Rows:
-    """Differences of log-probabilities (nats) or gradients (share of their norm) between two ways to one result."""
+    """Differences of log-probabilities (nats) or gradients (relative to their norm) between two equivalent
+    computations."""
     rows: Rows = []
 
     def add(what: str, compare: Callable[[], dict[str, float]]) -> None:
@@ -123,7 +124,7 @@ def check(config: Config, device: torch.device) -> Rows:
         right = exact[id(canvas)]
         add(f"bfloat16 − float32, {name}", lambda c=canvas, r=right: _gap(_scores(half.model, c), r))
         for kind, kernel in kinds.items():
-            if not (name == "rounds" and kind == "flash"):  # groups of several lengths have a mask, which flash refuses
+            if not (name == "rounds" and kind == "flash"):  # several lengths need a mask, which flash refuses
                 add(
                     f"bfloat16, {kind} − math, {name}",
                     lambda c=canvas, k=kernel: _gap(_scores(half.model, c, k), _scores(half.model, c, SDPBackend.MATH)),
@@ -168,8 +169,8 @@ CACHES = ("none", "prefix", "dual", "delayed")
 
 def rollout(bench: Bench, peak: float) -> Rows:
     """Seconds and FLOPs of a batch of rollouts, with each approximate cache. passes: forward passes of a rollout. times
-    cheaper: FLOPs of the first arm of the kind over the arm's, for edits that of the whole picture. same tokens: share
-    of the tokens that are those without a cache; of random weights, which are sure of nothing."""
+    cheaper: FLOPs of the kind's first arm (for edits: the whole picture) divided by the arm's. same tokens: share of
+    tokens equal to those without a cache; low for random weights, whose distributions are nearly flat."""
     s, found = bench.shape, []
     image = SamplerConfig(image_steps=s.image_steps, edit="random", edit_share=0.125)
     text = SamplerConfig(text_steps=s.steps, text_block=s.block, text_threshold=None)
@@ -191,7 +192,7 @@ def rollout(bench: Bench, peak: float) -> Rows:
 
 
 def _sampled(bench: Bench, kind: str, settings: SamplerConfig, peak: float) -> tuple[Tensor, dict[str, Any]]:
-    """The tokens of a batch of rollouts, and what they cost."""
+    """The tokens of a batch of rollouts, and their cost."""
     prompts, sampler = bench.prompts(kind), InterleavedSampler(bench.model, settings)
     keys = [noise.key(bench.seed, i) for i in range(bench.rows)]
     reset_memory(bench.device)
@@ -206,12 +207,12 @@ def _sampled(bench: Bench, kind: str, settings: SamplerConfig, peak: float) -> t
     }  # fmt: skip
 
 
-eager = functools.partial(torch.compiler.set_stance, "force_eager")  # what torch.compile has made is not used
+eager = functools.partial(torch.compiler.set_stance, "force_eager")  # ignores compiled layers
 WAYS = {"eager": eager, "compiled": contextlib.nullcontext}
 
 
 def score(bench: Bench, peak: float) -> Rows:
-    """Seconds to score all sampled tokens. A compiled pass is made ready before it is timed."""
+    """Seconds to score all sampled tokens. Compilation happens in the warm-up."""
     found: Rows = []
     bench.model.compile_layers()
     for name, canvas in bench.canvases().items():
@@ -226,9 +227,9 @@ def score(bench: Bench, peak: float) -> Rows:
 
 
 def update(bench: Bench, peak: float) -> Rows:
-    """Seconds of forward and backward over a micro-batch, with adapters and checkpointing, and of an optimizer step;
-    memory beside what the formulas of tools/memory_plan.py give. FLOPs are three forward passes: checkpointing runs
-    two, and the backward pass of frozen weights is one, to their inputs."""
+    """Seconds of forward, backward and optimizer step over a micro-batch, with adapters and gradient checkpointing;
+    memory, next to the prediction of tools/memory_plan.py. FLOPs are three forward passes: checkpointing runs two, and
+    the backward pass through frozen weights costs one, for the inputs' gradients."""
     model, device, body = bench.model, bench.device, bench.model.backbone.config
     rank = bench.shape.rank
     lora.add_adapters(model, rank, float(rank))
@@ -293,7 +294,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """All sections that are asked for, each printed as soon as it is there."""
+    """Runs all requested sections, and prints each as soon as it is done."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     peak = matrix_rate(8192 if device.type == "cuda" else 512, device, dtype)

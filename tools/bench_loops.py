@@ -77,7 +77,7 @@ def logits_of(bench: Bench, ids: Tensor, mask: Tensor | None = None) -> Tensor:
 
 @torch.no_grad()
 def plain_text(bench: Bench, prompts: Tensor) -> Tensor:
-    """[B, text] ids, greedy, the most confident first (LLaDA, arXiv 2502.09992): prompts [B, P]."""
+    """[B, text] ids, greedy, most confident first (LLaDA, arXiv 2502.09992). prompts: [B, P]."""
     s, mask = bench.shape, bench.spec.mask
     ids = torch.cat([prompts, prompts.new_full((len(prompts), s.text), mask)], 1)
     steps = s.steps * s.block // s.text
@@ -98,7 +98,7 @@ def plain_text(bench: Bench, prompts: Tensor) -> Tensor:
 
 @torch.no_grad()
 def plain_picture(bench: Bench, prompts: Tensor) -> Tensor:
-    """[B, n] ids, greedy, MaskGIT's cosine schedule (arXiv 2202.04200): prompts [B, P]."""
+    """[B, n] ids, greedy, MaskGIT's cosine schedule (arXiv 2202.04200). prompts: [B, P]."""
     s, spec = bench.shape, bench.spec
     n, low = s.side**2, spec.image_offset
     frame = torch.tensor([*spec.image_begin, *[spec.mask] * n, *spec.image_end]).expand(len(prompts), -1)
@@ -117,8 +117,8 @@ def plain_picture(bench: Bench, prompts: Tensor) -> Tensor:
 
 
 def plain_loss(bench: Bench, canvas: Canvas, hidden: Tensor) -> Tensor:
-    """Minus the mean log-probability of the hidden tokens [B, L]: a row for each segment, cut
-    behind it and padded to the longest, with the logits of all tokens (MaskGRPO, arXiv 2510.02880)."""
+    """Minus the mean log-probability of the hidden tokens [B, L]. One row per segment, cut after it and padded to the
+    longest, with logits of all tokens (MaskGRPO, arXiv 2510.02880)."""
     rows, targets = [], []
     touched = hidden.nonzero()[:, 0], canvas.segment[hidden]
     for row, ordinal in sorted(set(zip(*(x.tolist() for x in touched)))):
@@ -153,7 +153,7 @@ def plain_loss(bench: Bench, canvas: Canvas, hidden: Tensor) -> Tensor:
 def compared(
     arms: dict[str, Callable[[], Tensor]], repeats: int, agree: Callable[[Tensor, Tensor], str], name: str, what: str
 ) -> None:
-    """Prints a line for each arm but the first, which is the plain loop."""
+    """Prints a line for each arm except the first, which is the plain loop."""
     seconds, results, peaks = interleaved_seconds(arms, repeats), {}, {}
     for arm, run in arms.items():
         with PeakMemory() as memory:
@@ -171,7 +171,7 @@ def _same(ours: Tensor, plain: Tensor) -> str:
 
 
 def rollout(config: Config) -> None:
-    """Seconds of a batch of texts and of one of pictures, with each approximate cache."""
+    """Seconds of a batch of texts and of a batch of pictures, with each approximate cache."""
     print("| body | what, cache | s | plain s | ratio | peak MiB | plain MiB | same tokens |\n" + "|---" * 8 + "|")
     for name, bench in config.benches():
         s, model = bench.shape, bench.model
@@ -226,7 +226,7 @@ def _gap(ours: Tensor, plain: Tensor) -> str:
 
 
 def growth(config: Config) -> None:
-    """Seconds as one length grows, the others being what they are: linear in tokens up to attention."""
+    """Seconds as one length grows and the others stay fixed: linear in tokens, except attention."""
     print("| body | what | seconds | tokens | µs a token |\n" + "|---" * 5 + "|")
     for name in config.shapes.split(","):
         shape = SHAPES[name]

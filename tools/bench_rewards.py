@@ -69,7 +69,7 @@ class Config:
 
 @contextlib.contextmanager
 def serving() -> Iterator[str]:
-    """The reference server in a process of its own, with a scorer that costs next to nothing. Gives its url."""
+    """Runs the reference server in a separate process, with a very cheap scorer. Yields its URL."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         scorer = Path(folder) / "scorer.py"
         scorer.write_text(SCORER)
@@ -92,7 +92,7 @@ def serving() -> Iterator[str]:
 
 
 def server(config: Config) -> None:
-    """Items a second, PNG pictures of 64 × 64 pixels, encoded and decoded each time, four requests at a time."""
+    """Items per second: PNG pictures of 64 × 64 pixels, encoded and decoded each time, four concurrent requests."""
     rng = np.random.default_rng(0)
     views = []
     for _ in range(config.items):
@@ -109,7 +109,7 @@ def server(config: Config) -> None:
 
 
 def math(config: Config) -> None:
-    """Seconds to verify answers, with workers that run already."""
+    """Seconds to verify answers, with workers already running."""
     verifier = MathVerifier(config.workers, seconds=30)
     pairs = [ANSWERS[i % len(ANSWERS)] for i in range(config.items)]
     seconds = seconds_of(lambda: verifier.verify(pairs), config.repeats)
@@ -130,14 +130,14 @@ CODE = (  # what is judged, text, tests
 
 
 def code(config: Config) -> None:
-    """Texts a second, each judged by two tests in a sandbox of its own."""
+    """Texts per second; each is judged by two tests in its own sandbox."""
     print("| judged | texts a second | ms of one |\n|---|---|---|")
     tested = code_tests(workers=config.workers)
     number, count = itertools.count(), config.items // 8
 
     def judge(text: str, tests: Any) -> None:
         views = []
-        for _ in range(count):  # no two alike, or a verdict that is known would be asked for again
+        for _ in range(count):  # all different, so that no verdict comes from the cache
             own = f"{text}  # {next(number)}"
             one = SegmentView(modality=Modality.TEXT, tokens=torch.zeros(8, dtype=torch.int64), text=own)
             views += link_row([one], columns={"tests": tests})
@@ -151,8 +151,8 @@ def code(config: Config) -> None:
 
 
 def overlap(config: Config) -> None:
-    """Seconds until a default step's rollouts are sampled and judged, with a scorer elsewhere that takes a time for
-    each response, as `rollout_parts` grow. Settings take turns; the rest of a step is the same for all."""
+    """Seconds until a default step's rollouts are sampled and judged, for several `rollout_parts`, with a remote scorer
+    that takes a fixed time per response. Settings take turns; the rest of a step is the same for all."""
     settings, task = GRPOConfig(num_generations=config.generations), FrozenLake()
     model = UnifiedModel.from_pretrained(BASE)
     sampler = InterleavedSampler(model, settings.sampler(), task.region)

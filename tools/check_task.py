@@ -34,7 +34,7 @@ BASE = Path(__file__).resolve().parent.parent / "recipes" / "base_tasks"
 
 @dataclass(frozen=True)
 class Config:
-    """Which task, with which model, and how much of it is shown."""
+    """The task, the model, and the number of examples."""
 
     task: str = setting("", "frozen_lake", "a name, data.jsonl, file.py:name or package.module:name (docs/tasks.md)")
     task_options: dict[str, Any] = setting("", dict, "settings of the task, each as --task.NAME VALUE")
@@ -51,7 +51,7 @@ class Config:
 
 
 def main() -> int:
-    sys.path.append(os.getcwd())  # where a user's own tasks and rewards may be
+    sys.path.append(os.getcwd())  # for a user's own tasks and rewards
     config = parse(Config, description=__doc__ or "")
     try:
         task = resolve(config.task, config.task_options)

@@ -50,13 +50,13 @@ from unidiff.tasks.encode import encode, ready
 from unidiff.tasks.frozen_lake.task import QUESTION
 
 BASE = Path(__file__).resolve().parent.parent / "recipes" / "base"
-SHOWN = 16  # rollouts of a file on one page, unless --sample names others
-PROMPTS, LOOKED_AT = 3, 24  # of a task, unless --index names others
+SHOWN = 16  # default number of a file's rollouts on one page (see --sample)
+PROMPTS, LOOKED_AT = 3, 24  # default numbers of prompts to show and to try (see --index)
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to look at, what to sample, and what to write."""
+    """The settings: what to show, what to sample, and what to write."""
 
     checkpoint: FilePath | None = setting(
         "", None, "checkpoint folder, run folder (its model and settings) or hub name; none = the shipped model"
@@ -117,12 +117,12 @@ class Config:
             raise ValueError(f"rollouts opens a file, {' and '.join(given)} would sample anew; give one of them")
 
 
-Sampled = tuple[RolloutBatch, list[tuple[SegmentView, ...]]]  # rollouts, and all of them decoded
+Sampled = tuple[RolloutBatch, list[tuple[SegmentView, ...]]]  # rollouts, and their decoded views
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Runs the tool; returns the page's path."""
-    sys.path.append(os.getcwd())  # where a user's own rewards may be
+    sys.path.append(os.getcwd())  # for a user's own rewards
     config = parse(Config, argv, __doc__ or "")
     try:
         Path(config.output).mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 @dataclass
 class Shown:
-    """Records by gallery, comparisons, and the facts that head the page."""
+    """Records by gallery, comparisons, and the facts at the top of the page."""
 
     title: str
     facts: dict[str, Any]
@@ -156,7 +156,7 @@ class Shown:
 
     @property
     def named(self) -> list[tuple[str, RolloutRecord]]:
-        """Every record with the stem of its files' names."""
+        """(stem of the file names, record) for every record."""
         listed = [r for group in self.galleries.values() for r in group]
         listed += [r for compared in self.comparisons for r in compared.records.values()]
         return [(f"rollout-{i:02d}", r) for i, r in enumerate(listed)]
@@ -181,7 +181,7 @@ class Shown:
         return page
 
     def data(self) -> dict[str, Any]:
-        """Everything that the page shows."""
+        """All content of the page, as JSON data."""
         return {
             "title": self.title,
             "facts": self.facts,
@@ -194,7 +194,7 @@ class Shown:
 
 
 def opened(config: Config) -> Shown:
-    """Rollouts that a run saved."""
+    """Opens rollouts that a run saved."""
     path = Path(config.rollouts or "")
     batch = load_rollouts(path)
     model = decoder(config, path, batch)
@@ -208,10 +208,11 @@ def opened(config: Config) -> Shown:
 
 
 def decoder(config: Config, path: Path, batch: RolloutBatch) -> UnifiedModel:
-    """The model that decodes a file: the checkpoint that is asked for, else its run's, else what the run began with,
-    else the shipped one. Raises ValueError where none of them fits.
+    """The model that decodes a file: the given checkpoint, else the run's model, else the run's initial model, else the
+    shipped one. Raises ValueError if none fits.
 
-    A run knows what it began with by a path that may be relative: to where it was started, which is a folder above it.
+    The path of the run's initial model may be relative to the folder where the run was started, which is one of the
+    folders above it.
     """
     if config.checkpoint:
         return UnifiedModel.from_pretrained(model_path(config.checkpoint))
@@ -229,7 +230,7 @@ def decoder(config: Config, path: Path, batch: RolloutBatch) -> UnifiedModel:
 
 
 def sampled(config: Config) -> Shown:
-    """New rollouts of a model. What can be wrong without it is checked before it is loaded."""
+    """Samples new rollouts of a model. Settings are checked as far as possible before the model is loaded."""
     run = run_settings(config.checkpoint)
     task = task_of(config, run)
     rewards_of(config, run, task)
@@ -273,8 +274,8 @@ def sampled(config: Config) -> Shown:
 
 
 def both_outcomes(drawn: Callable[[Sequence[int]], Sampled]) -> Sampled:
-    """Rollouts of the first prompts among which a group has both successes and failures, or of the first ones if none
-    of `LOOKED_AT` has; of the first ones too where nobody knows what a success is."""
+    """Rollouts of the first prompts that include a group with both successes and failures. If none of the first
+    `LOOKED_AT` prompts does, or if success is unknown, rollouts of the very first prompts."""
     first = None
     for start in range(0, LOOKED_AT, PROMPTS):
         one = drawn(range(start, start + PROMPTS))
@@ -301,7 +302,7 @@ def sample(
     config: Config,
     run: dict[str, Any],
 ) -> Sampled:
-    """`each` rollouts of every prompt, with a trace; judged and routed where the prompts are the task's."""
+    """Samples `each` rollouts of every prompt, with a trace. Rewards and advantages are added for a task's prompts."""
     keys = [noise.key(config.seed, p, g) for p in range(len(prompts)) for g in range(each)]
     own = config.image or config.prompt
     prompts = [p if own else ready(model, task, p) for p in prompts]
@@ -322,7 +323,7 @@ def sample(
 
 
 def encoded(model: UnifiedModel, task: Task, prompt: Example, settings: SamplerConfig, config: Config) -> Any:
-    """A prompt as the model reads it. A box takes the place of where the task would edit."""
+    """The encoded prompt. A box replaces the task's own `locate`."""
     if config.image or config.prompt:
         parts: Any = prompt.prompt
         return model.encode_prompt(parts, settings.guides, task.writes, system=task.system, room=task.room)
@@ -334,8 +335,8 @@ def encoded(model: UnifiedModel, task: Task, prompt: Example, settings: SamplerC
 
 
 def task_of(config: Config, run: dict[str, Any]) -> Task:
-    """The task that is named, or the run's. Raises ValueError for one that cannot be made, or that would be imported
-    because a run names it, unless that is trusted."""
+    """The named task, or the run's. Raises ValueError if it cannot be made, or if a run's settings would import it
+    without --trust_run."""
     name = config.task or run.get("task") or "frozen_lake"
     options = config.task_options if config.task else dict(run.get("task_options") or {})
     if not config.task and name == "frozen_lake":
@@ -355,8 +356,8 @@ def task_of(config: Config, run: dict[str, Any]) -> Task:
 
 
 def rewards_of(config: Config, run: dict[str, Any], task: Task) -> list[Reward]:
-    """Those of the command line, else of the run, else of the task. Raises ValueError for what is not a reward, and for
-    rewards of the run that would be imported, unless it is trusted."""
+    """The rewards of the command line, else of the run, else of the task. Raises ValueError if one is not a reward, or
+    if a run's settings would import one without --trust_run."""
     shipped = as_rewards(task.rewards())
     own = {reward.name for reward in shipped}
     foreign = [name for name in run.get("rewards") or () if str(name).partition("=")[0].strip() not in {*REWARDS, *own}]
@@ -372,7 +373,7 @@ def rewards_of(config: Config, run: dict[str, Any], task: Task) -> list[Reward]:
 
 
 def model_path(checkpoint: str | None) -> str:
-    """The model in a run folder, or what was named itself. Raises FileNotFoundError for a run without a model."""
+    """The model of a run folder, or the given path itself. Raises FileNotFoundError for a run without a model."""
     if checkpoint is None:
         return str(BASE)
     folder = Path(checkpoint)
@@ -384,7 +385,7 @@ def model_path(checkpoint: str | None) -> str:
 
 
 def run_settings(checkpoint: str | None) -> dict[str, Any]:
-    """The settings of a run folder; none of anything else."""
+    """The settings of a run folder; {} for anything else."""
     path = Path(checkpoint or "") / "config.json"
     if not checkpoint or not (Path(checkpoint) / "metrics.jsonl").is_file() or not path.is_file():
         return {}
@@ -392,7 +393,7 @@ def run_settings(checkpoint: str | None) -> dict[str, Any]:
 
 
 def sampler_settings(config: Config, family: Mapping[str, Any], run: dict[str, Any]) -> SamplerConfig:
-    """Defaults, then the family's, then the run's, then those of the command line."""
+    """The sampler's settings. Priority: command line, run, family, defaults."""
     names = {f.name for f in fields(SamplerConfig)}
     values = {k: v for k, v in {**family, **run}.items() if k in names} | config.sampler
     if config.edit or config.box:
@@ -405,7 +406,7 @@ def task_prompts(config: Config, task: Task, index: Sequence[int]) -> list[Examp
 
 
 def own_picture(config: Config) -> Image.Image | None:
-    """The user's picture, if there is one. Raises ValueError or FileNotFoundError."""
+    """The user's picture, or None. Raises ValueError or FileNotFoundError."""
     try:
         return rgb(config.image) if config.image else None
     except (ValueError, FileNotFoundError) as error:
@@ -415,8 +416,8 @@ def own_picture(config: Config) -> Image.Image | None:
 def own_prompt(
     config: Config, model: UnifiedModel, picture: Image.Image | None, facts: dict[str, Any]
 ) -> list[Example]:
-    """The user's text and picture, the picture as the family prepares it. Says how it is shown to the model, and how
-    near what its tokens decode to comes to it."""
+    """The user's text and picture, prepared by the family's rule. Prints the picture's prepared size, and the PSNR of
+    its decoded tokens."""
     parts: list[Any] = [config.prompt or QUESTION]
     if picture is not None:
         shown = model.prepare(picture)

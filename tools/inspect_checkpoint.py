@@ -20,7 +20,7 @@ from unidiff.spec import ModelSpec
 
 
 def checks_of(family: Any, folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, Callable[[], str]]]:
-    """A family's own checks; of one that has none, whether it loads."""
+    """A family's own checks; without them, a check that the checkpoint loads."""
     if hasattr(family, "checks"):
         yield from family.checks(folder, config)
         return
@@ -39,7 +39,7 @@ def spec_of(family: Any, folder: Path, config: dict[str, Any]) -> ModelSpec:
 
 
 def inspect(folder: Path, name: str | None = None) -> int:
-    """Prints the report; returns how many checks failed."""
+    """Prints the report; returns the number of failed checks."""
     try:
         config = families.read_config(folder)
         family = families.find(config, name)
@@ -53,7 +53,7 @@ def inspect(folder: Path, name: str | None = None) -> int:
             warnings.simplefilter("always")
             try:
                 print(f"ok     {title}: {check()}")
-            except (OSError, ValueError, ImportError) as error:  # the last: diffusers is not installed
+            except (OSError, ValueError, ImportError) as error:  # ImportError: diffusers is not installed
                 failed += 1
                 print(f"WRONG  {title}: {error}")
         for text in dict.fromkeys(str(note.message) for note in notes):

@@ -30,7 +30,7 @@ from unidiff.program import run_program
 
 @dataclass(frozen=True)
 class Config:
-    """The part of a recipe's settings that memory depends on."""
+    """The settings of a recipe that affect memory."""
 
     model: FilePath | None = setting(
         "", None, "checkpoint folder; none = the published sizes of MMaDA-8B, or of LLaDA-8B without pictures"
@@ -49,15 +49,15 @@ class Config:
     max_rounds: int = setting("", 4, "pictures of a rollout")
 
 
-CHUNK = 1 << 28  # bytes of log-probabilities that `score` keeps at once, of each modality
+CHUNK = 1 << 28  # bytes of log-probabilities that `score` keeps at once, per modality
 BYTES = {"float32": 4, "bfloat16": 2}
 Lines = list[tuple[str, str, float]]  # what, formula, bytes
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a checkpoint counts: its body, the codes of its images (0: a model of text alone), which way its tokens
-    see, and the tokens of a text and of a picture if nobody says otherwise."""
+    """The properties of a checkpoint that affect memory: its body, the size of its codebook (0 = text-only), its
+    attention, and the default tokens of a text and of a picture."""
 
     body: LlamaConfig
     codebook: int
@@ -67,7 +67,7 @@ class Shape:
 
 
 def shape(config: Config) -> Shape:
-    """From config.json. Raises ValueError or FileNotFoundError."""
+    """Reads config.json. Raises ValueError or FileNotFoundError."""
     if config.model is None:
         mlp, codes = 12288, 8192 if config.pictures else 0
         rows = 126464 + codes
@@ -85,19 +85,19 @@ def shape(config: Config) -> Shape:
         picture = math.prod(spec["image_grid"]) + 2
         return Shape(LlamaConfig(**content["backbone"]), spec["codebook_size"], False, spec["text_length"], picture)
     stated = {**content, **content.get("unidiff", {}).get("spec", {})}
-    codes = getattr(families.find(content), "codebook_size", 8192)  # of the family, 0 if it is one of text alone
+    codes = getattr(families.find(content), "codebook_size", 8192)  # of the family; 0 = text-only
     return Shape(read_architecture(content), stated.get("codebook_size", codes) if codes else 0, True)
 
 
 def segments(config: Config, model: Shape) -> tuple[int, int, int]:
-    """Pictures of a rollout, and the tokens of a text and of a picture."""
+    """The number of pictures in a rollout, and the tokens of a text and of a picture."""
     rounds = config.max_rounds if config.pictures and model.codebook else 0
     return rounds, config.text_length or model.text_length, config.picture or model.picture
 
 
 def laid_out(config: Config, model: Shape) -> tuple[int, int]:
-    """Rows and tokens a row of one micro-batch, as the body sees it: a row for each sampled segment, the sequence cut
-    after it; under block-causal attention the sequence and its noisy copy."""
+    """Rows, and tokens per row, of one micro-batch in the body. Bidirectional: one row per sampled segment, cut after
+    it. Block-causal: the sequence and its noisy copy."""
     rounds, text, picture = segments(config, model)
     response = rounds * (text + picture) + text
     if model.bidirectional:
@@ -110,7 +110,7 @@ def kv_width(body: LlamaConfig) -> int:
 
 
 def weights(body: LlamaConfig) -> int:
-    """N: numbers in the body and its head."""
+    """N: parameters of the body and its head."""
     return sum(math.prod(sides) for sides in published_shapes(body).values())
 
 
@@ -122,12 +122,12 @@ def adapters(body: LlamaConfig, rank: int) -> int:
 
 
 def kept_in_a_layer(body: LlamaConfig, bytes_: int, lora_rank: int) -> int:
-    """k: bytes a token that autograd keeps in one layer, b a number or 4 where it is computed in float32.
+    """k: bytes per token that autograd keeps in one layer. A number takes b bytes, or 4 if it is computed in float32.
 
-    Norms: their input in float32, its scale; what a trained norm's weight multiplies. Attention: queries, keys, values
-    (for every head, shared or not), its output, a number a head. MLP: the gate before and after SiLU, the other factor.
-    Projections: their inputs; of frozen ones in bfloat16 those of their adapters, in float32, each its own, and what A
-    makes of them.
+    Norms: the input in float32, its scale, and the factor of a trained norm's weight. Attention: queries, keys, values
+    (for every head, shared or not), the output, and one number per head. MLP: the gate before and after SiLU, and the
+    other factor. Projections: their inputs. Frozen projections in bfloat16: each adapter's own float32 input, and the
+    output of its A.
     """
     d, m, b = body.hidden_size, body.intermediate_size, bytes_
     kept = 2 * (4 * d + 4) + b * 4 * d + 4 * body.num_attention_heads + 3 * b * m
@@ -180,7 +180,7 @@ def table(title: str, lines: Lines) -> list[str]:
 def plan(config: Config) -> str:
     """The whole report."""
     ways = [("each GPU (1_gpu, 8_gpu, nodes)", config, False)]
-    if not config.lora_rank:  # without shards the weights that are trained must be float32
+    if not config.lora_rank:  # without sharding, trained weights must be float32
         ways = [(ways[0][0] + ", float32", replace(config, dtype="float32"), False)]
         ways += [(f"each of {config.processes} GPUs, FSDP2 (8_gpu_fsdp2)", config, True)]
     model = shape(config)
@@ -200,7 +200,7 @@ def plan(config: Config) -> str:
 
 
 def parsed(argv: Sequence[str] | None = None) -> Config:
-    """The settings of the command line, and of a file that may hold all of the recipe's."""
+    """The settings of the command line and of a file, which may contain all settings of the recipe."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "recipes"))
     from interleaved_reasoning import Config as Recipe  # type: ignore[import-not-found]
 

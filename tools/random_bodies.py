@@ -20,8 +20,8 @@ from unidiff.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Shape:
-    """A body, and the lengths of what is written with it. block, steps: of a text. side: of a picture's grid in
-    text-to-image and editing; small: of one in interleaved rounds. rank: of adapters."""
+    """A body, and the lengths of its prompts and responses. block, steps: of a text. side: of a picture's grid in
+    text-to-image and editing; small: in interleaved rounds. rank: of adapters."""
 
     body: dict[str, int]
     codes: int
@@ -80,7 +80,7 @@ class Bench:
         activations.enable(self.model)
 
     def text(self, length: int, prompt: bool = False, end: int = 0) -> Segment:
-        """end: which of the spec's end tokens a sampled text has; 1 = the one that announces a picture."""
+        """A text of random ids. end: index of a sampled text's end token in the spec; 1 announces a picture."""
         ids = torch.randint(16, self.spec.text_range[1], (length,), generator=self.chance)
         if not prompt:
             ids[-1] = self.spec.text_end[end]
@@ -91,14 +91,14 @@ class Bench:
         return Segment(Modality.IMAGE, codes + self.spec.image_offset, prompt, (side, side))  # type: ignore[arg-type]
 
     def texts(self, rows: int) -> Canvas:
-        """[rows, prompt + text]: one text a response."""
+        """[rows, prompt + text]: responses of one text."""
         found = []
         for _ in range(rows):
             found.append(Interleaved([self.text(self.shape.prompt, True), self.text(self.shape.text)]))
         return self.model.render(found)
 
     def rounds(self, rows: int) -> Canvas:
-        """Interleaved responses: texts and pictures in turn, and a last text."""
+        """Interleaved responses: alternating texts and pictures, and a last text."""
         s = self.shape
         found = []
         for _ in range(rows):
@@ -120,11 +120,11 @@ class Bench:
         return found
 
     def canvases(self) -> dict[str, Canvas]:
-        """What a policy is scored on: a batch of texts, and three interleaved responses."""
+        """Canvases to score: a batch of texts, and three interleaved responses."""
         return {"texts": self.texts(self.rows), "rounds": self.rounds(3)}
 
     def flops(self, canvas: Canvas) -> tuple[list[int], float]:
-        """Tokens of each pass of the body that scores a canvas, and the FLOPs of all."""
+        """The tokens of each body pass that scores a canvas, and the FLOPs of all passes."""
         passes: list[int] = []
         total, count = 0.0, ModelFlops.of(self.model.backbone)
 
@@ -142,7 +142,7 @@ class Bench:
 
 
 def _spec(shape: Shape) -> ModelSpec:
-    """Ids in the order of MMaDA: words, and codes behind them."""
+    """Ids in the order of MMaDA: words, then codes."""
     words = shape.body["vocab_size"] - shape.codes
     return ModelSpec(
         family="mmada", mask=2, pad=3, bos=4, text_end=(5, 6), image_next=6, image_begin=(6,), image_end=(7,),

@@ -42,23 +42,23 @@ from fastapi.responses import JSONResponse
 from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-PIXELS = 4096 * 4096  # of one picture: a small file may hold a very large one
+PIXELS = 4096 * 4096  # maximum of one picture; a small file can decode to a very large one
 PIXELS_OF_REQUEST = 1 << 28  # 256 pictures of 1024 x 1024, 0.8 GB
-MARKS = 2_000_000  # commas and brackets of a body: a small one may hold a very large structure
+MARKS = 2_000_000  # maximum commas and brackets of a body; a small body can parse to a very large structure
 
 
 class BadItemError(ValueError):
-    """An item that is not of the protocol."""
+    """An item violates the protocol."""
 
 
 class Memory:
-    """How many bytes the bodies and pictures of all requests together may still have."""
+    """The remaining bytes for the bodies and pictures of all requests together."""
 
     def __init__(self, most: int) -> None:
         self.left, self.lock = most, threading.Lock()
 
     def take(self, count: int) -> None:
-        """Raises queue.Full if there are not as many."""
+        """Reserves bytes. Raises queue.Full if too few are left."""
         with self.lock:
             if count > self.left:
                 raise queue.Full
@@ -70,13 +70,13 @@ class Memory:
 
 
 class Allowance:
-    """How many pixels the pictures of a request may still have. held: bytes of those that it has."""
+    """The remaining pixels for the pictures of a request. held: bytes of the pictures so far."""
 
     def __init__(self, memory: Memory) -> None:
         self.left, self.held, self.memory = PIXELS_OF_REQUEST, 0, memory
 
     def take(self, image: Any) -> None:
-        """Raises BadItemError if a picture has too many. Only its header has been read."""
+        """Reserves a picture's pixels, before it is decoded. Raises BadItemError if it has too many."""
         if (pixels := image.width * image.height) > PIXELS:
             raise BadItemError(f"a picture has more than {PIXELS} pixels")
         if pixels > self.left:
@@ -87,7 +87,7 @@ class Allowance:
 
 
 class Item:
-    """One item of a request, as a scorer sees it."""
+    """One item of a request, as passed to a scorer."""
 
     def __init__(self, request: Any, allowance: Allowance) -> None:
         if not isinstance(request, dict) or not isinstance(request.get("history"), list) or not request["history"]:
@@ -128,12 +128,12 @@ def _content(part: dict, allowance: Allowance) -> Any:
             return rgb(image)
     except (BadItemError, queue.Full):
         raise
-    except Exception as error:  # damaged files raise anything
+    except Exception as error:  # damaged files can raise anything
         raise BadItemError(f"a picture cannot be read ({', '.join(FORMATS)}): {type(error).__name__}") from error
 
 
 def rgb(image: Any) -> Any:
-    """A picture as a viewer shows it: upright, 16-bit grey scaled to 8 bits, what is transparent on white."""
+    """A picture as a viewer shows it: EXIF orientation, 16-bit grey scaled to 8 bits, transparency on white."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         image = image.convert("I").point(lambda value: value * (255 / 65535) + 0.5).convert("L")
@@ -147,7 +147,7 @@ def rgb(image: Any) -> Any:
 
 
 def find(name: str) -> Callable:
-    """The function that `package.module:function` or `path/to/file.py:function` names. One line if there is none."""
+    """The function `package.module:function` or `path/to/file.py:function`. Exits with one line if there is none."""
     place, _, attribute = name.rpartition(":")
     if not place:
         raise SystemExit(f"error: {name!r} names no function; write package.module:function or file.py:function")
@@ -155,7 +155,7 @@ def find(name: str) -> Callable:
     try:
         if place.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            assert spec is not None and spec.loader is not None  # a name that ends in .py has a loader
+            assert spec is not None and spec.loader is not None  # a .py file has a loader
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:
@@ -163,7 +163,7 @@ def find(name: str) -> Callable:
         function = getattr(module, attribute)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a module raises, SystemExit too
+    except BaseException as error:  # a module can raise anything, also SystemExit
         where = f"{error.filename}, line {error.lineno}: " if isinstance(error, SyntaxError) else ""
         said = f"{where}{type(error).__name__}: {' '.join(str(error).split())}"
         raise SystemExit(f"error: {name!r}: {said}") from error
@@ -173,7 +173,7 @@ def find(name: str) -> Callable:
 
 
 def found(words: str) -> dict[str, Callable]:
-    """The scorers by name of "function,name=function,…". One line if two have one name."""
+    """Parses "function,name=function,…" to scorers by name. Exits with one line if two share a name."""
     scorers: dict[str, Callable] = {}
     for word in words.split(","):
         name, equals, place = word.partition("=")
@@ -201,7 +201,7 @@ class Scorer:
         threading.Thread(target=self._serve, daemon=True, name=f"scorer-{name}").start()
 
     def put(self, item: Item) -> Future:
-        """Raises queue.Full if too many wait."""
+        """Queues an item. Raises queue.Full if too many are waiting."""
         self.queue.put_nowait((item, future := Future()))
         return future
 
@@ -223,7 +223,7 @@ class Scorer:
                 future.set_result((value, error))
 
     def _score(self, items: list) -> list:
-        """(value, None) or (None, why not) for each item."""
+        """(value, None) or (None, error) for each item."""
         self.batches += 1
         try:
             return [_checked(value) for value in self._call(items)]
@@ -250,7 +250,7 @@ class Scorer:
 
 
 def _checked(value: Any) -> tuple:
-    """(value, None) for None, a finite number or a dictionary of them; else (None, why not)."""
+    """(value, None) for None, a finite number or a dictionary of them; else (None, error)."""
     if isinstance(value, dict):
         pairs = {key: _checked(one) for key, one in value.items()}
         wrong = [error for _, error in pairs.values() if error]
@@ -268,7 +268,7 @@ def _checked(value: Any) -> tuple:
 
 
 class Reply(JSONResponse):
-    """ASCII alone: a text that a client sent can hold half a character, which no other encoding takes."""
+    """ASCII only: a client's text can contain half of a surrogate pair, which UTF-8 cannot encode."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
@@ -279,10 +279,10 @@ def refusal(status: int, why: str, **headers: str) -> Reply:
 
 
 def parsed(body: bytes) -> Any:
-    """JSON as the standard has it. Raises ValueError with what is wrong."""
+    """Parses strict JSON. Raises ValueError with the fault."""
 
     def finite(word: str) -> float:
-        if not math.isfinite(float(word)):  # also NaN, Infinity and -Infinity, which Python would take
+        if not math.isfinite(float(word)):  # also rejects NaN, Infinity and -Infinity, which Python accepts
             raise ValueError(f"{word[:100]} is not a number in JSON")
         return float(word)
 
@@ -300,8 +300,8 @@ def parsed(body: bytes) -> Any:
 
 
 class BodyLimit:
-    """Reads bodies. Refuses one that has more than `most` bytes, whatever length it claims, one that takes longer than
-    `seconds`, and one that does not fit into the memory of all requests."""
+    """Reads bodies. Refuses a body with more than `most` bytes (whatever length it claims), one that takes longer than
+    `seconds`, and one that exceeds the shared memory of all requests."""
 
     def __init__(self, app: Any, most: int, seconds: float, memory: Memory) -> None:
         self.app, self.most, self.seconds, self.memory = app, most, seconds, memory
@@ -325,7 +325,7 @@ class BodyLimit:
             self.memory.give(len(body))
 
     async def _read(self, body: bytearray, receive: Any) -> "Reply | None":
-        """Fills the body; gives an answer if it is refused."""
+        """Fills the body; returns a reply if it is refused."""
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -353,10 +353,10 @@ def build(
     body_seconds: float = 60.0,
     memory: int = 4 << 30,
 ) -> FastAPI:
-    """The application. batch: most items in one call of a scorer. wait: seconds for others to share it. body, items:
-    most bytes and items of one request. waiting: most items in a scorer's queue, beyond which clients are told 503.
-    seconds: for the scorers to answer a request; values that are not there by then are errors of their items.
-    body_seconds: for a body to arrive. memory: bytes of all requests' bodies and pictures together."""
+    """The application. batch: maximum items in one call of a scorer. wait: seconds to wait for more items of a batch.
+    body, items: maximum bytes and items of one request. waiting: maximum items in a scorer's queue; beyond it clients
+    get 503. seconds: timeout of the scorers for a request; later values become errors of their items. body_seconds:
+    timeout of a body's arrival. memory: maximum bytes of all requests' bodies and pictures together."""
     served = {name: Scorer(name, function, batch, wait, waiting) for name, function in scorers.items()}
     started, shared = time.monotonic(), Memory(memory)
     app = FastAPI(title="reward server", docs_url=None, redoc_url=None, openapi_url=None)
@@ -392,8 +392,8 @@ def build(
 
 
 def enlist(served: "dict[str, Scorer]", requests: list, allowance: Allowance) -> "tuple[list, list]":
-    """Puts every item into the queues of its scorers: (index, name, future) of each, and what is wrong with items.
-    Raises queue.Full, and withdraws what it has put."""
+    """Puts every item into the queues of its scorers. Returns (index, name, future) for each, and the items' errors.
+    If a queue is full, cancels what it has queued and raises queue.Full."""
     asked: list = []
     errors: list = [None] * len(requests)
     try:
@@ -419,13 +419,13 @@ def _names(request: Any, served: dict) -> "list[str]":
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise BadItemError("an item needs a list of required_rewards, which are names")
     names = list(dict.fromkeys(names))
-    if len(names) > (most := len(served) + 16):  # some may be unknown, and are named
+    if len(names) > (most := len(served) + 16):  # some unknown names are allowed; they are reported
         raise BadItemError(f"an item asks for {len(names)} rewards; at most {most} are looked at")
     return names
 
 
 async def collect(asked: list, errors: list, seconds: float) -> list:
-    """The results of all items. Adds to the errors what scorers raised, and what is not there after `seconds`."""
+    """The results of all items. Adds scorers' exceptions and timeouts to `errors`."""
     results: list = [{} for _ in errors]
     futures = {asyncio.wrap_future(future): (i, name) for i, name, future in asked}
     if futures:
@@ -440,7 +440,7 @@ async def collect(asked: list, errors: list, seconds: float) -> list:
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to the system, which ends the process even while a scorer hangs or holds the interpreter."""
+    """Uses the system's default signal handlers, which end the process even while a scorer hangs or holds the GIL."""
 
     def capture_signals(self) -> Any:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -24,7 +24,7 @@ WIDTH = 1180
 
 @dataclass(frozen=True)
 class Config:
-    """Where the pictures go."""
+    """The output folder."""
 
     output: str = setting(
         "",
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def rollout(page: Page, path: Path) -> None:
-    """The first rollout that has most to show; its second edit is masked."""
+    """A screenshot of the first rollout that shows most features, with its second edit masked."""
     wanted = (":has(.badge.good):has(td.opposed)", ":has(td.opposed)", ":has(.badge.good)", "")
     chosen = next(found for w in wanted if (found := page.locator(f".rollout:has(.pick){w}")).count()).first
     chosen.locator(".pick").nth(min(1, chosen.locator(".pick").count() - 1)).click()
@@ -65,7 +65,7 @@ def rollout(page: Page, path: Path) -> None:
 
 
 def comparison(page: Page, path: Path) -> None:
-    """The first two rounds, half denoised."""
+    """A screenshot of a comparison's first two rounds, half denoised."""
     chosen = page.locator(".comparison").first
     for slider in chosen.locator("input[type=range]").all():
         slider.fill("3")

@@ -31,13 +31,13 @@ from unidiff.tasks.encode import encode, ready
 from unidiff.tasks.validate import as_rollout
 
 BASE = Path(__file__).resolve().parent.parent / "recipes" / "base"
-KNOWN = {"oracle": "best", "demonstrator": "demonstration", "random": "random_walk"}  # rows, and methods of a task
+KNOWN = {"oracle": "best", "demonstrator": "demonstration", "random": "random_walk"}  # row -> method of a task
 SAMPLED = ("greedy", "sampled")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which tasks, which rows, and with which model."""
+    """The tasks, the rows and the model."""
 
     tasks: tuple[str, ...] = setting("", ("frozen_lake",), "names, files or modules, as in --task of a recipe")
     rows: tuple[str, ...] = setting("", (*KNOWN, *SAMPLED), "oracle, demonstrator, random, greedy, sampled")
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def figures(model: UnifiedModel, task: Task, config: Config) -> dict[str, dict[str, float]]:
-    """Each row's figures by name. A row that a task does not know is left out."""
+    """Each row's figures by name, without rows that the task does not support."""
     indices = range(min(config.count, task.length(config.split) or config.count))
     found: dict[str, dict[str, float]] = {}
     for row in config.rows:
@@ -92,14 +92,14 @@ def figures(model: UnifiedModel, task: Task, config: Config) -> dict[str, dict[s
 def known(
     model: UnifiedModel, task: Task, split: str, indices: Sequence[int], respond: Callable[[Any], Any]
 ) -> dict[str, float]:
-    """Figures of responses that are given, after their pictures went through the model's image tokenizer."""
+    """Figures of given responses, with pictures encoded and decoded by the model's image tokenizer."""
     examples = [ready(model, task, task.example(split, i)) for i in indices]
     rollouts = [as_rollout(model, encode(model, task, e), respond(e)) for e in examples]
     return means(task.measure(segment_views(model, rollouts, examples), examples))
 
 
 def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
-    """A Markdown table: a line a task and row, a column a figure that at least half of the tasks have; in percent."""
+    """A Markdown table, in percent: one line per task and row, one column per figure of at least half of the tasks."""
     counts: dict[str, int] = {}
     for rows in found.values():
         for name in dict.fromkeys(name for row in rows.values() for name in row):

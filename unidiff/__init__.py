@@ -1,7 +1,7 @@
 """unidiff: reinforcement learning of unified masked discrete diffusion models.
 
-The names below are imported when they are first used: what only looks at the package waits for neither torch nor
-transformers, and sampling does not wait for the trainer.
+The names below are imported at first use. So `import unidiff` does not load torch or transformers, and sampling does
+not load the trainer.
 """
 
 from importlib import import_module

@@ -1,9 +1,9 @@
-"""Which token sees which, and the exact key/value cache of block-causal models.
+"""Attention masks, and the exact key/value cache of block-causal models.
 
 Under block-causal attention a token sees every earlier segment and all of its own segment. A finished segment's keys
-and values then never change, so a cache of them is exact. Under bidirectional attention every token sees every other,
-so a segment is scored on the sequence as it was when the segment was sampled. Masks are additive: 0 where a key is
-seen, a large negative number elsewhere (not -inf: a pad's row of -inf would be NaN after softmax).
+and values then never change, so caching them is exact. Under bidirectional attention every token sees every other. A
+segment is then scored with the sequence cut to what existed when it was sampled. Masks are additive: 0 where a key is
+visible, a large negative number elsewhere (not -inf: softmax of a pad's row of -inf would be NaN).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
 def pad_bias(valid: Tensor | None, policy: str, additive_to: str, dtype: torch.dtype) -> Tensor | None:
     """Additive mask [B, 1, 1 or L, L] for rows with pads; valid [B, L]: False or 0 = pad.
 
-    policy: "hard" = pads are never attended. "attend" = they are tokens like any other (None is returned, as it is
-    without `valid`). "additive_one" = they are attended, but 1 is added to the scores of what is valid: of pairs
-    whose query and key are valid (additive_to="valid_pairs"), or of every valid key ("valid_keys").
+    policy: "hard" = pads are never attended. "attend" = pads are like other tokens; returns None, as without `valid`.
+    "additive_one" = pads are attended, but 1 is added to the scores of valid tokens: where query and key are both valid
+    (additive_to="valid_pairs"), or where the key is ("valid_keys").
     """
     if valid is None or policy == "attend":
         return None
@@ -60,7 +60,7 @@ def seen_clean_and_noisy(clean: Tokens, noisy: Tokens, copy: Tensor) -> Tensor:
     """[B, L+M, L+M] bool for the clean sequence [B, L] followed by noisy copies of its segments [B, M].
 
     Clean tokens see clean tokens block-causally. A noisy token sees the clean tokens of earlier segments and the noisy
-    tokens of its own segment and copy: just what it saw when it was sampled. copy: [B, M], which copy a token is of.
+    tokens of its own segment and copy: the same context as in sampling. copy: [B, M], the index of a token's copy.
     """
     L = clean.shape[1]
     width = L + noisy.shape[1]
@@ -76,12 +76,12 @@ def seen_clean_and_noisy(clean: Tokens, noisy: Tokens, copy: Tensor) -> Tensor:
 def noisy_copies(
     canvas: Canvas, mask_KBL: Tensor, scored_KBL: Tensor, hide: int
 ) -> tuple[Tokens, Tensor, Tensor, Tensor]:
-    """The noisy copies behind the clean sequence of a block-causal model: for each of K masks those of the
-    segments in which it scores a token, and no others.
+    """The noisy copies after a block-causal model's clean sequence. Each of K masks gets copies of only the segments in
+    which it scores a token.
 
-    canvas: [B, L]. mask_KBL: bool, the tokens to hide. scored_KBL: bool, those of them that are asked for. hide: id of
-    the mask token. Returns tokens [B, M], with pads at the right; source [B, M], column of `clean` that each is (-1 =
-    none); copy [B, M], the mask that each is under; scored [B, M] bool. M is at least 1.
+    canvas: [B, L]. mask_KBL: bool, the tokens to mask. scored_KBL: bool, the masked tokens to score. hide: id of the
+    mask token. Returns tokens [B, M], padded at the right; source [B, M], the column of `clean` that each copies (-1 =
+    none); copy [B, M], the index of its mask; scored [B, M] bool. M is at least 1.
     """
     K, N = len(mask_KBL), canvas.noisy.shape[1]
     noisy = Tokens.cat([canvas.noisy] * K)
@@ -103,22 +103,22 @@ def noisy_copies(
 
 def before_last_sampled(canvas: Canvas) -> Tokens:
     """The clean tokens that some noisy token of their row sees: those before the last segment with a sampled token.
-    The others would be computed for nothing. The cut does not depend on the masks, so the same tokens have
-    the same values, to the last bit, under any number of them."""
+    No other clean token is needed. The cut does not depend on the masks, so results are bit-identical for any
+    number of masks."""
     ordinal = (canvas.segment * canvas.sampled).amax(1, keepdim=True)  # 0 where nothing is sampled
     seen = canvas.clean.valid & (canvas.segment < ordinal)
     return dataclasses.replace(canvas.clean, valid=seen).columns(slice(used_columns(seen)))
 
 
 def touched_segments(canvas: Canvas, scored_KBL: Tensor) -> Tensor:
-    """[K, B, S] bool: segments in which a mask scores a token, by ordinal."""
+    """[K, B, S] bool: whether mask k scores a token of segment s."""
     touched = canvas.segment.new_zeros(*scored_KBL.shape[:2], int(canvas.segment.max()) + 2)
-    touched.scatter_(2, (canvas.segment + 1) * scored_KBL, 1)  # what is not scored goes to the first place
+    touched.scatter_(2, (canvas.segment + 1) * scored_KBL, 1)  # unscored tokens write to column 0, which is dropped
     return touched[:, :, 1:].bool()
 
 
 def _to_the_left(keep: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function that packs the columns of [B, W] tensors that `keep` [B, W] chooses to the left, in their order."""
+    """Returns a function that moves the columns selected by `keep` [B, W] to the left of a [B, W] tensor, in order."""
     order = keep.int().argsort(dim=1, descending=True, stable=True)[:, : max(int(keep.sum(1).max()), 1)]
     return lambda x: x.gather(1, order)
 
@@ -126,16 +126,16 @@ def _to_the_left(keep: Tensor) -> Callable[[Tensor], Tensor]:
 def cut_after_segments(
     canvas: Canvas, mask_KBL: Tensor, scored_KBL: Tensor, hide: int
 ) -> tuple[Tokens, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """What a bidirectional model saw of each segment while it sampled it: for each of K masks a row for every segment
-    in which it scores a token.
+    """The inputs that a bidirectional model saw when it sampled: for each of K masks, one row per segment in which the
+    mask scores a token.
 
-    canvas: [B, L], with a noisy copy [B, N]. mask_KBL: bool, the tokens to hide. scored_KBL: bool, those of them that
-    are asked for. hide: id of the mask token. A row is the clean sequence before the segment, and the segment with its
-    masked tokens hidden: an image with its delimiters and kept tokens, a text with its canvas up to the spec's length.
-    Nothing behind it existed yet.
+    canvas: [B, L], with a noisy copy [B, N]. mask_KBL: bool, the tokens to mask. scored_KBL: bool, the masked tokens to
+    score. hide: id of the mask token. A row is the clean sequence before the segment, then the segment with its masked
+    tokens: an image with its delimiters and copied tokens, a text with its whole canvas. Later segments did not exist
+    yet, so they are left out.
 
-    Returns tokens [R, W], with pads at the right; source [R, W], column of `clean` that each is (-1 = none); scored
-    [R, W] bool; mask and row of the canvas that each row is of, both [R]. R is at least 1.
+    Returns tokens [R, W], padded at the right; source [R, W], the column of `clean` of each token (-1 = none); scored
+    [R, W] bool; and the mask and the canvas row of each of the R rows, both [R]. R is at least 1.
     """
     touched = touched_segments(canvas, scored_KBL)
     if not bool(touched.any()):
@@ -159,12 +159,12 @@ def cut_after_segments(
 
 
 def like_lengths(lengths: Sequence[int], most: int = 4) -> list[list[int]]:
-    """Rows of like length together, in at most `most` groups: those that run the fewest tokens if each group is padded
-    to its longest row. A further group must save 5 % of the tokens."""
+    """Groups rows of similar length, in at most `most` groups. Each group is padded to its longest row, and the groups
+    minimise the total of tokens. One more group must save 5 % of them."""
     held = Counter(lengths)
     values = sorted(held)
     upto = list(itertools.accumulate(held[v] for v in values))
-    # least[j]: tokens of the rows of the first j + 1 lengths, and where their groups end
+    # least[j]: the fewest tokens for the rows of the first j + 1 lengths, and where the groups end
     least = [(upto[j] * v, (j,)) for j, v in enumerate(values)]
     for _ in range(most - 1):
         more = [
@@ -182,11 +182,11 @@ def like_lengths(lengths: Sequence[int], most: int = 4) -> list[list[int]]:
 
 
 class SegmentCache:
-    """Keys and values of finished segments, in the shape that transformers' attention layers call.
+    """Keys and values of finished segments, with the interface that transformers' attention layers call.
 
-    A forward pass over a new block calls `update` once a layer: the block's keys and values are put behind the
-    finished ones, so that the block sees both. They stay only if `advance` is called; the next block overwrites them
-    otherwise. Storage [B, heads, capacity, head_dim] a layer, allocated once.
+    A forward pass over a new block calls `update` once per layer. It appends the block's keys and values, so that the
+    block sees them and the finished ones. They stay only if `advance` is called; otherwise the next block overwrites
+    them. Storage is [B, heads, capacity, head_dim] per layer, allocated once.
     """
 
     def __init__(self, layers: int, capacity: int) -> None:
@@ -210,7 +210,7 @@ class SegmentCache:
         self.length += n
 
     def rows(self, index: Tensor) -> None:
-        """Keeps the given rows (an index may come several times)."""
+        """Selects rows; an index may repeat."""
         self.layers = [None if layer is None else (layer[0][index], layer[1][index]) for layer in self.layers]
 
     def only(self, index: Tensor) -> SegmentCache:
@@ -224,11 +224,11 @@ class SegmentCache:
 
 
 class Context:
-    """The finished part of a batch of sequences that are being sampled.
+    """The finished part of a batch of sequences during sampling.
 
-    Block-causal: with an exact cache, or without one (`cache=False`: every read runs the whole sequence again, the
-    plain reference for the cached path). Bidirectional: every read runs the whole sequence, or only the columns that
-    the reader asks for, where it keeps keys and values of the others (`unidiff.kept_keys`).
+    Block-causal: an exact cache, or none (`cache=False`: every read runs the whole sequence again; tests compare the
+    cached path with it). Bidirectional: every read runs the whole sequence; or only the columns that the reader asks
+    for, if it keeps keys and values of the others (`unidiff.kept_keys`).
     """
 
     def __init__(self, layers: int, capacity: int, cache: bool = True, bidirectional: bool = False) -> None:
@@ -236,11 +236,11 @@ class Context:
         self.bidirectional = bidirectional
         self.cache = SegmentCache(layers, capacity) if cache and not bidirectional else None
         self._full = True  # no pads anywhere
-        self._fewer: tuple[Tensor, Context] | None = None  # the rows that `only` was last asked for
+        self._fewer: tuple[Tensor, Context] | None = None  # the rows of the last call of `only`, and their context
 
     def inputs(self, block: Tokens, dtype: torch.dtype, kept: KeptKeys | None = None) -> tuple[Tokens, Tensor | None]:
-        """What to run to read `block`, whose rows may be only the context's first ones: tokens that end with the block,
-        or are the columns of it that `kept` asks for; and their additive mask, None = everything is seen."""
+        """The tokens to run to read `block`, and their additive mask (None = full attention). The tokens end with the
+        block, or are the columns that `kept` asks for. `block` may have fewer rows: the context's first ones."""
         before = None if self.tokens is None else self.tokens.map(lambda t: t[: block.shape[0]])
         everything = block if before is None else Tokens.cat([before, block])
         if not self.bidirectional:
@@ -253,11 +253,11 @@ class Context:
         return query, None if self._full and kept is None else additive(seen, dtype)
 
     def only(self, rows: Tensor, among: int, first: bool, again: int = 1) -> Context:
-        """Some rows of this context, to be read, while rows of a loop are done one after another.
+        """This context, restricted to the rows that a denoising loop has not finished; for reading only.
 
-        rows: int64, ascending, of the context's first `among`. first: the loop begins again; from then on each call's
-        rows are among those of the call before. again: how often each row comes, one after another. Keys and values are
-        copied only where the rows have become fewer, or come again.
+        rows: int64, ascending, among the context's first `among` rows. first: a new loop begins; each later call's
+        rows are a subset of the call before. again: each row is repeated this many times in a row. Keys and values are
+        copied only when rows have been dropped, or are repeated.
         """
         if first:
             self._fewer = None
@@ -277,7 +277,7 @@ class Context:
         return other
 
     def append(self, block: Tokens) -> None:
-        """Makes `block`, which has just been read in its final state, part of the context."""
+        """Appends `block`. It must just have been read in its final state."""
         self.tokens = block if self.tokens is None else Tokens.cat([self.tokens, block])
         if self.cache is not None:
             self.cache.advance(block.shape[1])
@@ -292,7 +292,7 @@ class Context:
 
     def _look(self) -> None:
         self._fewer = None
-        if self.bidirectional:  # asked once a segment, not in every denoising step
+        if self.bidirectional:  # once per segment: `all` synchronises with the device
             self._full = self.tokens is None or bool(self.tokens.valid.all())
 
     @property

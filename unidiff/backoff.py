@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 FIRST_SECONDS = 0.5
-_CHANCE = random.Random()  # not the global one, which belongs to the run
+_CHANCE = random.Random()  # not the global generator, which must not change
 
 
 def pause_before(retry: int) -> float:
-    """Seconds before a retry (0 = the first). Up to half shorter by chance, so that processes do not come at once."""
+    """Seconds before a retry (0 = the first). Randomly shortened by up to half, so that processes spread out."""
     return FIRST_SECONDS * 2**retry * _CHANCE.uniform(0.5, 1.0)

@@ -1,8 +1,8 @@
 """Interleaved sequences laid out as a batch for a model.
 
-`Tokens` is a batch of positions with everything that a model's input embedding and attention mask need to know of
-them. `Canvas` is a batch of interleaved sequences as tokens: the *clean* sequence, and the *noisy* copy of its sampled
-segments, in which an estimator masks tokens to ask for their probability.
+`Tokens` is a batch of positions, with all that a model's input embedding and attention mask need. `Canvas` is a batch
+of interleaved sequences as tokens: the *clean* sequence, and a *noisy* copy of its sampled segments. An estimator
+masks tokens of the noisy copy to get their probabilities.
 
 Dimensions: B rows, L columns of the clean sequence, N columns of the noisy copy, n tokens of one segment.
 """
@@ -24,9 +24,9 @@ from unidiff.spec import ModelSpec
 class Tokens:
     """A batch of positions, all fields [B, N].
 
-    ids: int64. segment: ordinal of the segment in its row, -1 = pad. modality: `Modality`, -1 = pad. position: what
-    the rotary embedding sees. offset: index inside the segment's content, -1 = delimiter or pad. previous: for an
-    image token, the id at the same place of the image before, -1 = there is none. valid: False = pad.
+    ids: int64. segment: ordinal of the segment in its row, -1 = pad. modality: `Modality`, -1 = pad. position: for
+    the rotary embedding. offset: index inside the segment's content, -1 = delimiter or pad. previous: for an image
+    token, the id at the same position of the previous image, -1 = none. valid: False = pad.
     """
 
     ids: Tensor
@@ -62,7 +62,7 @@ class Tokens:
         return Tokens(**{x.name: torch.cat([getattr(p, x.name) for p in parts], 1) for x in fields(Tokens)})
 
 
-# What a pad holds in each field of Tokens.
+# A pad's value in each field of Tokens.
 _PAD = {"ids": 0, "segment": -1, "modality": -1, "position": 0, "offset": -1, "previous": -1, "valid": 0}
 
 
@@ -70,11 +70,11 @@ _PAD = {"ids": 0, "segment": -1, "modality": -1, "position": 0, "offset": -1, "p
 class Canvas:
     """A batch of interleaved sequences laid out for one model.
 
-    clean: the sequence [B, L]. sampled: [B, L] bool, response content that the policy chose (no delimiter, no kept
+    clean: the sequence [B, L]. sampled: [B, L] bool, response tokens that the policy sampled (no delimiter, no copied
     image token, nothing after an end token). noisy: [B, N] the copy of the sampled segments that is masked to score
-    them: a text with its canvas and the ids behind it, an image's sampled tokens. source: [B, N] int64,
-    column of `clean` that a noisy token copies, -1 = it only pads out a text's canvas and is always masked. step:
-    [B, L] int64, the denoising step that committed a sampled token, -1 = not sampled, or not known.
+    them: a text with its canvas and the ids after it, an image's sampled tokens. source: [B, N] int64, the column of
+    `clean` that a noisy token copies, -1 = the rest of a text's canvas, always masked. step: [B, L] int64, the
+    denoising step that committed a sampled token, -1 = not sampled, or unknown.
     """
 
     clean: Tokens
@@ -110,7 +110,7 @@ class Canvas:
         )
 
     def trimmed(self) -> tuple[Canvas, int]:
-        """Without the columns at the right that are pads in every row; and the clean width that is left."""
+        """Drops the columns at the right that are pads in every row. Also returns the clean width that remains."""
         width = used_columns(self.clean.valid)
         noisy = used_columns(self.noisy.valid)
         kept = Canvas(
@@ -134,9 +134,9 @@ def used_columns(valid: Tensor) -> int:
 
 
 def wrap(segment: Segment, spec: ModelSpec, announced: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """A segment as a part of a sequence: ids with the family's delimiters, and offsets (-1 at delimiters).
+    """A segment's ids with the family's delimiters, and their offsets (-1 at delimiters), both [n].
 
-    announced: the text before an image ended with the token that begins images, so it is not written again.
+    announced: the text before ended with the delimiter that begins images, so it is not repeated.
     """
     ids = segment.tokens.numpy()
     offset = np.arange(len(ids))
@@ -159,7 +159,7 @@ def _announces(segment: Segment, spec: ModelSpec) -> bool:
     return segment.modality is Modality.TEXT and last == spec.image_next and spec.image_begin[:1] == (last,)
 
 
-_NOT_SAMPLED = -2  # in place of the step of a token that was not sampled, while a row is laid out
+_NOT_SAMPLED = -2  # a row's step for tokens that were not sampled; `render` turns it into -1
 
 
 class _Row:
@@ -182,9 +182,9 @@ class _Row:
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a sequence, for training: the segments that are seen, by ordinal, and those of them that are scored.
+    """A part of a sequence, for training: the segments to keep, by ordinal, and which of these to score.
 
-    The others are left out, but count: what is kept has the ordinals and previous images that it has in the whole.
+    Kept segments have the same ordinals and previous images as in the whole sequence.
     """
 
     seen: frozenset[int]
@@ -199,8 +199,8 @@ def render(
 ) -> Canvas:
     """Lays interleaved sequences out for a model, or a window of each, padded at the right.
 
-    Raises ValueError where an id is outside its modality's range, or a sampled text is longer than the spec's
-    text length (see `ModelSpec.check_segment`); TypeError for rows that are not sequences.
+    Raises ValueError if an id is outside its modality's range, or a sampled text is longer than the spec's text
+    length (see `ModelSpec.check_segment`); TypeError if a row is not a sequence.
     """
     check_parts(rows, "rows", Interleaved)
     clean, noisy = [], []
@@ -229,7 +229,7 @@ def _render_row(row: Interleaved, spec: ModelSpec, window: Window | None = None)
             last_image = segment
         else:
             end = np.isin(ids, spec.text_end)
-            sampled &= end.cumsum() - end == 0  # there is nothing behind an end token
+            sampled &= end.cumsum() - end == 0  # nothing counts after an end token
         if window is not None and ordinal not in window.seen:
             continue
         scored = not segment.prompt and (window is None or ordinal in window.scored)
@@ -250,7 +250,7 @@ def _render_row(row: Interleaved, spec: ModelSpec, window: Window | None = None)
             room, n = spec.room(segment.room), len(segment.behind)
             rest = np.arange(len(at), room)
             noisy.add(np.full(len(rest), -1), ids=spec.mask, position=start + rest, offset=rest, previous=-1, **common)
-            if n:  # it is behind the canvas while the text is written
+            if n:  # `behind` follows the whole canvas while the text is sampled
                 column, place = start + len(ids) - n + np.arange(n), start + room + np.arange(n)
                 noisy.add(column, ids=ids[-n:], position=place, offset=-1, previous=-1, **common)
     return clean, noisy

@@ -1,7 +1,7 @@
-"""The command line: `parse(Config)` reads `--config file.yaml` and `--field value` for any field, which wins.
+"""The command line: `parse(Config)` reads `--config file.yaml` and `--field value`; the latter has priority.
 
 A setting is given by its name (`--beta 0.1`) or with its group (`--loss.beta 0.1`; in a file `loss: {beta: 0.1}`).
-Settings that belong to what another one names go with it: `--task.size 6` is `task_options: {size: 6}`.
+Options of a task are prefixed: `--task.size 6` is `task_options: {size: 6}`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def parse(
 ) -> T:
     """Builds the dataclass from the command line (default: sys.argv). `--help` prints all settings, `--help loss` one
     group, `--help yaml` a settings file.
-    start: gives the values that take the place of the defaults, from the settings that are given. others: keys that a
-    file may hold for another program.
 
-    Raises SystemExit with a message that a user can act on: an unknown key, a value of the wrong type, a missing file.
+    start: maps the given settings to values that replace the defaults. others: keys in a file that belong to another
+    program and are ignored. Raises SystemExit with a message for an unknown key, a value of a wrong type or a missing
+    file.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if asked := {"--help", "-h"} & set(words):
@@ -50,8 +50,8 @@ def parse(
 
 
 def ungrouped(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by their names alone, from names with or without a group. Raises ValueError for a setting that is given
-    twice, or under another group than its own."""
+    """Removes groups from the names of settings. Raises ValueError for a setting that is given twice, or under a wrong
+    group."""
     pairs: list[tuple[str, str, Any]] = []  # group, name, value
     for key, value in values.items():
         group, dot, name = key.partition(".")
@@ -65,7 +65,7 @@ def ungrouped(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for group, name, value in pairs:
         head, dot, option = name.partition(".")
-        if dot and f"{head}_options" in own:  # --task.size 6: one of several in a mapping
+        if dot and f"{head}_options" in own:  # --task.size 6: an entry of task_options
             found.setdefault(f"{head}_options", {})[option] = value
             continue
         if group and own.get(name, "") not in ("", group):
@@ -77,7 +77,7 @@ def ungrouped(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flags(words: Sequence[str]) -> dict[str, str]:
-    """--name value, --name=value, and a bare --name for true. The last one wins, as in a shell command."""
+    """Reads --name value, --name=value, and a bare --name for true. The last one wins."""
     given: dict[str, str] = {}
     at = 0
     while at < len(words):

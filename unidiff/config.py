@@ -1,13 +1,13 @@
 """One dataclass = one YAML file = one command line.
 
-`setting(group, default, text)` makes a field with the line that --help prints. `build` makes the dataclass from words
-or values; a key that does not exist is an error that names the nearest one that does. command_line.py reads the words.
+`setting(group, default, text)` makes a field with its line of --help. `build` makes the dataclass from words or values;
+an unknown key is an error that names the nearest known one. command_line.py reads the words.
 
 Fields are bool, int, float, str, Literal, tuple, list, dict, or a union of them with None. A float is finite, unless
-its type is `Unbounded`. In a `FilePath`, ~ and $NAME mean what they mean in a shell.
+its type is `Unbounded`. In a `FilePath`, ~ and $NAME are expanded as in a shell.
 
-`check_fields(self)` in a dataclass's `__post_init__` holds values from Python to the same types; `@typed` does so with
-the arguments of a function.
+`check_fields(self)` in a dataclass's `__post_init__` checks values from Python against the same types; `@typed` does
+this for a function's arguments.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def setting(group: str, default: Any, text: str) -> Any:
 
 
 def with_defaults(config: type[T], **values: Any) -> type[T]:
-    """The same settings with other defaults, as a recipe has them."""
+    """A subclass of a config with other defaults, for recipes."""
     hints, known = _hints(config), {f.name: f for f in fields(config)}  # type: ignore[arg-type]
     own = [(n, hints[n], setting(known[n].metadata["group"], v, known[n].metadata["help"])) for n, v in values.items()]
     frozen = config.__dataclass_params__.frozen  # type: ignore[attr-defined]
@@ -59,27 +59,27 @@ def build(config: type[T], values: dict[str, Any]) -> T:
 
 
 def nearest(name: Any, known: Iterable[Any], cutoff: float = 0.6) -> str:
-    """The end of a message about a name that is not known: the nearest one that is."""
+    """The end of an error message about an unknown name: "; did you mean …?", or "" if no name is near."""
     found = difflib.get_close_matches(str(name), map(str, known), 1, cutoff)
     return f"; did you mean {found[0]!r}?" if found and found[0] != name else ""
 
 
 def check_fields(settings: Any, prefix: str = "") -> None:
-    """Holds the fields of a dataclass to their types, and keeps them in plain form (a numpy scalar becomes an int or
-    float, a list a tuple where the field is one). Raises ValueError with the field's name behind the prefix."""
+    """Checks the fields of a dataclass against their types, and normalises them (a numpy scalar becomes an int or
+    float, a list a tuple if the field is a tuple). Raises ValueError with the prefix and the field's name."""
     values = {f.name: getattr(settings, f.name) for f in fields(settings)}
     for name, value in checked(values, type(settings), prefix).items():
         object.__setattr__(settings, name, value)  # the dataclass may be frozen
 
 
 def checked(values: Mapping[str, Any], owner: type | Callable[..., Any], prefix: str = "") -> dict[str, Any]:
-    """Values by name as the annotations of a class or a function say. Raises ValueError with the name."""
+    """Converts values to the annotated types of a class or function. Raises ValueError with the name."""
     hints = _hints(owner)
     return {k: convert(v, hints[k], prefix + k, words=False) for k, v in values.items() if k in hints}
 
 
 def typed(function: Call) -> Call:
-    """Decorator: holds the arguments of a call to the function's annotations, as `check_fields` does with fields."""
+    """Decorator: checks a call's arguments against the function's annotations, as `check_fields` does for fields."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -95,13 +95,13 @@ def typed(function: Call) -> Call:
 def _hints(owner: Any) -> dict[str, Any]:
     try:
         return get_type_hints(owner, include_extras=True)
-    except NameError:  # an annotation names what exists for type checkers only
+    except NameError:  # an annotation exists only for type checkers
         return {}
 
 
 def convert(value: Any, kind: Any, name: str, words: bool = True) -> Any:
-    """A value as the type of a field. words: strings are read as what they spell, as on the command line and in YAML;
-    otherwise a string is a text. Types that are not listed above take any value."""
+    """Converts a value to a field's type. words: strings are parsed, as on the command line and in YAML; otherwise a
+    string stays a text. Types that the module does not list accept any value."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         found = _plain(value, args[0], name, words, finite=math.inf not in args)
@@ -118,7 +118,7 @@ def convert(value: Any, kind: Any, name: str, words: bool = True) -> Any:
 
 
 def expanded(path: str, name: str) -> str:
-    """A path as a shell reads it. Raises ValueError if it names a user or a variable that is not there."""
+    """Expands a path as a shell does. Raises ValueError for an unknown user or variable."""
     found = os.path.expandvars(os.path.expanduser(path))
     if unknown := re.match(r"~[^/]*", found) or re.search(r"\$(\w+|\{[^}]*\})", found):
         raise ValueError(f"{name} is {path!r}; {unknown[0]} is not known here")
@@ -134,7 +134,7 @@ def _choice(value: Any, choices: Sequence[Any], name: str, words: bool) -> Any:
 
 
 def _one_of(value: Any, kinds: Sequence[Any], name: str, words: bool) -> Any:
-    """The first kind of a union that fits; None only where the union has it."""
+    """Converts to the first type of a union that fits; None only if the union has it."""
     spelled = words and isinstance(value, str) and value.lower() in ("none", "null")
     if type(None) in kinds and (value is None or spelled):
         return None
@@ -149,7 +149,7 @@ def _one_of(value: Any, kinds: Sequence[Any], name: str, words: bool) -> Any:
 
 
 def _several(value: Any, kind: type, args: Sequence[Any], name: str, words: bool) -> Any:
-    """A list from YAML, or words with commas between them."""
+    """A list from YAML, or comma-separated words."""
     if words and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if not isinstance(value, (list, tuple)):
@@ -162,7 +162,7 @@ def _several(value: Any, kind: type, args: Sequence[Any], name: str, words: bool
 
 
 def _mapping(value: Any, args: Sequence[Any], name: str, words: bool) -> dict[Any, Any]:
-    """A mapping from YAML, or name=value with commas between them."""
+    """A mapping from YAML, or comma-separated name=value."""
     if words and isinstance(value, str):
         pairs = [part.split("=", 1) for part in value.split(",") if part.strip()]
         if all(len(pair) == 2 for pair in pairs):
@@ -191,7 +191,7 @@ def _plain(value: Any, kind: Any, name: str, words: bool, finite: bool = True) -
 
 
 def _read(value: str, kind: type) -> Any:
-    """What a string spells, on the command line or in YAML. Raises ValueError, KeyError or OverflowError."""
+    """Parses a string of the command line or of YAML. Raises ValueError, KeyError or OverflowError."""
     if kind is bool:
         return _BOOLEANS[value.lower()]
     if kind is float:
@@ -203,15 +203,15 @@ def _read(value: str, kind: type) -> Any:
 
 
 def _typed(value: Any, kind: type, words: bool) -> Any:
-    """A value that has the kind, numpy's scalars and paths among them. Raises ValueError."""
-    if type(value).__name__ in ("bool", "bool_"):  # a number for Python, for numpy not
+    """Converts a value of a matching type (also numpy's scalars and paths). Raises ValueError."""
+    if type(value).__name__ in ("bool", "bool_"):  # a bool is a number in Python, but not in numpy
         if kind is bool:
             return bool(value)
     elif isinstance(value, numbers.Real):
         found: Any = value
         if kind is float or (kind is int and (isinstance(found, numbers.Integral) or found % 1 == 0)):
             return kind(found)
-        if words and kind in (str, bool):  # YAML reads an unquoted number as one
+        if words and kind in (str, bool):  # YAML reads an unquoted number as a number
             return _read(str(found), kind)
     elif kind is str and isinstance(value, (str, os.PathLike)):
         return os.fspath(value)

@@ -1,4 +1,4 @@
-"""Writing in one piece or not at all: a run that is killed, or finds the disk full, leaves what was there."""
+"""Atomic writes: if a run is killed or the disk is full, the old files remain."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-DRAFT = ".draft"  # ends the name of what is still being written
+DRAFT = ".draft"  # suffix of an unfinished file or folder
 
 
 def draft_of(path: Path) -> Path:
-    """Where a file or folder is written before it is whole."""
+    """The path at which a file or folder is written before it is complete."""
     return path.with_name(f"{path.name}{DRAFT}")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` make the file under another name, and renames it when it is whole; a failed draft is removed.
-    Raises WriteError."""
+    """Calls `write` with a draft path, then renames the draft. Removes a failed draft. Raises WriteError."""
     draft = draft_of(path)
     try:
         with named(path):
@@ -35,8 +34,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Gives a new folder to write to, which takes the place of `path` when it is whole; a failed draft is removed.
-    Raises WriteError."""
+    """Yields a draft folder, which then replaces `path`. Removes a failed draft. Raises WriteError."""
     draft, old = draft_of(path), draft_of(path.with_name(f"{path.name}.old"))
     try:
         with named(path):
@@ -53,12 +51,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 class WriteError(OSError):
-    """A path that could not be written, with the cause and the space that is left."""
+    """A path could not be written; the message has the cause and the free disk space."""
 
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Turns errors of writing, those of torch and safetensors too, into a WriteError."""
+    """Converts errors of writing (also those of torch and safetensors) to a WriteError."""
     try:
         yield
     except WriteError:
@@ -79,7 +77,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; None if it is missing, cut off or garbled."""
+    """The content of a JSON file; None if it is missing, truncated or garbled."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""Classifier-free guidance as data: what a prompt is compared with, in sampling and in scoring.
+"""Classifier-free guidance as data, for sampling and scoring.
 
-Guided logits are c + Σ_k s_k (c − u_k): c of the whole prompt, u_k of a prompt that leaves something out, "text" (the
-words) or "image" (the pictures). Two terms are the form of image editing; one is (1 + s) c − s u. Scoring combines
-logits as sampling did, or ratios would compare a policy with another one.
+Guided logits are c + Σ_k s_k (c − u_k). c are the logits of the whole prompt; u_k those of a prompt that leaves out
+"text" (the words) or "image" (the pictures). One term gives (1 + s) c − s u; image editing uses two. Scoring must
+combine logits as sampling did, or importance ratios would compare different policies.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LEFT_OUT = ("text", "image")
 
 @dataclass
 class Guidance:
-    """What a canvas of B rows is scored with: for each prompt that leaves something out the canvas of the same
-    responses behind it, and its scale for each modality (text, image)."""
+    """Guidance for scoring a canvas of B rows. For each prompt that leaves something out: a canvas with that prompt
+    and the same responses, and its scales (text, image)."""
 
     canvases: list[Canvas]
     scales: list[tuple[float, float]]
@@ -37,7 +37,7 @@ class Guidance:
         spec: ModelSpec,
         device: torch.device | str = "cpu",
     ) -> Guidance | None:
-        """prompts: by what they leave out, one a row. None without any scale but 0."""
+        """prompts: keyed by what they leave out, one per row. Returns None if all scales are 0."""
         names = [name for name, pair in scales.items() if any(pair)]
         canvases = [render([p + r for p, r in zip(prompts[n], responses)], spec, device) for n in names]
         return cls(canvases, [scales[n] for n in names]) if names else None
@@ -46,8 +46,8 @@ class Guidance:
         return Guidance([canvas.rows(index) for canvas in self.canvases], self.scales)
 
     def masks(self, canvas: Canvas, mask: Tensor) -> list[Tensor]:
-        """The masked tokens [..., B, L] of `canvas` in each of the other canvases, without those of a modality with
-        scale 0. All of them hold the same responses, so their sampled tokens are the same, in the same order."""
+        """Maps a token mask [..., B, L] of `canvas` to each guidance canvas, without modalities of scale 0. All
+        canvases contain the same responses, so their sampled tokens are the same, in the same order."""
         out = []
         for other, scales in zip(self.canvases, self.scales):
             guided = mask & torch.tensor(scales, device=mask.device).ne(0)[canvas.modality.clamp(min=0)]
@@ -57,5 +57,5 @@ class Guidance:
         return out
 
     def of_modality(self, modality: Modality) -> list[tuple[int, float]]:
-        """Which canvases guide a modality, and with which scale."""
+        """(index of the canvas, scale) for each canvas that guides a modality."""
         return [(k, pair[modality]) for k, pair in enumerate(self.scales) if pair[modality]]

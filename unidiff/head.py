@@ -1,4 +1,4 @@
-"""Logits in float32 of hidden states and head rows in half precision."""
+"""float32 logits from hidden states and head rows in half precision."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# Rows of [positions, head rows] logits that are alive at once when scoring, in numbers (256 MiB of float32).
+# Maximum number of logits (positions × head rows) in memory at once when scoring: 256 MiB of float32.
 LOGITS_AT_ONCE = 1 << 26
 
-# torch.mm with out_dtype, which adds up in float32 and does not round: from torch 2.8, on GPUs.
+# torch.mm with out_dtype accumulates in float32 and does not round: from torch 2.8, on GPUs.
 _UNROUNDED_MM = "dtype" in torch.ops.aten.mm.overloads()
 
 
 def float32_logits(hidden: Tensor, rows: Tensor) -> Tensor:
     """float32 [..., V]: hidden states [..., d] times head rows [V, d], both of one float dtype.
 
-    Half-precision factors (theirs, or autocast's) have exact products, which are added up in float32, and the sums stay
-    as they are. A head of the usual kind rounds them to its dtype: to a multiple of 1/8 at 16 in bfloat16, so that a
-    clip range of .01 would fall between two neighbours. Gradients are those of the usual head.
+    Products of half-precision factors (also autocast's) are exact; they are summed in float32, and the sums are not
+    rounded. A usual head rounds them to its dtype. In bfloat16 a logit of 16 is then a multiple of 1/8, coarser than a
+    clip range of 0.01. Gradients are those of a usual head.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
@@ -40,11 +40,11 @@ def target_log_probs(
     temperature: float | Tensor,
     guidance: Sequence[tuple[float, Tensor]],
 ) -> Tensor:
-    """Hidden states [K, d] and ids [K] -> log-probabilities [K], in chunks. Of several chunks no logits are kept for
-    the backward pass: they are computed again there.
+    """Hidden states [K, d] and ids [K] -> log-probabilities [K], in chunks. With several chunks, logits are not kept
+    but recomputed in the backward pass.
 
-    log_probs: (hidden, temperature=, guidance=) -> [k, V], over the ids from ids[0] on, ids[1] excluded. temperature: a
-    number, or [K]. guidance: as `UnifiedModel.log_probs` takes it.
+    log_probs: (hidden, temperature=, guidance=) -> [k, V], over the ids from ids[0] to ids[1] - 1. temperature: a
+    number, or [K]. guidance: as in `UnifiedModel.log_probs`.
     """
     low, high = ids
     warmth = (temperature[:, None],) if isinstance(temperature, Tensor) else ()

@@ -1,4 +1,4 @@
-"""How much tensor memory a piece of code needs at most, on any device."""
+"""Measures the peak tensor memory of a piece of code, on any device."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of tensors made inside the `with` block, those that autograd keeps among them.
+    """Counts the bytes of tensors created inside the `with` block, including those that autograd keeps.
 
-    peak: the most that were alive at once. What one operation uses inside itself is not seen. Slow: do not take times
-    under it.
+    peak: the maximum alive at once, without temporary memory inside single operations. It is slow: do not measure time
+    inside it.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class PeakMemory(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         given = {t.untyped_storage().data_ptr() for t in _pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in _pytree.tree_leaves(out):
-            # A view has the storage of what it is a view of: if that is new here, it is counted already.
+            # A view shares its base's storage, which is counted already.
             if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in given:
                 self._see(tensor.untyped_storage())
         return out

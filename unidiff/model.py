@@ -1,8 +1,8 @@
 """UnifiedModel: one wrapper for text and image tokens in one masked sequence.
 
-The backbone is a transformers decoder run without a causal mask. All log-probabilities of training come from
-`score`, whether of the old, the reference or the new policy; sampling reads the same hidden states and the same rows
-of the head, so what is scored is what was sampled.
+The backbone is a transformers decoder without a causal mask. `score` gives all log-probabilities of training: of the
+old, the reference and the new policy. Sampling uses the same hidden states and the same rows of the head, so the
+distribution that is scored is the one that was sampled from.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from unidiff.kept_keys import KeptKeys
     from unidiff.schedules import Schedule
 
-# Hidden states [P, d] of what is scored, and where each of them stands: its mask, row and column, all [P].
+# Hidden states [P, d] of the scored tokens, and the index of each: mask, row and column, all [P].
 _States = tuple[Tensor, tuple[Tensor, ...]]
 
 
@@ -56,13 +56,13 @@ class UnifiedModel(nn.Module):
     """A masked-diffusion model of interleaved text and images.
 
     backbone: a transformers causal-LM module with `.model` (body) and `.lm_head`.
-    tokenizer: None = ids only. images: None = a model of text alone.
+    tokenizer: None = ids only. images: None = a text-only model.
     embedding: the family's own input embedding `(tokens, table) -> [B, N, d]`; None = the plain token table. If it has
     a `grid`, it embeds images of that grid only.
     template: how the family writes prompts (see `PromptTemplate`); None = texts and images as they are.
-    preprocess: how the family prepares pictures, by task; "default" holds for all others.
-    schedule: what steers the steps of its rollouts (see `unidiff.schedules`); None = the sampler's settings. It may be
-    set at any time, and is not one of the policy's parameters.
+    preprocess: how the family prepares pictures, by task; "default" is used for a task that is not listed.
+    schedule: a trained sampling schedule (see `unidiff.schedules`); None = the sampler's settings. It may be set at
+    any time. Its parameters are not part of the policy's.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class UnifiedModel(nn.Module):
         self._plain = None if tokenizer is None else PlainText(tokenizer, spec)
         self.template = template
         self.preprocess = preprocess or {}
-        # In lists: neither the frozen VQ tokenizer nor the schedule is a part of the policy's parameters.
+        # Lists hide them from nn.Module: the VQ tokenizer and the schedule are not part of the policy's parameters.
         self._images, self._schedule = [images], [cast("Schedule | None", None)]
 
     @property
@@ -102,7 +102,7 @@ class UnifiedModel(nn.Module):
         self._schedule[0] = None if schedule is None else schedule.to(self.device)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "schedule":  # nn.Module would make it a part of this one
+        if name == "schedule":  # nn.Module would register it as a submodule
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -133,9 +133,9 @@ class UnifiedModel(nn.Module):
     ) -> UnifiedModel:
         """Loads a checkpoint folder, or a repository of the Hugging Face hub by name.
 
-        options: fields of `ModelSpec` in place of the checkpoint's; of the published families device_map (instead of
-        device) and image_tokenizer (its folder, if it is elsewhere). Raises FileNotFoundError if it lacks files,
-        ValueError if no family recognises it or its parts disagree.
+        options: fields of `ModelSpec` that replace the checkpoint's. Published families also take device_map (instead
+        of device) and image_tokenizer (its folder, if it is elsewhere). Raises FileNotFoundError if files are missing,
+        ValueError if no family recognises the checkpoint or its parts disagree.
         """
         from unidiff.families import registry
 
@@ -162,13 +162,13 @@ class UnifiedModel(nn.Module):
     # ---------------------------------------------------------------- encoding and decoding
 
     def encode_text(self, text: str) -> LongTensor:
-        """[n] ids of a text, no special token among them. Raises ValueError if it is empty."""
+        """int64 ids [n] of a text, without special tokens. Raises ValueError if the text is empty."""
         if self._plain is None or not (ids := self._plain(text)):
             raise ValueError(f"the text {text!r} has no tokens" if self._plain else "the model has no tokenizer")
         return torch.tensor(ids, dtype=torch.int64)  # type: ignore[return-value]
 
     def encode_images(self, images: Sequence[Image]) -> list[tuple[LongTensor, tuple[int, int]]]:
-        """Tokens [n] in the model's vocabulary and grid of each image; images of one size."""
+        """Tokens [n] in the model's vocabulary, and the grid, of each image. All images must have one size."""
         check_parts(images, "images")
         self._needs_images()
         with torch.no_grad():
@@ -177,8 +177,8 @@ class UnifiedModel(nn.Module):
         return [(c.flatten() + self.spec.image_offset, grid) for c in codes]  # type: ignore[misc]
 
     def encode(self, parts: Sequence[str | Image | Segment], prompt: bool = True) -> Interleaved:
-        """Texts and PIL images -> a sequence. A prompt is written as the family's template says. A response
-        (`prompt=False`) may hold segments too; see `prompts.encode_response`."""
+        """Texts and PIL images -> a sequence. A prompt is written with the family's template. A response
+        (`prompt=False`) may also contain segments; see `prompts.encode_response`."""
         if prompt:
             return self.encode_prompt(parts).whole  # type: ignore[arg-type]
         return prompts.encode_response(self, parts)
@@ -194,13 +194,13 @@ class UnifiedModel(nn.Module):
         prepare: str | None = None,
         locate: Locate | None = None,
     ) -> Prompt:
-        """Texts and PIL images as a prompt for a kind of response, and the same without what guidance leaves out,
-        "text" or "image": as the family's template says, or with the mask token in the place of every token left out.
+        """Encodes texts and PIL images as a prompt for a kind of response.
 
-        writes, room, locate: see `Prompt`. system: what the system says; None = the family's own words. prepare: the
-        family's rule for pictures of any size and mode (see `prepare`); None = they are as the model takes them.
-        Raises TypeError for anything but parts, ValueError for a response that the family cannot write, an edit without
-        a picture, or a prompt that is too long.
+        left_out: "text", "image" or both. For each, guidance gets a second prompt without that modality, made by the
+        family's template or by putting the mask token in place of every such token. writes, room, locate: see `Prompt`.
+        system: the system message; None = the family's own. prepare: the family's rule for pictures of any size and
+        mode (see `prepare`); None = they already fit the model. Raises TypeError if `parts` is not a list of parts,
+        ValueError for a response that the family cannot write, an edit without a picture, or a prompt that is too long.
         """
         check_parts(parts)
         given = [self.prepare(p, prepare) if prepare and not isinstance(p, str) else p for p in parts]
@@ -208,9 +208,9 @@ class UnifiedModel(nn.Module):
         return prompts.encode(self, given, left_out, asked)
 
     def prepare(self, picture: str | Path | bytes | Image, task: str = "default") -> Image:
-        """A picture of any size and mode, or its file (see `images.picture.rgb`), as the family prepares it for a task
-        ("default", "understand", "document"). A family without a rule is shown the whole picture in the size that it
-        draws. Raises ValueError for a family of text alone, and a picture that cannot be read or is too small."""
+        """Prepares a picture of any size and mode, or its file (see `images.picture.rgb`), by the family's rule for a
+        task ("default", "understand", "document"). Without a rule the whole picture is resized to the size that the
+        family draws. Raises ValueError for a text-only family, and for a picture that is unreadable or too small."""
         self._needs_images()
         if self.preprocess:
             return self.preprocess.get(task, self.preprocess["default"]).image(picture)
@@ -259,8 +259,8 @@ class UnifiedModel(nn.Module):
     # ---------------------------------------------------------------- forward passes
 
     def compile_layers(self) -> None:
-        """Lets torch.compile make one kernel plan for the body's layers, for every batch size and length. The first
-        pass takes a minute; results differ by rounding. Names of weights and what is saved stay as they are."""
+        """Compiles each layer of the body with torch.compile, once for all batch sizes and lengths. The first pass
+        takes a minute; results differ by rounding. Weight names and saved files do not change."""
         for layer in self.body.layers:
             layer.compile(dynamic=True)
 
@@ -269,13 +269,13 @@ class UnifiedModel(nn.Module):
         return table(tokens.ids) if self.embedding is None else self.embedding(tokens, table)
 
     def positions(self, tokens: Tokens) -> Tensor:
-        """What the rotary embedding sees: [B, N] the place in the sequence, or what the family's embedding says."""
+        """Positions for the rotary embedding: the index in the sequence [B, N], or the family embedding's own."""
         own = getattr(self.embedding, "positions", None)
         return tokens.position if own is None else own(tokens)
 
     def hidden(self, tokens: Tokens, mask: Tensor | None, cache: Any = None) -> Tensor:
-        """Final hidden states [B, Q, d] of tokens [B, Q] under an additive mask [B, 1, Q, K]; None = a body without a
-        causal mask sees everything."""
+        """Final hidden states [B, Q, d] of tokens [B, Q] under an additive mask [B, 1, Q, K]; None = every token sees
+        every other."""
         body = self.body
         return body(
             inputs_embeds=self.embed(tokens),
@@ -286,20 +286,20 @@ class UnifiedModel(nn.Module):
         ).last_hidden_state
 
     def begin(self, capacity: int, cache: bool = True) -> Context:
-        """An empty context of sequences to be sampled, with room for `capacity` tokens a row."""
+        """An empty context for sampling, with room for `capacity` tokens per row."""
         layers = self.backbone.config.num_hidden_layers
         return Context(layers, capacity, cache, self.spec.attention == "bidirectional")
 
     @torch.no_grad()
     def read(self, context: Context, block: Tokens, kept: KeptKeys | None = None) -> Tensor:
-        """Hidden states [B, n, d] of a block behind the context, which is left as it was; with `kept` those of the
-        columns of the block that are run."""
+        """Hidden states [B, n, d] of a block that follows the context, which does not change. With `kept`, only those
+        of the block's columns that are recomputed."""
         query, mask = context.inputs(block, self.dtype, kept)
         hidden = self.hidden(query, mask, kept or context.cache)
         return hidden if kept is not None and kept.columns is not None else hidden[:, -block.shape[1] :]
 
     def write(self, context: Context, block: Tokens) -> None:
-        """Makes a finished block part of the context."""
+        """Appends a finished block to the context."""
         if context.cache is not None:
             self.read(context, block)
         context.append(block)
@@ -312,12 +312,12 @@ class UnifiedModel(nn.Module):
         guidance: Sequence[tuple[float, Tensor]] = (),
         count_mask: bool = False,
     ) -> Tensor:
-        """float32 log-probabilities [..., rows] over a modality's own range. The mask token, where it lies in it, has
-        none: it is not a value of a token. temperature: a number, or [..., 1]; 0 is taken as 1: greedy choice does not
-        depend on it.
+        """float32 log-probabilities [..., rows] over a modality's own range of ids.
 
-        guidance: scale s and hidden states [..., d] of each prompt that leaves something out; see `unidiff.guidance`.
-        count_mask: the mask token has its share all the same.
+        A token is never the mask, so a mask id in the range gets probability 0. temperature: a number, or [..., 1];
+        0 is taken as 1, as greedy choice does not depend on it.
+        guidance: scale s and hidden states [..., d] for each prompt that leaves something out; see `unidiff.guidance`.
+        count_mask: the mask id keeps its probability.
         """
         low, high = self.spec.range_of(modality)
         rows = self.backbone.lm_head.weight[low:high]
@@ -333,9 +333,9 @@ class UnifiedModel(nn.Module):
         return (logits / temperature).log_softmax(-1)
 
     def logits(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Full logits [B, L, V] of plain ids [B, L] that all see each other: for tests and parity only.
+        """Full logits [B, L, V] of plain ids [B, L] under full attention: for tests and parity only.
 
-        valid: [B, L], False or 0 = pad, which does what the spec's `pad_policy` says.
+        valid: [B, L], False or 0 = pad; the spec's `pad_policy` says what a pad does.
         """
         valid = torch.ones_like(ids, dtype=torch.bool) if valid is None else valid.bool()
         nothing = torch.full_like(ids, -1)
@@ -358,15 +358,15 @@ class UnifiedModel(nn.Module):
         """Log-probabilities of sampled tokens, each masked in its segment's noisy copy.
 
         canvas: [B, L]. mask: [B, L] bool, a subset of `canvas.sampled`: the tokens to mask; or [K, B, L], K masks of
-        the same sequences. hide: [B, L] bool, clean tokens to replace by the mask token too (a perturbed prompt), or
-        None. temperature: of text and of image tokens, or float32 [B, L] of each token. guidance: what the logits are
-        compared with; `hide` does not apply to it. scored: bool, like `mask`: those of the masked tokens that are asked
-        for; None = all. Returns float32 like `mask`, 0 where nothing is scored.
+        the same sequences. hide: [B, L] bool, clean tokens that are also replaced by the mask token (a perturbed
+        prompt), or None. temperature: (text, image), or float32 [B, L] per token. guidance: the prompts that the logits
+        are compared with; `hide` does not apply to them. scored: bool, like `mask`: the masked tokens to score;
+        None = all. Returns float32 like `mask`, 0 where nothing is scored.
 
-        One forward pass (and one for each canvas of the guidance): block-causal, over the clean sequence, once for all
-        masks, and noisy copies of the segments in which something is scored; bidirectional, over one row for each such
-        segment and mask, the sequence cut after it. Logits exist only at scored positions × the rows of their
-        modality, in chunks.
+        One forward pass, and one for each canvas of the guidance. Block-causal: a row is the clean sequence, once for
+        all masks, followed by noisy copies of the segments that have scored tokens. Bidirectional: one row for each
+        such segment and mask, cut after that segment. Logits are computed only at scored positions, over the rows of
+        their modality, in chunks.
         """
         if mask.shape[-2:] != canvas.shape or mask.dim() not in (2, 3):
             raise ValueError(f"score: mask has shape {tuple(mask.shape)}, the canvas {tuple(canvas.shape)}")
@@ -387,7 +387,7 @@ class UnifiedModel(nn.Module):
             own = modalities == modality
             where = tuple(index[own] for index in place)
             guides = [] if guidance is None else guidance.of_modality(modality)
-            # The same tokens in the same order: a canvas that is compared differs in its prompts alone.
+            # A guidance canvas differs only in its prompts, so it has the same scored tokens in the same order.
             terms = []
             for k, scale in guides:
                 (others, there), kind = compared[k]
@@ -409,7 +409,7 @@ class UnifiedModel(nn.Module):
         return (self._cut_states if bidirectional else self._copy_states)(canvas, mask_KBL, scored_KBL)
 
     def _copy_states(self, canvas: Canvas, mask_KBL: Tensor, scored_KBL: Tensor) -> _States:
-        """Block-causal: one row a sequence, the clean one followed by noisy copies of what is scored."""
+        """Block-causal: one row per sequence: the clean sequence, then noisy copies of the scored segments."""
         noisy, source, copy, scored = noisy_copies(canvas, mask_KBL, scored_KBL, self.spec.mask)
         clean = before_last_sampled(canvas)
         seen = additive(seen_clean_and_noisy(clean, noisy, copy), self.dtype)
@@ -418,16 +418,16 @@ class UnifiedModel(nn.Module):
         return hidden[row, column], (copy[row, column], row, source[row, column])
 
     def _cut_states(self, canvas: Canvas, mask_KBL: Tensor, scored_KBL: Tensor) -> _States:
-        """Bidirectional: one row a segment and mask, the sequence cut after it; rows of like length run together."""
+        """Bidirectional: one row per segment and mask, cut after the segment; rows of similar length run together."""
         tokens, source, scored, owner = cut_after_segments(canvas, mask_KBL, scored_KBL, self.spec.mask)
         parts, places = [], []
         lengths = tokens.valid.sum(1).tolist()
-        for rows in like_lengths(lengths):  # little is padded
+        for rows in like_lengths(lengths):  # so that little padding is computed
             index = torch.tensor(rows, device=tokens.ids.device)
             own = tokens.rows(index)
             width = max(1, *(lengths[row] for row in rows))
             own = own.columns(slice(width))
-            alike = all(lengths[row] == width for row in rows)  # then no mask, and the fastest kernels are allowed
+            alike = all(lengths[row] == width for row in rows)  # no mask is needed, so faster kernels can run
             mask = None if alike else additive(own.valid[:, None], self.dtype)
             row, column = scored[index, : own.shape[1]].nonzero(as_tuple=True)
             parts.append(self.hidden(own, mask)[row, column])
@@ -441,6 +441,6 @@ class UnifiedModel(nn.Module):
 
 @functools.cache
 def _cache_name(body: type) -> str:
-    """What transformers calls a cache: until version 5.23 past_key_values."""
+    """The body's argument for a cache: `cache`, or `past_key_values` up to transformers 5.23."""
     names = inspect.signature(body.forward).parameters
     return "cache" if "cache" in names else "past_key_values"

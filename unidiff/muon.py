@@ -1,7 +1,7 @@
 """Muon: momentum orthogonalised by Newton-Schulz (Keller Jordan, 2024, kellerjordan.github.io/posts/muon).
 
-torch.optim.Muon does the same in bfloat16, one matrix at a time: twice as slow as a whole training step of the small
-native model on a CPU. This one works in the parameters' dtype and stacks matrices of one shape into one product.
+torch.optim.Muon does the same in bfloat16, one matrix at a time. On a CPU that takes twice as long as a whole training
+step of the small native model. This one works in the parameters' dtype and batches matrices of the same shape.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; for the matrices of a transformer's blocks. lr: spectral norm of a step.
-    weight_decay: decoupled, as AdamW's: a step shrinks the matrices by lr · weight_decay of themselves."""
+    weight_decay: decoupled, as in AdamW: a step multiplies the matrices by 1 − lr · weight_decay."""
 
     def __init__(
         self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0

@@ -1,11 +1,11 @@
 """Counter-based random numbers: every number is a pure function of a key and a counter.
 
-A row's noise depends on its own key, made of (seed, step, prompt, sample), and on nothing else: not on the batch that
-the row is in, its padding, the process that holds it, or what was drawn before. No generator state exists, so
-nothing has to be saved to resume, and the global RNG is never touched.
+A row's noise depends only on its own key, made of (seed, step, prompt, sample). It does not depend on the row's batch,
+padding or process, or on earlier draws. There is no generator state, so resuming needs no saved state, and the global
+RNG does not change.
 
 The generator is SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014),
-vectorised over tensors of keys; int64 arithmetic wraps, which is what it needs.
+vectorised over tensors of keys. It needs arithmetic modulo 2**64; int64 wraps around accordingly.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ def keys(*parts: int, device: torch.device | str = "cpu") -> Tensor:
 def uniform(keys_B: Tensor, stream: tuple[int, ...], counter: int | Tensor) -> Tensor:
     """Uniform numbers in the open interval (0, 1), float64.
 
-    keys_B: [B] int64. stream: what the numbers are for, such as (segment, step, purpose). counter: a count n, for the
+    keys_B: [B] int64. stream: the purpose of the numbers, such as (segment, step, purpose). counter: a count n, for the
     counters 0…n-1 -> [B, n]; or int64 counters that broadcast against [B, 1], such as token positions [B, n].
     """
     if isinstance(counter, int):
         counter = torch.arange(counter, device=keys_B.device)
     if counter.ndim == 1:
         counter = counter[None]
-    # Not keys_B ^ key(…): that is symmetric, and a row's key and a stream may be made of the same numbers.
+    # Not keys_B ^ key(…), which is symmetric: a row's key and a stream may contain the same numbers.
     base = _mix(_mix(keys_B) + key(*stream))
     bits = _mix(base[:, None] + (counter + 1) * _GAMMA)
-    # 52 bits and a half: the largest number is still below 1 in float64.
+    # 52 bits plus a half, so that the largest number is below 1 in float64.
     return (((bits >> 12) & ((1 << 52) - 1)).double() + 0.5) * 2.0**-52
 
 

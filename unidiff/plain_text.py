@@ -1,4 +1,4 @@
-"""Text from outside as ids. What spells a special token there is characters like any others."""
+"""Tokenizes external text. The spelling of a special token is treated as ordinary characters."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class PlainText:
-    """The tokenizer of prompts, answers and training data: a function of a text that gives its ids.
+    """The tokenizer of prompts, answers and training data: text -> ids.
 
-    It never gives a token that the tokenizer or the spec sets apart: special and other added tokens, the mask,
-    delimiters, end tokens, marks of templates. Added white space is ordinary text, and so is the token of unknown
-    words. Any tokenizer of transformers will do, fast or slow.
+    It never returns a reserved token of the tokenizer or the spec: special and other added tokens, the mask,
+    delimiters, end tokens, marks of templates. Added white space and the unknown-word token count as ordinary text. It
+    works with every tokenizer of transformers, fast or slow.
     """
 
     def __init__(self, tokenizer: Any, spec: ModelSpec) -> None:
@@ -25,13 +25,13 @@ class PlainText:
         self.special = frozenset(added | {id for id in spec.special_ids if self._text(id)})
 
     def __call__(self, text: str) -> list[int]:
-        """Raises TypeError for what is not a text, ValueError if it cannot be written without a special token, or not
-        in UTF-8."""
+        """The ids of a text. Raises TypeError if it is not a str, ValueError if it cannot be encoded without a special
+        token, or not in UTF-8."""
         if not isinstance(text, str):
             raise TypeError(f"the text is a {type(text).__name__} ({reprlib.repr(text)}); it must be a str")
-        text.encode()  # half of a surrogate pair is named here, by no tokenizer
-        # Added tokens that are not "special", or words of the vocabulary: cut behind their first character. What the
-        # tokenizer's normalizer makes of other characters (`<｜mask｜>`): cut behind every one.
+        text.encode()  # raises for half of a surrogate pair; tokenizers do not
+        # Try in order: the whole text; cut after the first character of every spelled reserved token; cut after every
+        # character (the tokenizer's normalizer may turn others into a reserved token: `<｜mask｜>`).
         for cut in (lambda text: [text], self._cut, list):
             ids = [id for part in cut(text) for id in self._ids(part)]
             if self.special.isdisjoint(ids):
@@ -46,7 +46,7 @@ class PlainText:
         return str(self.tokenizer.decode([id])).strip()
 
     def _cut(self, text: str) -> list[str]:
-        """The text in pieces: behind the first character of whatever spells a special token."""
+        """Cuts the text after the first character of each spelled special token."""
         spelled = self._spelled
         lengths = {len(word) for word in spelled}
         at = [i + 1 for i in range(len(text)) if any(text[i : i + n].lower() in spelled for n in lengths)]

@@ -1,4 +1,4 @@
-"""What a setting names of the user's own: `package.module:name`, and `package.module.name` as well."""
+"""Imports objects that settings name: `package.module:name` or `package.module.name`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unidiff.config import nearest
 
 
 def is_path(name: str) -> bool:
-    """Whether a name says in which module it is."""
+    """Whether a name contains a module."""
     return ":" in name or "." in name
 
 
@@ -26,10 +26,10 @@ def split(name: str) -> tuple[str, str]:
 
 
 def imported(name: str, wanted: Callable[[Any], bool] = callable) -> Any:
-    """The object that "package.module:name" names. wanted: what may be meant, for the hint where there is no such name.
+    """The object that "package.module:name" names. wanted: selects the names for the hint if there is no such name.
 
-    Raises ValueError in one line: no such module, a module that cannot be imported (a SyntaxError, whatever it raises,
-    with file and line), or one without that name; each with the nearest name that there is.
+    Raises ValueError in one line, with the nearest known name: there is no such module, it cannot be imported (with
+    the error's file and line), or it does not have the name.
     """
     module_name, attribute = split(name)
     found: Any = import_module(module_name)
@@ -59,7 +59,7 @@ def import_module(name: str) -> ModuleType:
         ) from error
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # one that ends the program, too
+    except BaseException as error:  # also SystemExit
         frame = traceback.extract_tb(error.__traceback__)[-1]
         words = " ".join(str(error).split())
         said = f"{type(error).__name__}: {words} ({frame.filename}, line {frame.lineno})"

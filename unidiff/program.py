@@ -1,7 +1,7 @@
-"""How the programs of this repository begin and end.
+"""Start and end of this repository's programs.
 
-`accelerate launch` and `torchrun` print a traceback of their own when a program ends with an error, below the one line
-that says what to do. So that line is printed once more when the launcher has ended.
+If a program ends with an error, `accelerate launch` and `torchrun` print their own traceback below its error message.
+So the message is printed again after the launcher has ended.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import psutil
 
 from unidiff.command_line import parse
 
-_launcher: psutil.Process | None = None  # found when the program begins: later it may have ended
-_WAITED = 60  # seconds for a launcher to end
+_launcher: psutil.Process | None = None  # looked up at the start, because it may end earlier
+_WAITED = 60  # maximum seconds to wait for the launcher's end
 _AFTER = (
     "import select, sys\n"
     f"if select.select([int(sys.argv[1])], [], [], {_WAITED})[0]: print(sys.argv[2], file=sys.stderr)"
@@ -31,8 +31,8 @@ _AFTER = (
 
 
 def run_program(main: Callable[[], object]) -> None:
-    """Runs a program; an int that it returns is its exit status. Its error message is the last line on the screen,
-    under a launcher too. A reader of its output who has gone, as in `--help | head`, ends it without a traceback."""
+    """Runs a program; an int that it returns is its exit status. Its error message is the last line on the screen, also
+    under a launcher. If the reader of its output closes the pipe (`--help | head`), it ends without a traceback."""
     try:
         try:
             with _last_line():
@@ -41,14 +41,14 @@ def run_program(main: Callable[[], object]) -> None:
             sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_gone():
-            raise  # another pipe, which is the program's own affair
+            raise  # another pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at exit
         raise SystemExit(1) from None
     raise SystemExit(status if isinstance(status, int) else 0)
 
 
 def run_command(commands: Mapping[str, Callable[[Any], None]], config: type, description: str) -> None:
-    """Runs the command that the first word of the command line names, with the settings behind it."""
+    """Runs the command named by the first word of the command line, with the settings that follow."""
     words = sys.argv[1:] or ["--help"]
     name = "" if words[0].startswith("-") else words.pop(0)
     settings = parse(config, words, description)
@@ -64,13 +64,12 @@ def _reader_gone() -> bool:
 
 
 def command() -> str:
-    """What was written on the command line to start this program, up to and with the script; ask before the launcher
-    may have ended."""
+    """The command line that started this program, up to the script. Call it before the launcher can end."""
     for process in (psutil.Process().parent(), psutil.Process()):
         words = _words(process)
         if sys.argv[0] in words:
             words = words[: words.index(sys.argv[0]) + 1]
-            if len(words) > 2 and Path(words[1]).name in ("accelerate", "torchrun"):  # a script, which Python runs
+            if len(words) > 2 and Path(words[1]).name in ("accelerate", "torchrun"):  # a Python script
                 words = [Path(words[1]).name, *words[2:]]
             return shlex.join(words)
     return shlex.join([sys.executable, sys.argv[0]])
@@ -78,7 +77,7 @@ def command() -> str:
 
 @contextlib.contextmanager
 def _last_line() -> Iterator[None]:
-    """Around a program: its warnings are lines, and the message of a SystemExit is the last line on the screen."""
+    """Wraps a program: warnings become single lines, and a SystemExit's message is the last line on the screen."""
     global _launcher
     _launcher = _started_by()
     shown = warnings.formatwarning
@@ -94,16 +93,16 @@ def _last_line() -> Iterator[None]:
 
 
 def repeat(message: str) -> None:
-    """Prints a message on standard error once the launcher has ended, if there is one: for what is printed now, too,
-    just before this process ends."""
+    """Prints a message on standard error again after the launcher, if any, has ended. Call it just before this process
+    ends."""
     if _launcher is None:
         return
-    with contextlib.suppress(OSError, AttributeError):  # another process of the launcher does it; no Linux
+    with contextlib.suppress(OSError, AttributeError):  # another process of the launcher does it, or this is not Linux
         first = socket.socket(socket.AF_UNIX)
         first.bind(f"\0unidiff.launcher.{_launcher.pid}")
         try:
             ended = os.pidfd_open(_launcher.pid)
-        except ProcessLookupError:  # it has ended already, perhaps since the message was printed
+        except ProcessLookupError:  # the launcher has ended already
             print(message, file=sys.stderr, flush=True)
             return
         kept = [ended, first.fileno()]

@@ -1,4 +1,4 @@
-"""What a model reads and writes as sequences: a prompt by the family's template, and a response that is given."""
+"""Encodes prompts (by the family's template) and given responses as sequences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked for: see `UnifiedModel.encode_prompt`."""
+    """The requested response; see `UnifiedModel.encode_prompt`."""
 
     writes: Writes
     system: str | None
@@ -27,8 +27,8 @@ class Asked:
 
 
 def encode(model: UnifiedModel, parts: Sequence[str | Image], left_out: Sequence[str], asked: Asked) -> Prompt:
-    """Texts and prepared pictures as a prompt. Raises ValueError where the model cannot write the response, or has no
-    positions for it."""
+    """Encodes texts and prepared pictures as a prompt. Raises ValueError if the model cannot write the response or has
+    too few positions."""
     _check_writes(model, parts, asked)
     if model.template is None:
         kinds = {"text": Modality.TEXT, "image": Modality.IMAGE}
@@ -55,11 +55,11 @@ def _plain(model: UnifiedModel, part: str | Image) -> Segment:
 
 
 def encode_response(model: UnifiedModel, parts: Sequence[str | Image | Segment]) -> Interleaved:
-    """Texts, PIL images and segments as a response of the model. Every text gets its end token: the one that announces
-    an image where an image follows, else the first of the spec's.
+    """Encodes texts, PIL images and segments as a response of the model. Every text gets an end token: before an image
+    the one that announces it, else the first other one of the spec.
 
-    Raises TypeError for anything but such parts, ValueError for a text that the model cannot write, since its tokenizer
-    lacks a word, and for a response that is longer than the model.
+    Raises TypeError for other parts, ValueError for a text with a word that the tokenizer lacks, and for a response
+    that exceeds the model's positions.
     """
     check_parts(parts, "response", str, Image, Segment)
     pictures = [part for part in parts if isinstance(part, Image)]
@@ -95,7 +95,7 @@ def _ended(model: UnifiedModel, segment: Segment, following: Segment | None) -> 
 
 
 def _check_writes(model: UnifiedModel, parts: Sequence[str | Image], asked: Asked) -> None:
-    """Whether the model can write such a response to these parts."""
+    """Raises ValueError if the model cannot write such a response to these parts."""
     model.spec.room(asked.room)
     plan = plan_of(asked.writes)
     if {"image", "edit"} & set(plan) and not model.spec.codebook_size:
@@ -105,7 +105,7 @@ def _check_writes(model: UnifiedModel, parts: Sequence[str | Image], asked: Aske
 
 
 def _check_fits(model: UnifiedModel, prompt: Interleaved, asked: Asked) -> None:
-    """Whether the model has positions for a prompt and the parts of its response that are sure to come."""
+    """Raises ValueError if the model lacks positions for a prompt and the certain parts of its response."""
     sizes = model.spec.part_sizes(asked.room, prompt.last_image())
     sizes["understand"] = sizes["text"]
     length = sum(map(len, prompt))

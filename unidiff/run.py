@@ -47,7 +47,7 @@ GALLERY = 6  # rollouts in each gallery of the report
 
 @dataclass(frozen=True)
 class RunConfig(GRPOConfig):
-    """GRPOConfig, and what is trained: a model and rewards."""
+    """GRPOConfig plus the model, the task and the rewards."""
 
     model: FilePath = setting("run", "recipes/base", "checkpoint folder or hub name, of any family (docs/families.md)")
     family: str | None = setting("run", None, "of the model, where its config does not tell")
@@ -75,14 +75,14 @@ class RunConfig(GRPOConfig):
             raise ValueError(f"threads is {self.threads}; it must be at least 1, or none for a share of the cores")
 
     def resolved(self) -> Task:
-        """The task that is named. Raises what `unidiff.tasks.resolve` raises, and ValueError if none is."""
+        """The task that `task` names. Raises ValueError if `task` is None, and what `unidiff.tasks.resolve` raises."""
         if self.task is None:
             raise ValueError("task is none; name one (--task NAME, see docs/tasks.md)")
         return resolve(self.task, self.task_options)
 
     def made_task(self) -> Task:
-        """The task, with its rows checked. Raises ValueError, FileNotFoundError or ImportError for a task or rewards
-        that cannot be used."""
+        """The task, with its rows checked. Raises ValueError, FileNotFoundError or ImportError if the task or the
+        rewards cannot be used."""
         try:
             task = self.resolved()
             task.check()
@@ -96,9 +96,9 @@ Galleries = dict[str, list[RolloutRecord]]
 
 
 def run(config: RunConfig, task: Task | None = None, model: UnifiedModel | None = None) -> dict[str, Any] | None:
-    """Trains a model on a task, or goes on with a run that was stopped (`config.resume`).
+    """Trains a model on a task, or continues a stopped run (`config.resume`).
 
-    task, model: instead of those that the config names.
+    task, model: used instead of those that the config names.
     Returns the results, as in summary.json; None if a signal stopped the run, which can then be resumed. Raises what
     `Run` and `GRPOTrainer.train` raise.
     """
@@ -106,8 +106,8 @@ def run(config: RunConfig, task: Task | None = None, model: UnifiedModel | None 
 
 
 def run_recipe(config_class: type[RunConfig], description: str) -> None:
-    """A recipe's program: settings from the command line, then one run. Ends with status 130 if a signal stopped it."""
-    sys.path.append(os.getcwd())  # where a user's own rewards may be
+    """Runs a recipe with settings from the command line. Exits with status 130 if a signal stopped the run."""
+    sys.path.append(os.getcwd())  # for a user's own tasks and rewards
     command = program.command()
     config = parse(config_class, description=description, start=resumed(config_class))
     again = f"{command} {shlex.join(['--resume', '--output_dir', config.output_dir])}"
@@ -131,10 +131,10 @@ def run_recipe(config_class: type[RunConfig], description: str) -> None:
 
 
 class Run:
-    """A run whose folder is claimed, whose model is loaded and whose first figures are known.
+    """One run. The constructor claims the folder, loads the model and measures the held-out figures before training.
 
-    Raises ValueError for settings that do not fit the model, the task or the folder, OSError and ImportError for files
-    and packages that are missing, FloatingPointError for weights that are not finite.
+    It raises ValueError if a setting does not fit the model, the task or the folder, OSError or ImportError if a file
+    or package is missing, and FloatingPointError if a weight is not finite.
     """
 
     def __init__(self, config: RunConfig, task: Task | None = None, model: UnifiedModel | None = None) -> None:
@@ -178,8 +178,8 @@ class Run:
         self.accelerator.end_training()
 
     def _before(self) -> dict[str, Evaluation] | None:
-        """The held-out figures before training, written to base.json; None if the file is there from before the run was
-        stopped. The checkpoint that the run goes on from is loaded later."""
+        """Measures the held-out figures before training and writes base.json. Returns None if a resumed run finds the
+        file already there. The checkpoint of a resumed run is loaded later."""
         path = self.trainer.folder.path / "base.json"
         found = read_json(path) if self.main_process and self.trainer.start > 0 else None
         known = [isinstance(found, dict) and found.keys() >= {"greedy", "sampled"}]
@@ -193,7 +193,7 @@ class Run:
         return base
 
     def _after(self) -> dict[str, Any]:
-        """Evaluates, writes the model (unless it was not trained) and the results."""
+        """Evaluates, then writes the model (if it was trained) and the results."""
         trainer, trained = self.trainer, self.config.max_steps > 0
         final = trainer.held_out() if self.base is None or trained else self.base
         if trained:
@@ -209,7 +209,7 @@ class Run:
         out, config = self.trainer.folder.path, self.config
         metrics = read_metrics(self.trainer.folder.metrics)
         rollout, seconds = final["sampled"].compute, time.perf_counter() - self.began
-        # The task's first figure that applied to some response, before and after.
+        # The first of the task's headline figures that the final evaluation has.
         decoding = self.trainer.task.decoding
         known = figures(final, decoding)
         headline = next((name for name in self.trainer.task.headline if name in known), None)
@@ -241,7 +241,7 @@ class Run:
 
 
 def load(config: RunConfig) -> UnifiedModel:
-    """The model to begin with. Raises FileNotFoundError or ValueError."""
+    """Loads the initial model. Raises FileNotFoundError or ValueError."""
     given: dict[str, Any] = {"image_tokenizer": config.image_tokenizer, "text_length": config.text_length}
     options = {name: value for name, value in given.items() if value is not None}
     try:
@@ -251,7 +251,7 @@ def load(config: RunConfig) -> UnifiedModel:
 
 
 def figures(held: dict[str, Evaluation], decoding: str) -> dict[str, Any]:
-    """Held-out figures: those of the task's decoding at the top level, both kinds by name beneath."""
+    """Held-out figures. The top level holds those of the task's decoding; "greedy" and "sampled" hold each kind."""
     return {**held[decoding].figures, **{way: one.figures for way, one in held.items()}}
 
 
@@ -265,7 +265,7 @@ def gallery(model: UnifiedModel, held: dict[str, Evaluation]) -> list[RolloutRec
 
 
 def training_galleries(model: UnifiedModel, folder: RunFolder) -> Galleries:
-    """From the files of an early, a middle and a late step: the best and the worst rollout of each of a few groups."""
+    """The best and the worst rollout of a few groups, at an early, a middle and a late training step."""
     files = sorted(folder.rollouts(0).parent.glob("step-*.safetensors"))
     galleries = {}
     for path in dict.fromkeys(files[i] for i in (0, len(files) // 2, -1) if files):

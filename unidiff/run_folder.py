@@ -1,12 +1,12 @@
-"""A run's folder: who writes to it, with which settings, and how far the run has come.
+"""A run's folder: its lock, settings, metrics and checkpoints.
 
     config.json                settings of the run
     run.lock                   locked by the process that writes here
-    metrics.jsonl              one line a step
-    checkpoints/step-000040/   what a run goes on from; progress.json holds the step, the settings, hashes of the files
+    metrics.jsonl              one line per step
+    checkpoints/step-000040/   a checkpoint; its progress.json holds the step, the settings and hashes of the files
     summary.json               results, at the end
 
-A checkpoint whose files are not what was written is moved aside, and the run goes on from the one before it.
+A damaged checkpoint is moved aside, and the run resumes from the one before it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from typing import Any, ClassVar, Protocol
 from unidiff.config import convert, expanded
 from unidiff.files import DRAFT, named, read_json, whole_folder, write_json, write_text
 
-KEPT = 2  # checkpoints that stay
+KEPT = 2  # checkpoints to keep
 LOCK, PROGRESS, SUMMARY = "run.lock", "progress.json", "summary.json"
 
 
 class Settings(Protocol):
-    """A dataclass of settings. FREE: those that may change when a run goes on. GROWS: the one that may only grow."""
+    """A dataclass of settings. FREE: settings that a resumed run may change. GROWS: the one that it may increase."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     FREE: ClassVar[frozenset[str]]
@@ -58,16 +58,16 @@ class RunFolder:
     # ---------------------------------------------------------------- claiming
 
     def open(self, config: Settings) -> None:
-        """Claims the folder. Raises ValueError if it cannot be written, is in use, or holds another run or anything
-        else; with `resume`, if it holds no run, or one with other settings.
+        """Claims the folder. Raises ValueError if it cannot be written, is in use, or contains another run or other
+        files; with `resume`, if it contains no run, or one with other settings.
 
-        A run that ended before its first step has left nothing to protect, so that a mistaken setting can be mended.
+        A run that ended before its first step may be overwritten, so that a user can correct a setting.
         """
         self.check(config)
         with self._usable():
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _Lock.of(self.path)
-            self.check(config)  # another run may have come and gone meanwhile
+            self.check(config)  # again: another run may have used the folder meanwhile
             for draft in list(self.path.rglob(f"*{DRAFT}")):  # of a run that was killed
                 shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
             if not config.resume:
@@ -76,7 +76,7 @@ class RunFolder:
             write_json(self.settings_file, known | dataclasses.asdict(config))
 
     def check(self, config: Settings) -> None:
-        """Raises what `open` would, but for a folder in use, and writes nothing."""
+        """Raises what `open` would raise, except for a folder in use. Writes nothing."""
         with self._usable():
             self._check_place()
             if config.resume:
@@ -95,16 +95,16 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        """A step has been made here, or an evaluation finished."""
+        """Whether a step or an evaluation has been completed here."""
         return bool(read_metrics(self.metrics) or self.checkpoints() or (self.path / SUMMARY).exists())
 
     @property
     def finished(self) -> bool:
-        """The run has come to its end."""
+        """Whether the run has finished."""
         return read_json(self.path / SUMMARY) is not None
 
     def settings(self) -> dict[str, Any]:
-        """The settings of the run that is here; if their file is damaged, those in its last checkpoint. Raises
+        """The settings of the run in this folder; if their file is damaged, those of its last checkpoint. Raises
         ValueError if there is no run."""
         if (found := self._settings_in_file()) is not None:
             return found
@@ -120,7 +120,7 @@ class RunFolder:
         raise ValueError(f"output_dir: {self.path} {there}, so nothing can be resumed; to begin, leave out --resume")
 
     def changes(self, config: Settings) -> dict[str, tuple[Any, Any]]:
-        """Settings that may not change and that a config has otherwise than the run that is here: before and now."""
+        """Settings that may not change, but differ between the folder's run and a config: {name: (before, now)}."""
         before, now = self.settings(), json.loads(json.dumps(dataclasses.asdict(config)))
         differ = {k: (before[k], v) for k, v in now.items() if k in before and before[k] != v and k not in config.FREE}
         return {k: (was, is_) for k, (was, is_) in differ.items() if k != config.GROWS or is_ < was}
@@ -139,7 +139,7 @@ class RunFolder:
         return found if isinstance(found, dict) and "output_dir" in found else None
 
     def _others(self) -> list[str]:
-        """What is in the folder, but for hidden files and what a run leaves that is killed before its settings are
+        """Files in the folder, except hidden ones and those of a run that was killed before its settings were
         written."""
         names = sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
         return [n for n in names if not n.startswith(".") and n not in (LOCK, self.settings_file.name + DRAFT)]
@@ -169,13 +169,13 @@ class RunFolder:
         return self.path / "rollouts" / f"step-{step:06d}.safetensors"
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Metrics of the steps before `step`; later lines, of steps that are to be done again, are dropped."""
+        """Metrics of the steps before `step`. Drops later lines, because these steps are repeated."""
         kept = [m for m in read_metrics(self.metrics) if m["step"] < step]
         write_text(self.metrics, "".join(json.dumps(m) + "\n" for m in kept))
         return kept
 
     def append(self, metrics: dict[str, Any]) -> None:
-        """Raises WriteError."""
+        """Appends a line of metrics. Raises WriteError."""
         with named(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
@@ -186,7 +186,7 @@ class RunFolder:
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     def checkpoints(self) -> list[Path]:
-        """Checkpoints, oldest first. Copies under names that a run does not give are not among them."""
+        """Checkpoints, oldest first. Folders with other names, such as copies, are ignored."""
         return [folder for folder in self._numbered() if (folder / PROGRESS).is_file()]
 
     def _numbered(self) -> list[Path]:
@@ -196,8 +196,8 @@ class RunFolder:
 
     @contextlib.contextmanager
     def saving(self, step: int, **progress: Any) -> Iterator[Path]:
-        """Gives a folder to write a checkpoint to, which counts as soon as it is whole; all but the last few go then.
-        progress: what else its progress.json is to hold. Raises WriteError."""
+        """Yields a folder for a checkpoint. It becomes valid when the context ends; then old checkpoints are deleted.
+        progress: further entries of its progress.json. Raises WriteError."""
         with whole_folder(self.checkpoint(step)) as draft:
             yield draft
             files = {p.relative_to(draft).as_posix(): _hash(p) for p in sorted(draft.rglob("*")) if p.is_file()}
@@ -207,7 +207,7 @@ class RunFolder:
             shutil.rmtree(old)
 
     def last(self, limit: int) -> Path | None:
-        """The last whole checkpoint; None if none was written. Those that are damaged are moved aside, with a warning.
+        """The last undamaged checkpoint, or None if none was written. Damaged ones are moved aside, with a warning.
         limit: steps of the run. Raises ValueError if all are damaged."""
         damaged: dict[Path, str] = {}
         for folder in reversed(self._numbered()):
@@ -227,12 +227,12 @@ class RunFolder:
 
 
 def step_of(checkpoint: Path | None) -> int:
-    """Steps that were done before it was written."""
+    """The number of steps before a checkpoint; 0 for None."""
     return int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
 
 
 def _fault(folder: Path, limit: int) -> str | None:
-    """The first file of a checkpoint that is not what was written, and why; None if all are."""
+    """A checkpoint's first fault: a file, and what is wrong with it; None if there is no fault."""
     progress = read_json(folder / PROGRESS)
     if not isinstance(progress, dict):
         return f"{PROGRESS} is {'damaged' if (folder / PROGRESS).exists() else 'missing'}"
@@ -255,13 +255,13 @@ def _hash(path: Path) -> str:
 
 
 def _free(path: Path) -> Path:
-    """The path, or one with a number behind it if it is taken."""
+    """The path, with a number appended if it exists already."""
     return next(p for n in range(1_000_000) if not (p := path.with_name(path.name + f".{n}" * bool(n))).exists())
 
 
 class _Lock:
-    """A lock on a folder, held as long as this object and the process live, however they end. All of a process share
-    one; its children have none, so that one left behind by a kill is not in the way."""
+    """A lock on a folder, released when this object or the process ends, even by a kill. A process has one lock per
+    folder. Child processes do not inherit it, so an orphan does not block the folder."""
 
     _held: ClassVar[weakref.WeakValueDictionary[tuple[int, Path], _Lock]] = weakref.WeakValueDictionary()
 
@@ -295,8 +295,8 @@ class _Lock:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl. A garbled one is left out with a warning; the last one, which a kill may have cut off,
-    without."""
+    """Lines of a metrics.jsonl. Garbled lines are skipped with a warning; a garbled last line, which a kill may have
+    truncated, without."""
     if not path.is_file():
         return []
     lines, out = path.read_text(encoding="utf-8", errors="replace").split("\n"), []
@@ -312,7 +312,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def resumed(config: type[Settings], settings: str = "config.json") -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """For `config.parse`: where `resume` is given, the settings of the run in `output_dir` hold unless others are."""
+    """The `start` of `command_line.parse`: with `resume`, the settings of the run in `output_dir` are the defaults."""
 
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
 

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from unidiff.schedules.schedule import Choices
 
 
-# What a response consists of: one text; a picture; a changed copy of the prompt's last picture; a text about pictures;
-# or rounds of text and picture until the model answers. Or a fixed plan of such parts, as in ("image", "text").
+# What a response consists of, in the order of Kind: one text; a picture; an edit of the prompt's last picture; a text
+# about pictures; or rounds of text and picture until the model answers. A tuple is a fixed plan: ("image", "text").
 Kind = Literal["text", "image", "edit", "understand", "interleaved"]
 KINDS = get_args(Kind)
 Writes = Kind | tuple[Kind, ...]
 
-# The place that a text names: (text, grid) -> bool [rows, columns], or None if it names none.
+# Finds the region that a text names: (text, grid) -> bool [rows, columns], or None if the text names no region.
 Locate = Callable[[str, tuple[int, int]], Any]
 
 
 class Modality(IntEnum):
-    """What a token is. A pad has the value -1 in `Tokens.modality`."""
+    """The modality of a token. In `Tokens.modality` a pad is -1."""
 
     TEXT = 0
     IMAGE = 1
@@ -41,14 +41,14 @@ class Segment:
 
     tokens: [n] int64 ids in the model's vocabulary, without delimiters or row separators. A sampled text includes
     its end token. grid: rows and columns of an image, n == rows * columns. edited: [n] bool, the tokens of a sampled
-    image that were denoised again, the others being copies of the image before; None = every token was sampled.
-    step: [n] int32, the denoising step that committed each token, -1 = kept. probability: [n] float32 of each token
-    when it was committed (1 where kept). trace: [T, n] float32, at each of the T steps the probability of the token
-    drawn at each place that was masked then (in a text: in the block at work), NaN elsewhere; None unless it was asked.
-    warmth: [n] float32, the factor that a schedule gave the temperature of each token; None = 1. choices: what a
-    schedule did in each step; None = there was none. room: tokens of the canvas that a sampled text was written in;
-    None = `ModelSpec.text_length`. behind: ids that the family's template puts behind the segment, and that it sees
-    while it is written.
+    image that were denoised again; the others are copied from the image before. None = every token was sampled.
+    step: [n] int32, the denoising step that committed each token, -1 = copied. probability: [n] float32 of each token
+    when it was committed (1 where copied). trace: [T, n] float32, for each of T steps the probability of the token
+    drawn at each position that was still masked (in a text: in the current block), NaN elsewhere; None = not recorded.
+    warmth: [n] float32, a schedule's factor on the temperature of each token; None = 1. choices: what a schedule
+    did in each step; None = no schedule. room: tokens of the canvas in which a text was sampled;
+    None = `ModelSpec.text_length`. behind: ids that the family's template puts after the segment; they are visible
+    while the segment is sampled.
     """
 
     modality: Modality
@@ -80,7 +80,7 @@ class Segment:
 
     @property
     def sampled(self) -> Tensor:
-        """[n] bool: tokens that the policy chose."""
+        """[n] bool: tokens that the policy sampled."""
         if self.prompt:
             return torch.zeros(len(self), dtype=torch.bool)
         return torch.ones(len(self), dtype=torch.bool) if self.edited is None else self.edited.bool()
@@ -92,8 +92,8 @@ class Segment:
 
 
 def check_parts(parts: Any, what: str = "prompt", *kinds: type) -> None:
-    """Raises TypeError, with the remedy, unless `parts` is a list or tuple of these kinds (none given: texts and PIL
-    images). One text in place of a list would be read letter by letter."""
+    """Raises TypeError unless `parts` is a list or tuple of these kinds (default: texts and PIL images). A single text
+    instead of a list would be read letter by letter."""
     if not kinds:
         from PIL.Image import Image
 
@@ -131,14 +131,14 @@ class Interleaved(tuple[Segment, ...]):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as tokens, and what a response to it is.
+    """A prompt as tokens, and the kind of response that it asks for.
 
-    without: what guidance compares it with: the prompt without its words ("text") or its pictures ("image"). writes:
-    what the response consists of. room: tokens of the canvas of each of its texts; None = `ModelSpec.text_length`.
-    behind: ids that the family's template puts behind the response. words: the prompt's own texts. locate: finds the
-    place that a text names, for edit="region"; None = the sampler's, or the tokens that the model finds least likely.
-    simulate: makes the PIL image that is right after the texts of a response so far, or one of another example, for
-    picture_source="oracle" and "shuffled" (`Task.simulate`); None = nobody knows.
+    without: for guidance, the prompt without its words ("text") or its pictures ("image"). writes: what the response
+    consists of. room: tokens of the canvas of each of its texts; None = `ModelSpec.text_length`. behind: ids that the
+    family's template puts after the response. words: the prompt's own texts. locate: finds the region that a text
+    names, for edit="region"; None = the sampler's, or the tokens that the model finds least likely. simulate: draws
+    the correct PIL image after the response's texts so far (picture_source="oracle"), or that of another example
+    ("shuffled"); see `Task.simulate`. None = the task cannot draw it.
     """
 
     whole: Interleaved
@@ -156,7 +156,7 @@ class Prompt:
         return plan_of(self.writes)
 
     def laid_out(self, response: Iterable[Segment]) -> Interleaved:
-        """Segments of a response with the room and the ids behind them that they have in this prompt's context."""
+        """Sets `room` and `behind` of a response's segments to this prompt's."""
         return Interleaved(
             replace(s, behind=self.behind, room=self.room if s.modality is Modality.TEXT else None) for s in response
         )
@@ -168,7 +168,7 @@ def plan_of(writes: Writes) -> tuple[Kind, ...]:
 
 
 def check_writes(writes: Any) -> Writes:
-    """What a response consists of; a list is a plan too. Raises ValueError with the known kinds for anything else."""
+    """Validates `writes`, and turns a list into a tuple. Raises ValueError, with the known kinds, for anything else."""
     plan = plan_of(writes) if isinstance(writes, (str, list, tuple)) else ()  # type: ignore[arg-type]
     if not plan or any(part not in KINDS for part in plan):
         raise ValueError(f"writes is {writes!r}; choose one of {', '.join(KINDS)}, or a tuple of them")
@@ -180,7 +180,7 @@ def check_writes(writes: Any) -> Writes:
 
 
 def hidden(prompt: Interleaved, modality: Modality, mask: int) -> Interleaved:
-    """A prompt with every token of a modality replaced by the mask token: what a model without it is shown."""
+    """A prompt with every token of a modality replaced by the mask token, for guidance."""
     return Interleaved(
         replace(s, tokens=torch.full_like(s.tokens, mask)) if s.modality is modality else s  # type: ignore[arg-type]
         for s in prompt

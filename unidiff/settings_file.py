@@ -1,8 +1,8 @@
-"""Settings in a YAML file, read as on the command line: the field says what a value is, not how it is written.
+"""Settings in a YAML file, read as on the command line: a value's type is decided by its field, not by its notation.
 
-YAML itself would read `1.10` as the number 1.1, `010` as 8 and `no` as false. Here every value is the text that stands
-in the file (`null`, `~` and nothing at all are None), until `config.build` reads it as the type of its field. A key
-that is given twice is an error, and so are aliases of lists and mappings, which may unfold to any size.
+YAML itself would read `1.10` as the number 1.1, `010` as 8 and `no` as false. Here every value stays a text (`null`,
+`~` and an empty value are None) until `config.build` converts it to its field's type. Duplicate keys are errors. So are
+aliases of lists and mappings, because they can expand to any size.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import yaml
 
 
 def from_yaml(path: str | Path) -> dict[str, Any]:
-    """The settings of a file; none if it is empty. Raises FileNotFoundError, or ValueError with the file's name."""
-    if Path(path).is_dir() or not Path(path).exists():  # a pipe will do
+    """The settings of a file; {} if it is empty. Raises FileNotFoundError, or ValueError with the file's name."""
+    if Path(path).is_dir() or not Path(path).exists():  # a pipe is allowed
         raise FileNotFoundError(f"config file {path} " + ("is a folder" if Path(path).is_dir() else "does not exist"))
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _Loader)
@@ -36,7 +36,7 @@ def from_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    # What a plain value may be beside a text: only None.
+    # A plain value is a text or None.
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL|)$"))] for first in ("~", "n", "N", "")
     }

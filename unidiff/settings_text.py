@@ -1,4 +1,4 @@
-"""Settings as text: what `--help` prints, and a YAML file of all settings with their defaults."""
+"""Settings as text: the output of `--help`, and a YAML file of all settings with their defaults."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def help_text(config: type, description: str = "", topic: str = "") -> str:
 
 
 def yaml_text(config: type) -> str:
-    """A settings file with every default. An absolute path, which holds on one machine only, is a comment."""
+    """A settings file with all defaults. An absolute path is commented out, as it is valid on one machine only."""
     lines = []
     for group, some in _grouped(config).items():
         lines.append(f"\n{group}:" if group else "")
@@ -68,7 +68,7 @@ def _in_columns(start: str, text: str) -> Iterator[str]:
 
 
 def _line(config: type, f: Field[Any]) -> str:
-    """What a setting is, with the values that it may have."""
+    """A setting's help text, with its choices."""
     kind = get_type_hints(config)[f.name]
     kinds = [kind, *get_args(kind)]
     choices = next((get_args(each) for each in kinds if get_origin(each) is Literal), ())

@@ -1,4 +1,4 @@
-"""ModelSpec: every number in which model families differ. Data only; no id, offset or length stands anywhere else."""
+"""ModelSpec: every number in which model families differ. Ids, offsets and lengths are written nowhere else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unidiff.sequence import Modality, Segment
 PadPolicy = Literal["hard", "attend", "additive_one"]
 PAD_POLICIES = get_args(PadPolicy)
 
-_RETIRED = {"pixel_range"}  # fields of earlier versions, which nothing reads any more
+_RETIRED = {"pixel_range"}  # fields of earlier versions; ignored
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,14 @@ class ModelSpec:
 
     text_range: ids that a text token may be drawn from, and the rows of the head that score it. image_offset: id of
     code 0 of the codebook. logit_rows: rows of the LM head. text_end: ids that end a sampled text: after `image_next`
-    an image follows, after any other the response is finished. A model of text alone has image_next None, no
-    delimiters of images and codebook_size 0. text_length: tokens in the canvas of one sampled text.
+    an image follows, after any other the response is finished. A text-only model has image_next None, no image
+    delimiters and codebook_size 0. text_length: tokens in the canvas of one sampled text.
     attention: "block_causal" = a token sees every earlier segment and all of its own; "bidirectional" = everything.
-    pad_policy, additive_to: what a pad does (see `attention.pad_bias`). image_grid: the grid of generated images when
-    there is none to edit. max_positions: longest sequence. row_separator: stands behind every row of an image.
-    text_begin: what is put before each text of a prompt; None = bos, if there is one. Families whose templates write
-    all of a prompt have ().
-    special: other tokens that the family's templates use, by name. sampler: the family's published sampler defaults,
-    by name of `SamplerConfig` field.
+    pad_policy, additive_to: how pads enter attention (see `attention.pad_bias`). image_grid: the grid of a new image
+    (an edit keeps its own). max_positions: longest sequence. row_separator: id that follows every row of an image.
+    text_begin: ids before each text of a prompt; None = bos, if there is one; () = the family's template writes the
+    whole prompt. special: other tokens that the family's templates use, by name. sampler: the family's published
+    sampler defaults, by name of `SamplerConfig` field.
     """
 
     family: str
@@ -73,8 +72,8 @@ class ModelSpec:
             raise ValueError(f"ModelSpec.sampler: {error}") from error
 
     def sampler_config(self, **settings: Any) -> SamplerConfig:
-        """The family's sampler settings with these in their place. Raises TypeError for a setting that does not exist,
-        ValueError for a wrong value."""
+        """The family's sampler settings, overridden by `settings`. Raises TypeError for an unknown setting, ValueError
+        for a wrong value."""
         given, known = {**self.sampler, **settings}, [f.name for f in fields(SamplerConfig)]
         for name in given:
             if name not in known:
@@ -98,7 +97,7 @@ class ModelSpec:
             )
 
     def _check_ids(self) -> None:
-        """Ids are rows of the head, none of them an image code, and those that a sequence is read by differ."""
+        """Checks that ids are rows of the head, are not image codes, and that delimiters differ from each other."""
         low, high = self.image_range
         ids = self._named_ids()
         for name, id in ids:
@@ -117,7 +116,7 @@ class ModelSpec:
                 owner[id] = name
 
     def _named_ids(self) -> list[tuple[str, int]]:
-        """Every id that is not a code or a word, with its field's name."""
+        """(field name, id) for every id that is neither an image code nor a word."""
         one = [(name, getattr(self, name)) for name in ("mask", "pad", "bos", "row_separator")]
         lists = ("text_end", "text_begin", "image_begin", "image_end")
         several = [(name, id) for name in lists for id in getattr(self, name) or ()]
@@ -132,7 +131,7 @@ class ModelSpec:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids with a meaning of their own, by which templates, the sampler and the canvas go."""
+        """Ids with a special meaning for templates, the sampler and the canvas."""
         return frozenset(id for _, id in self._named_ids())
 
     @property
@@ -144,7 +143,7 @@ class ModelSpec:
 
     @property
     def before_image(self) -> tuple[int, ...]:
-        """Ids before an image that a text announced. The text ended with the first delimiter, which is left out."""
+        """Ids before an image that follows a sampled text. A delimiter that already ended the text is left out."""
         return self.image_begin[1:] if self.image_begin[:1] == (self.image_next,) else self.image_begin
 
     @property
@@ -158,8 +157,8 @@ class ModelSpec:
     def check_segment(self, segment: Segment) -> None:
         """Raises ValueError if an id is out of range or a sampled text does not fit its canvas.
 
-        An image holds image codes; a sampled text ids that a text may draw, the mask never among them; a text of a
-        prompt any id but image codes. What guidance hides of a prompt holds the mask.
+        An image contains image codes. A sampled text contains ids of `text_range`, never the mask. A text of a prompt
+        contains any id but image codes. A prompt may contain the mask, where guidance hides a token.
         """
         given_text = segment.modality is Modality.TEXT and segment.prompt
         low, high = (0, self.logit_rows) if given_text else self.range_of(segment.modality)
@@ -181,7 +180,7 @@ class ModelSpec:
                 raise ValueError(f"a sampled text of {len(segment)} tokens is longer than {name} {room}")
 
     def room(self, asked: int | None) -> int:
-        """Tokens of a text's canvas: as many as are asked for, or `text_length`. Raises ValueError for more."""
+        """Tokens of a text's canvas: `asked`, or `text_length` if None. Raises ValueError if `asked` does not fit."""
         if asked is None:
             return self.text_length
         if not 1 <= asked <= self.text_length:
@@ -192,7 +191,7 @@ class ModelSpec:
         return asked
 
     def part_sizes(self, room: int | None, before: Segment | None) -> dict[str, int]:
-        """Tokens that a text, a new picture and an edit of the picture `before` have at most."""
+        """The maximum tokens of a text, of a new picture, and of an edit of the picture `before`."""
         image = math.prod(self.image_grid)
         return {"text": self.room(room), "image": image, "edit": image if before is None else len(before)}
 

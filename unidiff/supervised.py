@@ -1,12 +1,12 @@
 """Masked-diffusion supervised training on demonstrations of a task.
 
-Every sampled segment of a sequence is hidden at its own ratio t ~ U(0, 1) and predicted from what is left, all
-segments in one forward pass (clean sequence and noisy copy). Images come in two forms, since rollouts use both:
-*edits*, in which only the tokens of the cells that the text names, and sometimes others, are denoised again; and
-*full*, in which all are.
+Every sampled segment of a sequence is masked with its own ratio t ~ U(0, 1) and predicted from the visible tokens; all
+segments share one forward pass (clean sequence and noisy copy). Images have two forms, because rollouts use both:
+*edits*, which denoise only the tokens of the cells that the text names, and sometimes more; and *full*, which denoise
+all tokens.
 
-Most steps show only windows of sequences: one text, with the picture and the text before it (an answer: with all
-texts). Where to go next can be read off these, at a fifth of the tokens, so that a step sees many more decisions.
+Most steps train on windows of sequences: one text, with the picture and the text before it (an answer: with all texts).
+A window contains all that the next move depends on, with a fifth of the tokens, so a step trains on more decisions.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from unidiff.tasks.encode import encode, ready
 from unidiff.tasks.task import Task
 
 _FORM, _EXTRA, _RATIO, _MASK, _PICK, _WINDOW = range(6)  # noise streams
-_FEW = 64  # rows whose mean length is taken for that of all
-_MOST_STEPS = 1 << 40  # of a run: a corpus' noise is that of steps which no other one has
-_SEGMENT_STRIDE = 1 << 32  # noise counter of a token = segment · stride + offset: larger than any segment
+_FEW = 64  # rows that estimate the mean length
+_MOST_STEPS = 1 << 40  # more than the steps of any run; separates the noise of corpora
+_SEGMENT_STRIDE = 1 << 32  # noise counter of a token = segment · stride + offset; larger than any segment's length
 
 
 @dataclass
@@ -59,8 +59,8 @@ class SupervisedConfig:
 
 
 def corpus(model: UnifiedModel, task: Task, indices: Sequence[int], split: str = "train") -> list[Interleaved]:
-    """Demonstrations as token sequences. Each image carries in `edited` what an edit denoises: the tokens that the text
-    before it names or, where the task does not say, those that differ from the image before; None = it is a new image.
+    """Demonstrations as token sequences. `edited` of each image holds the tokens that an edit denoises: those that the
+    text before it names or, if the task cannot tell, those that differ from the previous image; None = a new image.
     Raises ValueError for a task without demonstrations."""
     rows = []
     for index in indices:
@@ -81,7 +81,7 @@ def corpus(model: UnifiedModel, task: Task, indices: Sequence[int], split: str =
 
 
 def _region(image: Segment, before: Segment | None, locate: Locate | None, said: Any) -> Any:
-    """[n] bool: what an edit denoises; None = it is not an edit."""
+    """[n] bool: the tokens that an edit denoises; None = not an edit."""
     if before is None or before.grid != image.grid:
         return None
     if locate is None:
@@ -90,8 +90,8 @@ def _region(image: Segment, before: Segment | None, locate: Locate | None, said:
 
 
 def draw_forms(row: Interleaved, row_key: int, edit_extra: float) -> Interleaved:
-    """One image of the sequence in full form, the others as edits, some of them wider than their region. Where there is
-    one image alone, it is in full form every other time."""
+    """Puts one image of the sequence in full form, and the others in edit form, some wider than their region. A single
+    image is in full form with probability 1/2."""
     keys = torch.tensor([row_key])
     images = [i for i, s in enumerate(row) if s.modality is Modality.IMAGE and not s.prompt and s.edited is not None]
     pick = int(noise.uniform(keys, (_PICK,), 1) * max(len(images), 2)) if images else -1
@@ -109,8 +109,8 @@ def draw_forms(row: Interleaved, row_key: int, edit_extra: float) -> Interleaved
 
 
 def draw_window(row: Interleaved, row_key: int) -> Window:
-    """One of the sequence's texts to predict, seen with the question, the picture before it and the text before that;
-    the answer with all texts. A response of one segment is seen and predicted as a whole."""
+    """Draws one text of the sequence to predict. It is shown with the question, the picture before it and the text
+    before that; the answer is shown with all texts. A response of one segment is used whole."""
     if len(row.response) == 1:
         return Window(frozenset(range(len(row))), frozenset([len(row) - 1]))
     texts = [i for i, s in enumerate(row) if s.modality is Modality.TEXT and not s.prompt]
@@ -122,10 +122,10 @@ def draw_window(row: Interleaved, row_key: int) -> Window:
 
 
 def draw_mask(canvas: Canvas, keys_B: Tensor, smallest: float = 0.0) -> Tensor:
-    """[B, L] bool: in each sampled segment, each token hidden with the segment's own ratio t ~ U(smallest, 1)."""
+    """[B, L] bool: masks each token of a sampled segment with the segment's own ratio t ~ U(smallest, 1)."""
     segment = canvas.segment.clamp(min=0)
     ratio = noise.uniform(keys_B, (_RATIO,), int(segment.max()) + 1).gather(1, segment)
-    # At least 2 % so that a segment of 64 tokens is rarely left without any.
+    # At least 2 %, so that a segment of 64 tokens rarely has no masked token.
     ratio = (smallest + (1 - smallest) * ratio).clamp(min=0.02)
     counter = segment * _SEGMENT_STRIDE + canvas.clean.offset
     return canvas.sampled & (noise.uniform(keys_B, (_MASK,), counter) < ratio)
@@ -134,9 +134,9 @@ def draw_mask(canvas: Canvas, keys_B: Tensor, smallest: float = 0.0) -> Tensor:
 def supervised_loss(
     model: torch.nn.Module, canvas: Canvas, mask: Tensor, changed_weight: float, accelerator: Accelerator | None = None
 ) -> dict[str, Tensor]:
-    """Mean cross-entropy of masked tokens for each modality; image tokens that change weigh more.
+    """Weighted mean cross-entropy of masked tokens for each modality; changed image tokens have a higher weight.
 
-    accelerator: of several processes that share a step's rows; each gets its part of the sum that is that mean.
+    accelerator: if several processes share a step's rows, each returns its part; the mean is the sum of the parts.
     """
     logp = model(canvas, mask)
     changed = (canvas.clean.previous >= 0) & (canvas.clean.previous != canvas.ids)
@@ -149,14 +149,14 @@ def supervised_loss(
 
 
 def summed(x: Tensor, accelerator: Accelerator | None) -> Tensor:
-    """The sum of all processes' tensors, in the place of this one's."""
+    """Sums a tensor over all processes, in place."""
     if accelerator is not None and accelerator.num_processes > 1:
         torch.distributed.all_reduce(x)
     return x
 
 
 def sum_gradients(model: torch.nn.Module, accelerator: Accelerator) -> None:
-    """Gives each process the sum of all processes' gradients; what has a gradient on none of them keeps none."""
+    """Sums gradients over all processes. A parameter without a gradient on every process keeps None."""
     if accelerator.num_processes == 1:
         return
     params = [p for p in model.parameters() if p.requires_grad]
@@ -180,14 +180,14 @@ def optimizers(model: UnifiedModel, config: SupervisedConfig) -> list[torch.opti
 
 
 def lr_factor(step: int, steps: int, warmup: int, decay: float) -> float:
-    """Warm-up, plateau, linear fall to 0 over the last share `decay` of the steps."""
+    """Linear warm-up, plateau, linear decay to 0 over the last share `decay` of the steps."""
     return min((step + 1) / max(warmup, 1), 1.0, (steps - step) / max(decay * steps, 1))
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Demonstrations of one task. weight: its share of the loss of a step. scale: its rows in a step, as a share of
-    batch_size. number: tells the noise of several corpora apart."""
+    """Demonstrations of one task. weight: its share of a step's loss. scale: its rows in a step, as a share of
+    batch_size. number: separates the noise of several corpora."""
 
     rows: Sequence[Interleaved]
     name: str = ""
@@ -197,8 +197,8 @@ class Corpus:
 
 
 def corpora(given: Mapping[str, Sequence[Interleaved]]) -> list[Corpus]:
-    """Demonstrations of tasks by name, in shares as large as they are. Every step holds rows of each, with as many
-    tokens as its share says: one with short sequences has more of them."""
+    """Corpora of tasks by name, weighted by their sizes. Every step has rows of each corpus, with tokens in proportion
+    to its weight, so a corpus of short sequences gets more rows."""
     total, longest = sum(map(len, given.values())), max(map(mean_length, given.values()))
     return [
         Corpus(rows, name, len(rows) / total, len(rows) / total * longest / mean_length(rows), number)
@@ -207,7 +207,7 @@ def corpora(given: Mapping[str, Sequence[Interleaved]]) -> list[Corpus]:
 
 
 def mean_length(rows: Sequence[Interleaved]) -> float:
-    """Tokens of a row, from the first few."""
+    """Mean tokens of a row, estimated from the first rows."""
     few = rows[:_FEW]
     return sum(len(segment) for row in few for segment in row) / len(few)
 
@@ -215,9 +215,9 @@ def mean_length(rows: Sequence[Interleaved]) -> float:
 def batch(
     model: UnifiedModel, corpus: Corpus, config: SupervisedConfig, step: int, part: tuple[int, int] = (0, 1)
 ) -> tuple[Canvas, Tensor]:
-    """The rows of a corpus in one step and their mask; a function of (seed, step, number) alone.
+    """The rows of a corpus in one step, and their mask; a function of (seed, step, number) only.
 
-    part: (k, n) = the k-th of n parts of these rows, of which there is at least one for each part.
+    part: (k, n) = the k-th of n parts of these rows. Each part gets at least one row.
     """
     moment = step + corpus.number * _MOST_STEPS
     kind = noise.keys(config.seed, moment)
@@ -232,6 +232,6 @@ def batch(
     if windowed:
         windows = [draw_window(row, k) for row, k in zip(chosen, keys)]
         canvas = render(chosen, model.spec, model.device, windows)
-        return canvas, draw_mask(canvas, keys_B, smallest=0.6)  # a move is decided while most of its text is hidden
+        return canvas, draw_mask(canvas, keys_B, smallest=0.6)  # a move is decided while most of its text is masked
     canvas = model.render([draw_forms(row, k, config.edit_extra) for row, k in zip(chosen, keys)])
     return canvas, draw_mask(canvas, keys_B)

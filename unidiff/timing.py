@@ -1,4 +1,4 @@
-"""How long a piece of code takes, and how fast a machine multiplies matrices."""
+"""Measures the time of a piece of code, and a machine's speed of matrix products."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ CPU = torch.device("cpu")
 
 
 def seconds_of(run: Callable[[], object], repeats: int, device: torch.device = CPU) -> float:
-    """Wall-clock seconds of the fastest repeat, after one that warms up. device: waited for before and after each."""
+    """Wall-clock seconds of the fastest repeat, after one warm-up. device: synchronised before and after each."""
     return interleaved_seconds({"": run}, repeats, device)[""]
 
 
 def interleaved_seconds(
     arms: Mapping[str, Callable[[], object]], repeats: int, device: torch.device = CPU
 ) -> dict[str, float]:
-    """Wall-clock seconds of the fastest repeat of each arm, the arms taking turns, after one turn that warms up."""
+    """Wall-clock seconds of each arm's fastest repeat; arms take turns, after one warm-up turn."""
     best = dict.fromkeys(arms, math.inf)
     for turn in range(repeats + 1):
         for name, run in arms.items():

@@ -1,4 +1,4 @@
-"""Log-probability estimators: the interface, the registry, what runs them, and one file a method."""
+"""Log-probability estimators: the interface, the registry, the scoring code, and one file per method."""
 
 from unidiff.estimators import (
     coupled,

@@ -14,7 +14,7 @@ from unidiff.estimators.view import View
 
 
 def checked_views(estimator: Estimator, ask: Ask) -> list[View]:
-    """An estimator's views, with factors that are 0 where nothing is masked.
+    """An estimator's views, validated, with factor 0 at tokens that are not masked.
 
     Raises TypeError if it does not return a list of views. Raises ValueError for a tensor of another dtype or shape,
     for masked tokens that are not sampled tokens of the modality, for hidden tokens that are not of the prompt, for a
@@ -47,13 +47,13 @@ def checked_views(estimator: Estimator, ask: Ask) -> list[View]:
 
 
 def check_values(estimator: object, what: str, values: Any, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless values are a tensor of this shape. what: the method that returned them."""
+    """Raises ValueError unless `values` is a tensor of this shape. what: the method that returned it."""
     if not isinstance(values, Tensor) or values.shape != shape:
         raise ValueError(f"{_named(estimator)}: {what} must return a tensor {list(shape)}, not {_kind(values)}")
 
 
 def check_credit(estimator: object, credit_N: Any, advantage_N: Tensor) -> None:
-    """Raises ValueError unless there is a finite number for each advantage [N]."""
+    """Raises ValueError unless `credit_N` has a finite number for each advantage [N]."""
     check_values(estimator, "credit", credit_N, advantage_N.shape)
     if not bool(credit_N.isfinite().all()):
         raise ValueError(f"{_named(estimator)}: credit returned a value that is not finite")

@@ -16,23 +16,23 @@ _LOW, _HIGH = 0.2, 0.8  # range of t, as published
 @register("coupled")
 @dataclass(frozen=True)
 class Coupled(Estimator):
-    """ℓ_j = ½ [log p(o_j | all masked) + w_j · log p(o_j | M masked, or its complement: that of the two which holds j)]
+    """ℓ_j = ½ [log p(o_j | all masked) + w_j · log p(o_j | M masked if j ∈ M, else its complement masked)]
 
-    with w_j = 1/t in M and 1/(1−t) outside; t ~ U(0.2, 0.8), one a segment and inner iteration; M: each token with
-    probability t. For a given t the mean of the second term is the sum of two log-probabilities, of a token in M and
-    of one outside. So ℓ_j is about 1.5 times a log-probability, its ratio is none of probabilities, and clip range
-    and KL act on it as they are.
+    with w_j = 1/t in M and 1/(1−t) outside. t ~ U(0.2, 0.8), one per segment and inner iteration. M contains each token
+    with probability t. For a given t the expectation of the second term is the sum of two log-probabilities, one with
+    M masked and one with its complement masked. So ℓ_j is about 1.5 times a log-probability, and exp of a difference is
+    not a ratio of probabilities. Clip range and KL are applied to it unchanged.
 
     Source: DiffuCoder (arXiv 2506.20639), by its code.
     """
 
     @property
     def by_token(self) -> bool:
-        """No: a value is about 1.5 times a log-probability."""
+        """False: a value is about 1.5 times a log-probability."""
         return False
 
     def views(self, ask: Ask) -> list[View]:
-        """Three: all masked, M masked, M̄ masked."""
+        """Three views: all masked, M masked, M̄ masked."""
         t = _LOW + (_HIGH - _LOW) * ask.segment_uniform()
         chosen = ask.among & (ask.uniform() < t)
         rest = ask.among & ~chosen

@@ -18,12 +18,12 @@ class Elbo(Estimator):
     """A segment's value is ELBO / L, with ELBO = 1/K Σ_k 1/t_k Σ_{j ∈ M_k} log p(o_j | M_k masked). So all of its
     tokens share the ratio exp((ELBO_new − ELBO_old) / L).
 
-    M_k is a random set of t_k·L tokens, t_k uniform on 1/L, 2/L, … 1: the mean over sets is the bound that t ~ U(0, 1)
-    and independent masking give, with less variance, and no set is empty.
+    M_k is a random set of t_k·L tokens, t_k uniform on 1/L, 2/L, … 1. Its expectation is the same bound as with
+    t ~ U(0, 1) and independent masking, but the variance is lower, and no set is empty.
 
-    samples: K views. antithetic: they come in pairs that mask the first c and the last L+1−c tokens of one random
-    order; a pair scores every token, and its ratios balance each other. False: independent sets. In both cases the
-    ratios are stratified: one in each of as many equal parts of (0, 1] as there are sets (pairs).
+    samples: K views. antithetic: views come in pairs that mask the first c and the last L+1−c tokens of one random
+    order, so a pair scores every token, and high and low mask ratios balance. False: independent sets. The mask ratios
+    are stratified: (0, 1] is cut into one equal part per set (or pair), and each part gets one ratio.
 
     Sources: ESPO (arXiv 2512.03759), whose KL is k2 on the bounds where ours is k3 on the values; LLaDA
     (arXiv 2502.09992), equation 14, for sets of a fixed size.
@@ -43,7 +43,7 @@ class Elbo(Estimator):
             raise ValueError(f"samples is {self.samples}; antithetic views come in pairs, so it must be even")
 
     def views(self, ask: Ask) -> list[View]:
-        """`samples` of them."""
+        """`samples` views."""
         level = ask.segment_uniform()
         draws = self.samples // 2 if self.antithetic else self.samples
         masks = []
@@ -57,6 +57,6 @@ class Elbo(Estimator):
 
 
 def mean_of_masked(mask: Tensor, place: Place) -> Tensor:
-    """float32 [B, L]: 1/n at masked tokens, n of them in the segment. For a mask of t·L tokens that is 1/(t·L)."""
+    """float32 [B, L]: 1/n at masked tokens, where the segment has n. A mask of t·L tokens gives 1/(t·L)."""
     masked = mask.float()
     return masked / place.total(masked).clamp(min=1)

@@ -1,11 +1,11 @@
 """The interface of log-probability estimators.
 
-A masked diffusion model has no cheap exact probability of a whole text or image. An estimator asks for the
-log-probabilities of some tokens while they are masked and the others are visible, in one view or several. It combines
-the answers to a value for each token, or for each segment. Masks are data: they are drawn once for a batch of rollouts,
-and the old, the reference and the new policy are scored on the same masks.
+A masked diffusion model has no cheap exact probability of a whole text or image. An estimator defines one or several
+views. In a view some tokens are masked, the others are visible, and the model scores the masked ones. The estimator
+combines the log-probabilities into one value per token or per segment. Masks are data: they are drawn once per batch of
+rollouts, and the old, the reference and the new policy are scored on the same masks.
 
-A method is a frozen dataclass in a file of its own, registered by name:
+A method is a frozen dataclass in its own file, registered by name:
 
     @register("mine")
     @dataclass(frozen=True)
@@ -33,18 +33,18 @@ from unidiff.config import check_fields
 from unidiff.estimators.view import Place, View
 from unidiff.sequence import Modality
 
-# First number of every noise stream drawn here, so that no sampler shares one ("view" in ASCII).
+# First number of every noise stream here, so that none is shared with the sampler ("view" in ASCII).
 _STREAM = 0x76696577
-_PROMPT = 2  # in the place of the modality, which other streams have
-_SEGMENT_STRIDE = 1 << 32  # noise counter of a token = segment · stride + offset: larger than any segment
+_PROMPT = 2  # replaces the modality in streams of prompt tokens
+_SEGMENT_STRIDE = 1 << 32  # noise counter of a token = segment · stride + offset; larger than any segment's length
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What one inner iteration asks an estimator: views of the sampled tokens of one modality.
+    """One inner iteration's request to an estimator: views of the sampled tokens of one modality.
 
-    canvas: the rollouts [B, L]. place: where their tokens are (`Place.of(canvas)`). modality: of the tokens to mask.
-    iteration: 0 … iterations-1. keys_B: int64 [B], the rows' noise keys. key: of the step, for what its rows share.
+    canvas: the rollouts [B, L]. place: `Place.of(canvas)`. modality: of the tokens to mask. iteration: 0 …
+    iterations-1. keys_B: int64 [B], the rows' noise keys. key: the step's noise key, for noise that all rows share.
     """
 
     canvas: Canvas
@@ -62,7 +62,7 @@ class Ask:
 
     @cached_property
     def prompt(self) -> Tensor:
-        """bool [B, L]: content tokens of the segments before the first one that has sampled tokens."""
+        """bool [B, L]: content tokens of the segments before the first segment with sampled tokens."""
         segment, clean = self.canvas.segment, self.canvas.clean
         last = torch.iinfo(segment.dtype).max
         first = torch.where(self.canvas.sampled, segment, last).amin(1, keepdim=True)
@@ -70,7 +70,7 @@ class Ask:
 
     @property
     def rank(self) -> Tensor:
-        """int64 [B, L]: which of its segment's sampled tokens a token is, from 0."""
+        """int64 [B, L]: a token's index among the sampled tokens of its segment, from 0."""
         return self.place.rank
 
     @property
@@ -79,20 +79,20 @@ class Ask:
         return self.place.length
 
     def uniform(self, *stream: int) -> Tensor:
-        """float64 [B, L] in (0, 1): a number for each content token.
+        """float64 [B, L] in (0, 1): one number per content token.
 
-        It is a function of the row's key, iteration, modality, stream, and the token's segment and offset in it. It
-        does not depend on the column, the padding or the batch. stream: tells several draws of a method apart.
+        It is a function of the row's key, the iteration, the modality, the stream, and the token's segment and offset.
+        It does not depend on the column, the padding or the batch. stream: distinguishes several draws of a method.
         """
         return self._uniform(self.canvas.clean.offset, int(self.modality), *stream)
 
     def segment_uniform(self, *stream: int) -> Tensor:
-        """float64 [B, L] in (0, 1): a number for each segment, the same at all of its columns. See `uniform`."""
+        """float64 [B, L] in (0, 1): one number per segment, the same at all of its columns. See `uniform`."""
         return self._uniform(_SEGMENT_STRIDE - 1, int(self.modality), *stream)  # an offset that no token has
 
     def prompt_uniform(self, *stream: int) -> Tensor:
-        """As `uniform`, but the same for both modalities. Where the estimators of texts and of images both hide
-        prompt tokens with probability p, a token is then hidden with probability p, not 1 − (1−p)²."""
+        """As `uniform`, but the same for both modalities. If the text and the image estimator both hide prompt tokens
+        with probability p, a token is then hidden with probability p, not 1 − (1−p)²."""
         return self._uniform(self.canvas.clean.offset, _PROMPT, *stream)
 
     def step_uniform(self, *stream: int) -> float:
@@ -107,14 +107,13 @@ class Ask:
 class Estimator:
     """Base of all methods. A method defines `views`.
 
-    unit: "token": each token has its own value. "segment": a segment has one value, which all of its scored tokens
-    share. They share its ratio too, and the segment counts in the loss as if all of its sampled tokens were scored.
+    unit: "token": each token has its own value. "segment": all scored tokens of a segment share one value and one
+    ratio, and the segment counts in the loss as if all of its sampled tokens were scored.
     ratio: True: the loss is GRPO's, with the importance ratio of new to old policy. False: the loss is
     −advantage · value of the current policy; there is no old policy and no clipping.
+    joint: the values of a segment's tokens sum to its log-probability, or to a bound of it. `rtb` needs this.
 
-    joint: the values of a segment's tokens sum to its log-probability, or to a bound of it: what `rtb` needs.
-
-    Fields are checked against their types; a `__post_init__` of its own calls `super().__post_init__()` first.
+    Fields are checked against their types. A subclass with a `__post_init__` calls `super().__post_init__()` first.
     """
 
     unit: ClassVar[Literal["token", "segment"]] = "token"
@@ -130,21 +129,21 @@ class Estimator:
         return self.unit == "token" and type(self).combine is Estimator.combine
 
     def views(self, ask: Ask) -> list[View]:
-        """The views of one inner iteration, as many for each row. Together they score at least one token of each
-        segment that has sampled tokens of the modality."""
+        """The views of one inner iteration, the same number for every row. Together they must score at least one token
+        of each segment that has sampled tokens of the modality."""
         raise NotImplementedError(f"{type(self).__name__} must define views")
 
     def combine(self, logp_KBL: Tensor, factor_KBL: Tensor, place: Place, advantage_BL: Tensor) -> Tensor:
         """Values float32 [B, L] from the log-probabilities of this method's views: Σ_k factor · ℓ, summed over the
-        segment if that is the unit. Gradients flow through it, and it must not mix segments.
+        segment if unit is "segment". It must be differentiable and must not mix segments.
 
         factor_KBL: float, the views' factors, 0 where a token is not scored. advantage_BL: float, each token's
-        advantage as `credit` returns it.
+        advantage, as returned by `credit`.
         """
         value_BL = (logp_KBL * factor_KBL).sum(0)
         return place.total(value_BL) if self.unit == "segment" else value_BL
 
     def credit(self, advantage_N: Tensor, group_N: Tensor) -> Tensor:
-        """float32 [N]: what the loss uses instead of the advantages of N segments. group_N: int64, equal for segments
-        that are compared: the k-th ones of a modality in the rollouts of one prompt."""
+        """float32 [N]: replaces the advantages of N segments in the loss. group_N: int64, equal for segments that are
+        compared: the k-th segments of a modality in the rollouts of one prompt."""
         return advantage_N

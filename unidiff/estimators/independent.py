@@ -1,4 +1,4 @@
-"""Methods that mask each sampled token independently of the others, with a probability in closed form."""
+"""Base of methods that mask each sampled token independently, with a closed-form probability."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unidiff.estimators.view import View
 
 @dataclass(frozen=True)
 class Independent(Estimator):
-    """Base of such methods. min_ratio: γ of the ladder of mask ratios, in [0, 1]; ValueError if it is not."""
+    """min_ratio: γ of the ladder of mask ratios (see `ladder.ratio`). Raises ValueError if it is outside [0, 1]."""
 
     min_ratio: float
 
@@ -28,7 +28,7 @@ class Independent(Estimator):
         raise NotImplementedError
 
     def mask_ratio(self, ask: Ask) -> float:
-        """r_i, the share of the tokens that is masked in this inner iteration."""
+        """r_i, the share of tokens to mask in this inner iteration."""
         return ladder.ratio(self.min_ratio, ask.iteration, ask.iterations)
 
     def views(self, ask: Ask) -> list[View]:
@@ -37,12 +37,11 @@ class Independent(Estimator):
 
 
 def threshold(uniform: Tensor, probability: Tensor, among: Tensor, run: Tensor) -> Tensor:
-    """Masks a token where its uniform number is below its probability; never none of a segment.
+    """Masks tokens whose uniform number is below their probability, at least one per segment.
 
-    uniform, probability: [B, L] float64. among: [B, L] bool, the tokens to choose from. run: [B, L] int64,
-    groups the columns by segment (see `Place`). Where chance would mask nothing in a segment, the token
-    nearest to being masked (largest probability − uniform) is masked: a segment that is scored nowhere would
-    drop out of the loss. Returns [B, L] bool.
+    uniform, probability: [B, L] float64. among: [B, L] bool, the tokens to choose from. run: [B, L] int64, groups the
+    columns by segment (see `Place`). The token with the largest probability − uniform is always masked, because a
+    segment without a scored token would drop out of the loss. Returns [B, L] bool.
     """
     margin = torch.where(among, probability - uniform, -torch.inf)
     nearest = torch.full_like(margin, -torch.inf).scatter_reduce_(1, run, margin, "amax")

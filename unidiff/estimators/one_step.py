@@ -12,9 +12,9 @@ from unidiff.estimators.view import View
 @register("one_step")
 @dataclass(frozen=True)
 class OneStep(Estimator):
-    """ℓ_j = log p(o_j | all of o masked, and each content token of the prompt with probability p).
+    """ℓ_j = log p(o_j | all of o masked, and each content token of the prompt masked with probability p).
 
-    Text and image tokens of the prompt alike, drawn anew in each inner iteration, so that iterations differ.
+    Prompt masks cover text and image tokens. They are redrawn in each inner iteration, so that iterations differ.
 
     hide_prompt: p. Source: diffu-GRPO (d1, arXiv 2504.12216), p = 0.15.
     """

@@ -18,10 +18,10 @@ from unidiff.estimators.registry import register
 @dataclass(frozen=True)
 class RandomMask(Independent):
     """ℓ_j = log p(o_j | M masked, the rest of o visible) at j ∈ M; each token of o is in M with probability r_i,
-    independently; the prompt stands.
+    independently. The prompt stays visible.
 
-    start: "ladder" = r_i of `ladder.ratio`, from min_ratio (MaskGRPO's code). "uniform" = UniGRPO's: one start for each
-    step, uniform in (0, 1), and r_i of `ladder.from_start`; min_ratio has no effect.
+    start: "ladder" = r_i of `ladder.ratio`, from min_ratio (MaskGRPO's code). "uniform" = UniGRPO's: each step draws
+    one start, uniform in (0, 1), and r_i follows `ladder.from_start`; min_ratio has no effect.
 
     Source: UniGRPO (MMaDA, arXiv 2505.15809). Two later papers use the same name for other methods: 2603.23500 (text
     and flow-matching pictures with one advantage) and 2603.09538.

@@ -32,8 +32,8 @@ def register(name: str) -> Callable[[_E], _E]:
 
 
 def make(name: str, **options: Any) -> Estimator:
-    """A registered estimator with its options. Raises ValueError if the name or an option is not known, or an option
-    that has no default is not given."""
+    """A registered estimator with its options. Raises ValueError if the name or an option is unknown, or if an option
+    without a default is missing."""
     if name not in ESTIMATORS:
         raise ValueError(f"estimator {name!r} is not known{_nearest(name, ESTIMATORS)}")
     known = {f.name: f for f in fields(ESTIMATORS[name])}  # type: ignore[arg-type]
@@ -47,17 +47,17 @@ def make(name: str, **options: Any) -> Estimator:
 
 
 def parse(text: str, min_ratio: float | None = None) -> Estimator:
-    """An estimator as a setting names it: "trace", with options "elbo:samples=4:antithetic=no", or one of a module,
-    which is imported: "package.module:name:option=value" (with a point for the first colon, too).
+    """Parses an estimator setting: "trace", or with options "elbo:samples=4:antithetic=no". A module is imported if it
+    is named: "package.module:name:option=value" or "package.module.name:option=value".
 
-    An option becomes what its default is: a bool, int, float or text. min_ratio: for methods that have this option,
-    unless the text gives it. Raises ValueError, as `make`, and for unknown or repeated options.
+    An option is converted to the type of its default: bool, int, float or str. min_ratio: the default of this option,
+    for methods that have it. Raises ValueError as `make` does, and for unknown or repeated options.
     """
     name, *pairs = text.split(":")
     if pairs and "=" not in pairs[0] and name not in ESTIMATORS:
         name = f"{name}:{pairs.pop(0)}"
     name, options = _imported(name), {}
-    # By the defaults' types, not the annotations: those of a plug-in may name what is not there at run time.
+    # Use the defaults' types: a plug-in's annotations may name types that do not exist at run time.
     defaults = {f.name: f.default for f in fields(ESTIMATORS[name])} if name in ESTIMATORS else {}  # type: ignore[arg-type]
     for pair in pairs:
         option, equals, value = pair.partition("=")
@@ -77,8 +77,8 @@ def parse(text: str, min_ratio: float | None = None) -> Estimator:
 
 
 def _imported(name: str) -> str:
-    """The name that a method is registered by. "package.module:name" imports the module first; the name is the
-    registered one, or the class's."""
+    """The registered name of a method. "package.module:name" imports the module first; there `name` may also be the
+    class's name."""
     if not plugins.is_path(name):
         return name
     try:

@@ -1,4 +1,4 @@
-"""Runs estimators: draws the views of a step, scores them with a model, and combines the scores to values."""
+"""Runs estimators: draws a step's views, scores them with a model, and combines the scores into values."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def draw_views(
 ) -> list[Draw]:
     """The draws of all inner iterations. The k-th views of both estimators are one view of the draw.
 
-    keys_B: int64 [B], one noise key a row. key: of the step, see `Ask.step_uniform`. A view has one clean sequence:
-    prompt tokens that one estimator hides are hidden for both. Raises ValueError for keys that do not fit the canvas,
-    for less than one iteration, and for mistakes of an estimator (`checks.checked_views`).
+    keys_B: int64 [B], one noise key per row. key: of the step, see `Ask.step_uniform`. A view has one clean sequence,
+    so prompt tokens that one estimator hides are hidden for both. Raises ValueError for keys that do not fit the
+    canvas, for less than one iteration, and for mistakes of an estimator (`checks.checked_views`).
     """
     if keys_B.shape != (canvas.shape[0],):
         raise ValueError(f"keys_B has shape {tuple(keys_B.shape)}, but the canvas has {canvas.shape[0]} rows")
@@ -51,8 +51,8 @@ def _union(a: View, b: View) -> View:
 
 
 def _loss_weight(views: list[View], place: Place, estimator: Estimator) -> Tensor:
-    """float32 [B, L]: 1 at scored tokens. Where the segment is the unit, the weights of a segment's scored tokens are
-    equal and sum to the number of its sampled tokens."""
+    """float32 [B, L]: 1 at scored tokens. If unit is "segment", the scored tokens of a segment have equal weights that
+    sum to the number of its sampled tokens."""
     scored = torch.stack([view.scored for view in views]).any(0).float()
     if estimator.unit == "token":
         return scored
@@ -66,10 +66,10 @@ def run_views(
     temperature: tuple[float, float] | Tensor = (1.0, 1.0),
     guidance: Guidance | None = None,
 ) -> Tensor:
-    """Log-probabilities float32 [K, B, L] of what each view scores, 0 elsewhere.
+    """Log-probabilities float32 [K, B, L] of the tokens that each view scores, 0 elsewhere.
 
-    Views that leave the prompt visible share a forward pass. A view that hides some of it has its own. A view that
-    scores nothing in these rows has none. model: `UnifiedModel` or a wrapper of it; see `UnifiedModel.score`.
+    Views with a visible prompt share a forward pass. A view that hides prompt tokens has its own. A view that scores
+    nothing in these rows has none. model: `UnifiedModel` or a wrapper of it; see `UnifiedModel.score`.
     """
     scored_K = torch.stack([view.scored for view in views]).flatten(1).any(1).tolist()
     asked = [k for k, any_scored in enumerate(scored_K) if any_scored] or [0]
@@ -89,7 +89,7 @@ def _one_pass(
     temperature: tuple[float, float] | Tensor,
     guidance: Guidance | None,
 ) -> Tensor:
-    """Runs only the rows in which something is scored."""
+    """Runs only rows with scored tokens."""
     scored_KBL = torch.stack([view.scored for view in views])
     rows = scored_KBL.any(0).any(1).nonzero()[:, 0]
     if 0 < len(rows) < canvas.shape[0]:

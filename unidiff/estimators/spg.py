@@ -1,4 +1,4 @@
-"""SPG: a lower bound of the likelihood where it is to rise, an upper one where it is to fall."""
+"""SPG: raises a lower bound of the likelihood where A ≥ 0, lowers an upper bound where A < 0."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Spg(Estimator):
 
     EUBO's sum runs over tokens that some view scores, and is divided by their number instead of L.
 
-    Block masks: of a block, drawn in proportion to its length, a random set M_k is masked and scored; blocks before it
-    stand, blocks behind it are masked and not scored. So ELBO is that of writing block by block. K views, their places
-    in the segment stratified.
+    Block masks: a view draws a block, in proportion to its length, and masks and scores a random set M_k of its tokens.
+    Earlier blocks are visible; later blocks are masked but not scored. So ELBO is that of block-by-block generation.
+    The K views' blocks are stratified over the segment.
 
-    samples: K. block: tokens of a block. power: b. mix: the weight of EUBO. Source: SPG (arXiv 2510.09541); its
-    random masking of the prompt is left out.
+    samples: K. block: tokens per block. power: b. mix: the weight of EUBO. Source: SPG (arXiv 2510.09541), without its
+    random masking of the prompt.
     """
 
     samples: int = 2
@@ -52,7 +52,7 @@ class Spg(Estimator):
             raise ValueError(f"mix is {self.mix}; a weight is in [0, 1]")
 
     def views(self, ask: Ask) -> list[View]:
-        """`samples` of them."""
+        """`samples` views."""
         views = []
         for k in range(self.samples):
             where = (k + ask.segment_uniform()) / self.samples
@@ -72,17 +72,17 @@ class Spg(Estimator):
 
 
 def bounds(logp_KBL: Tensor, scored_KBL: Tensor, place: Place, power: float) -> tuple[Tensor, Tensor]:
-    """A segment's ELBO and EUBO per token, both float32 [B, L], the same at all columns of a segment."""
+    """A segment's ELBO and EUBO per token, both float32 [B, L], equal at all columns of a segment."""
     drawn_KBL = torch.stack([place.total(scored.float()) for scored in scored_KBL])  # |M_k|
     views_BL = (drawn_KBL > 0).sum(0).clamp(min=1)
     mean_KBL = torch.stack([mean_of_masked(scored, place) for scored in scored_KBL])
     lower = place.total((logp_KBL * mean_KBL).sum(0) / views_BL)
 
-    # In logs: exp(ℓ)^b of an unlikely token is 0 in float32, and its log has no gradient.
+    # In log space: exp(ℓ)^b of an unlikely token is 0 in float32, and log 0 has no gradient.
     weight_KBL = (place.length / drawn_KBL.clamp(min=1) / views_BL).log()
     term_KBL = torch.where(scored_KBL, power * logp_KBL + weight_KBL, -torch.inf)
     covered_BL = scored_KBL.any(0)
-    term_KBL = torch.where(covered_BL, term_KBL, 0.0)  # or the gradient of a row of -inf is NaN
+    term_KBL = torch.where(covered_BL, term_KBL, 0.0)  # logsumexp of only -inf has a NaN gradient
     value_BL = torch.where(covered_BL, term_KBL.logsumexp(0) / power, 0.0)
     upper = place.total(value_BL) / place.total(covered_BL.float()).clamp(min=1)
     return lower, upper

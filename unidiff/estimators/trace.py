@@ -18,14 +18,14 @@ from unidiff.estimators.view import Place, View
 class Trace(Estimator):
     """ℓ_j = log p(o_j | the tokens of earlier slices visible, all others masked): each token is scored once.
 
-    A slice holds the tokens that were committed in `merge` consecutive steps of their segment's own. With merge = 1 a
-    token is scored in the state in which it was drawn: ℓ_j is its log-probability under the sampler. As many views as
-    the longest segment has slices; all segments are replayed side by side.
+    A slice holds the tokens that were committed in `merge` consecutive steps of their segment. With merge = 1 a token
+    is scored in the state in which it was drawn, so ℓ_j is its log-probability under the sampler. The number of views
+    is the largest number of slices of a segment; all segments are replayed side by side.
 
-    One thing is not replayed: tokens that were committed behind a place where an end token was drawn later. They were
-    seen until then, but are not part of the rollout. In blocks of one token, and in images, there are none.
+    One effect is not replayed. If an end token is drawn at a position before committed tokens, these were visible until
+    then, but are not part of the rollout. This cannot happen with text_block=1, or in images.
 
-    merge: steps a slice. Source: TraceRL (arXiv 2509.06949), where it is called shrink.
+    merge: steps per slice. Source: TraceRL (arXiv 2509.06949), which calls it shrink.
     """
 
     merge: int = 1
@@ -38,14 +38,14 @@ class Trace(Estimator):
             raise ValueError(f"merge is {self.merge}; a slice has at least 1 step")
 
     def views(self, ask: Ask) -> list[View]:
-        """Those of the replay, in order. Raises ValueError if a sampled segment has no step map."""
+        """One view per slice, in order. Raises ValueError if a sampled segment has no step map."""
         which, count = replay("trace", ask, self.merge)
         return [View(ask.among & (which >= k), factor=ask.among & (which == k)) for k in range(int(count.max()))]
 
 
 def replay(name: str, ask: Ask, merge: int = 1) -> tuple[Tensor, Tensor]:
-    """int64 [B, L] each: the slice of each token that is asked for, and the number of slices of its segment (at least
-    1). Raises ValueError if a sampled segment has no step map. name: of the method that asks."""
+    """The slice of each token of `ask.among`, and the number of slices of its segment (at least 1), both int64 [B, L].
+    Raises ValueError if a sampled segment has no step map. name: of the method, for the error."""
     if bool((ask.among & (ask.canvas.step < 0)).any()):
         kind = ask.modality.name.lower()
         raise ValueError(f"{name}: a sampled {kind} segment has no steps (Segment.step) to replay")
@@ -56,14 +56,14 @@ def replay(name: str, ask: Ask, merge: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def slices(step: Tensor, among: Tensor, place: Place, merge: int) -> Tensor:
-    """[B, L] int64: the slice of each chosen token, from 0 in each segment; means nothing at the others.
+    """[B, L] int64: the slice of each chosen token, from 0 in each segment; undefined at the others.
 
-    step: [B, L] int64. among: [B, L] bool. merge: consecutive distinct steps of a segment in a slice.
+    step: [B, L] int64. among: [B, L] bool. merge: distinct steps of a segment per slice.
     """
     row = torch.arange(len(step), device=step.device)[:, None]
     key = ((row * (place.run.max() + 1) + place.run) * (step.max() + 1) + step)[among]
     ordinal = torch.zeros_like(step)
-    ordinal[among] = key.unique(return_inverse=True)[1]  # of the distinct (row, segment, step), in this order
+    ordinal[among] = key.unique(return_inverse=True)[1]  # ordinal of its (row, segment, step)
     first = torch.full_like(step, step.numel()).scatter_reduce_(
         1, place.run, ordinal.masked_fill(~among, step.numel()), "amin"
     )

@@ -15,16 +15,15 @@ from unidiff.estimators.view import View
 @dataclass(frozen=True)
 class Transition(Estimator):
     """A segment's value is log p of one of its steps: Σ_j log p(o_j | the state before that step) over the tokens that
-    the step committed. They share its ratio.
+    the step committed. These tokens share one ratio.
 
-    samples: steps that an inner iteration draws of each segment, one in each of as many equal parts of the rollout;
-    their log-probabilities are added. mean: divide by the number of tokens, so that the clip range fits steps of any
-    size.
+    samples: steps drawn per segment in an inner iteration, one from each of `samples` equal parts of the rollout; their
+    log-probabilities are added. mean: divide by the number of tokens, so that one clip range fits steps of any size.
 
-    The paper can add a term for what stays masked: the log of the probability of all tokens that are less likely than
-    the least sure one that was committed. It needs whole distributions, and an estimator gets the log-probabilities of
-    the drawn tokens alone, so it is not here. The paper goes through all steps; here each inner iteration draws its
-    own. Source: Mask-GRPO (arXiv 2510.13418).
+    Differences from the paper: It goes through all steps; here each inner iteration draws its own. Its optional term
+    for tokens that stay masked (the log-probability of all tokens less likely than the least confident committed one)
+    is left out: it needs whole distributions, and an estimator gets only the drawn tokens' log-probabilities.
+    Source: Mask-GRPO (arXiv 2510.13418).
     """
 
     samples: int = 1
@@ -38,7 +37,7 @@ class Transition(Estimator):
             raise ValueError(f"samples is {self.samples}; at least 1 step is needed")
 
     def views(self, ask: Ask) -> list[View]:
-        """`samples` of them; a segment with fewer steps scores each of its steps once. Raises ValueError without a step
+        """`samples` views; a segment with fewer steps scores each of its steps once. Raises ValueError without a step
         map."""
         which, count = replay("transition", ask)
         level, views = ask.segment_uniform(), []

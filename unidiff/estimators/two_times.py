@@ -1,4 +1,4 @@
-"""DiFFPO's estimator: the prompt, and one state of the rollout on the way."""
+"""DiFFPO's estimator: the fully masked state, and one intermediate state of the rollout."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from unidiff.estimators.view import View
 @dataclass(frozen=True)
 class TwoTimes(Estimator):
     """ℓ_j = log p(o_j | all masked) for tokens that were committed before a step τ of their segment, and
-    log p(o_j | what was committed before τ visible) for the others: two views instead of `trace`'s one a step.
+    log p(o_j | tokens committed before τ visible) for the others. So there are two views, where `trace` has one per
+    step.
 
-    τ is uniform over the steps of the segment but its first. A segment of one step has one view.
+    τ is uniform over the segment's steps except the first. A segment of one step is scored in the first view only.
 
-    The paper weighs the loss by the clipped ratio of the sampler's probability to this one; for that, set
-    `importance_cap`. Source: DiFFPO (arXiv 2510.02212), two-times mean field.
+    The paper weighs the loss by a clipped ratio between this probability and the sampler's; set `importance_cap` for
+    that. Source: DiFFPO (arXiv 2510.02212), two-times mean field.
     """
 
     def views(self, ask: Ask) -> list[View]:
-        """Two: everything masked, and what was committed from τ on. Raises ValueError without a step map."""
+        """Two views: all tokens masked; tokens committed from τ on masked. Raises ValueError without a step map."""
         which, count = replay("two_times", ask)
         cut = (ask.segment_uniform() * (count - 1)).long() + 1
         early = ask.among & (which < cut)

@@ -1,4 +1,4 @@
-"""What estimators work with: views (what is masked at a time), and the places of tokens in their segments.
+"""Data of estimators: views (token masks), and the places of tokens in their segments.
 
 Dimensions: B rows, L columns of `Canvas.clean`, K views.
 """
@@ -15,11 +15,11 @@ from unidiff.canvas import Canvas
 
 @dataclass
 class View:
-    """One pass of the model: which tokens are masked, and which of those are scored. All fields [B, L].
+    """One token mask, and which of the masked tokens are scored. All fields [B, L].
 
-    mask: bool, the sampled tokens to mask. hide: bool, prompt tokens to mask too; they are never scored. None = the
+    mask: bool, the sampled tokens to mask. hide: bool, prompt tokens to mask as well; they are never scored. None = the
     prompt is visible. factor: bool or float, the weight of a masked token's log-probability; 0 = not scored; None = 1
-    for every masked token. It is ignored where nothing is masked.
+    for every masked token. It is ignored where `mask` is False.
     """
 
     mask: Tensor
@@ -42,10 +42,10 @@ class View:
 
 @dataclass
 class Draw:
-    """What one inner iteration scores: its views, and each token's weight in the loss, float32 [B, L].
+    """The views of one inner iteration, and each token's weight in the loss, float32 [B, L].
 
-    A token has weight only if a view scores it. counts: the number of views of the text and of the image estimator. An
-    estimator's own views are the first ones.
+    A token has weight only if a view scores it. counts: how many of the first views the text and the image estimator
+    use.
     """
 
     views: list[View]
@@ -63,7 +63,7 @@ class Draw:
         return Draw(views, self.weight * keep, self.counts)
 
     def rows(self, index: Tensor) -> Draw:
-        """Some rows; views that score nothing in them stay."""
+        """Selects rows; keeps views that score nothing in them."""
         return Draw([view.rows(index) for view in self.views], self.weight[index], self.counts)
 
 
@@ -91,18 +91,18 @@ class Place:
         return cls(sampled.cumsum(1) - 1 - earlier.gather(1, run), count.gather(1, run), run)
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum of [B, L] numbers over each column's segment, at every column of it. Differentiable."""
+        """Sums [B, L] values over each segment, and copies the sum to all of its columns. Differentiable."""
         return torch.zeros_like(values).scatter_add(1, self.run, values).gather(1, self.run)
 
     def order(self, values: Tensor, among: Tensor) -> Tensor:
-        """[B, L] int64: how many of the chosen tokens of its segment have a smaller value; ties from left to right.
+        """[B, L] int64: rank of each chosen token in its segment by ascending value, from 0; ties from left to right.
 
-        values: [B, L] float. among: [B, L] bool, the chosen tokens; the result means nothing at the others.
+        values: [B, L] float. among: [B, L] bool, the chosen tokens; the result is undefined at the others.
         """
         by_value = values.masked_fill(~among, torch.inf).argsort(dim=1, stable=True)
         by_run = by_value.gather(1, self.run.gather(1, by_value).argsort(dim=1, stable=True))
         column = torch.arange(values.shape[1], device=values.device).expand_as(self.run)
         place = torch.empty_like(self.run).scatter_(1, by_run, column)
-        # Sorted or not, a segment's columns begin where they began.
+        # Sorting keeps a segment's columns together, so its first column stays the same.
         first = torch.full_like(self.run, values.shape[1]).scatter_reduce_(1, self.run, column, "amin")
         return place - first.gather(1, self.run)

@@ -18,10 +18,10 @@ from unidiff.estimators.view import View
 @register("wd1")
 @dataclass(frozen=True)
 class Wd1(OneStep):
-    """Loss of a group: −Σ_i softmax_i(A) ℓ̄_i + Σ_i softmax_i(−A) ℓ̄_i, ℓ̄_i the mean log-probability of a segment under
-    `one_step`'s view, of the current policy only. Nothing is compared with an old policy, and nothing is clipped.
+    """Loss of a group: −Σ_i softmax_i(A) ℓ̄_i + Σ_i softmax_i(−A) ℓ̄_i. ℓ̄_i is a segment's mean log-probability under
+    `one_step`'s view, of the current policy only. There is no old policy and no clipping.
 
-    i runs over the k-th segments of a modality in the rollouts of one prompt: with one segment a rollout that is the
+    i runs over the k-th segments of a modality in the rollouts of one prompt. With one segment per rollout this is the
     paper's group.
 
     hide_prompt: see `one_step`. Source: wd1 (arXiv 2507.08838).
@@ -31,7 +31,7 @@ class Wd1(OneStep):
     ratio: ClassVar[bool] = False
 
     def views(self, ask: Ask) -> list[View]:
-        """One, `one_step`'s."""
+        """One view, that of `one_step`."""
         return [replace(view, factor=mean_of_masked(view.mask, ask.place)) for view in super().views(ask)]
 
     def credit(self, advantage_N: Tensor, group_N: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Wd1(OneStep):
 
 
 def softmax_by_group(value_N: Tensor, group_N: Tensor) -> tuple[Tensor, Tensor]:
-    """float [N]: the softmax of values in their groups, and int64 [N]: how many each one's group has."""
+    """The softmax of values within their groups, float [N], and the size of each value's group, int64 [N]."""
     power_N = (value_N - top_by_group(value_N, group_N)).exp()
     group_N = group_N.unique(return_inverse=True)[1]
     count = torch.bincount(group_N)
@@ -50,7 +50,7 @@ def softmax_by_group(value_N: Tensor, group_N: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def top_by_group(value_N: Tensor, group_N: Tensor) -> Tensor:
-    """float [N]: the largest value of each one's group."""
+    """float [N]: the largest value of each value's group."""
     group_N = group_N.unique(return_inverse=True)[1]
     zeros = value_N.new_zeros(int(group_N.max()) + 1 if len(group_N) else 0)
     return zeros.scatter_reduce(0, group_N, value_N, "amax", include_self=False)[group_N]

@@ -15,12 +15,12 @@ from unidiff.estimators.wd1 import softmax_by_group, top_by_group
 @register("weighted_elbo")
 @dataclass(frozen=True)
 class WeightedElbo(Elbo):
-    """Loss of a group: −Σ_i softmax_i(A / λ) ELBO_i, of the current policy only. It fits the policy to the one that is
-    proportional to old policy · exp(A / λ), by forward KL. Nothing is clipped, and what earned little is not pushed
-    down but left behind.
+    """Loss of a group: −Σ_i softmax_i(A / λ) ELBO_i, of the current policy only. It fits the policy, by forward KL, to
+    a target proportional to old policy · exp(A / λ). Nothing is clipped. Bad rollouts are not pushed down; they only
+    have small weights.
 
-    Per token, as the loss averages over a rollout's tokens; with `loss_type` dr_grpo it is the sum, up to a constant.
-    i runs over the k-th segments of a modality in the rollouts of one prompt.
+    The loss averages over a rollout's tokens, so ELBO_i is per token; with `loss_type` dr_grpo it is the sum, up to a
+    constant. i runs over the k-th segments of a modality in the rollouts of one prompt.
 
     samples, antithetic: see `elbo`. temperature: λ. Source: RL-D² (arXiv 2509.22963).
     """
@@ -35,8 +35,8 @@ class WeightedElbo(Elbo):
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
 
     def credit(self, advantage_N: Tensor, group_N: Tensor) -> Tensor:
-        """softmax_i(A / λ) · n in a group of n, as the loss averages over rollouts; 0 in a group that earned the same:
-        it says nothing of its rollouts."""
+        """softmax_i(A / λ) · n in a group of n, as the loss averages over rollouts; 0 if all of the group have the same
+        advantage, because it then prefers none."""
         weight_N, count_N = softmax_by_group(advantage_N / self.temperature, group_N)
         best_N, worst_N = (top_by_group(sign * advantage_N, group_N) * sign for sign in (1, -1))
         return weight_N * count_N * (best_N > worst_N)

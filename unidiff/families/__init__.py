@@ -1,4 +1,4 @@
-"""Model families: how a published checkpoint becomes a `UnifiedModel`, and back. See docs/families.md."""
+"""Model families: conversion of published checkpoints to `UnifiedModel` and back. See docs/families.md."""
 
 from unidiff.families import dimoo, llada, mmada, mmada_parallel, native
 from unidiff.families.registry import (

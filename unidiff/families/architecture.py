@@ -1,7 +1,7 @@
-"""The architecture of LLaDA and its relatives: names and shapes of weights, and config.json as a Llama.
+"""The architecture of LLaDA and related families: names and shapes of weights, and conversion of config.json to Llama.
 
-Their published code is one architecture, equal to transformers' Llama without a causal mask under the names of `KEYS`
-(same weights: the same logits).
+Their published code is one architecture. With the renaming of `KEYS` it equals transformers' Llama without a causal
+mask: the same weights give the same logits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from unidiff.families import checkpoint
 
 # ---------------------------------------------------------------- names of the weights
 
-# Published name of a weight -> transformers' name, and its sides: v rows, d width, k width of the keys, m of the MLP.
+# Published name of a weight -> transformers' name, and its shape: v rows, d width, k width of the keys, m of the MLP.
 _OUTSIDE = {"wte": ("model.embed_tokens", "vd"), "ln_f": ("model.norm", "d"), "ff_out": ("lm_head", "vd")}
 _INSIDE = {
     "q_proj": ("self_attn.q_proj", "dd"),
@@ -29,7 +29,7 @@ _INSIDE = {
     "up_proj": ("mlp.up_proj", "md"),
     "ff_out": ("mlp.down_proj", "dm"),
 }
-# The same as patterns, which transformers reads both ways.
+# The same as patterns; transformers uses them for loading and saving.
 KEYS = {rf"^model\.transformer\.{theirs}\.": f"{ours}." for theirs, (ours, _) in _OUTSIDE.items()}
 KEYS |= {
     rf"^model\.transformer\.blocks\.(\d+)\.{theirs}\.": rf"model.layers.\1.{ours}."
@@ -50,7 +50,7 @@ def published_shapes(llama: LlamaConfig) -> dict[str, tuple[int, ...]]:
 
 # ---------------------------------------------------------------- config.json
 
-# The values with which the architecture is the one that is run here; with any other it computes something else.
+# Required values: with any other value the published code computes something else than our Llama.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "block_type": ("llama",),
     "block_group_size": (1,),
@@ -68,7 +68,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "scale_logits": (False,),
 }
 _DROPOUTS = ("attention_dropout", "residual_dropout", "embedding_dropout")
-# Known, and without influence on a forward pass: how it was initialised and run, and numbers of switched-off parts.
+# Known fields that do not affect a forward pass: initialisation, run settings, and parameters of disabled parts.
 _PASSIVE = {"embedding_size", "alibi_bias_max", "attention_layer_norm_with_affine", "flash_attention", "mlp_ratio"}
 _PASSIVE |= {"multi_query_attention", "init_device", "init_fn", "init_std", "init_cutoff_factor", "precision"}
 _PASSIVE |= {"use_cache", "train_max_sequence_length", "model_type", "auto_map", "torch_dtype", "unidiff"}
@@ -89,10 +89,10 @@ def _field(config: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> 
 
 
 def read_architecture(config: dict[str, Any]) -> LlamaConfig:
-    """The Llama that a published config.json describes. Every field is read.
+    """The Llama config of a published config.json. Every field of the architecture is read.
 
-    Raises ValueError naming the field that is missing, of a wrong type, or of a value that means another architecture.
-    Dropout is switched off, with a warning if the config asks for it: a ratio of policies needs one function.
+    Raises ValueError with the field that is missing, has a wrong type, or means another architecture. Dropout is
+    switched off, with a warning if the config asks for it, because importance ratios need a deterministic model.
     """
     for name, allowed in _FIXED.items():
         if name not in config:
@@ -124,7 +124,7 @@ def read_architecture(config: dict[str, Any]) -> LlamaConfig:
         attention_bias=False,
         mlp_bias=False,
         attention_dropout=0.0,
-        # Not the published pad: Llama gives the embedding of its pad no gradient, and it is the end token here.
+        # Not the published pad: it is also the end token here, and Llama gives its pad's embedding no gradient.
         pad_token_id=None,
         bos_token_id=None,
         eos_token_id=None,
@@ -144,16 +144,16 @@ def _kv_heads(config: dict[str, Any], heads: int) -> int:
 
 
 def unread_fields(config: dict[str, Any]) -> list[str]:
-    """Fields of config.json that mean nothing to us: what they change, if anything, is not done."""
+    """Unknown fields of config.json, which are ignored."""
     read = {*_FIXED, *_DROPOUTS, *_PASSIVE, "d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size"}
     read |= {"vocab_size", "max_sequence_length", "rms_norm_eps", "rope_theta", "weight_tying"}
     return sorted(set(config) - read - set(LlamaConfig().to_dict()))
 
 
 def check_weights(folder: Path, llama: LlamaConfig) -> dict[str, checkpoint.Weight]:
-    """The headers of a folder's weights, which must be the config's. Raises FileNotFoundError or ValueError."""
+    """The headers of a folder's weights, checked against the config. Raises FileNotFoundError or ValueError."""
     found = checkpoint.read_headers(folder)
-    if llama.num_hidden_layers > len(found):  # before they are built
+    if llama.num_hidden_layers > len(found):  # checked before the layers are built
         raise ValueError(f"config.json: n_layers is {llama.num_hidden_layers}, but the files hold {len(found)} weights")
     wanted = published_shapes(llama)
     table, rows = "model.transformer.wte.weight", llama.vocab_size

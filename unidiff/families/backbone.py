@@ -1,8 +1,8 @@
 """The body of the published families: transformers' Llama without a causal mask, and with rotary embedding in float32.
 
-Nothing else is changed, so that sharded loading, attention kernels, gradient checkpointing, LoRA and FSDP are the
-library's own. The references rotate queries and keys in float32 whatever the weights' dtype is; transformers rotates in
-that dtype, which moves bfloat16 logits.
+Nothing else changes, so sharded loading, attention kernels, gradient checkpointing, LoRA and FSDP are the library's
+own. The reference implementations rotate queries and keys in float32; transformers rotates in the weights' dtype, which
+changes bfloat16 logits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from unidiff.files import write_json
 
 
 def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotates [B, heads, L, d] by float32 [B, L, d] in float32, and rounds to the dtype that came in."""
+    """Rotates [B, heads, L, d] by float32 [B, L, d] in float32, and rounds to the input's dtype."""
     rotated = apply_rotary_pos_emb(query.float(), key.float(), cos, sin)
     return rotated[0].to(query.dtype), rotated[1].to(key.dtype)
 
@@ -52,7 +52,7 @@ class Float32RotaryEmbedding(LlamaRotaryEmbedding):
 
 
 class BidirectionalAttention(LlamaAttention):
-    """Llama's attention, every token seeing every other, with `rotate`."""
+    """Llama's attention without a causal mask, with `rotate`."""
 
     def __init__(self, config: LlamaConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -64,7 +64,7 @@ class BidirectionalAttention(LlamaAttention):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         cache: Any = None,
-        past_key_values: Any = None,  # what transformers called the cache until version 5.23
+        past_key_values: Any = None,  # the cache's name up to transformers 5.23
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -80,13 +80,13 @@ class BidirectionalAttention(LlamaAttention):
 
 
 class Backbone(LlamaForCausalLM):
-    """A published body. Made by `unidiff.families.load_backbone`.
+    """A published body. `unidiff.families.load_backbone` makes it.
 
-    published: content of the config.json that it came with, which is what is saved. ids: "mask", "pad", "bos", "eos",
-    as config.json states them, else the family's. pad_policy, additive_to: see `ModelSpec`.
+    published: the content of its config.json, which is saved again. ids: "mask", "pad", "bos", "eos" from config.json,
+    else the family's. pad_policy, additive_to: see `ModelSpec`.
     """
 
-    # Set by a family when it loads; these are for a body that is built without one.
+    # A family sets these when it loads; the defaults are for a body that is built without a family.
     published: dict[str, Any] = {}  # noqa: RUF012
     ids: dict[str, int] = {}  # noqa: RUF012
     pad_policy: str = "hard"
@@ -101,16 +101,16 @@ class Backbone(LlamaForCausalLM):
     def logits(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
         """[B, L] ids -> [B, L, V] logits in the weights' dtype, positions 0 … L-1 (pads included).
 
-        valid: [B, L], False or 0 = pad; what a pad does is said by `pad_policy`. Logits at pads mean nothing.
+        valid: [B, L], False or 0 = pad; see `pad_policy`. Logits at pads are undefined.
         """
         mask = pad_bias(valid, self.pad_policy, self.additive_to, self.lm_head.weight.dtype)
         return self(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
-        """Writes config.json and safetensors under their published names; what was there stays until all is written.
+        """Writes config.json and safetensors with published names. Old files stay until all new ones are written.
 
-        kwargs: those of transformers. Raises ValueError if the weights have names that were never published, such
-        as those of LoRA layers: merge them first.
+        kwargs: as in transformers. Raises ValueError if there are LoRA layers, whose names are not published: merge
+        them first.
         """
         if strange := [name for name, _ in self.named_parameters() if "lora_" in name or "base_layer" in name]:
             raise ValueError(f"{strange[0]} belongs to an adapter: call merge_and_unload() of peft before saving")
@@ -129,5 +129,5 @@ class Backbone(LlamaForCausalLM):
             write_json(folder / "config.json", {**self.published, **named})
 
 
-# What transformers writes about its own Llama class. A published config.json is written instead of its own.
+# Files that transformers writes for its own Llama class. The published config.json is written instead.
 _LIBRARY_ONLY = {"config.json", "generation_config.json"}

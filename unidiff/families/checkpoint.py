@@ -19,7 +19,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor in a file: where it is, its shape, and its dtype."""
+    """A tensor's file, shape and dtype."""
 
     file: Path
     shape: tuple[int, ...]
@@ -27,7 +27,7 @@ class Weight:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The weight files that belong to a checkpoint, present or not, and the index."""
+    """The weight files of a checkpoint folder, and the index."""
     shards = sorted(folder.glob("model-*-of-*.safetensors"))
     return [p for p in (folder / WEIGHTS, folder / INDEX) if p.is_file()] + shards
 
@@ -35,8 +35,8 @@ def files_in(folder: Path) -> list[Path]:
 def read_headers(folder: Path) -> dict[str, Weight]:
     """Every tensor of a checkpoint by its published name.
 
-    Raises FileNotFoundError if a file is missing, ValueError if one is damaged, quantized or does not hold what the
-    index says, and if there is a whole model beside the shards of one: which of the two is meant cannot be told.
+    Raises FileNotFoundError if a file is missing, ValueError if one is damaged, quantized or disagrees with the index.
+    Also raises ValueError if the folder has both a single-file model and shards, because it is ambiguous.
     """
     if (folder / INDEX).is_file() and (folder / WEIGHTS).is_file():
         raise ValueError(

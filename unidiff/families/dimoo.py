@@ -1,6 +1,6 @@
-"""Lumina-DiMOO: LLaDA's body and words, eight tokens more, then the 8,192 codes of an aMUSEd-type VQ tokenizer.
+"""Lumina-DiMOO: LLaDA's body and words, eight more tokens, then the 8,192 codes of an aMUSEd-type VQ tokenizer.
 
-Images have any size in multiples of 16 pixels, with a separator behind every row of tokens, the last one too.
+Images have any size in multiples of 16 pixels, with a separator after every row of tokens, including the last.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from unidiff.spec import ModelSpec
 from unidiff.templates.answer_tag import AnswerTagIds, AnswerTagTemplates
 from unidiff.templates.layout import Tokenize
 
-# The four of the prompt are spliced at, so each must be one token; their ids were never published.
+# The prompt's four tags must each be one token; their ids were never published.
 DIMOO_TOKENS = LLADA_TOKENS | {
     "row_separator": Token("<end-of-line>", 126084),
-    "filler": Token("<|filler|>", 126339, "optional"),  # behind </answer> in training; the tokenizer's name is unknown
+    "filler": Token("<|filler|>", 126339, "optional"),  # after </answer> in training; its name is unknown
     "soi": Token("<IMAGE>", 126349),
     "eoi": Token("</IMAGE>", 126350),
     "uncondition": Token("<uncondition>", 126351, "named"),
@@ -65,7 +65,7 @@ class Dimoo(Llada):
 
     def layout(self, ids: dict[str, int], offset: int, rows: int, positions: int) -> dict[str, Any]:
         sampler = {"text_steps": 128, "text_block": 256, "text_threshold": None, "text_temperature": 0.0}
-        # Those of editing; of text-to-image: image_guidance 4, and no pictures to leave out.
+        # Settings of editing. For text-to-image: image_guidance 4, no picture_guidance.
         sampler |= {"image_steps": 64, "image_guidance": 2.5, "picture_guidance": 4.0, "image_annealing": "constant"}
         return {
             "text_end": (ids["answer_end"], ids["eos"], ids["soi"]),
@@ -76,7 +76,7 @@ class Dimoo(Llada):
             "text_range": (0, offset),
             "image_grid": (64, 64),
             "text_length": 1024,
-            # Trained on 5,120 positions, whatever the config says: a picture of 1024 x 1024 takes 4,160.
+            # Trained on 5,120 positions, despite the config: a picture of 1024 x 1024 takes 4,160.
             "max_positions": max(positions, 5120) if rows == self.rows else positions,
             "sampler": {**sampler, "image_sampler": "maskgit", "image_schedule": "cosine"},
         }
@@ -92,7 +92,8 @@ class Dimoo(Llada):
         )
 
     def check_size(self, spec: ModelSpec, size: int) -> None:
-        """Whether the published tokenizer has all ids below the codes is not known; it may have none behind."""
+        """Raises ValueError if the tokenizer has ids among the codes. (It may lack ids below them: the published one is
+        not known.)"""
         if size > spec.image_offset:
             raise ValueError(
                 f"ModelSpec.image_offset is {spec.image_offset}, but the tokenizer goes on to id {size - 1}, among the "

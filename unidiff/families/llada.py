@@ -1,5 +1,5 @@
-"""LLaDA (8B Base, Instruct, 1.5): text alone. Its architecture is that of MMaDA, MMaDA-Parallel and Lumina-DiMOO too,
-and everything below that is not in `Llada`'s class fields holds for all of them.
+"""LLaDA (8B Base, Instruct, 1.5): text only. MMaDA, MMaDA-Parallel and Lumina-DiMOO have the same architecture; they
+subclass `Llada` and change its class fields.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from unidiff.templates.layout import Ids, Tokenize
 
 
 class Token(NamedTuple):
-    """A token of a family. id: as published, None = not known without the tokenizer.
+    """A token of a family. id: as published, None = known only from the tokenizer.
 
-    need: "named" = the tokenizer must have it under this text; "used" = it must have an id, but published tokenizers
-    may call it otherwise (a reserved token); "optional" = left out where the tokenizer lacks it.
+    need: "named" = the tokenizer must have it with this text; "used" = it must have an id, but published tokenizers may
+    give it another text (a reserved token); "optional" = left out if the tokenizer lacks it.
     """
 
     text: str
@@ -43,7 +43,7 @@ class Token(NamedTuple):
     need: Literal["named", "used", "optional"] = "used"
 
 
-# As in every family: what LLaDA's tokenizer has.
+# Tokens of LLaDA's tokenizer, which every family has.
 LLADA_TOKENS = {
     "mask": Token("<|mdm_mask|>", 126336, "named"),
     "bos": Token("<|startoftext|>", 126080, "named"),
@@ -57,22 +57,22 @@ _STATED = {"mask": "mask_token_id", "bos": "bos_token_id", "eos": "eos_token_id"
 
 @register
 class Llada:
-    """Loading and saving of LLaDA checkpoints; the families that share its architecture change the class fields."""
+    """Loading and saving of LLaDA checkpoints; related families override the class fields."""
 
     name: ClassVar[str] = "llada"
-    rows: ClassVar[int] = 126464  # of the head, as published; the published ids hold for this vocabulary only
+    rows: ClassVar[int] = 126464  # of the published head; published ids are valid only with this vocabulary
     tokens: ClassVar[dict[str, Token]] = LLADA_TOKENS
     image_offset: ClassVar[int | None] = None
     codebook_size: ClassVar[int] = 0
-    vq: ClassVar[tuple[str, str] | None] = None  # kind of image tokenizer, its folder in the checkpoint
+    vq: ClassVar[tuple[str, str] | None] = None  # (kind of image tokenizer, its folder in the checkpoint)
     additive_to: ClassVar[str] = "valid_pairs"
-    preprocessing: ClassVar[dict[str, Preprocess]] = {}  # of pictures, by task; "default" holds for all others
+    preprocessing: ClassVar[dict[str, Preprocess]] = {}  # of pictures, by task; "default" for all others
 
     def detect(self, config: dict[str, Any]) -> bool:
         return config.get("model_type") == "llada" and not is_dimoo(config)
 
     def layout(self, ids: dict[str, int], offset: int | None, rows: int, positions: int) -> dict[str, Any]:
-        """The fields of `ModelSpec` that are the family's own."""
+        """The family's own fields of `ModelSpec`."""
         return {
             "text_end": tuple(ids[name] for name in ("eos", "eot") if name in ids),
             "image_next": None,
@@ -86,7 +86,7 @@ class Llada:
         }
 
     def other_offset(self, config: dict[str, Any], rows: int, size: int) -> int:
-        """Where image codes begin in a vocabulary that was never published, if config.json does not say it."""
+        """The offset of image codes in an unpublished vocabulary, if config.json does not state it."""
         warnings.warn(
             f"image_offset is taken from the tokenizer ({size}), since {rows} rows were never published; state it in "
             "config.json as unidiff.spec.image_offset to have it checked",
@@ -109,7 +109,7 @@ class Llada:
         pad_policy: str | None = None,
         device_map: Any = None,
     ) -> Backbone:
-        """The body alone; dtype None: as stored. See `unidiff.families.load_backbone`."""
+        """Loads only the body. dtype: None = as stored. See `unidiff.families.load_backbone`."""
         policy = convert(pad_policy or "hard", PadPolicy, "pad_policy", words=False)
         llama = read_architecture(config)
         weights = check_weights(folder, llama)
@@ -129,7 +129,7 @@ class Llada:
         return body
 
     def _published(self, config: dict[str, Any]) -> dict[str, Any]:
-        """config.json, with the family's name where it could not be told from it."""
+        """config.json, plus the family's name if it cannot be detected from it."""
         bare = {k: v for k, v in config.items() if k != "unidiff"}
         own = dict(config.get("unidiff", {}))
         if any(f.name != self.name for f in FAMILIES.values() if f.detect(bare)):
@@ -137,8 +137,8 @@ class Llada:
         return {**bare, "unidiff": own} if own else bare
 
     def _stated(self, config: dict[str, Any]) -> dict[str, int]:
-        """Ids by name: what config.json states, else what was published and has a row. Raises ValueError if what it
-        states is not an id."""
+        """Ids by name: from config.json, else published ids that have a row. Raises ValueError if config.json states
+        an invalid id."""
         ids = {name: t.id for name, t in self.tokens.items() if name in _STATED and t.id is not None}
         for name, field in _STATED.items():
             if (value := config.get(field)) is not None:
@@ -154,8 +154,8 @@ class Llada:
     def build_spec(self, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, rows: int) -> ModelSpec:
         """The spec of a checkpoint, checked against its tokenizer.
 
-        Ids are those that config.json states (`mask_token_id`, …, and fields of `ModelSpec` under unidiff.spec), else,
-        for the published vocabulary, the published ones; else the tokenizer's. Raises ValueError naming the field.
+        Ids come from config.json (`mask_token_id`, …, and fields of `ModelSpec` under unidiff.spec); else, for the
+        published vocabulary, from the published table; else from the tokenizer. Raises ValueError with the field.
         """
         own = config.get("unidiff", {}).get("spec", {})
         own = {**own, **checked(own, ModelSpec, "ModelSpec.")}
@@ -197,7 +197,7 @@ class Llada:
             "image_offset": rows if offset is None else offset,
             "codebook_size": config.get("codebook_size", self.codebook_size) if self.codebook_size else 0,
             "logit_rows": rows,
-            "text_begin": (),  # the templates write all of a prompt
+            "text_begin": (),  # the templates write the whole prompt
             "attention": "bidirectional",
             "additive_to": self.additive_to,
             "special": {name: id for name, id in ids.items() if name not in ("mask", "bos", "pad")},
@@ -226,11 +226,11 @@ class Llada:
         image_tokenizer: str | Path | None = None,
         **fields: Any,
     ) -> UnifiedModel:
-        """The body, the tokenizers and the spec. image_tokenizer: the folder of the image tokenizer, if it is not in
-        the checkpoint's. fields: of `ModelSpec`, as config.json may state them under unidiff.spec, and checked as if it
-        did: text_length, image_grid, …. Raises FileNotFoundError or ValueError."""
+        """Loads the body, the tokenizers and the spec. image_tokenizer: the image tokenizer's folder, if it is not in
+        the checkpoint's. fields: of `ModelSpec` (text_length, image_grid, …); treated like unidiff.spec of config.json.
+        Raises FileNotFoundError or ValueError."""
         rows = read_architecture(config).vocab_size
-        check_weights(folder, read_architecture(config))  # first: what the tokenizer lacks may be another's vocabulary
+        check_weights(folder, read_architecture(config))  # first, for the clearer error
         tokenizer = checkpoint.read_tokenizer(folder)
         own = config.get("unidiff", {})
         stated = {**own.get("spec", {}), **fields, **({} if pad_policy is None else {"pad_policy": pad_policy})}
@@ -241,8 +241,8 @@ class Llada:
         return UnifiedModel(body, spec, tokenizer, pictures, template=template, preprocess=self.preprocessing)
 
     def templates(self, spec: ModelSpec, tokenize: Tokenize) -> Any:
-        """How the family writes a task down. tokenize: words to ids, no special token among them. Raises ValueError if
-        a special token is missing. A base model's tokenizer has no chat headers."""
+        """The family's templates. tokenize: words to ids, without special tokens. Raises ValueError if a special token
+        is missing. A base model's tokenizer has no chat headers."""
         markup = chat_markup(spec) if "start_header" in spec.special else None
         return ChatTemplates(Ids(**text_ids(spec)), tokenize, markup)
 
@@ -261,7 +261,7 @@ class Llada:
         return images.load(kind, place, spec.codebook_size)
 
     def save(self, model: UnifiedModel, folder: Path) -> None:
-        """Writes what `load` reads. What config.json cannot tell goes there under the key "unidiff"."""
+        """Writes a folder that `load` reads. Settings that the published config.json lacks go to its key "unidiff"."""
         body = model.backbone
         assert isinstance(body, Backbone)
         bare = {k: v for k, v in body.published.items() if k != "unidiff"}
@@ -275,7 +275,7 @@ class Llada:
             model.images.save_pretrained(folder / self.vq[1])
 
     def _to_state(self, spec: ModelSpec, config: dict[str, Any]) -> dict[str, Any]:
-        """The fields of a spec that are not the published ones: a tiny vocabulary's ids, or a user's choice."""
+        """The fields of a spec that differ from the published ones: a tiny vocabulary's ids, or a user's choice."""
         ids = {name: spec.special.get(name, t.id) for name, t in self.tokens.items() if t.id is None}
         ids |= {name: t.id for name, t in self.tokens.items() if t.id is not None and name in ("mask", "bos")}
         ids |= {name: t.id for name, t in self.tokens.items() if t.id is not None and name in spec.special}
@@ -287,7 +287,7 @@ class Llada:
     # ------------------------------------------------------------ inspection
 
     def checks(self, folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, Callable[[], str]]]:
-        """What `tools/inspect_checkpoint.py` looks at: a name, and a function that says what it found or raises."""
+        """The checks of `tools/inspect_checkpoint.py`: a name, and a function that returns a finding or raises."""
 
         def architecture() -> str:
             c = read_architecture(config)
@@ -323,6 +323,7 @@ class Llada:
 
 
 def is_dimoo(config: dict[str, Any]) -> bool:
-    """Lumina-DiMOO and MMaDA-Parallel-A say model_type llada too: told by their class, or their vocabulary."""
+    """Whether it is Lumina-DiMOO or MMaDA-Parallel-A: their model_type is also llada, but their class or vocabulary
+    differs."""
     named = "LLaDAForMultiModalGeneration" in str(config.get("architectures"))
     return named or config.get("vocab_size") == 134548

@@ -1,7 +1,7 @@
 """MMaDA (8B-Base, 8B-MixCoT): LLaDA's body and words, then 8,192 codes of a MAGVIT-v2 tokenizer.
 
-Image codes begin where the tokenizer ends, so one more token in it shifts every picture: checked when it loads.
-The image tokenizer is a repository of its own (showlab/magvitv2); its folder here is `magvitv2`.
+Image codes begin where the text tokenizer ends, so an additional token in it would shift every picture; loading checks
+this. The image tokenizer is a separate repository (showlab/magvitv2); its folder here is `magvitv2`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from unidiff.spec import ModelSpec
 from unidiff.templates.layout import Tokenize
 from unidiff.templates.task_token import TaskTokenIds, TaskTokenTemplates
 
-# Ids that LLaDA reserved; published tokenizers may still call them <|reserved_token_…|>.
+# Reserved ids of LLaDA; published tokenizers may still call them <|reserved_token_…|>.
 MMADA_TOKENS = LLADA_TOKENS | {
     "soi": Token("<|soi|>", 126084),
     "eoi": Token("<|eoi|>", 126085),
@@ -41,7 +41,7 @@ class Mmada(Llada):
         "document": Preprocess("squash", 512),
     }
     prefix: ClassVar[int] = 513  # ids of a text-to-image prompt, as trained: a task token and 512 of text
-    parallel: ClassVar[str | None] = None  # the task token of text and picture in parallel
+    parallel: ClassVar[str | None] = None  # task token for text and picture in parallel
 
     def detect(self, config: dict[str, Any]) -> bool:
         return config.get("model_type") == "mmada"
@@ -64,10 +64,10 @@ class Mmada(Llada):
     def templates(self, spec: ModelSpec, tokenize: Tokenize) -> TaskTokenTemplates:
         names = {"pad": "ipad", "header_end": "end_header", "text_end": "eot", "text_to_image": "t2i"}
         names |= {"understand": "mmu", "reason": "r2i"}
-        # MMaDA has no task of rounds. Reasoning before a picture is the nearest that was trained.
+        # MMaDA has no interleaved task. Reasoning before a picture is the nearest trained task.
         names |= {"interleaved": self.parallel or "r2i"} | ({"parallel": self.parallel} if self.parallel else {})
         ids = TaskTokenIds(**picture_ids(spec), **special_ids(spec, names))
-        markup = chat_markup(spec, gap="\n")  # where LLaDA has two line breaks
+        markup = chat_markup(spec, gap="\n")  # LLaDA has two line breaks
         return TaskTokenTemplates(ids, tokenize, markup, self.prefix)
 
     def check_size(self, spec: ModelSpec, size: int) -> None:

@@ -1,7 +1,7 @@
-"""MMaDA-Parallel: text and image denoised side by side. Two variants, told apart by their config.
+"""MMaDA-Parallel: text and image denoised side by side. Two variants, distinguished by their config.
 
--M grew out of MMaDA: its vocabulary, two task tokens more, MAGVIT-v2. -A grew out of Lumina-DiMOO: its vocabulary, row
-separators, VQ tokenizer. Neither config names the family, so it is given: `family="mmada_parallel"`.
+-M is based on MMaDA: its vocabulary, two more task tokens, MAGVIT-v2. -A is based on Lumina-DiMOO: its vocabulary, row
+separators, VQ tokenizer. Neither config names the family, so users must give `family="mmada_parallel"`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ParallelA(Dimoo):
 
 @register
 class MmadaParallel:
-    """Hands everything to the variant that a config is of."""
+    """Delegates everything to the variant of a config."""
 
     name = "mmada_parallel"
     M, A = ParallelM(), ParallelA()

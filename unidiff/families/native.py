@@ -1,8 +1,8 @@
 """The native family: the small model that ships with unidiff (recipes/base).
 
-Body: transformers' Llama, run block-causally. Its input embeddings have three parts besides the token's own (see
-`NativeEmbedding`); a trial without them needed hours instead of minutes to learn that a picture is mostly a copy of the
-one before. Rotary positions count segments or, with `axes`, rows and columns too (`AxialRotary`).
+Body: transformers' Llama, run block-causally. The input embedding adds place and previous token to the token's own (see
+`NativeEmbedding`); without them a trial needed hours instead of minutes to learn that a picture is mostly a copy of the
+previous one. Rotary positions count segments or, with `axes`, rows and columns too (`AxialRotary`).
 
 Layout of a folder: config.json, model.safetensors, the text tokenizer's files, and image/ with the VQ tokenizer.
 """
@@ -30,12 +30,12 @@ from unidiff.spec import ModelSpec
 
 
 class NativeEmbedding(nn.Module):
-    """Input embedding of the native family: where a token stands, and what stood there before.
+    """Input embedding of the native family: a token's place, and the token that was there before.
 
-    image token: embedding of its row and of its column, each in two parts (pair of rows, which of the pair), plus a
-    linear map of the embedding of the token at the same place of the image before.
-    text token: embedding of its index in the segment, plus one of the segment's ordinal in the sequence (what lies
-    beyond the end of a table has the table's last entry).
+    image token: embeddings of its row and column, each in two parts (pair of rows, parity), plus a linear map of the
+    embedding of the token at the same place of the previous image.
+    text token: an embedding of its index in the segment, plus one of the segment's ordinal in the sequence (an index
+    beyond the table uses the last entry).
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class NativeEmbedding(nn.Module):
         nn.init.normal_(self.previous.weight, std=d_model**-0.5)
 
     def positions(self, tokens: Tokens) -> Tensor:
-        """Rotary positions: [B, N] the ordinal of the token's segment, so that "the picture before this text" is one
-        distance; with axes [B, N, 3], the row and the column of an image token behind it, or 0 and a text token's
-        index."""
+        """Rotary positions. Without axes: [B, N], the ordinal of the token's segment, so that "the picture before this
+        text" has one fixed distance. With axes: [B, N, 3], that ordinal, then an image token's row and column, or 0 and
+        a text token's index."""
         segment = tokens.segment.clamp(min=0)
         if not self.axes:
             return segment
@@ -82,8 +82,8 @@ class NativeEmbedding(nn.Module):
 
 
 class AxialRotary(nn.Module):
-    """Rotary embedding by three axes, in place of Llama's: half of the frequencies turn with the segment's ordinal, a
-    quarter each with the row and the column, so that a head can look at a token's neighbour wherever it is. Source:
+    """Rotary embedding with three axes, instead of Llama's. Half of the frequencies encode the segment's ordinal, a
+    quarter the row and a quarter the column, so that a head can attend to a token's neighbours at any place. Source:
     M-RoPE of Qwen2-VL (arXiv 2409.12191). The frequencies of rows and columns fall from 1 to about 1/30."""
 
     def __init__(self, head_dim: int) -> None:
@@ -115,8 +115,8 @@ _SPECIAL = ("<pad>", "<mask>", "<bos>", "<soi>", "<eoi>", "<eos>", "<eot>")
 def build_spec(
     tokenizer: PreTrainedTokenizerBase, codebook_size: int, grid: tuple[int, int], **lengths: int
 ) -> ModelSpec:
-    """The spec that follows from a native text tokenizer: undrawable special tokens stand first, `<eos>` is the first
-    id that a text may draw, image codes follow the words. Raises ValueError if it lacks a special token."""
+    """The spec of a native text tokenizer: special tokens that are never sampled come first, `<eos>` is the first id
+    that a text may draw, image codes follow the words. Raises ValueError if it lacks a special token."""
     word, size = tokenizer.get_vocab(), len(tokenizer)
     if missing := [w for w in _SPECIAL if w not in word]:
         raise ValueError(f"the text tokenizer has no {', '.join(missing)}: it is not a native one")
@@ -153,8 +153,8 @@ def build(
     axes: bool = False,
     seed: int = 0,
 ) -> UnifiedModel:
-    """A freshly initialised native model. axes: rotary positions by row and column too (`AxialRotary`). The global RNG
-    is left as it was."""
+    """A freshly initialised native model. axes: rotary positions by row and column too (`AxialRotary`). The global
+    RNG's state does not change."""
     spec = build_spec(tokenizer, images.codebook_size, grid, text_length=text_length, max_positions=max_positions)
     config = LlamaConfig(
         vocab_size=spec.logit_rows,
@@ -186,8 +186,8 @@ class Native:
         return config.get("model_type") == "unidiff_native"
 
     def load(self, folder: Path, config: dict[str, Any], dtype: torch.dtype, **fields: Any) -> UnifiedModel:
-        """fields: of `ModelSpec`, in place of those of config.json. Raises FileNotFoundError for a missing file and
-        ValueError where config, weights and tokenizers disagree."""
+        """fields: of `ModelSpec`, override config.json. Raises FileNotFoundError for a missing file, ValueError if
+        config, weights and tokenizers disagree."""
         if other := fields.keys() & {"image_tokenizer", "device_map"}:
             raise ValueError(f"family native takes no {' and no '.join(sorted(other))}: {folder} has all of its parts")
         for path in (folder / checkpoint.WEIGHTS, folder / "tokenizer.json", folder / "image" / "model.safetensors"):
@@ -200,7 +200,7 @@ class Native:
         images = PatchVQ.from_pretrained(folder / "image")
         _check(spec, tokenizer, images, folder)
         found = checkpoint.read_headers(folder)
-        with torch.device("meta"):  # nothing is allocated before the sizes are known to be those of the weights
+        with torch.device("meta"):  # allocate nothing before the sizes are checked
             body, embedding = _parts(config, len(found), folder / "config.json")
         _check_shapes(_weights(body, embedding), found, folder)
         if embedding.grid != spec.image_grid:
@@ -239,7 +239,7 @@ class Native:
         model.images.save_pretrained(folder / "image")
 
 
-# Written by transformers for its own book-keeping; `LlamaForCausalLM` is what a native body always is.
+# Bookkeeping fields of transformers; a native body is always a `LlamaForCausalLM`.
 _NOT_SAVED = {"transformers_version", "architectures", "model_type", "dtype", "_name_or_path"}
 
 
@@ -249,8 +249,8 @@ def _weights(body: nn.Module, embedding: nn.Module) -> dict[str, Tensor]:
 
 
 def _parts(config: dict[str, Any], weights: int, path: Path) -> tuple[LlamaForCausalLM, NativeEmbedding]:
-    """The modules that config.json describes; weights: how many there are, a bound on the layers. Only sizes are read:
-    what else transformers takes, such as the name of an attention kernel to fetch, is refused. Raises ValueError."""
+    """The modules that config.json describes. weights: their number, an upper bound of the layers. Only fields of the
+    architecture are accepted, not e.g. the name of an attention kernel to download. Raises ValueError."""
     given = config["backbone"]
     if other := sorted(given.keys() - LlamaConfig.__annotations__.keys()):
         raise ValueError(f"{path}: backbone.{other[0]} is not a field of the body's architecture; remove it")
@@ -265,7 +265,7 @@ def _parts(config: dict[str, Any], weights: int, path: Path) -> tuple[LlamaForCa
     try:
         embedding = NativeEmbedding(**config["embedding"])
         return _body(LlamaConfig(**given), embedding.axes), embedding
-    except Exception as error:  # torch and transformers have an error type for every kind of wrong size
+    except Exception as error:  # torch and transformers raise many error types
         raise ValueError(f"{path}: {error!r}") from error
 
 

@@ -1,6 +1,7 @@
-"""Model families: how a published checkpoint becomes a `UnifiedModel`, and back.
+"""Registry of model families, which convert published checkpoints to `UnifiedModel` and back.
 
-A family is registered by name with a decorator; nothing else in the package knows one. See docs/families.md.
+A decorator registers a family by name; the rest of the package does not depend on single families. See
+docs/families.md.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Family(Protocol):
-    """What a family file gives: recognising a config, loading a folder, saving it under published names."""
+    """Interface of a family: recognises a config, loads a folder, saves with published names."""
 
     name: str
 
@@ -46,9 +47,9 @@ def register(family: _Class) -> _Class:
 
 
 def find(config: dict[str, Any], name: str | None = None) -> Family:
-    """The family by name, or the one that the config names (under unidiff.family) or that recognises it.
+    """The family with this name, else the one that the config names (unidiff.family), else the one that recognises it.
 
-    Raises ValueError naming the known ones, and the nearest.
+    Raises ValueError with the known families, and the nearest.
     """
     known = ", ".join(sorted(FAMILIES))
     own = own_settings(config)
@@ -65,9 +66,9 @@ def find(config: dict[str, Any], name: str | None = None) -> Family:
 
 
 def own_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What config.json says under "unidiff": family, image_tokenizer (a kind) and spec (fields of `ModelSpec`).
+    """The object "unidiff" of config.json: family, image_tokenizer (a kind) and spec (fields of `ModelSpec`).
 
-    Raises ValueError if one has another type; what is not known is named in a warning, and not read.
+    Raises ValueError if a field has a wrong type. Unknown fields are ignored, with a warning.
     """
     own = config.get("unidiff", {})
     kinds = {"family": str, "image_tokenizer": str, "spec": dict}
@@ -83,8 +84,8 @@ def own_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder. Raises FileNotFoundError or ValueError with the path if it is not one, and
-    for the folder of a run or an adapter names the one that was meant."""
+    """config.json of a checkpoint folder. Raises FileNotFoundError or ValueError if it is not a checkpoint; for the
+    folder of a run or an adapter the error names the right folder."""
     path = folder / "config.json"
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds an adapter, not a model{_meant(folder.parent, folder.parent / 'model')}")
@@ -99,7 +100,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _meant(*folders: Path) -> str:
-    """Points to the first of these that holds a model."""
+    """The end of a message, with the first of these folders that holds a model."""
     for folder in folders:
         path = folder / "config.json"
         if path.is_file() and "model_type" in weights.read_config(path):
@@ -108,9 +109,9 @@ def _meant(*folders: Path) -> str:
 
 
 def folder_of(path: str | Path) -> Path:
-    """A checkpoint's folder; a repository of the Hugging Face hub, by name, is downloaded.
+    """A checkpoint's folder. A repository of the Hugging Face hub, given by name, is downloaded.
 
-    Raises FileNotFoundError if it cannot be had.
+    Raises FileNotFoundError if that fails.
     """
     folder = Path(path)
     if folder.exists() or len(folder.parts) != 2 or folder.is_absolute():
@@ -144,12 +145,12 @@ def load_backbone(
     pad_policy: str | None = None,
     device_map: Any = None,
 ) -> Backbone:
-    """The body of a published checkpoint, with `.logits(ids, valid=None)`; needs no tokenizer of text or images.
+    """The body of a published checkpoint, with `.logits(ids, valid=None)`; needs no text or image tokenizer.
 
-    path: a folder, or a repository by name. family: where the config does not tell it. dtype: None = as stored.
-    pad_policy: what a pad does, "hard" (default), "attend" or "additive_one"; see `attention.pad_bias`. device_map:
-    of transformers. Raises FileNotFoundError if a file is missing, ValueError if one is damaged, if the config
-    lacks a field or means another architecture, or if config and weights disagree.
+    path: a folder, or a repository by name. family: needed if the config does not tell it. dtype: None = as stored.
+    pad_policy: "hard" (default), "attend" or "additive_one"; see `attention.pad_bias`. device_map: as in transformers.
+    Raises FileNotFoundError if a file is missing, ValueError if one is damaged, if the config lacks a field or means
+    another architecture, or if config and weights disagree.
     """
     if dtype is not None:
         _check_dtype(dtype)

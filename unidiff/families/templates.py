@@ -1,7 +1,7 @@
-"""What the templates of published families need of a spec: ids by name (see `unidiff.templates`).
+"""Ids by name that templates of published families need from a spec (see `unidiff.templates`).
 
-Interleaved rounds are ours: a text opens the picture that follows it itself. Its end id is the begin-of-image id
-(`ModelSpec.image_next`), which the families were trained to have between text and picture.
+Interleaved rounds are our own task. A text ends with the begin-of-image id (`ModelSpec.image_next`) to announce a
+picture; the families were trained with this id between text and picture.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def text_ids(spec: ModelSpec) -> dict[str, int]:
 
 
 def picture_ids(spec: ModelSpec) -> dict[str, int]:
-    """`text_ids`, and those that templates with pictures need. Raises ValueError if one is missing."""
+    """`text_ids` plus the ids that templates with pictures need. Raises ValueError if one is missing."""
     for name in ("image_next", "image_begin", "image_end"):
         if getattr(spec, name) in (None, ()):
             raise ValueError(f"ModelSpec.{name} is {getattr(spec, name)}; the templates of {spec.family} need it")

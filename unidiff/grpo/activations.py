@@ -1,4 +1,4 @@
-"""Gradient checkpointing: a layer's activations are dropped, and computed again when they are needed."""
+"""Gradient checkpointing: activations inside a layer are dropped and recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unidiff.model import UnifiedModel
 
 
 def enable(model: UnifiedModel) -> None:
-    """Once for a model; it then happens inside `recomputed`."""
+    """Prepares a model, once. Checkpointing is active only inside `recomputed`."""
     body = model.backbone
     enable = getattr(body, "activation_checkpointing_enable", None) or body.gradient_checkpointing_enable  # older name
     enable({"use_reentrant": False})
@@ -17,10 +17,10 @@ def enable(model: UnifiedModel) -> None:
 
 @contextlib.contextmanager
 def recomputed(model: UnifiedModel, on: bool = True) -> Iterator[None]:
-    """Inside, layers keep their inputs only. Values and gradients are the same, bit by bit.
+    """While open, layers keep only their inputs. Values and gradients are bit-identical.
 
-    transformers does so in layers in training mode alone. That is their own flag here, not that of their parts: nothing
-    else about them changes, dropout for one. Sampling must not be inside, where a layer would lose its cache.
+    transformers checkpoints only layers in training mode. So the flag is set on each layer but not on its submodules,
+    and dropout stays off. Do not sample inside: a checkpointed layer drops its cache.
     """
     layers = model.backbone.model.layers if on else ()
     for layer in layers:

@@ -1,9 +1,8 @@
-"""Which rollouts, and which views of them, share a forward pass.
+"""Cuts a step into micro-batches and forward passes.
 
-Several views of a rollout cost little in one pass of a block-causal model: its clean tokens run once for all of them.
-So that memory does not grow with the number of views, a pass has at most the tokens of micro_batch_size rollouts with
-one view each: rollouts with many views come fewer at a time, and only where a single rollout is too wide do its views
-go apart.
+Views of one rollout share a forward pass, because a block-causal model then runs the clean tokens once for all of them.
+To bound memory, a pass has at most the tokens of micro_batch_size rollouts with one view each. With more views, a pass
+holds fewer rollouts. Only if a single rollout exceeds the limit are its views split over several passes.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from unidiff.guidance import Guidance
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some rollouts of a step, R of them, with what one inner iteration needs of them.
+    """R rollouts of a step, with all that one inner iteration needs.
 
-    iteration: which one. rows: int64 [R], their places in the experience. canvas, draw, guidance: of these rows
-    (guidance None = scores are not guided). advantage_RL, weight_RL: float32 [R, L], of each token. passes: the views
-    of the draw that each forward pass holds. old_RL, reference_RL: values of the old and of the reference policy, once
-    they are known; old None = those of the new policy. drawn_RL: log-probabilities of the tokens when they were
-    committed, for `importance_cap`. warmth_RL: what a schedule multiplied their temperatures with.
+    iteration: its number. rows: int64 [R], indices into the experience. canvas, draw, guidance: of these rows
+    (guidance None = plain scores). advantage_RL, weight_RL: float32 [R, L], per token. passes: for each forward pass,
+    its slice of the draw's views. old_RL, reference_RL: values of the old and the reference policy, None until they
+    are computed; with old_RL None the loss uses the new policy's values, detached. drawn_RL: log-probabilities of the
+    tokens when they were committed, for `importance_cap`. warmth_RL: a schedule's factors on the temperatures.
     """
 
     iteration: int
@@ -45,7 +44,7 @@ class MicroBatch:
     warmth_RL: Tensor | None = None
 
     def take(self, index: Tensor) -> MicroBatch:
-        """Some of its rows, before old and reference values are known."""
+        """Selects rows; old and reference values are dropped."""
         return MicroBatch(
             iteration=self.iteration,
             rows=self.rows[index],
@@ -60,10 +59,10 @@ class MicroBatch:
 
 
 def cut(canvas: Canvas, draw: Draw, rows: Tensor, size: int, attention: str) -> list[tuple[Tensor, list[slice]]]:
-    """Cuts rows int64 [R] of a canvas into micro-batches: their rows, and the views of each of their passes. Rows of
-    like length go together, so that little is padded.
+    """Cuts rows int64 [R] of a canvas into micro-batches. Each is its rows, and a slice of views for each pass. Rows of
+    similar length go together, to save padding.
 
-    size: rollouts with one view each in a pass. attention: of the model (`ModelSpec.attention`).
+    size: the limit of a pass, in rollouts with one view each. attention: the model's `ModelSpec.attention`.
     """
     shared_B, own_KB = view_tokens(canvas, draw.views, attention)
     once_B = shared_B + view_tokens(canvas, [View(draw.mask)], attention)[1][0]
@@ -80,14 +79,14 @@ def cut(canvas: Canvas, draw: Draw, rows: Tensor, size: int, attention: str) -> 
 
 
 def view_tokens(canvas: Canvas, views: Sequence[View], attention: str) -> tuple[Tensor, Tensor]:
-    """Tokens that a forward pass runs of each row: [B] for all views together, and [K, B] of each view's own."""
+    """Tokens that a forward pass runs for each row: [B] shared by all views, and [K, B] for each view."""
     clean, noisy = canvas.clean, canvas.noisy
     touched_KBS = touched_segments(canvas, torch.stack([view.scored for view in views]))
     segments = torch.arange(touched_KBS.shape[2], device=clean.segment.device)
     copied_BNS = (noisy.segment[:, :, None] == segments) & noisy.valid[:, :, None]
     if attention == "block_causal":
         return before_last_sampled(canvas).valid.sum(1), (touched_KBS * copied_BNS.sum(1)).sum(2)
-    # A row for each segment: the tokens before it, its own, and what a text's canvas has beyond it.
+    # One row per segment: the tokens before it, its own, and the rest of a text's canvas.
     before_BS = ((clean.segment[:, :, None] <= segments) & clean.valid[:, :, None]).sum(1)
     beyond_BS = (copied_BNS & (canvas.source < 0)[:, :, None]).sum(1)
     return torch.zeros_like(before_BS[:, 0]), (touched_KBS * (before_BS + beyond_BS)).sum(2)
@@ -97,7 +96,7 @@ def _passes(canvas: Canvas, views: list[View], limit: int, attention: str) -> li
     shared_B, own_KB = view_tokens(canvas, views, attention)
     shared, own = int(shared_B.max()), own_KB.amax(1).tolist()
     if len(shared_B) > 1:
-        return [slice(0, len(own))]  # there are several rows only where all of their views have room
+        return [slice(0, len(own))]  # `cut` puts rows together only if all views fit
     cuts, tokens = [0], shared
     for k, more in enumerate(own):
         if k > cuts[-1] and tokens + more > limit:

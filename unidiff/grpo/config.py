@@ -19,12 +19,12 @@ class GRPOConfig(SamplerConfig):
     Raises ValueError, with the field's name, for a value of another type or out of range.
     """
 
-    # What a run may change when it goes on: how fast it is and what it shows, not what it learns.
+    # Settings that a resumed run may change: they affect speed and output, not what is learned.
     FREE: ClassVar[frozenset[str]] = frozenset(
         {"output_dir", "resume", "save_steps", "log_rollouts_every", "eval_steps", "check_ratio_every", "tracker"}
         | {"quiet", "micro_batch_size", "cache", "gradient_checkpointing", "compile", "rollout_parts"}
     )
-    # A longer run: unless lr_schedule is constant, the rate then falls from where such a run has it.
+    # A resumed run may also have more steps. Unless lr_schedule is constant, its rate then follows the longer schedule.
     GROWS: ClassVar[str] = "max_steps"
 
     num_prompts: int = setting("data", 8, "prompts of a step, over all processes")
@@ -204,7 +204,7 @@ class GRPOConfig(SamplerConfig):
         self._check_rtb(*self.estimators())
 
     def _check_rtb(self, *estimators: Estimator) -> None:
-        """Its loss is of whole rollouts: it has one advantage for each, in the rewards' own unit."""
+        """Checks the settings that rtb needs: its loss has one advantage per rollout, in the rewards' own unit."""
         if self.loss_type != "rtb":
             return
         if not self.beta:
@@ -224,7 +224,7 @@ class GRPOConfig(SamplerConfig):
 
     @property
     def clip_range(self) -> tuple[float, float]:
-        """ε below and above 1."""
+        """(ε_low, ε_high) of the importance ratio's clip range."""
         return self.epsilon, self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     def estimators(self) -> tuple[Estimator, Estimator]:
@@ -235,12 +235,12 @@ class GRPOConfig(SamplerConfig):
         )
 
     def sampler(self, **changes: Any) -> SamplerConfig:
-        """The settings of the rollouts alone."""
+        """The sampler's settings, with `changes`."""
         own = {f.name: getattr(self, f.name) for f in fields(SamplerConfig)}
         return SamplerConfig(**{**own, **changes})
 
     def saves_rollouts(self, step: int) -> bool:
-        """Whether the rollouts of a step (from 0) are written: of the first, and of every log_rollouts_every-th."""
+        """Whether a step's rollouts (steps count from 0) are saved: the first step, and every log_rollouts_every-th."""
         return bool(self.log_rollouts_every) and (step == 0 or (step + 1) % self.log_rollouts_every == 0)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Figures: of responses to prompts that training never sees, and of a step's rollouts; means over processes."""
+"""Measures of held-out responses and of a step's rollouts, as means over all processes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _EVAL = 1 << 20  # keeps evaluation noise apart from training steps
 
 @dataclass
 class Evaluation:
-    """figures: mean of each measure over all prompts; one that applies to none is left out. compute: mean cost of all
-    responses. per_row: each measure of this process's prompts, NaN where it does not apply. rollouts, rows, examples:
-    this process's responses."""
+    """figures: mean of each measure over all prompts; a measure that applies to no prompt is left out. compute: mean
+    cost of all responses. per_row: each measure of this process's prompts, NaN where it does not apply. rollouts, rows,
+    examples: this process's responses."""
 
     figures: dict[str, float]
     compute: Compute
@@ -53,11 +53,11 @@ def evaluate(
     trace: bool = False,
     rewards: Sequence[Reward] = (),
 ) -> Evaluation:
-    """One response to each prompt of a split; with an accelerator, its processes share the prompts out.
+    """Samples one response per prompt of a split; an accelerator divides the prompts among its processes.
 
-    A response's noise depends on (seed, index) alone: not on the batch size, the processes or the training before.
-    trace: responses keep the probabilities of every denoising step (`Segment.trace`), to look at. rewards: those whose
-    values are figures too (see `reward_figures`).
+    A response's noise depends only on (seed, index): not on the batch size, the processes or earlier training.
+    trace: keep the probabilities of every denoising step (`Segment.trace`), for reports. rewards: also report these
+    rewards as figures (see `reward_figures`).
     """
     if accelerator is not None:
         indices = indices[accelerator.process_index :: accelerator.num_processes]
@@ -75,7 +75,7 @@ def evaluate(
 
 
 def reward_figures(rewards: Sequence[Reward], rows: Sequence[tuple[SegmentView, ...]]) -> dict[str, np.ndarray]:
-    """What held-out responses earn: "reward", the weighted sum, and each reward by name; NaN where it has no value."""
+    """Rewards of held-out responses: "reward", the weighted sum, and "reward/<name>"; NaN where there is no value."""
     if not rewards:
         return {}
     table = reward_table(rewards, rows)
@@ -86,8 +86,8 @@ def reward_figures(rewards: Sequence[Reward], rows: Sequence[tuple[SegmentView, 
 
 
 def means(per_row: dict[str, np.ndarray], accelerator: Accelerator | None = None) -> dict[str, float]:
-    """Mean of each measure over the rows of all processes. NaN is left out, and so is a measure without a value (an
-    `image_exact` of responses without pictures is not 0). What a process does not have counts as NaN there."""
+    """Mean of each measure over the rows of all processes, without NaN. A measure without any value is left out:
+    `image_exact` of responses without pictures is not 0. A measure that one process lacks counts as NaN there."""
     parts = everybody(per_row, accelerator)
     names = dict.fromkeys(name for part in parts for name in part)
     columns = {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
@@ -95,13 +95,13 @@ def means(per_row: dict[str, np.ndarray], accelerator: Accelerator | None = None
 
 
 def mean_compute(rollouts: Sequence[Rollout], accelerator: Accelerator | None = None) -> Compute:
-    """Mean cost of a rollout, over those of all processes."""
+    """Mean cost of a rollout, over all processes."""
     parts = everybody((sum((r.compute for r in rollouts), Compute()), len(rollouts)), accelerator)
     return sum((c for c, _ in parts), Compute()).scaled(1 / max(sum(n for _, n in parts), 1))
 
 
 def step_figures(task: Task, experience: Experience, accelerator: Accelerator) -> dict[str, float]:
-    """The task's figures of a step's rollouts, why they stopped, and their mean cost; over all processes."""
+    """The task's measures of a step's rollouts, shares of stop reasons, and mean cost, over all processes."""
     per_row = task.measure(experience.rows, experience.examples)
     for stop in Stop:
         per_row[f"stop/{stop.name.lower()}"] = np.array([r.stop is stop for r in experience.rollouts], float)

@@ -1,4 +1,4 @@
-"""One step's experience: rollouts, what they earned, and what the update needs of them, as data."""
+"""One step's experience as data: rollouts, rewards, advantages and token masks."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ from unidiff.sequence import Modality
 class Experience:
     """The rollouts of one step on this process, B of them.
 
-    table, routed: rewards and advantages of these rows. canvas: the rows laid out. draws: one for each inner
-    iteration; masks are data, drawn once. advantage_BL: the advantage of the segment that a token is in, as its
-    estimator credits it, float32. trained_BL: bool, tokens whose segment has an advantage. guidance: what scores are
-    guided with, None = they are not.
+    table, routed: rewards and advantages of these rows. canvas: the rows as a batch. draws: token masks, one draw for
+    each inner iteration, made once. advantage_BL: float32, a token has the advantage of its segment, as the estimator
+    credits it. trained_BL: bool, tokens whose segment has an advantage. guidance: for guided scores, None = plain ones.
     """
 
     rollouts: list[Rollout]
@@ -49,12 +48,12 @@ class Experience:
     guidance: Guidance | None = None
 
     def weight_BL(self, iteration: int) -> Tensor:
-        """float32 [B, L]: of tokens scored in this iteration whose segment has an advantage; 0 elsewhere."""
+        """float32 [B, L]: loss weights of tokens scored in this iteration; 0 where the segment has no advantage."""
         return self.draws[iteration].weight * self.trained_BL
 
     @property
     def useful_B(self) -> Tensor:
-        """bool [B]: rows with some advantage. The policy gradient of the others is zero, whatever their probability."""
+        """bool [B]: rows with an advantage that is not 0. The policy gradient of the others is zero."""
         return (self.advantage_BL != 0).any(1)
 
     @cached_property
@@ -64,13 +63,13 @@ class Experience:
 
     @cached_property
     def warmth_BL(self) -> Tensor | None:
-        """float32 [B, L]: what a schedule multiplied the temperature of each token with; None = it never did."""
+        """float32 [B, L]: a schedule's factor on each token's temperature; None = no schedule."""
         if all(s.warmth is None for r in self.rollouts for s in r.segments):
             return None
         return self._of_tokens("warmth", 1.0)
 
     def _of_tokens(self, name: str, default: float) -> Tensor:
-        """float32 [B, L]: a field of the segments, where they have it."""
+        """float32 [B, L]: a field of the response's segments, `default` where a segment lacks it."""
         out = torch.full(self.canvas.shape, default)
         segment, offset = self.canvas.segment.cpu(), self.canvas.clean.offset.cpu()
         for b, rollout in enumerate(self.rollouts):
@@ -87,7 +86,7 @@ class Experience:
         draw: Draw | None = None,
     ) -> MicroBatch:
         """Some rows in an inner iteration. rows: int64 [R]; None = all. passes: see `MicroBatch`; None = one pass.
-        draw: of all rows; None = the iteration's."""
+        draw: masks of all rows; None = the iteration's."""
         draw = self.draws[iteration] if draw is None else draw
         if rows is None:
             rows = torch.arange(self.canvas.shape[0], device=self.canvas.ids.device)
@@ -106,10 +105,10 @@ class Experience:
     def micro_batches(
         self, size: int, attention: str, iteration: int = 0, leave_out: Literal["", "rows", "segments"] = ""
     ) -> list[MicroBatch]:
-        """What an inner iteration runs at a time (see `batches.cut`).
+        """The micro-batches of an inner iteration (see `batches.cut`).
 
-        leave_out: what has no advantage, whole rows or segments too. Where no row has any, the first one runs all the
-        same: processes synchronise in a backward pass.
+        leave_out: drop rows without advantage ("rows"), or also segments without one ("segments"). If no row has an
+        advantage, the first row still runs, because processes synchronise in a backward pass.
         """
         rows, draw = torch.arange(self.canvas.shape[0], device=self.canvas.ids.device), self.draws[iteration]
         if leave_out:
@@ -124,7 +123,7 @@ class Experience:
 def guidance_of(
     model: UnifiedModel, rollouts: Sequence[Rollout], scales: Mapping[str, tuple[float, float]]
 ) -> Guidance | None:
-    """What the rollouts were guided with, to score them by. None without scales."""
+    """The guidance that the rollouts were sampled with, for scoring. None without scales."""
     without = {name: [r.without[name] for r in rollouts] for name in scales}
     return Guidance.of(without, [r.segments for r in rollouts], scales, model.spec, model.device)
 
@@ -139,12 +138,12 @@ def sample_and_judge(
     clock: Clock,
     trainer_state: Any = None,
 ) -> tuple[list[Rollout], list[tuple[SegmentView, ...]], RewardTable]:
-    """Rollouts of prompts (as the sampler takes them), what rewards see of them, and what they earned.
+    """Samples rollouts of encoded prompts. Returns them, the views that rewards see, and the reward table.
 
-    examples: the task's, one a prompt. keys: those of the G rollouts of the first prompt, of the second, …. parts: the
-    prompts are sampled in this number of parts. The rewards of one are computed while the next is sampled. A reward
-    never works at two parts at a time. Neither rollouts nor rewards depend on it, unless a reward's value depends on
-    what it is given along with it.
+    examples: the task's, one per prompt. keys: noise keys, G of the first prompt's rollouts, then G of the second's, ….
+    parts: prompts are sampled in this number of parts; rewards of one part are computed while the next is sampled. A
+    reward never works on two parts at once. `parts` does not change the results, unless a reward's value depends on
+    the other rows of its call.
     """
     each = len(keys) // len(prompts)
     rollouts: list[Rollout] = []
@@ -171,14 +170,14 @@ def sample_and_judge(
 def segment_views(
     model: UnifiedModel, rollouts: Sequence[Rollout], examples: Sequence[Any]
 ) -> list[tuple[SegmentView, ...]]:
-    """Decodes rollouts for reward functions: texts by the tokenizer, pictures in one batch, each distinct one once."""
+    """Decodes rollouts for reward functions: texts by the tokenizer, distinct pictures in one batch per grid."""
     pixels = iter(_decode_images(model, rollouts))
     rows = []
     for rollout, example in zip(rollouts, examples):
         views, last = [], len(rollout.segments) - 1
         for i, segment in enumerate(rollout.segments):
             if segment.modality is Modality.TEXT:
-                # The last text has to be an answer: neither cut off nor left at the announcement of a picture.
+                # The last text must be an answer: a text that announces a picture is not `ended` there.
                 ended = int(segment.tokens[-1]) in model.spec.text_end and (i < last or rollout.stop is Stop.ANSWERED)
                 text = model.decode_text(segment.tokens)
                 views.append(SegmentView(modality=Modality.TEXT, tokens=segment.tokens, text=text, ended=ended))
@@ -207,7 +206,7 @@ def _decode_images(model: UnifiedModel, rollouts: Sequence[Rollout]) -> list[np.
 
 
 def spread(values_BS: Tensor, canvas: Canvas, rollouts: Sequence[Rollout]) -> Tensor:
-    """Values of sampled segments [B, S] -> values of tokens [B, L], 0 outside sampled segments."""
+    """Values of response segments [B, S] -> values of tokens [B, L], 0 outside the response."""
     given = torch.tensor([len(r.sequence.prompt) for r in rollouts], device=canvas.ids.device)
     ordinal = canvas.segment - given[:, None]
     inside = (ordinal >= 0) & canvas.clean.valid

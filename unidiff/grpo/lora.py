@@ -1,8 +1,8 @@
-"""LoRA adapters on a model's body: few weights to train, and the model at the start for free.
+"""LoRA adapters on a model's body: few weights to train, and the reference policy needs no copy.
 
-They are put into the body's linear layers where these stand, so that every name and attribute of it stays. Adapters are
-kept in float32 whatever the weights' dtype is: at the learning rates of RL an update is smaller than what bfloat16 can
-add to a weight, and would be lost.
+peft injects them into the body's linear layers in place, so all other names and attributes stay. Adapters are float32
+whatever the weights' dtype is: at the learning rates of RL, updates are smaller than bfloat16's resolution and would
+be lost.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def add_adapters(model: UnifiedModel, rank: int, alpha: float, seed: int = 0) -> None:
-    """Freezes the model and adds trainable adapters, which change nothing yet. Raises ImportError without peft,
+    """Freezes the model and adds trainable adapters that start as zero updates. Raises ImportError without peft,
     ValueError if the model has adapters already, or for a rank or alpha that is not a finite number above 0.
 
-    No dropout: an unchanged policy must have a ratio of 1. The global RNG is left as it was.
+    There is no dropout, because an unchanged policy must have ratio 1. The global RNG's state does not change.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -49,13 +49,13 @@ def add_adapters(model: UnifiedModel, rank: int, alpha: float, seed: int = 0) ->
 
 
 def adapters(model: UnifiedModel) -> dict[str, Any]:
-    """The layers with an adapter, by their names in the body."""
+    """The layers with an adapter, by name in the backbone."""
     return {name: module for name, module in model.backbone.named_modules() if hasattr(module, "lora_A")}
 
 
 @contextlib.contextmanager
 def switched_off(model: UnifiedModel) -> Iterator[UnifiedModel]:
-    """Inside, the model is the one that the adapters were added to, bit by bit."""
+    """While open, the model is bit-identical to the one without adapters."""
     layers = adapters(model).values()
     for layer in layers:
         layer.enable_adapters(False)
@@ -67,7 +67,7 @@ def switched_off(model: UnifiedModel) -> Iterator[UnifiedModel]:
 
 
 def trained(model: UnifiedModel) -> list[nn.Parameter]:
-    """What the optimizer gets. Raises ValueError if that is nothing, or would lose small updates."""
+    """The trainable weights. Raises ValueError if there are none, or if their dtype would lose small updates."""
     weights = [p for p in model.parameters() if p.requires_grad]
     if not weights:
         raise ValueError("every weight of the model is frozen: there is nothing to train")
@@ -81,8 +81,8 @@ def trained(model: UnifiedModel) -> list[nn.Parameter]:
 
 @contextlib.contextmanager
 def merged(model: UnifiedModel) -> Iterator[UnifiedModel]:
-    """Inside, the model has plain layers with the adapters added to their weights: what can be saved under published
-    names. Outside, it is as it was, bit by bit; meanwhile the original weights wait in the CPU's memory."""
+    """While open, the model has plain layers with the adapters merged into their weights, to be saved under published
+    names. Afterwards the model is bit-identical to before: the original weights are kept in CPU memory meanwhile."""
     before: list[tuple[nn.Module, str, Any, Tensor]] = []
     try:
         for name, layer in adapters(model).items():
@@ -101,7 +101,7 @@ def merged(model: UnifiedModel) -> Iterator[UnifiedModel]:
 
 
 def save_adapter(model: UnifiedModel, folder: Path) -> None:
-    """Writes the adapter alone, as peft does: `PeftModel.from_pretrained(model.backbone, folder)` reads it."""
+    """Writes only the adapter, in peft's format: `PeftModel.from_pretrained(model.backbone, folder)` reads it."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 

@@ -1,32 +1,31 @@
-"""The policy loss of GRPO and its kin: pure functions of log-probabilities, advantages and weights.
+"""The policy losses of GRPO and its variants: pure functions of log-probabilities, advantages and weights.
 
     ρ = exp(ℓ_new − ℓ_old)
     L = −min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) + β k3,   k3 = exp(ℓ_ref − ℓ_new) − (ℓ_ref − ℓ_new) − 1
     dual clip: where A < 0, the first term is at most delta·|A|
 
-`token_losses` gives L for every token, `aggregate` makes a scalar of it. The gradient of an optimizer step
-does not depend on how its batch is cut: a micro-batch's loss is a plain sum over its rows, divided by
-`Denominators` that are counted over the whole batch of the step (all micro-batches, all processes) before its
-first backward.
+`token_losses` gives L for every token, and `aggregate` reduces it to a scalar. A micro-batch's loss is a sum over its
+rows, divided by `Denominators`. These are counted over the whole batch of the step (all micro-batches, all processes)
+before the first backward pass. So the gradient does not depend on how the batch is cut.
 
     grpo     Σ_rows (Σ w L / Σ w) / (rows with weight)
-    bnpo     Σ w L / Σ w      defined per micro-batch; here the "micro-batch" is the whole batch of the step,
-                              which makes it equal to dapo and free of the cut. TRL's is recovered with a
-                              micro-batch's own denominators, divided by the accumulation steps.
+    bnpo     Σ w L / Σ w      defined per micro-batch; here the "micro-batch" is the whole batch of the step, so it
+                              equals dapo. For TRL's form, use a micro-batch's own denominators and divide by the
+                              accumulation steps.
     dapo     Σ w L / Σ w      over the whole batch of the step
     dr_grpo  Σ w L / (rows · max_length)
     gspo     level="sequence" with grpo: a row's ratio is exp(Σ w Δℓ / Σ w), clipped as a whole
     rtb      Σ w L / rows     with `balance`: a rollout's loss is the sum over its tokens, without a ratio
-    gmpo     level="geometric" with grpo: as gspo, but each token's Δℓ is clipped before the mean, on the side that
-             its advantage's sign asks for
+    gmpo     level="geometric" with grpo: as gspo, but each token's Δℓ is clipped before the mean: from above where
+             A > 0, from below where A < 0
 
-Without a ratio (`ratio=False`), L = −A ℓ_new + β k3, whatever the level.
+Without a ratio (`ratio=False`), L = −A ℓ_new + β k3 at every level.
 
 Sources: GRPO arXiv 2402.03300, BNPO 2506.02864, DAPO 2503.14476, Dr. GRPO 2503.20783, GSPO 2507.18071, GMPO
 2507.20673, dual clip 1912.09729.
 
-B rows, L positions. `weight_BL` is 0 where a token is not scored; a value there (even NaN) has no
-influence on loss, gradient or statistics.
+B rows, L positions. `weight_BL` is 0 where a token is not scored; values there (even NaN) do not affect loss,
+gradient or statistics.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ from unidiff.sequence import Modality
 Level = Literal["token", "sequence", "segment", "geometric"]
 LEVELS = ("token", "sequence", "segment", "geometric")
 LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo", "rtb")  # ways to aggregate
-# Losses by name: how tokens are aggregated, and what shares a ratio.
+# Losses by name: how tokens are aggregated, and which tokens share a ratio.
 LOSSES: dict[str, tuple[str, Level]] = {name: (name, "token") for name in LOSS_TYPES}
 LOSSES |= {"gspo": ("grpo", "sequence"), "gmpo": ("grpo", "geometric")}
 
-# exp(20) is far outside any clip range and its square is still finite in float32, so a policy that has run
-# away gives a huge loss with no gradient here, not inf or NaN.
+# exp(20) is far outside any clip range, and its square is finite in float32. So a diverged policy gives a huge loss
+# without gradient, not inf or NaN.
 MAX_LOG_RATIO = 20.0
 
 
@@ -57,8 +56,8 @@ MAX_LOG_RATIO = 20.0
 class LossStats:
     """Sums over the scored tokens, so that statistics of micro-batches and processes add up exactly.
 
-    sums_K: float64 [6], in the order of `NAMES` after the token count. peak: float64 [], max |ρ − 1|.
-    Both stay on the loss's device; only `means` waits for it.
+    sums_K: float64 [6], the token count and then `NAMES`. peak: float64 [], max |ρ − 1|. Both stay on the loss's
+    device; only `means` synchronises with it.
     """
 
     NAMES = ("clip_low", "clip_high", "kl_old", "kl_ref", "ratio")
@@ -75,9 +74,8 @@ class LossStats:
         return self.sums_K[1] + self.sums_K[2]
 
     def means(self) -> dict[str, float]:
-        """clip_low, clip_high: shares of tokens whose ratio was clipped; kl_old, kl_ref: k3 estimates in nats
-        a token from the old policy and the reference; ratio; ratio_max_dev; tokens: how many. Zeros without
-        tokens."""
+        """clip_low, clip_high: shares of clipped tokens. kl_old, kl_ref: k3 to the old and the reference policy, in
+        nats per token. ratio: the mean. ratio_max_dev: max |ρ − 1|. tokens: their number. Zeros without tokens."""
         tokens, *sums = self.sums_K.tolist()
         means = {name: value / max(tokens, 1.0) for name, value in zip(self.NAMES, sums)}
         return means | {"ratio_max_dev": self.peak.item(), "tokens": tokens}
@@ -90,7 +88,7 @@ def added(total: dict[Modality, LossStats], stats: dict[Modality, LossStats]) ->
 
 def check_finite(norm: Tensor, stats: Mapping[Modality, LossStats], when: str) -> None:
     """Raises FloatingPointError if a gradient's norm is not finite, so that it never reaches the weights. stats: of the
-    losses that it is the gradient of, to tell which tokens it came from."""
+    differentiated losses, to name the modality at fault."""
     if math.isfinite(norm):
         return
     of = [m.name.lower() for m, s in stats.items() if not bool(s.sums_K.isfinite().all())]
@@ -100,10 +98,10 @@ def check_finite(norm: Tensor, stats: Mapping[Modality, LossStats], when: str) -
 
 @dataclass(frozen=True)
 class Denominators:
-    """What a step's loss is divided by, counted over its whole batch.
+    """The denominators of a step's loss, counted over its whole batch.
 
-    rows: rollouts. scored_rows: rollouts with any weight. weight: Σ w. max_length: tokens a rollout can have
-    at most. Counts of micro-batches add up (`+`); over processes, sum-reduce `tensor()`.
+    rows: rollouts. scored_rows: rollouts with any weight. weight: Σ w. max_length: maximum tokens of a rollout.
+    Counts of micro-batches add up (`+`); over processes, sum-reduce `tensor()`.
     """
 
     rows: float
@@ -113,7 +111,7 @@ class Denominators:
 
     @classmethod
     def of(cls, weight_BL: Tensor, max_length: float) -> Denominators:
-        """The counts of some rows. Waits for the device."""
+        """The counts of some rows. Synchronises with the device."""
         row_B = weight_BL.double().sum(-1)
         scored, weight = torch.stack([(row_B > 0).sum().double(), row_B.sum()]).tolist()
         return cls(float(len(row_B)), scored, weight, float(max_length))
@@ -125,7 +123,7 @@ class Denominators:
         return Denominators(*sums, self.max_length)
 
     def tensor(self) -> Tensor:
-        """float64 [3]: rows, scored_rows, weight; what processes sum."""
+        """float64 [3]: rows, scored_rows, weight; for a sum over processes."""
         return torch.tensor([self.rows, self.scored_rows, self.weight], dtype=torch.float64)
 
     @classmethod
@@ -150,14 +148,14 @@ def token_losses(
     segment_BL: Tensor | None = None,
     ratio: bool = True,
 ) -> tuple[Tensor, LossStats]:
-    """The loss of every token, float32 [B, L], 0 where weight is 0, not yet multiplied by the weight.
+    """The loss of every token, float32 [B, L], before multiplication by the weight; 0 where the weight is 0.
 
     logp_*_BL: log-probabilities of the sampled tokens in nats; only the new ones get a gradient.
     advantage: float [B] or [B, L]. weight_BL: bool or float ≥ 0.
-    level: "token": each token has its ratio; "sequence": a row's tokens share the geometric mean
-    exp(Σ w Δℓ / Σ w); "segment": so do the tokens of one segment of a row, by `segment_BL`
-    (int64, negative where a token is in no segment); "geometric": as "sequence", of Δℓ that are clipped one by one.
-    ratio: False = the loss is −A ℓ_new; level, clip range and delta are not used; the old policy is, for statistics.
+    level: "token": each token has its own ratio; "sequence": the tokens of a row share the geometric mean
+    exp(Σ w Δℓ / Σ w); "segment": the tokens of a segment share it, by `segment_BL` (int64, negative = no segment);
+    "geometric": as "sequence", but each Δℓ is clipped first.
+    ratio: False = the loss is −A ℓ_new, without level, clip range and delta; old values serve only for statistics.
     delta: dual clip, above 1 + epsilon_high; None = off. beta: weight of k3 against `logp_ref_BL`.
     """
     _check_options(delta, epsilon_high, beta, logp_ref_BL, level, segment_BL)
@@ -171,7 +169,7 @@ def token_losses(
         change_BL = _unit_mean(change_BL, weight_BL, torch.zeros_like(weight_BL, dtype=torch.int64), units=1)
     elif level == "segment":
         assert segment_BL is not None
-        unit_BL = segment_BL.clamp(min=0)  # what belongs to no segment has no weight
+        unit_BL = segment_BL.clamp(min=0)  # tokens without a segment have no weight
         change_BL = _unit_mean(change_BL, weight_BL, unit_BL, units=int(unit_BL.max()) + 1)
     ratio_BL = change_BL.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     if not ratio:
@@ -198,17 +196,17 @@ def token_losses(
 
 def k3(logp_BL: Tensor, other_BL: Tensor, scored_BL: Tensor) -> Tensor:
     """Schulman's estimate of KL(p‖other) at tokens drawn from p: exp(d) − d − 1 with d = other − logp.
-    float32, ≥ 0. Only what exp would make infinite is cut, at d = 20."""
+    float32, ≥ 0. d is capped at 20, so that exp stays finite."""
     gap_BL = _difference(other_BL, logp_BL, scored_BL).clamp(max=MAX_LOG_RATIO)
     return torch.expm1(gap_BL) - gap_BL
 
 
 def aggregate(loss_BL: Tensor, weight_BL: Tensor, loss_type: str, denominators: Denominators) -> Tensor:
-    """A scalar from some rows' token losses: a sum over the rows divided by the whole step's denominators.
+    """Reduces some rows' token losses to a scalar: a sum over the rows, divided by the whole step's denominators.
 
-    The sum over a step's micro-batches and processes is the step's loss, so do not divide by the accumulation
-    steps; where gradients are averaged over processes (DDP), multiply by their number. Without any weight: 0.
-    Errors: ValueError for an unknown loss type.
+    The step's loss is the sum over its micro-batches and processes, so do not divide by the accumulation steps. If
+    gradients are averaged over processes (DDP), multiply by the number of processes. Without any weight the result is
+    0. Raises ValueError for an unknown loss type.
     """
     if loss_type not in LOSS_TYPES:
         raise ValueError(f"loss_type={loss_type!r}; choose one of {', '.join(LOSS_TYPES)}")
@@ -237,12 +235,11 @@ def modality_loss(
     without_ratio: Collection[Modality] = (),
     **options,
 ) -> tuple[Tensor, dict[Modality, LossStats]]:
-    """Σ_m λ_m · (the loss over modality m's tokens alone), so that 1,024 image tokens do not drown 60 of
-    text.
+    """Σ_m λ_m · (loss over modality m's tokens), so that 1,024 image tokens do not drown 60 text tokens.
 
-    modality_BL: int64, other values than a Modality count for nothing. denominators, weights (λ): for every
-    modality that is to be trained. without_ratio: modalities whose loss is −A ℓ_new. options: those of `token_losses`;
-    at level "sequence" a rollout has one ratio a modality.
+    modality_BL: int64; positions with another value than a Modality are ignored. denominators, weights (λ): for every
+    trained modality. without_ratio: modalities whose loss is −A ℓ_new. options: of `token_losses`; at level "sequence"
+    a rollout has one ratio per modality.
     """
     total = logp_new_BL.new_zeros((), dtype=torch.float32)
     stats: dict[Modality, LossStats] = {}
@@ -255,19 +252,19 @@ def modality_loss(
 
 
 def _difference(first_BL: Tensor, second_BL: Tensor, scored_BL: Tensor) -> Tensor:
-    """first − second in float32 or wider at scored tokens, 0 elsewhere. Masked before the subtraction: NaN − NaN has
-    a gradient of NaN times 0."""
+    """first − second in float32 or wider at scored tokens, 0 elsewhere. Masked before the subtraction, because the
+    gradient of a masked NaN would be 0 · NaN = NaN."""
     first_BL = torch.where(scored_BL, _wide(first_BL), 0.0)
     return first_BL - torch.where(scored_BL, _wide(second_BL), 0.0)
 
 
 def _wide(values: Tensor) -> Tensor:
-    """In float32, or in float64 where they come so."""
+    """Casts to float32; float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _unit_mean(change_BL: Tensor, weight_BL: Tensor, unit_BL: Tensor, units: int) -> Tensor:
-    """The weighted mean of the log-ratios over each unit of each row, at every token of the unit."""
+    """The weighted mean of the log-ratios over each unit of a row, copied to every token of the unit."""
     weight_BL = weight_BL.to(change_BL.dtype)
     zeros_BU = change_BL.new_zeros(len(change_BL), units)
     sum_BU = zeros_BU.scatter_add(1, unit_BL, change_BL * weight_BL)
@@ -278,8 +275,8 @@ def _unit_mean(change_BL: Tensor, weight_BL: Tensor, unit_BL: Tensor, units: int
 def _geometric_mean(
     change_BL: Tensor, advantage_BL: Tensor, weight_BL: Tensor, epsilon_low: float, epsilon_high: float
 ) -> Tensor:
-    """GMPO's ratio of each row, at every token: exp of the mean of log-ratios, each clipped at log(1 + ε_high) where
-    its advantage is positive and at log(1 − ε_low) where it is negative."""
+    """GMPO's ratio of each row, copied to every token: exp of the mean of clipped log-ratios. A log-ratio is at most
+    log(1 + ε_high) where the advantage is positive, and at least log(1 − ε_low) where it is negative."""
     low = math.log(1 - epsilon_low) if epsilon_low < 1 else -MAX_LOG_RATIO
     change_BL = change_BL.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     clipped_BL = torch.where(advantage_BL < 0, change_BL.clamp(min=low), change_BL)

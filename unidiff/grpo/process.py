@@ -1,4 +1,4 @@
-"""A run as processes of a machine: what they tell each other, how they are asked to stop, where their time goes."""
+"""Processes of a run: exchange of values, stop signals, threads and timing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM; a second one acts as usual."""
+    """Collects SIGINT and SIGTERM. The second signal of a kind acts as usual."""
     asked: list[int] = []
 
     def ask(number: int, _: FrameType | None) -> None:
@@ -29,7 +29,7 @@ def stop_signals() -> Iterator[list[int]]:
 
     try:
         previous: dict[int, Any] = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: signals are somebody else's business
+    except ValueError:  # handlers can be set only in the main thread
         yield asked
         return
     try:
@@ -40,8 +40,8 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def check_tracker(tracker: str | None, accelerator: Accelerator) -> None:
-    """Raises ImportError if the package of a tracker is missing, where accelerate only warns, and ValueError if an
-    accelerator that was made elsewhere does not know the tracker."""
+    """Raises ImportError if a tracker's package is missing (accelerate only warns), and ValueError if an accelerator
+    that was made elsewhere lacks the tracker."""
     if not tracker or accelerator.log_with:
         return
     if tracker in map(str, get_available_trackers()):
@@ -51,19 +51,19 @@ def check_tracker(tracker: str | None, accelerator: Accelerator) -> None:
 
 
 def everybody(value: Any, accelerator: Accelerator | None) -> list[Any]:
-    """The value of each process, in order."""
+    """Gathers the value of each process, in order."""
     many = accelerator is not None and accelerator.num_processes > 1
     return gather_object([value]) if many else [value]
 
 
 def largest(accelerator: Accelerator, *values: float) -> float:
-    """The largest of these numbers of all processes; NaN if one is NaN."""
+    """The largest of these numbers over all processes; NaN if one is NaN."""
     return float(torch.tensor(everybody(values, accelerator), dtype=torch.float64).max())
 
 
 def share_cores(accelerator: Accelerator, threads: int | None = None) -> None:
-    """Sets the threads of a process on a CPU; None = OMP_NUM_THREADS, or its share of the cores. Of several processes
-    the share alone counts: torchrun sets the variable to 1."""
+    """Sets the threads of a process on a CPU; None = OMP_NUM_THREADS, or its share of the cores. With several
+    processes the variable is ignored, because torchrun sets it to 1."""
     if accelerator.device.type == "cpu":
         asked = os.environ.get("OMP_NUM_THREADS", "") if accelerator.num_processes == 1 else ""
         own = int(asked) if asked.isdigit() else 0
@@ -78,12 +78,12 @@ class Clock:
         self._last = time.perf_counter()
 
     def lap(self, phase: str) -> None:
-        """Ends a phase, which began where the one before it ended. One that comes again adds up."""
+        """Ends a phase; it began when the last one ended. Repeated phases add up."""
         now = time.perf_counter()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
         self._last = now
 
 
 def flat(values: dict[str, Any]) -> dict[str, Any]:
-    """What trackers accept as hyper-parameters."""
+    """Converts settings to types that trackers accept."""
     return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}

@@ -1,6 +1,6 @@
-"""How far the importance ratio is from 1 for a policy that has not changed.
+"""Checks that the importance ratio of an unchanged policy is 1.
 
-A row's log-probabilities must not depend on the other rows of its pass, nor on the padding that they bring.
+A row's log-probabilities must not depend on the other rows of its pass, nor on their padding.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from unidiff.grpo.batches import MicroBatch, cut
 from unidiff.grpo.experience import Experience
 from unidiff.guidance import Guidance
 
-Values = Callable[[MicroBatch], Tensor]  # values [R, L] of a micro-batch's tokens, as a policy scores them
-_ALONE = 4  # rows that are scored alone, at most
-_REPLAYED = 2  # rows that are replayed, at most
+Values = Callable[[MicroBatch], Tensor]  # a policy's values [R, L] of a micro-batch's tokens
+_ALONE = 4  # at most this many rows are scored alone
+_REPLAYED = 2  # at most this many rows are replayed
 
 
 def company_gap(values: Values, experience: Experience, batches: Sequence[MicroBatch]) -> float:
-    """Largest |ρ − 1| between some rows scored one by one, as wide as each is, and in their micro-batch.
+    """Largest |ρ − 1| between rows scored one by one, without padding, and the same rows in their micro-batch.
 
-    batches: those of the first inner iteration. The one with the most padding is taken; if each has one row, the
-    shortest row shares a pass with the longest.
+    batches: of the first inner iteration. The micro-batch with the most padding is used. If it has one row only, that
+    row is paired with the longest other row.
     """
     length_B = experience.canvas.clean.valid.sum(1)
 
@@ -46,8 +46,8 @@ def company_gap(values: Values, experience: Experience, batches: Sequence[MicroB
 def guidance_gap(
     values: Values, experience: Experience, guidance: Guidance | None, group: int, size: int, attention: str
 ) -> float:
-    """Largest |ρ − 1| between scores with and without guidance of the first rollout of each prompt: the same rollouts
-    however a step is cut and shared out. group: rollouts of a prompt. size, attention: see `batches.cut`."""
+    """Largest |ρ − 1| between scores with and without guidance, over the first rollout of each prompt (so it does not
+    depend on micro-batches or processes). group: rollouts per prompt. size, attention: see `batches.cut`."""
     guided = dataclasses.replace(experience, guidance=guidance)
     rows = torch.arange(0, experience.canvas.shape[0], group, device=experience.canvas.ids.device)
     parts = cut(experience.canvas, experience.draws[0], rows, size, attention)
@@ -57,11 +57,12 @@ def guidance_gap(
 
 def rollout_drift(log_probs: Values, experience: Experience, size: int, attention: str) -> Tensor:
     """float64 [3]: sum, count and maximum of |log p scored − log p sampled|, in nats, over the tokens of a few rollouts
-    that are replayed step by step (`trace`). Zeros where a rollout has no step map.
+    that are replayed step by step (`trace`). Zeros if a rollout has no step map.
 
-    Where caches are exact this is rounding, and what a text's tokens saw behind a place where an end token was drawn
-    later. More comes from approximate caches, or from weights that rollouts and updates have in different precision.
-    log_probs: of a micro-batch, [K, R, L]. size, attention: see `batches.cut`.
+    With exact caches the difference is rounding, plus one effect: tokens committed after the position of a later end
+    token were visible in sampling, but are not replayed. A larger difference comes from approximate caches, or from
+    rollouts and updates in different precision. log_probs: of a micro-batch, [K, R, L]. size, attention: see
+    `batches.cut`.
     """
     canvas = experience.canvas
     rows = torch.arange(min(_REPLAYED, canvas.shape[0]), device=canvas.ids.device)

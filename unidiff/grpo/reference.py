@@ -1,4 +1,4 @@
-"""The reference policy: what the KL term is measured from."""
+"""The reference policy of the KL term."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from unidiff.model import UnifiedModel
 
 
 class Reference:
-    """The policy as it was at the start, or when it was followed last.
+    """The policy at the start, or at the last call of `follow`.
 
-    It is a frozen copy of the model. With fresh adapters it is the model with these switched off; once it has followed,
-    with the adapters of then. What a checkpoint needs of it is its `state_dict`.
+    It is a frozen copy of the model. With fresh adapters no copy is needed: the reference is the model with its
+    adapters switched off, and after `follow` the model with a saved set of adapters. Checkpoints hold its `state_dict`.
     """
 
     def __init__(self, policy: UnifiedModel, fresh_adapters: bool) -> None:
@@ -28,7 +28,7 @@ class Reference:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[UnifiedModel]:
-        """Inside, the model that is given can be run as the reference."""
+        """Yields a model that is the reference while the context is open."""
         if self.copy is not None:
             yield self.copy
         elif self.adapters is None:
@@ -43,14 +43,14 @@ class Reference:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Becomes the policy as it is now."""
+        """Sets the reference to the current policy."""
         if self.copy is not None:
             self.copy.load_state_dict(self.policy.state_dict())
         else:
             self.adapters = [p.detach().clone() for p in lora.trained(self.policy)]
 
     def _swap(self) -> None:
-        """Exchanges the policy's adapters and those of the reference."""
+        """Swaps the adapters of the policy and of the reference."""
         assert self.adapters is not None
         for i, p in enumerate(lora.trained(self.policy)):
             p.data, self.adapters[i] = self.adapters[i], p.data

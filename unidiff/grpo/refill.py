@@ -1,6 +1,6 @@
-"""Prompts whose rollouts all earned the same are replaced by further ones: their advantages are 0 and teach nothing.
+"""Replaces prompts whose rollouts all earned the same reward: their advantages are 0, so they give no gradient.
 
-Source: dynamic sampling of DAPO (arXiv 2503.14476), here bounded. Mask-GRPO (arXiv 2510.13418) filters groups alike.
+Source: dynamic sampling of DAPO (arXiv 2503.14476), here with a bound. Mask-GRPO (arXiv 2510.13418) filters likewise.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from unidiff.rewards.router import RewardRouter
 from unidiff.rewards.table import RewardTable
 from unidiff.sampling.rollout import Rollout
 
-_ROUNDING = 1e-6  # of advantages that are 0
+_ROUNDING = 1e-6  # advantages below this count as 0
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Rollouts in groups of one size, what rewards see of them, their examples, and what they earned."""
+    """Rollouts in groups of one size, with the views that rewards see, their examples, and the reward table."""
 
     rollouts: list[Rollout]
     rows: list[Any]
@@ -31,8 +31,8 @@ class Judged:
 
 
 def without_spread(router: RewardRouter, table: RewardTable, size: int) -> list[int]:
-    """The groups, of `size` rows each, in which every advantage is 0, up to rounding. A group that has lost a value to
-    a fault is not one of them: what was lost has to be seen."""
+    """Indices of the groups (of `size` rows each) in which every advantage is 0, up to rounding. A group that lost a
+    value to a fault is not among them, so that the fault stays visible."""
     routed = router.route(table, torch.arange(len(table.values_BSF)) // size)
     some_B = (routed.advantage_BS.abs() > _ROUNDING).any(1)
     lost = {row // size for (_, row, _), missing in table.missing.items() if missing.cause is not Cause.NONE}
@@ -41,7 +41,7 @@ def without_spread(router: RewardRouter, table: RewardTable, size: int) -> list[
 
 
 def replaced(old: Judged, groups: Sequence[int], new: Judged, size: int) -> Judged:
-    """The groups of `new` in the place of these of `old`, in order."""
+    """`old`, with the k-th of `groups` replaced by the k-th group of `new`."""
     at = {group: k for k, group in enumerate(groups)}
     rollouts, rows, examples, tables = [], [], [], []
     for group in range(len(old.rollouts) // size):

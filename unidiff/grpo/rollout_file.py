@@ -1,9 +1,9 @@
-"""Rollout files: what a step sampled and what it earned, as one safetensors file to look at later.
+"""Rollout files: the rollouts and rewards of one step, as a safetensors file.
 
     outputs/run/rollouts/step-000040.safetensors     the rollouts that the 40th step was trained on
 
-Token columns are flat tensors over all segments in order; the structure (segments, stops, costs, settings, names of
-rewards) is JSON in the file's metadata. Nothing in it is code: a file from anywhere can be opened.
+Token columns are flat tensors over all segments in order. The structure (segments, stops, costs, settings, names of
+rewards) is JSON in the file's metadata. A file contains no code, so files from strangers are safe to open.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sequence import Interleaved, Modality, Segment
 
 FORMAT, VERSION = "unidiff.rollouts", 1
-_TABLE = "table."  # before the names of the reward table's tensors
-# Columns of tokens that a segment may have beside its ids, and how they are stored.
+_TABLE = "table."  # prefix of the reward table's tensors
+# Optional per-token columns of a segment, with the stored dtype.
 _COLUMNS = {"edited": torch.bool, "step": torch.int32, "probability": torch.float32, "warmth": torch.float32}
 
 
 @dataclass
 class RolloutBatch:
-    """B rollouts with what they earned.
+    """B rollouts with their rewards.
 
-    titles: one each. groups_B: int64, which group (prompt) each belongs to. figures: measures by name, one number a
-    rollout, NaN where it does not apply. table, routed: rewards and advantages, for `table.explain(row, segment,
-    routed)`, or None. router: how they were routed.
-    fits: what a checkpoint must agree with to decode them (see `fingerprint`). config: settings of the run. step:
-    steps done when the run wrote them, None outside of a run.
+    titles: one per rollout. groups_B: int64, the group (prompt) of each rollout. figures: measures by name, one number
+    per rollout, NaN where it does not apply. table, routed: rewards and advantages, for `table.explain(row, segment,
+    routed)`, or None. router: the router's settings.
+    fits: the `fingerprint` of the model; a checkpoint must match it to decode the rollouts. config: settings of the
+    run. step: steps done when the file was written, None outside of a run.
     """
 
     rollouts: list[Rollout]
@@ -63,7 +63,7 @@ class RolloutBatch:
         return len(self.rollouts)
 
     def check(self, model: UnifiedModel) -> None:
-        """Raises ValueError, naming what differs, if a model cannot decode these rollouts."""
+        """Raises ValueError, with the differences, if a model cannot decode these rollouts."""
         mine, theirs = self.fits, fingerprint(model)
         wrong = [
             f"{name} is {theirs['spec'].get(name)!r}, the rollouts have {value!r}"
@@ -76,8 +76,9 @@ class RolloutBatch:
 
 
 def fingerprint(model: UnifiedModel) -> dict[str, Any]:
-    """What decides how ids are read: the spec, and hashes of the text tokenizer's words and of the image tokenizer's
-    weights. Not the policy's weights: rollouts of step 40 open with the model of step 60."""
+    """The parts of a model that define the meaning of ids: the spec, and hashes of the text tokenizer's words and of
+    the image tokenizer's weights. The policy's weights are not included: the model of step 60 opens rollouts of
+    step 40."""
     words = json.dumps(sorted(model.tokenizer.get_vocab().items())).encode()
     weights = hashlib.sha256()
     if isinstance(model.images, nn.Module):
@@ -90,7 +91,7 @@ def fingerprint(model: UnifiedModel) -> dict[str, Any]:
 
 
 def router_settings(router: RewardRouter) -> dict[str, Any]:
-    """A router as data; a custom assignment by its name."""
+    """A router's settings as data. A custom assignment is given by its name."""
     name = router.assignment if isinstance(router.assignment, str) else getattr(router.assignment, "__name__", "custom")
     return {"assignment": name, "scale": router.scale, "leave_one_out": router.leave_one_out}
 
@@ -99,7 +100,7 @@ def router_settings(router: RewardRouter) -> dict[str, Any]:
 
 
 def save_rollouts(path: Path, batch: RolloutBatch) -> None:
-    """Writes the file whole or not at all; the folder is made. Other processes' rollouts are theirs to write."""
+    """Writes one process's rollouts. The write is atomic; missing folders are created."""
     tensors = {"groups": batch.groups_B.cpu().long(), **_columns([s for r in batch.rollouts for s in r.sequence])}
     header = _header(batch)
     if batch.table is not None:
@@ -111,16 +112,16 @@ def save_rollouts(path: Path, batch: RolloutBatch) -> None:
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}  # none share memory
     metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = save(tensors, metadata)  # `save_file` would make a file that others cannot read
+    content = save(tensors, metadata)  # `save_file` would make a file that other users cannot read
     write_whole(path, lambda draft: draft.write_bytes(content))
 
 
 def _columns(segments: Sequence[Segment]) -> dict[str, Tensor]:
-    """Every column of all segments that have it, one after another."""
+    """Each column, concatenated over the segments that have it."""
     found = {"tokens": [s.tokens.int() for s in segments]}
     for name, dtype in _COLUMNS.items():
         found[name] = [v.to(dtype) for s in segments if (v := getattr(s, name)) is not None]
-    # To look at, not to compute with: half precision, or traces would be most of a file.
+    # Traces are only displayed, so half precision is enough; in float32 they would dominate the file.
     found["trace"] = [s.trace.half().flatten() for s in segments if s.trace is not None]
     return {name: torch.cat(parts) for name, parts in found.items() if parts}
 
@@ -161,8 +162,8 @@ def _rollout_header(rollout: Rollout, title: str) -> dict[str, Any]:
 
 
 def load_rollouts(path: str | Path) -> RolloutBatch:
-    """Reads a file. Raises FileNotFoundError, or ValueError for a file that is cut off, of another kind, damaged, or
-    from a newer version."""
+    """Reads a rollout file. Raises FileNotFoundError, or ValueError if the file is truncated, damaged, of another kind,
+    or from a newer version."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"rollouts: {path} does not exist")
@@ -211,7 +212,7 @@ def _batch(header: dict[str, Any], tensors: dict[str, Tensor]) -> RolloutBatch:
 
 
 class _Reader:
-    """Takes flat columns apart, piece by piece."""
+    """Splits flat columns into segments, in order."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors, self.at = tensors, dict.fromkeys(("tokens", "trace", *_COLUMNS), 0)

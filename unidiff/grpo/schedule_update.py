@@ -1,8 +1,8 @@
-"""Trains a schedule on the rollouts that it steered, with the advantages that they earned.
+"""Trains a schedule on the rollouts that it steered, with their advantages.
 
-The loss is GRPO's over the schedule's steps: −min(ρ A, clip(ρ) A), with ρ the ratio of an action's probability to that
-when it was drawn, and A the advantage of the segment. It is a mean over all steps of the rollouts. Nothing flows back
-through the tokens.
+The loss is GRPO's over the schedule's steps: −min(ρ A, clip(ρ) A). ρ is an action's importance ratio (its probability
+now over that when it was drawn), A the advantage of the segment. The loss is a mean over all steps of the rollouts.
+No gradient flows through the tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unidiff.supervised import sum_gradients
 
 
 class ScheduleUpdate:
-    """What a checkpoint needs of it is its `state_dict`: the schedule and its optimizer."""
+    """A schedule and its Adam optimizer; `state_dict` holds both, for checkpoints."""
 
     def __init__(self, schedule: Schedule, config: GRPOConfig, accelerator: Accelerator) -> None:
         if not list(schedule.parameters()):
@@ -38,7 +38,7 @@ class ScheduleUpdate:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def run(self, step: int, experience: Experience) -> dict[str, float]:
-        """Trains on the experience of a step. Returns its metrics, equal on every process. Raises FloatingPointError
+        """Trains on the experience of a step. Returns metrics, equal on every process. Raises FloatingPointError
         before the optimizer's step if the gradient is not finite."""
         parts = by_width(experience)
         steps = self._sum(float(sum(len(old) for _, _, old, _ in parts)))
@@ -55,7 +55,7 @@ class ScheduleUpdate:
         return metrics | self._figures(experience)
 
     def loss(self, features: Tensor, action: Tensor, old: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of the losses of n steps, and how many of their ratios are clipped. features, action: float32 [n, …].
+        """The sum of the losses of n steps, and the number of clipped ratios. features, action: float32 [n, …].
         old, advantage: float32 [n]."""
         low, high = self.config.clip_range
         device = next(self.schedule.parameters()).device
@@ -75,7 +75,7 @@ class ScheduleUpdate:
         return float(norm)
 
     def _figures(self, experience: Experience) -> dict[str, float]:
-        """Steps of a segment, tokens and temperature of a step, means over all that it steered."""
+        """Means over the steered rollouts: steps per segment, tokens per step, temperature per step."""
         every = [c for r in experience.rollouts for s in r.segments if (c := s.choices) is not None]
         segments, steps = self._sum(float(len(every))), self._sum(float(sum(map(len, every))))
         tokens = self._sum(float(sum(int(c.committed.sum()) for c in every)))
@@ -91,8 +91,8 @@ class ScheduleUpdate:
 
 
 def by_width(experience: Experience) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Features [n, F], actions [n, A], log-probabilities [n] and advantages [n] of the actions that have an advantage;
-    those of equal F and A together."""
+    """Features [n, F], actions [n, A], log-probabilities [n] and advantages [n] of actions with an advantage that is
+    not 0, grouped by F and A."""
     routed = experience.routed
     found: dict[tuple[int, int], list[tuple[Choices, float]]] = {}
     for b, rollout in enumerate(experience.rollouts):

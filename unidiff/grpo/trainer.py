@@ -1,10 +1,10 @@
 """GRPO on interleaved rollouts: sample, reward, route, then μ passes of score, loss, step.
 
 Deviations from the papers, and simplifications:
-- A token's advantage is that of its segment (`RewardRouter`); text and image tokens are averaged on their own and then
-  weighted, so that many image tokens do not drown few text tokens.
-- The learning rate is a function of the step, and so is all noise: a checkpoint is weights, optimizer state and step.
-- How the update cuts a step into forward and backward passes is in `update.py`.
+- A token has the advantage of its segment (`RewardRouter`). Losses of text and image tokens are averaged separately
+  and then weighted, so that many image tokens do not drown few text tokens.
+- The learning rate and all noise are functions of the step. A checkpoint is weights, optimizer state and step.
+- `update.py` cuts a step into forward and backward passes.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ from unidiff.schedules.speed import with_speed
 from unidiff.tasks.encode import encode, ready
 from unidiff.tasks.task import Place, Task, check_task
 
-_FURTHER = 1 << 32  # prompts between those of a run and the ones that take their place: more than any run has
+_FURTHER = 1 << 32  # offset of replacement prompts; larger than the number of prompts of any run
 
 
 class GRPOTrainer:
-    """Trains `model` on `task` with `rewards` (default: the task's own; else what `as_rewards` takes: marked functions,
-    TRL-style ones, names, those of the task's own among them). Prompts are the task's train examples, of any
-    index below 2**30.
+    """Trains `model` on `task`.
 
-    on_step(step, metrics, experience): called after each step, on the main process, with its own share of the
-    rollouts. router: instead of the one that the config names. Raises ValueError for settings that do not fit.
+    rewards: what `as_rewards` takes: marked functions, TRL-style functions, or names (also of the task's own rewards);
+    None = the task's own. Prompts are the task's train examples, of any index below 2**30. on_step(step, metrics,
+    experience): called after each step on the main process, with that process's rollouts. router: replaces the one of
+    the config. Raises ValueError for settings that do not fit.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class GRPOTrainer:
             raise ValueError(f"rollout_parts is {config.rollout_parts}; a process has {share} prompts to part")
         check_task(task).check()
         if config.max_steps:
-            task.length("train")  # it has none if the task is for evaluation only
+            task.length("train")  # raises if the task is for evaluation only
         own = as_rewards(task.rewards())
         self.rewards = own if rewards is None else as_rewards(rewards, own)
         if not self.rewards:
@@ -89,7 +89,7 @@ class GRPOTrainer:
         for module in (r.function for r in self.rewards if isinstance(r.function, nn.Module)):
             module.to(self.accelerator.device)
         distributed.check(self.accelerator)
-        self.model = model.to(self.accelerator.device).eval()  # dropout never runs: old and new policy must agree
+        self.model = model.to(self.accelerator.device).eval()  # no dropout, so that old and new policy agree
         if config.lora_rank:
             lora.add_adapters(self.model, config.lora_rank, config.lora_alpha, config.seed)
         if config.gradient_checkpointing:
@@ -125,26 +125,26 @@ class GRPOTrainer:
         self.stopped = False
         self.idle = IdleWatch()
         self._claimed = False
-        self._last: Path | None = None  # the checkpoint to go on from
+        self._last: Path | None = None  # the checkpoint to resume from
 
     # ---------------------------------------------------------------- the loop
 
     @property
     def start(self) -> int:
-        """Steps that were done before this run began; known when the directory has been claimed."""
+        """Steps done before this run began; known after `claim`."""
         return step_of(self._last)
 
     def claim(self) -> None:
-        """Takes the output directory for this run, and finds the checkpoint that `train` will go on from. `train` does
-        it unless it has been done. Raises ValueError if the directory cannot be taken."""
+        """Claims the output directory and finds the checkpoint to resume from. `train` calls it if nobody did. Raises
+        ValueError if the directory cannot be claimed."""
         if not self._claimed:
             self._last = checkpoint.claim(self.folder, self.accelerator, self.config)
             self._claimed = True
 
     def train(self) -> list[dict[str, float]]:
-        """Runs up to max_steps steps and returns the metrics of all steps so far (on the main process).
+        """Trains up to max_steps and returns the metrics of all steps so far (on the main process).
 
-        SIGINT or SIGTERM ends the run after the step in progress, with a checkpoint; `stopped` then says so.
+        SIGINT or SIGTERM ends the run after the current step, with a checkpoint, and sets `stopped`.
         """
         config = self.config
         self.claim()
@@ -158,7 +158,7 @@ class GRPOTrainer:
             for step in range(self.start, config.max_steps):
                 try:
                     metrics, experience = self.step(step)
-                except RewardError:  # the weights are those before the step
+                except RewardError:  # before the update, so this checkpoint is of the step before
                     self._checkpoint(step)
                     raise
                 done, last = step + 1, step + 1 == config.max_steps
@@ -183,7 +183,7 @@ class GRPOTrainer:
         return history
 
     def step(self, step: int) -> tuple[dict[str, float], Experience]:
-        """One step: experience, then the update. Returns its metrics (equal on every process) and experience."""
+        """One step: collects experience, then updates. Returns the metrics (equal on every process) and experience."""
         clock = Clock()
         own, refilled = self._rollouts(step, clock)
         everything, routed = self._route(own.table)
@@ -207,7 +207,7 @@ class GRPOTrainer:
         return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}, experience
 
     def _trained(self, step: int, experience: Experience) -> dict[str, float]:
-        """Trains the model, the schedule, or both, as it is their turn. Returns the metrics."""
+        """Trains the model, the schedule, or both, according to `schedule_turns`. Returns the metrics."""
         turns, scheduled = self.config.schedule_turns, self.scheduled
         if scheduled is None:
             return self.update.run(step, experience)
@@ -221,8 +221,8 @@ class GRPOTrainer:
             checkpoint.save(self.folder, self.accelerator, step)
 
     def save_model(self, folder: str | Path) -> None:
-        """Writes the trained model in its family's layout; adapters are merged into it, and also stand alone in the
-        folder's `adapter`. Called by every process. Raises WriteError."""
+        """Writes the trained model in its family's layout. Adapters are merged into it, and also saved separately in
+        the folder's `adapter`. Called by every process. Raises WriteError."""
         model = self.weights.whole()
         if self.accelerator.is_main_process:
             with whole_folder(Path(folder)) as draft:
@@ -233,7 +233,7 @@ class GRPOTrainer:
         self.accelerator.wait_for_everyone()
 
     def batch(self, step: int, experience: Experience) -> RolloutBatch:
-        """This process's rollouts of a step with what they earned, to be saved or looked at."""
+        """This process's rollouts of a step with their rewards, to save or display."""
         groups = experience.routed.group_B
         figures = self.task.measure(experience.rows, experience.examples)
         return RolloutBatch(
@@ -250,8 +250,8 @@ class GRPOTrainer:
         )
 
     def held_out(self, ways: Sequence[str] = ("greedy", "sampled")) -> dict[str, Evaluation]:
-        """Figures on eval_size prompts of eval_split, with the most probable values and with the sampler's own
-        temperatures."""
+        """Evaluates on eval_size prompts of eval_split. ways: "greedy" takes the most probable tokens, "sampled" uses
+        the sampler's temperatures."""
         config = self.config
         return {
             way: evaluate(
@@ -262,7 +262,7 @@ class GRPOTrainer:
                 split=config.eval_split,
                 seed=config.seed,
                 accelerator=self.accelerator,
-                trace=way == "sampled",  # those that the report shows
+                trace=way == "sampled",  # the report shows these
                 rewards=self.rewards if any(f.split("/")[0] == "reward" for f in self.task.headline) else (),
             )
             for way in ways
@@ -271,7 +271,7 @@ class GRPOTrainer:
     # ---------------------------------------------------------------- experience
 
     def _rollouts(self, step: int, clock: Clock) -> tuple[Judged, int]:
-        """This process's rollouts with what they earned, and how many groups were replaced by further prompts."""
+        """This process's rollouts with their rewards, and the number of groups that `refill_groups` replaced."""
         config = self.config
         share = config.num_prompts // self.accelerator.num_processes
         mine = range(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
@@ -285,7 +285,7 @@ class GRPOTrainer:
         return judged, count
 
     def _judged(self, step: int, chosen: Sequence[tuple[int, int]], clock: Clock) -> Judged:
-        """Rollouts of the p-th prompts of a step. chosen: (p, attempt); a further attempt is another prompt."""
+        """Samples and scores the p-th prompts of a step. chosen: (p, attempt); each attempt is another prompt."""
         config = self.config
         numbers = [p + attempt * config.num_prompts for p, attempt in chosen]  # different for all attempts of a step
         places = [
@@ -294,7 +294,7 @@ class GRPOTrainer:
         ]
         prompts = [ready(self.model, self.task, self.task.training_example(place)) for place in places]
         keys = [noise.key(config.seed, step, n, g) for n in numbers for g in range(config.num_generations)]
-        self.sampler.trace = config.saves_rollouts(step)  # these are looked at; tokens do not depend on it
+        self.sampler.trace = config.saves_rollouts(step)  # for display; tokens do not depend on it
         encoded = [encode(self.model, self.task, e, config.guides) for e in prompts]
         state = TrainerState(global_step=step, max_steps=config.max_steps, epoch=0.0)
         parts = min(config.rollout_parts, len(prompts))
@@ -306,8 +306,8 @@ class GRPOTrainer:
         return Judged(rollouts, rows, [e for e in prompts for _ in range(config.num_generations)], table)
 
     def _route(self, own: RewardTable) -> tuple[RewardTable, Routed]:
-        """All processes' rewards, routed together: a batch may share statistics. Raises RewardError, on each of them,
-        if a required reward lost a value on one."""
+        """Routes the rewards of all processes together, because a batch may share statistics. Raises RewardError on
+        every process if a required reward lost a value on one."""
         table = RewardTable.concatenate(everybody(own, self.accelerator))
         check_required(self.rewards, table)
         return table, self.router.route(table, torch.arange(len(table.values_BSF)) // self.config.num_generations)

@@ -1,13 +1,13 @@
 """PolicyUpdate: μ passes of score, loss and step over one step's rollouts.
 
-- With μ = 1 the old policy is the new one, detached; no second forward pass is made.
-- An estimator's views share a forward pass, with fewer rollouts in it, so that memory does not grow with their number.
-  The views of one rollout that do not fit go part by part. If a token's loss depends on several parts they go twice,
-  first without a graph.
-- Micro-batches hold rollouts of like length. Losses are sums over the step's global denominators, so how a step is cut
-  into micro-batches and processes changes nothing but speed.
-- Rollouts and segments without an advantage count in the denominators but are not run: without a KL term their
-  gradient is 0.
+- With μ = 1 the old policy is the new one, detached; there is no second forward pass.
+- An estimator's views share a forward pass, which then has fewer rollouts, so that memory does not grow with the number
+  of views. If one rollout's views do not fit, they run part by part. If a token's loss depends on several parts, each
+  part runs twice, first without a graph.
+- Micro-batches hold rollouts of similar length. Losses are sums divided by the step's global denominators, so cutting a
+  step into micro-batches and processes changes only speed.
+- Without a KL term, rollouts and segments without an advantage have gradient 0. They count in the denominators but do
+  not run.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ Stats = dict[Modality, LossStats]
 class PolicyUpdate:
     """Trains a policy on the experience of a step.
 
-    model: the bare model. policy, optimizer: as accelerate has prepared them. reference: of the KL term, None
-    without one.
+    model: the bare model. policy, optimizer: prepared by accelerate. reference: None = no KL term.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class PolicyUpdate:
         self.estimators: tuple[Estimator, Estimator] = config.estimators()  # of texts and of images
 
     def run(self, step: int, experience: Experience) -> dict[str, float]:
-        """Trains on the experience of a step, counted from 0. Returns its metrics, equal on every process. Raises
+        """Trains on the experience of a step, counted from 0. Returns metrics, equal on every process. Raises
         FloatingPointError before the optimizer's step if the loss or the gradients are not finite."""
         config = self.config
         old = self.old_values(experience)
@@ -91,7 +90,7 @@ class PolicyUpdate:
         return metrics
 
     def learning_rate(self, step: int) -> float:
-        """The rate of a step: a linear rise over warmup_steps, then constant or falling to 0 at max_steps."""
+        """The rate of a step: linear warm-up over warmup_steps, times a decay to 0 at max_steps (or none)."""
         config = self.config
         warm = min((step + 1) / max(config.warmup_steps, 1), 1.0)
         left = max(1 - step / max(config.max_steps, 1), 0.0)
@@ -102,7 +101,7 @@ class PolicyUpdate:
         """One step of the optimizer; returns the gradients' norm."""
         with self.weights.apart():
             norm: Any = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-            if self.accelerator.scaler is None:  # in float16 it leaves such a step out
+            if self.accelerator.scaler is None:  # with a scaler (float16), accelerate skips such a step
                 check_finite(torch.as_tensor(norm), stats, where)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -111,8 +110,8 @@ class PolicyUpdate:
     # ---------------------------------------------------------------- scores
 
     def batches(self, experience: Experience, iteration: int) -> list[MicroBatch]:
-        """What an inner iteration runs at a time. Without a KL term, rollouts without any advantage are left out, and
-        segments without one too, unless a ratio is that of the whole sequence."""
+        """The micro-batches of an inner iteration. Without a KL term, rollouts without an advantage are left out; so
+        are segments, unless the loss has one ratio per sequence."""
         by_token = LOSSES[self.config.loss_type][1] == "token"
         leave_out = "" if self.reference is not None else "segments" if by_token else "rows"
         batches = experience.micro_batches(*self._sizes, iteration, leave_out)
@@ -121,7 +120,7 @@ class PolicyUpdate:
         return batches
 
     def values(self, model: Any, batch: MicroBatch) -> Tensor:
-        """float32 [R, L]: values of a policy, as the estimators define them."""
+        """float32 [R, L]: a policy's values, as the estimators define them."""
         return self.combined(self.log_probs(model, batch, batch.passes), batch)
 
     def log_probs(self, model: Any, batch: MicroBatch, passes: Sequence[slice]) -> Tensor:
@@ -134,13 +133,13 @@ class PolicyUpdate:
         return torch.cat([run_views(model, canvas, views[part], temperature, batch.guidance) for part in passes])
 
     def combined(self, logp_KRL: Tensor, batch: MicroBatch) -> Tensor:
-        """float32 [R, L]: values from the log-probabilities of all views."""
+        """float32 [R, L]: values, combined from the log-probabilities of all views."""
         return values_of(batch.canvas, batch.draw, logp_KRL, *self.estimators, batch.advantage_RL)
 
     @torch.no_grad()
     def old_values(self, experience: Experience) -> list[list[Tensor]] | None:
-        """Values of each iteration's micro-batches before the first update. None if there is one iteration only, or
-        nothing that is trained has an importance ratio."""
+        """The old policy's values of each iteration's micro-batches. None if there is only one iteration, or if no
+        trained modality has an importance ratio."""
         if self.config.num_iterations == 1 or self.config.loss_type == "rtb":
             return None
         trained = self.denominators(experience, 0)
@@ -151,7 +150,7 @@ class PolicyUpdate:
 
     @torch.no_grad()
     def reference_values(self, batch: MicroBatch) -> Tensor | None:
-        """Values of the reference policy, in the precision of the prepared policy; None without one."""
+        """The reference policy's values, in the precision of the prepared policy; None without a reference."""
         if self.reference is None:
             return None
         with self.accelerator.autocast(), self.reference.active() as reference:
@@ -159,8 +158,8 @@ class PolicyUpdate:
 
     @torch.no_grad()
     def balanced(self, batches: Sequence[MicroBatch], experience: Experience) -> list[MicroBatch]:
-        """The same micro-batches with reference values, and with the advantages of `balance`: they depend on what the
-        policy makes of a rollout's whole group."""
+        """Adds reference values to the micro-batches, and replaces their advantages by those of `balance`. These depend
+        on the policy's log-probabilities of the whole group."""
         device = experience.canvas.ids.device
         change_B = torch.zeros(experience.canvas.shape[0], dtype=torch.float64, device=device)
         batches = [dataclasses.replace(b, reference_RL=self.reference_values(b)) for b in batches]
@@ -179,7 +178,7 @@ class PolicyUpdate:
     # ---------------------------------------------------------------- gradients
 
     def accumulate(self, batches: Sequence[MicroBatch], denominators: dict[Modality, Denominators]) -> Stats:
-        """Adds up the gradients of one inner iteration over its micro-batches."""
+        """Accumulates the gradients of one inner iteration."""
         total: Stats = {}
         for at, batch in enumerate(batches):
             if batch.reference_RL is None:
@@ -190,7 +189,7 @@ class PolicyUpdate:
     def loss(
         self, batch: MicroBatch, new_RL: Tensor, denominators: dict[Modality, Denominators]
     ) -> tuple[Tensor, Stats]:
-        """A micro-batch's part of the step's loss. new_RL: values of the policy that is trained."""
+        """A micro-batch's part of the step's loss. new_RL: the trained policy's values."""
         config = self.config
         loss_type, level = LOSSES[config.loss_type]
         balanced = loss_type == "rtb"
@@ -219,16 +218,15 @@ class PolicyUpdate:
             beta=0.0 if balanced else config.beta,
             logp_ref_BL=batch.reference_RL,
         )
-        # Gradients are averaged over processes and divided by the steps of an accumulation that accelerate was told of;
-        # sums are meant.
+        # Undo the averaging of gradients by accelerate (over processes and accumulation steps): the loss is a sum.
         return loss * self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps, stats
 
     def backward(self, batch: MicroBatch, denominators: dict[Modality, Denominators], last: bool) -> Stats:
-        """Adds the gradients of a micro-batch. last: processes are synchronised in its last backward pass.
+        """Adds the gradients of a micro-batch. last: processes synchronise in its last backward pass.
 
-        Views that do not fit into one pass go part by part. While one part is differentiated, the other parts'
-        log-probabilities are constants. They are computed first under no_grad, unless each token's loss depends on its
-        own part alone.
+        Views that do not fit into one pass run part by part. While one part is differentiated, the other parts'
+        log-probabilities are constants. They are computed first under no_grad, unless each token's loss depends only
+        on its own part.
         """
         stats: Stats = {}
         if len(batch.passes) == 1:
@@ -251,14 +249,14 @@ class PolicyUpdate:
         return stats
 
     def _scored_once(self, batch: MicroBatch) -> bool:
-        """Whether each token's value is made of one view's log-probability of it, and of nothing else."""
+        """Whether each token's value depends only on its log-probability in one view."""
         if not all(e.by_token for e in self.estimators):
             return False
         return int(torch.stack([view.scored for view in batch.draw.views]).sum(0).max()) <= 1
 
     @contextlib.contextmanager
     def _gradients(self, synchronised: bool) -> Iterator[None]:
-        """Around a forward and its backward pass. synchronised: it exchanges gradients with the other processes."""
+        """Wraps a forward and its backward pass. synchronised: gradients are exchanged with the other processes."""
         apart = contextlib.nullcontext() if synchronised else self.accelerator.no_sync(self.policy)
         with apart, activations.recomputed(self.model, self.config.gradient_checkpointing):
             yield
@@ -266,7 +264,7 @@ class PolicyUpdate:
     # ---------------------------------------------------------------- over all processes
 
     def denominators(self, experience: Experience, iteration: int) -> dict[Modality, Denominators]:
-        """What the losses of an inner iteration are divided by: sums over the whole step, over all processes."""
+        """The denominators of an inner iteration's losses: sums over the whole step and all processes."""
         lengths = [longest(r, self.model.spec, self.config.max_rounds) for r in experience.rollouts]
         weight_BL, modality_BL = experience.weight_BL(iteration), experience.canvas.modality
         own = []
@@ -274,22 +272,22 @@ class PolicyUpdate:
             counts = Denominators.of(weight_BL * (modality_BL == m), 0.0).tensor()
             own.append(torch.cat([counts, counts.new_tensor([sum(length[m] for length in lengths)])]))
         sums: Any = self.accelerator.reduce(torch.stack(own).to(weight_BL.device), "sum")
-        # Of a step with several kinds of responses, `max_length` is the mean over its rows.
+        # If a step has several kinds of responses, `max_length` is the mean over its rows.
         return {m: Denominators.from_tensor(sums[m][:3], float(sums[m][3] / sums[m][0])) for m in Modality}
 
     @torch.no_grad()
     def first_ratio(
         self, step: int, experience: Experience, batches: Sequence[MicroBatch], stats: Stats
     ) -> dict[str, float]:
-        """Largest |ρ − 1| at the first inner iteration, where the policy has not changed. More than float noise is a
-        bug. It is measured between the new and the old policy, if there is one; and every `check_ratio_every` steps
-        between rows alone and the same rows in company; then `ratio.rollout_drift` is measured too."""
+        """Largest |ρ − 1| at the first inner iteration, where the policy has not changed; more than float noise is a
+        bug. Compares the new with the old policy, if there are old values. Every `check_ratio_every` steps it also
+        compares rows scored alone with their micro-batch, and measures `ratio.rollout_drift`."""
         config, found = self.config, {}
         gaps = [0.0, *(float(s.peak) for s in stats.values())] if batches[0].old_RL is not None else []
         if config.check_ratio_every and step % config.check_ratio_every == 0:
             gaps.append(ratio.company_gap(lambda batch: self.values(self.model, batch), experience, batches))
             drift = torch.zeros(3, dtype=torch.float64, device=experience.canvas.ids.device)
-            if self.accelerator.is_main_process:  # which has the first rollouts of the step
+            if self.accelerator.is_main_process:  # it has the first rollouts of the step
                 drift = ratio.rollout_drift(
                     lambda batch: self.log_probs(self.model, batch, batch.passes), experience, *self._sizes
                 )
@@ -308,7 +306,7 @@ class PolicyUpdate:
 
     @property
     def _sizes(self) -> tuple[int, str]:
-        """What `batches.cut` asks for."""
+        """`size` and `attention` of `batches.cut`."""
         return self.config.micro_batch_size, self.model.spec.attention
 
     def _reduced(self, stats: LossStats) -> LossStats:

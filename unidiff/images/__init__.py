@@ -1,4 +1,4 @@
-"""Image tokenizers, one file a kind, and pictures as pixels."""
+"""Image tokenizers, one file per kind, and conversion of pictures to pixels."""
 
 from unidiff.images import diffusers_vq, magvit2, patch_vq
 from unidiff.images.pixels import to_pil, to_pixels

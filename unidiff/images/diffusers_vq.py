@@ -18,7 +18,7 @@ from unidiff.images.weights import fill, find_file, read_config, read_weights
 CONFIG = "config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
-# What a config must say: the sizes, and what would go unnoticed in the weights' shapes.
+# Required fields of a config: the sizes, and fields that the weights' shapes do not reveal.
 _NEEDED = ("block_out_channels", "down_block_types", "up_block_types", "layers_per_block", "latent_channels")
 _NEEDED += ("num_vq_embeddings", "norm_num_groups", "act_fn")
 
@@ -62,12 +62,12 @@ class DiffusersVQ(nn.Module):
         return self.vq.encode(pixels.to(self.vq.device, self.vq.dtype)).latents
 
     def paint(self, ids: Tensor) -> Tensor:
-        """ids [B, h, w] -> [B, 3, H, W] in about [0, 1], not cut off."""
+        """ids [B, h, w] -> [B, 3, H, W] in about [0, 1], not clamped."""
         shape = (*ids.shape, self.vq.quantize.vq_embed_dim)
         return self.vq.decode(ids.to(self.vq.device), force_not_quantize=True, shape=shape).sample
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and the weights in diffusers' layout."""
+        """Writes config.json and the weights in diffusers' layout."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.vq.state_dict().items()}
@@ -77,9 +77,9 @@ class DiffusersVQ(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> DiffusersVQ:
-        """Load a folder in diffusers' layout (`vqvae` of the published repositories), in evaluation mode.
+        """Loads a folder in diffusers' layout (`vqvae` of the published repositories), in evaluation mode.
 
-        Raises FileNotFoundError if a file is missing, ValueError if the config is not a whole one of VQModel or the
+        Raises FileNotFoundError if a file is missing, ValueError if the config is not a complete one of VQModel or the
         weights do not fit it, ImportError without diffusers.
         """
         folder = Path(folder)
@@ -87,7 +87,7 @@ class DiffusersVQ(nn.Module):
         fields = _fields(read_config(path), path)
         place = find_file(folder, WEIGHTS)
         weights = read_weights(place)
-        if fields["layers_per_block"] > len(weights):  # before they are built
+        if fields["layers_per_block"] > len(weights):  # checked before the layers are built
             raise ValueError(f"{path}: layers_per_block is {fields['layers_per_block']}, of {len(weights)} weights")
         model = cls(empty_model(fields))
         fill(model.vq, weights, place)
@@ -95,7 +95,7 @@ class DiffusersVQ(nn.Module):
 
 
 def _fields(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The fields of a VQModel in its config. Raises ValueError if it is not whole, ImportError without diffusers."""
+    """A VQModel's fields from its config. Raises ValueError if fields are missing, ImportError without diffusers."""
     try:
         from diffusers.models.autoencoders.vq_model import VQModel
     except ImportError as error:
@@ -117,5 +117,5 @@ def empty_model(fields: dict[str, Any]) -> Any:
     from diffusers.models.autoencoders.vq_model import VQModel
 
     with torch.device("meta"):
-        # ids are what is decoded, so they are looked up, whatever the config was written for
+        # We decode ids, so the codebook lookup is always on
         return VQModel(**{**fields, "lookup_from_codebook": True})

@@ -1,7 +1,6 @@
-"""Places in a picture as tokens of its grid: what of an image is edited.
+"""Token masks for edits, from boxes and pixel masks.
 
-A mask is [rows, columns] bool, True = sampled again. It counts image tokens only; delimiters and row separators are
-no part of a grid.
+A mask is [rows, columns] bool, True = sampled again. It covers only image tokens, not delimiters or row separators.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from torch import Tensor
 def from_box(box: tuple[int, int, int, int], size: tuple[int, int], factor: int) -> Tensor:
     """The tokens that a box of pixels touches.
 
-    box: top, left, bottom, right, half-open, in pixels. size: height and width of the image. Raises ValueError for
-    a box that is empty or sticks out, and a size that is not a multiple of the tokenizer's factor.
+    box: top, left, bottom, right, half-open, in pixels. size: height and width of the image. Raises ValueError for a
+    box that is empty or exceeds the image, and for a size that is not a multiple of the tokenizer's factor.
     """
     top, left, bottom, right = box
     if not (0 <= top < bottom <= size[0] and 0 <= left < right <= size[1]):
@@ -28,10 +27,10 @@ def from_box(box: tuple[int, int, int, int], size: tuple[int, int], factor: int)
 
 
 def from_pixels(mask: Tensor | np.ndarray | Image.Image, factor: int, share: float = 0.0) -> Tensor:
-    """The tokens with more than the share `share` of their pixels set: 0 = any, 0.5 = most (Lumina-DiMOO's rule).
+    """The tokens of which more than `share` of the pixels are set: 0 = any, 0.5 = most (Lumina-DiMOO's rule).
 
-    mask: [H, W], or an image of mode "1" or "L"; what is not 0 is set. Raises ValueError for another shape, and sides
-    that are not multiples of the tokenizer's factor.
+    mask: [H, W], or an image of mode "1" or "L"; nonzero = set. Raises ValueError for another shape, and for sides that
+    are not multiples of the tokenizer's factor.
     """
     if not 0 <= share < 1:
         raise ValueError(f"share: expected a number from 0 to below 1, got {share}")
@@ -48,15 +47,15 @@ def from_pixels(mask: Tensor | np.ndarray | Image.Image, factor: int, share: flo
 
 
 def grow(mask: Tensor, tokens: int = 1) -> Tensor:
-    """The mask, widened by a number of tokens on each side, diagonals included. A convolutional tokenizer's tokens
-    know their neighbours' pixels: what leaks is then sampled again too."""
+    """Dilates the mask by a number of tokens on each side, diagonals included. A convolutional tokenizer's tokens also
+    depend on neighbouring pixels, so neighbours should be sampled again too."""
     if tokens < 0:
         raise ValueError(f"tokens: expected 0 or more, got {tokens}")
     return F.max_pool2d(mask[None].float(), 2 * tokens + 1, stride=1, padding=tokens)[0].bool()
 
 
 def grid_of(size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """Rows and columns of an image of (height, width) pixels. Raises ValueError if they do not come out even."""
+    """Rows and columns of an image of (height, width) pixels. Raises ValueError if `factor` does not divide them."""
     height, width = size
     if height < factor or width < factor or height % factor or width % factor:
         raise ValueError(f"image size: sides must be multiples of {factor}, got {height} x {width}; resize it")

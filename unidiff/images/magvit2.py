@@ -1,8 +1,8 @@
-"""MAGVIT-v2: the lookup-free tokenizer that Show-o trained and that MMaDA and MMaDA-Parallel-M use (showlab/magvitv2).
+"""MAGVIT-v2: the lookup-free tokenizer trained by Show-o, used by MMaDA and MMaDA-Parallel-M (showlab/magvitv2).
 
-Lookup-free quantization (Yu et al. 2023, arXiv 2310.05737): the encoder gives D numbers a position, the code is their
-signs read as a binary number, most significant first, and the decoder sees ±1. So there is no codebook to learn:
-K = 2 ** D. Weights have their published names; a module's attribute names below are parts of them.
+Lookup-free quantization (Yu et al. 2023, arXiv 2310.05737): the encoder gives D numbers per position; the code is their
+signs as a binary number, most significant first; the decoder sees ±1. So there is no learned codebook, and K = 2 ** D.
+Attribute names below must match the published weight names.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from unidiff.images.weights import fill, find_file, read_weights
 
 WEIGHTS = ("pytorch_model.safetensors", "pytorch_model.bin")
 
-# By resolution, from that of the pixels to that of the codes: channels in units of the first convolution's, and
-# residual blocks. The published config.json says nothing of them.
+# (channels in units of the first convolution's, residual blocks) for each resolution, from pixels to codes. The
+# published config.json does not contain them.
 _ENCODER = ((1, 4), (2, 3), (2, 4), (4, 3), (4, 4))
 _DECODER = ((1, 4), (1, 4), (2, 3), (2, 4), (4, 3))
 
@@ -60,17 +60,17 @@ class Magvit2(nn.Module):
         return in_chunks(lambda part: self.paint(part).float().clamp(-1, 1) / 2 + 0.5, ids, pixels)
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """[B, 3, H, W] in [0, 1] -> [B, D, h, w], whose signs are the code."""
+        """[B, 3, H, W] in [0, 1] -> [B, D, h, w]; the signs are the code."""
         weight = self.encoder.conv_in.weight
         return self.encoder(pixels.to(weight.device, weight.dtype) * 2 - 1)
 
     def paint(self, ids: Tensor) -> Tensor:
-        """ids [B, h, w] -> [B, 3, H, W] in about [-1, 1], not cut off."""
+        """ids [B, h, w] -> [B, 3, H, W] in about [-1, 1], not clamped."""
         signs = self.quantize.embedding
         return self.decoder(signs[ids.to(signs.device)].movedim(-1, 1).contiguous())
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and pytorch_model.safetensors, under the published names."""
+        """Writes config.json and pytorch_model.safetensors with published names."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
@@ -79,7 +79,7 @@ class Magvit2(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Magvit2:
-        """Load a published folder (.safetensors, else .bin), in evaluation mode; config.json is not needed.
+        """Loads a published folder (.safetensors, else .bin), in evaluation mode; config.json is not needed.
 
         Width and bits are read from the weights' shapes. Raises FileNotFoundError if there are no weights, ValueError
         if they cannot be read or do not fit.
@@ -87,7 +87,7 @@ class Magvit2(nn.Module):
         path = find_file(Path(folder), WEIGHTS)
         weights = read_weights(path)
         first, powers = weights.get("encoder.conv_in.weight"), weights.get("quantize.power_vals")
-        # where these are missing the published sizes do: `fill` then says what is wrong
+        # if these are missing, use the published sizes, and `fill` raises a clear error
         sizes = (128, 13) if first is None or powers is None else (len(first), powers.numel())
         with torch.device("meta"):
             model = cls(*sizes)
@@ -97,7 +97,7 @@ class Magvit2(nn.Module):
 
 
 class _Signs(nn.Module):
-    """The quantizer: codes and the ±1 that they mean."""
+    """The quantizer: codes and their ±1 vectors."""
 
     embedding: Tensor
     power_vals: Tensor
@@ -112,7 +112,7 @@ class _Signs(nn.Module):
         return ((latents > 0).movedim(1, -1) * self.power_vals).sum(-1)
 
     def check(self, path: Path) -> None:
-        """Raise ValueError unless the file's tables are the ones that its codes are computed by."""
+        """Raises ValueError unless the file's tables are the expected ones."""
         bits = self.power_vals.numel()
         powers = 2 ** torch.arange(bits - 1, -1, -1)
         if not torch.equal(self.power_vals, powers) or not torch.equal(self.embedding.float(), _signs(powers)):
@@ -120,7 +120,7 @@ class _Signs(nn.Module):
 
 
 def _signs(powers: Tensor) -> Tensor:
-    """[D] powers of two -> [2 ** D, D] float32: row c has +1 where c has the bit, else -1."""
+    """[D] powers of two -> [2 ** D, D] float32: row c is +1 where the bit is set in c, else -1."""
     codes = torch.arange(2 ** powers.numel(), device=powers.device)
     return ((codes[:, None] // powers) % 2).float() * 2 - 1
 
@@ -167,7 +167,7 @@ class _Middle(nn.Module):
 
 
 class _Resample(nn.Module):
-    """Halves the resolution (by stride, padded at the right and the bottom only) or doubles it."""
+    """Halves the resolution (by stride, with padding only at the right and bottom) or doubles it."""
 
     def __init__(self, width: int, up: bool) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class _Resample(nn.Module):
 
 
 class _Stage(nn.Module):
-    """The blocks of one resolution, and the way to the next if there is one."""
+    """The blocks of one resolution, and the resampling to the next one, if any."""
 
     def __init__(self, before: int, after: int, blocks: int, resample: str | None) -> None:
         super().__init__()

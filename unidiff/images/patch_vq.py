@@ -1,8 +1,8 @@
-"""PatchVQ: a small VQ tokenizer whose tokens depend on nothing but the pixels of their own patch.
+"""PatchVQ: a small VQ tokenizer whose tokens depend only on the pixels of their own patch.
 
-The encoder's convolutions do not overlap (kernel = stride), so changing one part of a picture changes the
-tokens of the patches that it touches and no other: an edit that is local in pixels is local in tokens. (In a
-trial with overlapping kernels, 65 % of boards leaked into neighbouring cells.) The decoder may look around.
+The encoder's convolutions do not overlap (kernel = stride). So a local change of pixels changes only the tokens of the
+patches that it touches. (In a trial with overlapping kernels, edits leaked into neighbouring cells on 65 % of boards.)
+The decoder's kernels overlap.
 """
 
 from __future__ import annotations
@@ -75,21 +75,21 @@ class PatchVQ(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, h, w, D], before quantization; each is normalised to mean 0 and variance 1.
 
-        Without the norm the features of a young encoder lie so close together that codes cannot part them.
+        Without the norm, the features of an untrained encoder are too close together for codes to separate them.
         """
         features = self.encoder(pixels.to(self.codebook.dtype) * 2 - 1).movedim(1, -1)
         return F.layer_norm(features, features.shape[-1:])
 
     def nearest(self, features: Tensor) -> Tensor:
-        """[..., D] -> ids [...]: argmin over codes e of |z - e|², that is of |e|² - 2 z·e."""
+        """[..., D] -> ids [...]: argmin over codes e of |z - e|², which equals that of |e|² - 2 z·e."""
         return ((self.codebook**2).sum(-1) - 2 * features @ self.codebook.T).argmin(-1)
 
     def paint(self, codes: Tensor) -> Tensor:
-        """[B, h, w, D] -> [B, 3, H, W], not cut off at 0 and 1."""
+        """[B, h, w, D] -> [B, 3, H, W], not clamped to [0, 1]."""
         return self.decoder(codes.movedim(-1, 1)) / 2 + 0.5
 
     def loss(self, pixels: Tensor, commitment: float = 0.25) -> tuple[Tensor, Tensor, Tensor]:
-        """The training loss |x - x̂|² + commitment · |z - sg(e)|², with e passed straight through to z.
+        """The training loss |x - x̂|² + commitment · |z - sg(e)|², with a straight-through gradient from e to z.
 
         Returns (loss, features [B, h, w, D] detached, ids [B, h, w]); the last two feed `CodebookEMA.update`.
         """
@@ -101,7 +101,7 @@ class PatchVQ(nn.Module):
         return loss, features.detach(), ids
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors, each in one piece or not at all."""
+        """Writes config.json and model.safetensors, each atomically."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
@@ -110,7 +110,7 @@ class PatchVQ(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> PatchVQ:
-        """Load what `save_pretrained` wrote, in evaluation mode.
+        """Loads a folder of `save_pretrained`, in evaluation mode.
 
         Raises FileNotFoundError if a file is missing and ValueError if one is unreadable or the two disagree.
         """
@@ -126,11 +126,11 @@ class PatchVQ(nn.Module):
 
 
 class CodebookEMA:
-    """Moves codes to the running mean of the features that chose them, and revives codes nothing chooses.
+    """Moves codes to the running mean of the features that chose them, and revives unused codes.
 
     N_k <- decay · N_k + (1 - decay) · n_k;  S_k <- decay · S_k + (1 - decay) · Σ z;  e_k = S_k / N_k.
-    A code with N_k below `dead` is put onto a feature of the batch, drawn in proportion to its squared error,
-    so that rare patches get codes of their own. The first update does this to all codes.
+    A code with N_k below `dead` is moved to a feature of the batch, drawn in proportion to its squared error, so that
+    rare patches get their own codes. The first update does this to all codes.
     """
 
     def __init__(self, model: PatchVQ, decay: float = 0.97, dead: float = 0.25) -> None:
@@ -140,7 +140,7 @@ class CodebookEMA:
 
     @torch.no_grad()
     def update(self, features: Tensor, ids: Tensor, generator: torch.Generator, revive: bool = True) -> None:
-        """Take in one batch: features [B, h, w, D] and ids [B, h, w] of `PatchVQ.loss`."""
+        """Updates with one batch: features [B, h, w, D] and ids [B, h, w] of `PatchVQ.loss`."""
         features, chosen = features.flatten(0, -2), ids.flatten()
         onehot = F.one_hot(chosen, self.model.codebook_size).to(features.dtype)
         self.counts.lerp_(onehot.sum(0), 1 - self.decay)

@@ -1,4 +1,4 @@
-"""A picture from outside, as the RGB picture that everything here works on."""
+"""Converts external pictures to RGB."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-# What is read from files. Pillow knows more; some of them start other programs (EPS) or are rarely maintained.
+# Formats that are read from files. Pillow has more; some start other programs (EPS) or are rarely maintained.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 
 def rgb(given: str | Path | bytes | Image.Image, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """A file, its bytes, or a PIL image of any mode -> mode RGB, as a viewer would show it.
+    """Converts a file, its bytes, or a PIL image of any mode to RGB, as a viewer would show it.
 
-    - Turned upright, as its EXIF orientation says.
-    - What is transparent is laid on white.
-    - Of an animation or several pages the first is taken (of a PIL image the present one).
-    - A 16-bit grey picture is scaled from 0..65535. Wider numbers (modes I and F) do not say their range: floats from
-      0 to 1 are shares; whole numbers up to 255, or else up to 65535, are values of 8 or 16 bits; others are refused.
+    - EXIF orientation is applied.
+    - Transparency is composited on white.
+    - Of an animation or several pages, the first is taken (of a PIL image, the current one).
+    - A 16-bit grey picture is scaled from 0..65535. Wider modes (I and F) do not define a range: floats in [0, 1] are
+      scaled from 0..1; whole numbers up to 255 count as 8 bits, up to 65535 as 16 bits; other values are refused.
 
-    formats: names of Pillow's. Raises FileNotFoundError for a missing file, and ValueError with the file's name for
-    another format, a damaged file, no pixels, more than `PIL.Image.MAX_IMAGE_PIXELS`, and values that are refused.
+    formats: Pillow's names. Raises FileNotFoundError for a missing file, ValueError with the file's name for another
+    format, a damaged file, no pixels, more than `PIL.Image.MAX_IMAGE_PIXELS`, and refused values.
     """
     if isinstance(given, Image.Image):
         try:
             return _upright_rgb(given)
-        except OSError as error:  # of a file that is read only now
+        except OSError as error:  # its file is read lazily
             raise ValueError(f"the picture is not one that can be read ({error})") from error
     if isinstance(given, str | Path):
         source, name = Path(given), str(given)
@@ -56,7 +56,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if not all(image.size):
         raise ValueError(f"a picture of {image.width} x {image.height} pixels shows nothing")
-    scaled = image.format == "PPM"  # its file says the range, and Pillow has scaled that to 0..65535
+    scaled = image.format == "PPM"  # Pillow scaled it from the file's range to 0..65535
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _in_8_bits(image, scaled)
@@ -71,7 +71,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _in_8_bits(image: Image.Image, scaled: bool) -> Image.Image:
-    """A picture of one channel of 16 or 32 bits as mode L, by the rule of `rgb`. scaled: whole numbers are 0..65535."""
+    """A one-channel picture of 16 or 32 bits as mode L, by the rule of `rgb`. scaled: whole numbers are 0..65535."""
     values = np.asarray(image).astype(np.float64)
     low, high = values.min(initial=0), values.max(initial=0)  # NaN if one is
     if image.mode.startswith("I;16") or (scaled and image.mode == "I"):
@@ -85,6 +85,6 @@ def _in_8_bits(image: Image.Image, scaled: bool) -> Image.Image:
             f"its values of mode {image.mode} go from {low:g} to {high:g}: expected floats from 0 to 1, or whole "
             "numbers from 0 to 65535; scale them first"
         )
-    if isinstance(clear := image.info.get("transparency"), int):  # the one value that a PNG shows as nothing
+    if isinstance(clear := image.info.get("transparency"), int):  # a PNG's transparent value
         values[values == clear] = top
     return Image.fromarray(np.rint(values * 255 / top).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""From PIL images to pixels and back."""
+"""Converts PIL images to pixels and back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def to_pixels(images: Sequence[Image.Image]) -> Tensor:
 
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:
-    """[B, 3, H, W] float in [0, 1] (values outside are cut off) -> B RGB images.
+    """[B, 3, H, W] float in [0, 1] (other values are clamped) -> B RGB images.
 
     Raises ValueError for another shape.
     """

@@ -1,7 +1,7 @@
-"""From a picture of any size to one that a tokenizer takes: the resize rule, the crop and the filter, as data.
+"""Prepares a picture of any size for a tokenizer: resize rule, crop and filter, as data.
 
-A rule is first turned into a `Placement`, plain numbers, so that a mask or a box in the picture's own pixels goes the
-same way as the picture.
+A rule first gives a `Placement` (plain numbers), so that a mask or a box in the picture's own pixels can be transformed
+in the same way as the picture.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LAN
 
 @dataclass(frozen=True)
 class Placement:
-    """Resize to `resized` (width, height); of that, keep what starts at `offset` (left, top) and measures `size`."""
+    """Resize to `resized` (width, height), then crop to `size` at `offset` (left, top)."""
 
     resized: tuple[int, int]
     offset: tuple[int, int]
@@ -29,14 +29,13 @@ class Placement:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a family prepares its pictures.
+    """A family's rule for preparing pictures.
 
-    rule: "crop" = short side to `size`, then the middle square. "squash" = to `size` x `size`, whatever the shape.
-    "multiple" = sides down to multiples of `multiple` (`size` is not used). "buckets" = of all rectangles with sides
-    in multiples of `multiple`, at most `size`² pixels (and too many with one multiple more on both sides) and at most
-    4 times as long as wide, the one whose shape is nearest the picture's; the picture is resized to cover it and its
-    middle is kept.
-    (Lumina-DiMOO keeps a part at random where we keep the middle.) resample: "bicubic" or "lanczos".
+    rule: "crop" = resize the short side to `size`, then crop the centre square. "squash" = resize to `size` x `size`.
+    "multiple" = resize each side down to a multiple of `multiple` (`size` is not used). "buckets" = choose the bucket
+    with the picture's nearest shape, resize the picture to cover it, and crop the centre. Buckets are the rectangles
+    with sides in multiples of `multiple`, at most `size`² pixels (but more with one multiple added to both sides), and
+    an aspect ratio of at most 4. (Lumina-DiMOO crops at random; we crop the centre.) resample: "bicubic" or "lanczos".
     """
 
     rule: Literal["crop", "squash", "multiple", "buckets"]
@@ -50,7 +49,7 @@ class Preprocess:
             raise ValueError(f"Preprocess.size {self.size} must be a positive multiple of {self.multiple} (multiple)")
 
     def place(self, width: int, height: int) -> Placement:
-        """What happens to a picture of this size. Raises ValueError if it has too few pixels for the rule."""
+        """The placement for a picture of this size. Raises ValueError if it has too few pixels for the rule."""
         if self.rule == "squash":
             return Placement((self.size, self.size), (0, 0), (self.size, self.size))
         if self.rule == "multiple":
@@ -59,7 +58,7 @@ class Preprocess:
                 raise ValueError(f"an image of {width} x {height} pixels is smaller than {self.multiple}; enlarge it")
             return Placement(size, (0, 0), size)
         if self.rule == "crop":
-            # as torchvision's Resize and CenterCrop: the long side is cut off to whole pixels, the offset rounded
+            # as torchvision's Resize and CenterCrop: the long side is truncated, the offset rounded
             short = min(width, height)
             resized = self.size * width // short, self.size * height // short
             return Placement(resized, _middle(resized, (self.size, self.size)), (self.size, self.size))
@@ -77,7 +76,7 @@ class Preprocess:
         return [(w * self.multiple, h * self.multiple) for w, h in most if max(w, h) <= 4 * min(w, h)]
 
     def bucket(self, width: int, height: int) -> tuple[int, int]:
-        """The bucket nearest in shape; of two equally near the larger."""
+        """The bucket with the nearest shape; of two equally near ones, the larger."""
 
         def likeness(bucket: tuple[int, int]) -> tuple[float, tuple[int, int]]:
             x, y = bucket[0] / width, bucket[1] / height
@@ -100,15 +99,15 @@ class Preprocess:
         return _cut(image, placement, _FILTERS[self.resample])
 
     def mask(self, mask: Image.Image) -> Image.Image:
-        """A mask of the picture (mode "1" or "L"; not black = set), placed as the picture is. Mode "1"."""
+        """Transforms a mask of the picture (mode "1" or "L"; nonzero = set) like the picture. Returns mode "1"."""
         if mask.mode not in ("1", "L"):
             raise ValueError(f"mask: expected mode 1 or L, got {mask.mode}; use mask.convert('L')")
         mask = mask.point(lambda value: 255 if value else 0, mode="1")
         return _cut(mask, self.place(*mask.size), Image.Resampling.NEAREST)
 
     def box(self, box: tuple[int, int, int, int], width: int, height: int) -> tuple[int, int, int, int]:
-        """A box (top, left, bottom, right; half-open) in pixels of a picture -> in pixels of the prepared one, as
-        large as to hold every pixel that it touches. Raises ValueError if nothing of it is left by the crop."""
+        """Transforms a box (top, left, bottom, right; half-open) from pixels of a picture to pixels of the prepared
+        one, rounded outwards. Raises ValueError if the crop removes all of it."""
         top, left, bottom, right = box
         if not (0 <= top < bottom <= height and 0 <= left < right <= width):
             raise ValueError(f"box {box}: needs 0 <= top < bottom <= {height} and 0 <= left < right <= {width}")
@@ -126,7 +125,7 @@ class Preprocess:
 
     @staticmethod
     def _halvings(width: int, height: int, size: tuple[int, int]) -> int:
-        """How often a picture is averaged to half its size before it is resized to cover `size`."""
+        """How often a picture is halved by averaging before it is resized to cover `size`."""
         count = 0
         while width >> count >= 2 * size[0] and height >> count >= 2 * size[1]:
             count += 1

@@ -1,5 +1,5 @@
-"""Image tokenizers: what every one of them offers, and loading one by its kind. A kind is registered by name with a
-decorator; one file a kind."""
+"""Image tokenizers: the interface, and loading by kind. A decorator registers a kind by name; each kind has its own
+file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from unidiff.config import nearest
 
 @runtime_checkable
 class ImageTokenizer(Protocol):
-    """Turns pixels into a grid of codebook entries and back. No call touches the global random state.
+    """Converts pixels to a grid of codebook entries and back. It does not change the global random state.
 
-    factor: pixels a token, along each side.
+    factor: pixels per token, along each side.
     codebook_size: K; ids are 0 to K-1, without the offset that a model's vocabulary adds.
     """
 
@@ -53,9 +53,9 @@ def register(kind: str) -> Callable[[_Kind], _Kind]:
 def load(kind: str, folder: str | Path, codebook_size: int | None = None) -> ImageTokenizer:
     """The image tokenizer of a folder, frozen and in evaluation mode.
 
-    kind: "patch_vq", "magvit2", "diffusers_vq", or what else is registered. codebook_size: of the model that it
-    is for (`ModelSpec.codebook_size`). Raises ValueError for an unknown kind, files that are damaged or do not fit,
-    and another codebook size; FileNotFoundError for missing files.
+    kind: "patch_vq", "magvit2", "diffusers_vq", or another registered kind. codebook_size: the model's
+    `ModelSpec.codebook_size`, to be checked. Raises ValueError for an unknown kind, damaged or unfitting files, and
+    another codebook size; FileNotFoundError for missing files.
     """
     if kind not in KINDS:
         known = ", ".join(sorted(KINDS))
@@ -69,18 +69,18 @@ def load(kind: str, folder: str | Path, codebook_size: int | None = None) -> Ima
     return tokenizer
 
 
-# Numbers of pixels (all channels) that go through a tokenizer at once: four images of 512 x 512. A convolution
-# at full resolution then holds 0.5 GB of float32 for each of its inputs and outputs.
+# Values (pixels × channels) that go through a tokenizer at once: four images of 512 x 512. A convolution at full
+# resolution then needs 0.5 GB of float32 for each of its inputs and outputs.
 _PIXELS_AT_ONCE = 3 << 20
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
-    """function(rows) [B, ...], computed a few rows at a time; `size`: numbers of pixels that one row makes."""
+    """function(rows) [B, ...], computed a few rows at a time. size: values (pixels × channels) per row."""
     return torch.cat([function(part) for part in rows.split(max(_PIXELS_AT_ONCE // max(size, 1), 1))])
 
 
 def check_pixels(pixels: Tensor, factor: int) -> None:
-    """Raise ValueError unless pixels are float [B, 3, H, W] with sides that are multiples of `factor`."""
+    """Raises ValueError unless pixels are float [B, 3, H, W] with sides that are multiples of `factor`."""
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
         raise ValueError(f"pixels: expected float [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
     height, width = pixels.shape[2:]
@@ -93,7 +93,7 @@ def check_pixels(pixels: Tensor, factor: int) -> None:
 
 
 def check_ids(ids: Tensor, codebook_size: int) -> None:
-    """Raise ValueError unless ids are integers [B, h, w] in 0..codebook_size-1."""
+    """Raises ValueError unless ids are integers [B, h, w] in 0..codebook_size-1."""
     if ids.ndim != 3 or ids.is_floating_point():
         raise ValueError(f"ids: expected integers [B, h, w], got {ids.dtype} {list(ids.shape)}")
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < codebook_size:

@@ -1,4 +1,4 @@
-"""Reading published tensors into a module: names and shapes must agree, and what does not is named."""
+"""Loads published tensors into a module; names and shapes must agree, and errors name the difference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUANTIZED = "quantized weights are not read, nor their scales: save the model in
 
 
 def find_file(folder: Path, names: Sequence[str]) -> Path:
-    """The first of the names that the folder has. Raises FileNotFoundError naming all of them."""
+    """The first of these files that the folder has. Raises FileNotFoundError with all names."""
     for name in names:
         if (folder / name).is_file():
             return folder / name
@@ -27,7 +27,7 @@ def find_file(folder: Path, names: Sequence[str]) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError if it is none, or holds an infinite number, NaN or a key twice."""
+    """The object in a JSON file. Raises ValueError if it is not an object, or has infinity, NaN or a duplicate key."""
     try:
         text = path.read_text(encoding="utf-8")
         config = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_once)
@@ -56,7 +56,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a .bin or .pt file; only tensors are read, and no code is run.
 
-    Raises ValueError if the file is damaged, holds anything but tensors, or would run code.
+    Raises ValueError if the file is damaged, contains anything but tensors, or would run code.
     """
     try:
         if path.suffix == ".safetensors":
@@ -74,9 +74,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Puts weights into a module (built on the meta device), in the module's dtypes whatever the file's are.
+    """Loads weights into a module (built on the meta device), converted to the module's dtypes.
 
-    Raises ValueError naming the first weights that are missing, unexpected, of another shape, quantized or not finite.
+    Raises ValueError with the first weights that are missing, unexpected, of another shape, quantized or not finite.
     """
     wanted = module.state_dict()
     missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
@@ -100,9 +100,9 @@ def fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
 
 @torch.no_grad()
 def check_finite(module: nn.Module, path: Path) -> None:
-    """Raises ValueError naming the first weight with a NaN or an infinity, but for those on the meta device."""
+    """Raises ValueError with the first weight that has a NaN or an infinity; skips the meta device."""
     for name, value in module.state_dict().items():
         if not value.is_floating_point() or value.is_meta or value.sum(dtype=torch.float32).isfinite():
-            continue  # a sum is one pass without a copy; where it overflows the numbers themselves are asked
+            continue  # a sum needs no copy; if it overflows, the values are checked
         if bad := int((~value.isfinite()).sum()):
             raise ValueError(f"{path}: {name} holds {bad} of {value.numel()} numbers that are NaN or infinite")

@@ -1,6 +1,6 @@
 """Training curves as small multiples, from the rows of a metrics.jsonl.
 
-Grey text on a transparent ground, and lines of middle lightness: legible on white and on dark.
+Grey text, transparent background and lines of medium lightness are legible on light and dark pages.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ INK, GRID = "#7d8590", "#7d859040"
 COLOURS = ("#2f81d8", "#d9772b", "#2a9d5c", "#a35fc9", "#d04a6a", "#1f9bb0", "#a08a1c", "#7a7f87")
 WIDTH, HEIGHT = 3.4, 2.3  # inches of one panel
 _SMOOTH = 5  # steps of the running mean
-_LEAST = 1e-9  # between it and 0 a "log" axis is linear
+_LEAST = 1e-9  # a "log" axis is linear below this
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot. keys: patterns of metric names, matched whole. unit: "number"; "share", an axis from 0 to 100 %;
-    "percent", a share on an axis that fits the data; "log". leading: among those that are looked at first. faults: of
-    metrics that should be 0; those that always are, are left out. kind: only rewards that look at this, "" = of which
-    that is not known."""
+    """One plot. keys: patterns of whole metric names. unit: "number"; "share", an axis from 0 to 100 %; "percent", a
+    share on an axis that fits the data; "log". leading: shown first. faults: metrics that should be 0; metrics that are
+    always 0 are left out. kind: only rewards with this `on`; "" = rewards whose `on` is unknown."""
 
     title: str
     keys: tuple[str, ...]
@@ -75,10 +74,10 @@ def draw_curves(
 ) -> None:
     """Writes a PNG of all panels that the rows have data for.
 
-    metrics: rows {"step": int, name: number, …}; a name may be missing from some rows. keys: patterns of the only names
-    to draw, as "reward/.*"; names that no panel shows get one each. kinds: what each reward looks at ("text", "image"
-    or "sequence"), by its name: each kind has a panel of its own. leading: the task's figures that are looked at first.
-    Raises ValueError if nothing is left to draw.
+    metrics: rows {"step": int, name: number, …}; a name may be missing from some rows. keys: draw only names that match
+    these patterns, such as "reward/.*"; a name that no panel shows gets its own panel. kinds: each reward's `on`
+    ("text", "image" or "sequence"), by its name; each kind has its own panel. leading: the task's leading figures.
+    Raises ValueError if there is nothing to draw.
     """
     from matplotlib.figure import Figure
 
@@ -99,7 +98,7 @@ def draw_curves(
 def draw_panels(
     metrics: Rows, kinds: Mapping[str, str] | None = None, leading: Sequence[str] = ()
 ) -> list[tuple[Panel, bytes]]:
-    """Each panel that the rows have data for with its PNG, as wide as a phone's screen. kinds, leading: see
+    """Each panel that the rows have data for, with its PNG, as wide as a phone's screen. kinds, leading: see
     `draw_curves`."""
     from matplotlib.figure import Figure
 
@@ -114,7 +113,7 @@ def draw_panels(
 
 
 def series(metrics: Rows, name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one metric, where it is a finite number."""
+    """Steps and values of one metric, without values that are not finite."""
     points = [(row.get("step", i), row.get(name)) for i, row in enumerate(metrics)]
     kept = [(float(s), float(v)) for s, v in points if isinstance(v, (int, float)) and math.isfinite(v)]
     return [s for s, _ in kept], [v for _, v in kept]
@@ -127,8 +126,7 @@ def panels_of(
     *,
     keys: Sequence[str] | None = None,
 ) -> list[tuple[Panel, list[str]]]:
-    """Each panel that the rows have data for, with the names of the metrics that it draws. Arguments: see
-    `draw_curves`."""
+    """Each panel that the rows have data for, with the names of its metrics. Arguments: see `draw_curves`."""
     kinds = kinds or {}
     names = [n for n in dict.fromkeys(k for row in metrics for k in row) if n != "step" and series(metrics, n)[1]]
     panels = [*_task_panels(metrics, leading), *PANELS]
@@ -141,7 +139,7 @@ def panels_of(
 
 
 def _task_panels(metrics: Rows, leading: Sequence[str]) -> list[Panel]:
-    """Panels of a task's leading figures that have no other place: shares, and numbers."""
+    """Panels of a task's leading figures that no other panel shows: shares, and numbers."""
     own = [n for n in leading if not any(_shows(p, n, {}) or _shows(p, f"eval/{n}", {}) for p in PANELS)]
     panels: list[Panel] = []
     units: tuple[Literal["share", "number"], ...] = ("share", "number")
@@ -171,7 +169,7 @@ def _draw(axis: Axes, panel: Panel, names: list[str], metrics: Rows) -> None:
         axis.plot(steps, smooth, style, color=colour, linewidth=1.6, marker=marker, markersize=3, label=_label(name))
     _dress(axis, panel)
     _frame(axis, panel, metrics)
-    if len(names) > 1 or names[0] not in panel.keys:  # or the title says what it is
+    if len(names) > 1 or names[0] not in panel.keys:  # otherwise the title is enough
         _legend(axis)
 
 
@@ -191,13 +189,13 @@ def _dress(axis: Axes, panel: Panel) -> None:
 
 
 def _frame(axis: Axes, panel: Panel, metrics: Rows) -> None:
-    """What the axes span: all steps of the run, in every panel."""
+    """Sets the axes' limits; every panel spans all steps of the run."""
     steps = series(metrics, "step")[1] or [0.0, len(metrics) - 1.0]
     margin = max((max(steps) - min(steps)) * 0.04, 0.25)
     axis.set_xlim(min(steps) - margin, max(steps) + margin)
     low, high = axis.dataLim.intervaly
     if panel.unit == "log":
-        axis.set_yscale("symlog", linthresh=_LEAST)  # 0 has a place at the bottom
+        axis.set_yscale("symlog", linthresh=_LEAST)  # symlog, so that 0 is visible at the bottom
         axis.set_ylim(-_LEAST / 5, 10.0 ** (math.floor(math.log10(max(high, _LEAST))) + 1))
         axis.minorticks_off()
     elif panel.unit == "share":
@@ -205,11 +203,11 @@ def _frame(axis: Axes, panel: Panel, metrics: Rows) -> None:
     elif panel.unit == "percent":
         axis.set_ylim(0, None)
     elif low == high:
-        axis.set_yticks([low])  # a line that never moves: more ticks would say nothing
+        axis.set_yticks([low])  # a constant line needs one tick
 
 
 def _legend(axis: Axes) -> None:
-    """Below the panel, in as many columns as its width holds."""
+    """Adds a legend below the panel, in as many columns as fit."""
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(
         handles,
@@ -236,7 +234,7 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
 
 
 def _label(name: str) -> str:
-    """A metric's name without the group that the panel's title already says."""
+    """A metric's name without the group that is in the panel's title."""
     head, *rest = name.split("/")
     if head == "compute":
         return rest[0].replace("_", " ")
@@ -245,5 +243,5 @@ def _label(name: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text that matplotlib does not read as mathematics: names may hold a $."""
+    """Escapes $, so that matplotlib does not read a name as mathematics."""
     return text.replace("$", r"\$")

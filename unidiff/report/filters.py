@@ -1,4 +1,4 @@
-"""What templates show of a record: its columns, its tokens, its numbers in words. Every function here is a filter."""
+"""Jinja filters for records: columns, tokens, and numbers in words."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from unidiff.report.record import RewardRecord, RolloutRecord, SegmentRecord
 from unidiff.report.results import number, percent
 
-_LONG_TEXT = 120  # characters that need a wider column
+_LONG_TEXT = 120  # a text with more characters needs a wider column
 _SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]")
 _LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-"  # 0 to 63: a probability in one letter
 
 
 @dataclass
 class Card:
-    """One column of a rollout: the prompt, a round (text, then picture) or the answer."""
+    """One column of a rollout: the prompt, a round (text, then picture), or the answer."""
 
     heading: str
     segments: list[SegmentRecord]
@@ -23,14 +23,14 @@ class Card:
 
     @property
     def parts(self) -> tuple[list[SegmentRecord], list[SegmentRecord]]:
-        """The segments before the first picture, and from it on."""
+        """The segments before the first picture, and the rest."""
         at = next((i for i, s in enumerate(self.segments) if s.modality == "image"), len(self.segments))
         return self.segments[:at], self.segments[at:]
 
 
 @dataclass
 class Token:
-    """One token of a text as shown, between its spaces. step: counted from 1. doubt: 0 to 1, how uncertain it was."""
+    """One displayed token of a text, with the spaces around it. step: from 1. doubt: 1 − probability."""
 
     lead: str
     word: str
@@ -62,7 +62,7 @@ def _long_texts(record: RolloutRecord) -> bool:
 
 
 def _saving(record: RolloutRecord) -> str:
-    """What the rollout cost, and what its edits saved, in one line."""
+    """The rollout's cost, and the savings of its edits, in one line."""
     parts = []
     if record.image_tokens:
         parts.append(f"{percent(record.kept_tokens / record.image_tokens)} of picture tokens kept")
@@ -83,7 +83,7 @@ def _difference(share: float) -> str:
 
 
 def _flops(count: float) -> str:
-    """1.37 GFLOPs: the unit's prefix stands with the unit."""
+    """1.37 GFLOPs: the prefix is joined to the unit."""
     text = number(count)
     return f"{text}FLOPs" if text[-1].isalpha() else f"{text} FLOPs"
 
@@ -92,7 +92,7 @@ def _flops(count: float) -> str:
 
 
 def _token_count(segment: SegmentRecord) -> str:
-    """How many tokens of a picture were denoised, and how many came out different."""
+    """In words: the numbers of denoised and of changed tokens of a picture."""
     n = len(segment.tokens)
     if segment.prompt:
         return f"{n} tokens, given"
@@ -101,7 +101,7 @@ def _token_count(segment: SegmentRecord) -> str:
 
 
 def _steered(segment: SegmentRecord) -> str:
-    """What a schedule did, step by step; "" without one."""
+    """In words: a schedule's choices by step; "" without a schedule."""
     if segment.choices is None:
         return ""
     counts = " · ".join(str(count) for count, _ in segment.choices)
@@ -133,7 +133,7 @@ def _outline(segment: SegmentRecord) -> str:
 
 
 def _token_data(segment: SegmentRecord) -> str:
-    """Each token as "step:percent", or "-" where it was kept or nothing is known."""
+    """Each token as "step:percent", or "-" if it was copied or this is unknown."""
     if segment.step is None or segment.probability is None:
         return " ".join("-" for _ in segment.tokens)
     sampled = segment.edited or [True] * len(segment.tokens)
@@ -142,12 +142,12 @@ def _token_data(segment: SegmentRecord) -> str:
 
 
 def _spoken(segment: SegmentRecord) -> list[Token]:
-    """A text token by token. Spaces are put between them unless the tokens bring their own."""
+    """A text's tokens. Spaces are inserted between them unless the tokens contain spaces."""
     words = segment.words or []
     gap = "" if segment.text and segment.text.strip() in "".join(words) else " "
     out = []
     for i, word in enumerate(words):
-        bare = word.strip() or word  # a token that is nothing but space is shown as it is
+        bare = word.strip() or word  # a token of only spaces is shown unchanged
         at = word.index(bare)
         token = Token(
             word[:at], bare, word[at + len(bare) :] + gap, kind=" special" if _SPECIAL.fullmatch(bare) else ""
@@ -161,7 +161,7 @@ def _spoken(segment: SegmentRecord) -> list[Token]:
 
 
 def _read_as(segment: SegmentRecord) -> str:
-    """What the tokens of a given text say, where that is not the text: words that the tokenizer does not know."""
+    """A prompt's text as its tokens decode, if that differs (words that the tokenizer does not know); else ""."""
     if not segment.prompt or segment.text is None or not segment.words:
         return ""
     read = "".join(token.lead + token.word + token.gap for token in _spoken(segment)).strip()
@@ -170,7 +170,7 @@ def _read_as(segment: SegmentRecord) -> str:
 
 
 def _drafts(segment: SegmentRecord, place: int) -> str:
-    """How probable a token's drafts were, those of the steps before the one that set it."""
+    """The probabilities of a token's drafts, in the steps before it was committed."""
     drafts = [row[place] for row in (segment.trace or [])[: (segment.step or [])[place]]]
     shown = [f"{p:.2f}" for p in drafts if p is not None]
     return f"\ndrafts before: {', '.join(shown)}" if shown else ""
@@ -216,8 +216,8 @@ def _advantage(value: float | None) -> str:
 
 @dataclass
 class Edit:
-    """One sampled picture of a rollout, its heading, and the picture before it if there is one of the same grid: of a
-    given one what its tokens decode to, since these are what is kept."""
+    """One sampled picture of a rollout, its heading, and the previous picture if it has the same grid. A picture of the
+    prompt is shown as its tokens decode, because these tokens are copied."""
 
     heading: str
     segment: SegmentRecord
@@ -226,7 +226,7 @@ class Edit:
 
 @dataclass
 class Credit:
-    """One segment's advantages by assignment; `opposed` names those that push it the other way than factorized."""
+    """One segment's advantages by assignment. opposed: assignments with the opposite sign of factorized."""
 
     label: str
     advantages: dict[str, float | None]
@@ -235,7 +235,7 @@ class Credit:
 
 @dataclass
 class Bar:
-    """A cost as a bar. length: share of the longest bar. parts: phase and share of this bar."""
+    """A cost as a bar. length: percent of the longest bar. parts: (phase, percent of this bar)."""
 
     label: str
     text: str
@@ -259,7 +259,7 @@ def edits_of(record: RolloutRecord) -> list[Edit]:
 
 
 def _findings(segment: SegmentRecord) -> list[tuple[str, str]]:
-    """What an edit did, as (tone, sentence)."""
+    """Findings about an edit, as (tone, sentence)."""
     n, steps = len(segment.tokens), f"{segment.steps} step{'s' * (segment.steps != 1)}"
     if segment.edited is None:
         return [("none", f"all {n} tokens sampled in {steps}, none kept")]
@@ -268,7 +268,7 @@ def _findings(segment: SegmentRecord) -> list[tuple[str, str]]:
     else:
         said = [("none", f"{segment.denoised} of {n} tokens denoised again in {steps}")]
     if segment.changed is None or segment.strays is None:
-        return said  # there is nothing to compare with
+        return said  # no previous picture to compare with
     changed = sum(segment.changed) - segment.strays
     if segment.denoised:
         part = {0: "none", segment.denoised: "all"}.get(changed, str(changed))
@@ -285,14 +285,14 @@ def _findings(segment: SegmentRecord) -> list[tuple[str, str]]:
 
 
 def _corners(segment: SegmentRecord) -> str:
-    """SVG path, in tokens, of a corner in each token that changed."""
+    """SVG path, in tokens, that marks a corner of each changed token."""
     columns = (segment.grid or (0, 1))[1]
     places = [divmod(i, columns) for i, changed in enumerate(segment.changed or []) if changed]
     return "".join(f"M{column} {row}h.3l-.3 .3z" for row, column in places)
 
 
 def _trace_data(segment: SegmentRecord) -> str:
-    """For each step a letter for each token that was masked then, in order: its probability in 64 levels, A to -."""
+    """One word per step, with one letter per masked token in order: its probability in 64 levels, A to -."""
     steps = segment.trace or []
     return " ".join("".join(_LEVELS[round(63 * p)] for p in row if p is not None) for row in steps)
 
@@ -312,7 +312,7 @@ def _credits(record: RolloutRecord) -> list[Credit]:
 
 
 def _interference(rows: list[Credit]) -> str:
-    """What `joint` does to the segments, beside what their own modality's rewards (`factorized`) would do."""
+    """A sentence that compares the signs of the advantages under `joint` and under `factorized`."""
     if not any(_sign(v) for row in rows for v in row.advantages.values()):
         return "No assignment pushes anything here: every advantage is 0 or missing."
     if not all({"joint", "factorized"} <= row.advantages.keys() for row in rows):
@@ -334,12 +334,12 @@ def _interference(rows: list[Credit]) -> str:
 
 
 def _sign(value: float | None) -> int:
-    """-1, 0 or 1; what is shown as 0.00 is float noise, and is 0."""
+    """-1, 0 or 1; values that are shown as 0.00 count as 0."""
     return 0 if value is None or abs(value) < 0.005 else 1 if value > 0 else -1
 
 
 def _heat(value: float | None) -> int:
-    """How strongly an advantage is painted, in percent."""
+    """The strength of an advantage's colour, in percent."""
     return 0 if value is None else round(min(abs(value) / 2, 1) * 45)
 
 
@@ -348,7 +348,7 @@ def _plain_advantage(value: float | None) -> str:
 
 
 def _bars(record: RolloutRecord) -> list[Bar]:
-    """FLOPs by phase: of the rollout, and with every picture regenerated."""
+    """FLOPs by phase, of the rollout and with every picture regenerated."""
     sides = [
         ("this rollout", record.compute, record.total),
         ("every picture regenerated", record.full, record.full_total),
@@ -368,7 +368,7 @@ def _bars(record: RolloutRecord) -> list[Bar]:
 
 
 def _less(record: RolloutRecord) -> str:
-    """How much less the rollout cost, in FLOPs, than regenerating every picture."""
+    """In words: the rollout's FLOPs relative to regenerating every picture."""
     full = record.full_total["flops"]
     share = record.total["flops"] / full - 1 if full else 0.0
     return "the same" if abs(share) < 1e-9 else f"{percent(abs(share))} {'less' if share < 0 else 'more'}"

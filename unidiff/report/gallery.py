@@ -1,4 +1,4 @@
-"""From rollouts and what they earned to records: what galleries of a report and the tool's page show."""
+"""Converts rollouts and their rewards to records, for the galleries of reports and tools."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def records(
     views: Sequence[tuple[SegmentView, ...]] | None = None,
     titles: dict[int, str] | None = None,
 ) -> list[RolloutRecord]:
-    """A record of each of the batch's rollouts, or of some rows of it.
+    """A record of each of the batch's rollouts, or of some rows.
 
-    views: all rollouts decoded; None = prompts are shown as their tokens decode. titles: other ones than the
-    batch's, by row. Raises ValueError if the model cannot decode the rollouts, or a row does not exist.
+    views: all rollouts, decoded; None = decode them here, including the prompts' tokens. titles: by row, instead of the
+    batch's. Raises ValueError if the model cannot decode the rollouts, or a row does not exist.
     """
     batch.check(model)
     rows = range(len(batch)) if rows is None else rows
@@ -64,9 +64,9 @@ def records(
 
 
 def side_by_side(batch: RolloutBatch) -> dict[str, Routed]:
-    """The batch's advantages under every assignment; empty where there are no rewards or no groups to compare in.
+    """The batch's advantages under every assignment; empty without rewards, or if a group has a single rollout.
 
-    The batch's own router settings hold for all; `scale="batch"` sees the rollouts of this batch alone.
+    All use the batch's router settings; `scale="batch"` covers only this batch's rollouts.
     """
     counts = batch.groups_B.unique(return_counts=True)[1]
     if batch.table is None or not batch.table.names or bool((counts < 2).any()):
@@ -77,7 +77,7 @@ def side_by_side(batch: RolloutBatch) -> dict[str, Routed]:
 
 
 def successes(batch: RolloutBatch) -> list[bool | None]:
-    """Whether each rollout succeeded, as its record will say; None where that is unknown."""
+    """Whether each rollout succeeded, as in its record; None = unknown."""
     figures = batch.figures.get("success", [math.nan] * len(batch))
     table = batch.table
     at = table.names.index("success") if table is not None and "success" in table.names else None
@@ -93,7 +93,7 @@ def successes(batch: RolloutBatch) -> list[bool | None]:
 
 
 def mixed_groups(batch: RolloutBatch) -> list[int]:
-    """Groups with both successes and failures, in order: those that a run learns from, and that show most."""
+    """Groups with both successes and failures, in order. A run learns from these."""
     outcomes: dict[int, set[bool | None]] = {}
     for group, outcome in zip(batch.groups_B.tolist(), successes(batch)):
         outcomes.setdefault(group, set()).add(outcome)
@@ -107,7 +107,7 @@ def mixed_first(batch: RolloutBatch) -> list[int]:
 
 
 def best_and_worst(batch: RolloutBatch, groups: int) -> dict[int, str]:
-    """Rows of the rollouts with the highest and the lowest advantage of each of the first groups -> their titles."""
+    """{row: title} of the rollouts with the highest and the lowest advantage in each of the first groups."""
     if batch.routed is None:
         return {}
     total = batch.routed.advantage_BS.sum(1)

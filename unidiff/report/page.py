@@ -1,7 +1,7 @@
-"""One self-contained HTML page of a run: what it was, what came out, and rollouts that a person can look at.
+"""One self-contained HTML page of a run: its settings, its results, and rollouts.
 
-Everything that a model or a user wrote is escaped. The page's own policy forbids it to load anything from anywhere, and
-to run any script but its own, which the policy names by its hash.
+Everything that a model or a user wrote is escaped. The page's Content-Security-Policy forbids loading anything, and
+allows only the page's own scripts, by hash.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from unidiff.report.record import RolloutRecord, SegmentRecord, data_uri
 from unidiff.report.results import columns, duration, held_out, percent
 from unidiff.rewards.idle import silent_rewards
 
-_LARGEST_SIDE, _LARGEST_PNG = 256, 32_000  # pixels, bytes; pictures beyond are embedded as JPEG of at most this side
+_LARGEST_SIDE, _LARGEST_PNG = 256, 32_000  # pixels, bytes; larger pictures are embedded as JPEG of at most this side
 
 
 def write_page(
@@ -41,13 +41,13 @@ def write_page(
     curves_png: bytes | None = None,
     open: bool = False,
 ) -> Path:
-    """Writes the page and returns its path. An older page is replaced at once, never half-written.
+    """Writes the page atomically and returns its path.
 
-    summary: "base" and "final" hold held-out figures (see `results.held_out`), "config" the settings; single values
-    under other names head the page. metrics: rows of a metrics.jsonl, drawn as curves; kinds: what each reward looks
-    at, by its name (see `draw_curves`); curves_png is shown only where there are no metrics. galleries: name ->
-    rollouts, in order. comparisons: rollouts side by side, above the galleries. open: edits are shown at large at once,
-    as fits a page of few rollouts.
+    summary: "base" and "final" hold held-out figures (see `results.held_out`), "config" the settings; other single
+    values are shown at the top. metrics: rows of a metrics.jsonl, drawn as curves. kinds: each reward's `on`, by its
+    name (see `draw_curves`). curves_png: shown only without metrics. galleries: name -> rollouts, in order.
+    comparisons: rollouts side by side, above the galleries. open: edits are shown large from the start, for a page of
+    few rollouts.
     """
     pictures = PictureLibrary()
     shown = held_out(summary)
@@ -96,13 +96,13 @@ def environment() -> Environment:
 
 
 def _sha256(text: str) -> str:
-    """How a Content-Security-Policy names a script that may run."""
+    """A script's hash for the Content-Security-Policy."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @dataclass
 class ShownPicture:
-    """One embedded picture: id of its element, size in pixels, data URI."""
+    """One embedded picture: element id, size in pixels, data URI."""
 
     id: str
     width: int
@@ -111,13 +111,13 @@ class ShownPicture:
 
 
 class PictureLibrary:
-    """The pictures of a page, each embedded once however often it is shown. Iterates over what was added."""
+    """The pictures of a page; each is embedded once, however often it is shown. Iterates over the added pictures."""
 
     def __init__(self) -> None:
         self._shown: dict[str, ShownPicture] = {}
 
     def add(self, picture: bytes) -> ShownPicture:
-        """Makes a picture (PNG) part of the page."""
+        """Adds a picture (PNG) to the page."""
         digest = hashlib.sha256(picture).hexdigest()
         if digest not in self._shown:
             image = Image.open(io.BytesIO(picture))
@@ -147,11 +147,11 @@ class Gallery:
     records: list[RolloutRecord]
 
     def ids(self, number: int) -> list[str]:
-        """Each rollout's name in links, for the gallery of this number."""
+        """Each rollout's link id, for the gallery with this number."""
         return [f"rollout-{number}-{i}" for i in range(len(self.records))]
 
     def failures(self, number: int) -> list[str]:
-        """The names of those without success."""
+        """The link ids of rollouts without success."""
         return [name for name, record in zip(self.ids(number), self.records) if record.success is False]
 
     @property
@@ -163,7 +163,7 @@ class Gallery:
 
 @dataclass
 class Cell:
-    """What one rollout of a comparison wrote and drew in one round."""
+    """One rollout's texts and edits in one round of a comparison."""
 
     texts: list[SegmentRecord]
     edits: list[Edit]
@@ -171,8 +171,8 @@ class Cell:
 
 @dataclass
 class Round:
-    """One row of a comparison. cells: by column, None where that rollout had ended. steps: of the longest denoising,
-    None where nothing was drawn."""
+    """One row of a comparison. cells: by column, None if that rollout had ended. steps: of the longest denoising, None
+    if nothing was drawn."""
 
     heading: str
     cells: dict[str, Cell | None]
@@ -185,7 +185,7 @@ class Round:
 
 @dataclass
 class Comparison:
-    """Rollouts of one prompt, by what makes them differ."""
+    """Rollouts of one prompt, keyed by their difference (such as a setting)."""
 
     title: str
     records: dict[str, RolloutRecord]
@@ -196,7 +196,7 @@ class Comparison:
 
     @property
     def rounds(self) -> list[Round]:
-        """Round by round; the answers, whenever they came, are the last row."""
+        """The rounds in order. All answers are in the last row, whichever round they came in."""
         by_heading = {name: {c.heading: c for c in cards(r) if not c.given} for name, r in self.records.items()}
         headings = dict.fromkeys(h for columns in by_heading.values() for h in columns if h != "answer")
         ordered = sorted(headings, key=lambda h: int(h.split()[-1]))
@@ -250,7 +250,7 @@ def _eval_size(summary: Mapping[str, Any]) -> int | None:
 
 
 def _uncertainty(prompts: int | None, compared: bool) -> str:
-    """How far held-out shares can be off by the choice of prompts. compared: changes are shown."""
+    """A sentence about the standard error of held-out shares. compared: changes are shown too."""
     if prompts is None:
         return ""
     points = 100 * math.sqrt(0.25 / prompts)
@@ -261,7 +261,7 @@ def _uncertainty(prompts: int | None, compared: bool) -> str:
 
 
 def _training(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """How many steps there were, and where their time went."""
+    """The number of steps, and their time by phase."""
     if not metrics:
         return ""
     names = dict.fromkeys(name for row in metrics for name in row if name.startswith("seconds/"))

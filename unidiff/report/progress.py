@@ -1,4 +1,4 @@
-"""What a person sees while a run is under way: a live table on a terminal, one plain line a step elsewhere."""
+"""Progress of a run: a live table on a terminal, one plain line per step elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.text import Text
 
 from unidiff.report.results import LEADING, Figure, columns, duration, held_out, number, percent
 
-_SHOWN = 4  # figures of the task beside the rewards
+_SHOWN = 4  # figures of the task besides the rewards
 _BARS = "▁▂▃▄▅▆▇█"
 _TREND = 24  # steps that a sparkline shows
 
@@ -27,9 +27,8 @@ _TREND = 24  # steps that a sparkline shows
 class Progress:
     """Context manager that shows the steps of a run as they end.
 
-    total: steps of the whole run. start: steps already done, in a resumed run. quiet: show nothing at all, as on every
-    process but the first. leading: the task's figures that are shown, the first few of them. console: where to; None =
-    standard output.
+    total: steps of the whole run. start: steps already done, in a resumed run. quiet: show nothing, as on every process
+    except the first. leading: the task's leading figures; the first few are shown. console: None = standard output.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class Progress:
 
     @property
     def live(self) -> bool:
-        """It draws over itself, rather than adding lines."""
+        """Whether the display is redrawn in place instead of adding lines."""
         return self.console.is_terminal and not self.quiet
 
     def __enter__(self) -> Progress:
@@ -78,7 +77,7 @@ class Progress:
             self._live = None
 
     def update(self, metrics: Mapping[str, Any]) -> None:
-        """Takes one step's metrics: call it once a step."""
+        """Shows one step's metrics; call it once per step."""
         self.done += 1
         for name, value in metrics.items():
             if isinstance(value, (int, float)) and math.isfinite(value):
@@ -92,7 +91,7 @@ class Progress:
         self._live.update(self._view())
 
     def message(self, text: str) -> None:
-        """Says something once: above the live table, or on a line of its own."""
+        """Prints a message, above the live table or on its own line."""
         if self.quiet:
             return
         if self._live is not None:
@@ -114,7 +113,7 @@ class Progress:
 
 
 class _Remaining(ProgressColumn):
-    """Time left, at the pace that `Progress` has measured (rich's own counts steps of before a resume)."""
+    """Time left, at the pace that `Progress` measures (rich's own column counts steps before a resume)."""
 
     max_refresh = 1.0
 
@@ -164,8 +163,8 @@ def _shown(name: str, value: float | None) -> str:
 
 
 def figures_table(history: Mapping[str, list[float]], leading: Sequence[str] = LEADING) -> Group:
-    """The figures that matter, in less than the lines of a small terminal: at the first step, now, and how they went;
-    below them the last step's zero-std shares, ratio deviation and seconds."""
+    """The leading figures and rewards: first value, current value and trend. Below: the last step's zero-std shares,
+    ratio deviation and seconds. It fits a small terminal."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     for head, justify in (("", "left"), ("first", "right"), ("now", "right"), ("trend", "left")):
         table.add_column(head, justify=justify)  # type: ignore[arg-type]
@@ -184,7 +183,7 @@ def figures_table(history: Mapping[str, list[float]], leading: Sequence[str] = L
 
 
 def sparkline(values: list[float], width: int = _TREND) -> str:
-    """The last values as a row of bars between their smallest and largest; empty for fewer than two."""
+    """The last values as a row of bars, scaled from minimum to maximum; empty for fewer than two."""
     last = values[-width:]
     if len(last) < 2:
         return ""

@@ -1,7 +1,7 @@
-"""What a page shows of one rollout, as plain data: strings, numbers, lists and PNG bytes.
+"""One rollout as plain data for display: strings, numbers, lists and PNG bytes.
 
-A record outlives the model, the batch and the device that it came from: it can be pickled, sent between processes, and
-written as JSON.
+A record does not reference the model, the batch or a device. It can be pickled, sent between processes, and written as
+JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unidiff.sequence import Modality, Segment
 
 @dataclass(frozen=True)
 class RewardRecord:
-    """What one reward function said. value: None = missing, and `why` says why, starting with the cause's name."""
+    """One reward's value. None = missing; then `why` is the reason, starting with the cause's name."""
 
     name: str
     value: float | None
@@ -40,15 +40,14 @@ class RewardRecord:
 class SegmentRecord:
     """One segment of n tokens.
 
-    modality: "text" or "image". prompt: given, not sampled. tokens: [n] ids. text: decoded, None for an image. words:
-    [n] one string a token, None where no decoder was given. picture: PNG, None for text. read: a given picture as its
-    tokens decode, PNG, None where that is the same or not known. grid: rows and columns of an image. step: [n]
-    denoising step that committed the token, -1 = kept. probability: [n] of the token when it was committed. edited: [n]
-    tokens denoised again, None = every token was sampled. changed: [n] tokens that differ from the image before, None
-    if there is none of this size. trace: at each step, of each token that was masked then, the probability of what was
-    drawn for it, None elsewhere; None as a whole unless the rollout was sampled with a trace. choices: of a schedule,
-    in each step the tokens committed and the temperature, as a factor. advantage: the one that was trained on, None =
-    none was routed here. advantages: the same by assignment, to compare.
+    modality: "text" or "image". prompt: part of the prompt, not sampled. tokens: [n] ids. text: decoded, None for an
+    image. words: [n] one string per token, None without a decoder. picture: PNG, None for text. read: a prompt's
+    picture as its tokens decode, PNG, None if that is equal or unknown. grid: rows and columns of an image. step: [n]
+    denoising step that committed the token, -1 = copied. probability: [n] of the token when it was committed. edited:
+    [n] tokens denoised again, None = every token was sampled. changed: [n] tokens that differ from the previous image,
+    None if there is none of this size. trace: for each step and token, the probability of the drawn token, None if it
+    was not masked; None as a whole without a trace. choices: a schedule's (committed tokens, temperature factor) for
+    each step. advantage: the trained advantage, None = none. advantages: by assignment, to compare.
     """
 
     modality: str
@@ -71,24 +70,24 @@ class SegmentRecord:
 
     @property
     def denoised(self) -> int:
-        """Tokens that were sampled here, rather than given or kept."""
+        """Number of tokens that were sampled here, not given or copied."""
         if self.prompt:
             return 0
         return len(self.tokens) if self.edited is None else sum(self.edited)
 
     @property
     def kept(self) -> int:
-        """Tokens copied unchanged from the image before."""
+        """Number of tokens copied from the previous image."""
         return 0 if self.prompt else len(self.tokens) - self.denoised
 
     @property
     def steps(self) -> int:
-        """Denoising steps that this segment took."""
+        """Number of denoising steps of this segment."""
         return max(self.step or [], default=-1) + 1
 
     @property
     def strays(self) -> int | None:
-        """Tokens outside the edit mask that differ from the image before: 0 unless there is a bug; None = no edit."""
+        """Number of changed tokens outside the edit mask: 0 unless there is a bug; None = no edit."""
         if self.edited is None or self.changed is None:
             return None
         return sum(changed and not edited for changed, edited in zip(self.changed, self.edited))
@@ -96,13 +95,13 @@ class SegmentRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutRecord:
-    """One rollout: prompt and response segments in order, why it stopped, what it earned and what it cost.
+    """One rollout: prompt and response segments in order, stop reason, rewards and cost.
 
     stop: name of the `Stop`, in lower case; stop_reason: the same in words. compute: forwards, token_forwards, flops
-    and seconds by phase. full: the same with every picture regenerated (see `regeneration`), empty if not asked
-    or without pictures.
-    rewards: those of the response as a whole. figures: the row's own held-out measures. settings: the sampler's. key:
-    of its noise. assignment: the one that the segments' `advantage` comes from.
+    and seconds by phase. full: the same with every picture regenerated (see `regeneration`), empty if not requested or
+    without pictures.
+    rewards: of the whole response. figures: the row's held-out measures. settings: the sampler's. key: its noise key.
+    assignment: the router's, which gave the segments' `advantage`.
     """
 
     title: str
@@ -127,7 +126,8 @@ class RolloutRecord:
 
     @property
     def success(self) -> bool | None:
-        """The figure named "success", else the last value of a reward of that name; None if there is neither."""
+        """Whether the figure "success", else the last value of a reward with that name, is at least 1; None without
+        either."""
         if "success" in self.figures:
             return self.figures["success"] >= 1
         said = [r for s in self.response for r in s.rewards] + self.rewards
@@ -136,23 +136,23 @@ class RolloutRecord:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of all pictures of the response."""
+        """Number of tokens of the response's pictures."""
         return sum(len(s.tokens) for s in self.response if s.modality == "image")
 
     @property
     def kept_tokens(self) -> int:
-        """Those of them that were copied instead of denoised."""
+        """Number of the pictures' tokens that were copied instead of denoised."""
         return sum(s.kept for s in self.response if s.modality == "image")
 
     @property
     def changed_tokens(self) -> int:
-        """Tokens of the response's pictures that differ from the picture before."""
+        """Number of the pictures' tokens that differ from the previous picture."""
         return sum(sum(s.changed or ()) for s in self.response)
 
     @property
     def saved(self) -> float | None:
-        """Share of the pictures' token-forwards (see `Compute.pictures`) that editing saved against regenerating them;
-        negative if it cost more. None without pictures, or where `full` is not known."""
+        """Share of the pictures' token-forwards (see `Compute.pictures`) that editing saved compared with regenerating
+        them; negative if it cost more. None without pictures or without `full`."""
         spent, full = (
             sum(phases.get(name, {}).get("token_forwards", 0.0) for name in PICTURE_PHASES)
             for phases in (self.compute, self.full)
@@ -170,7 +170,7 @@ class RolloutRecord:
         return _total(self.full)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-able data; pictures as data URIs, numbers that are not finite as None."""
+        """JSON data; pictures become data URIs, numbers that are not finite become None."""
         return _jsonable(asdict(self))
 
 
@@ -189,15 +189,15 @@ def record(
     figures: dict[str, float] | None = None,
     assignment: str = "",
 ) -> RolloutRecord:
-    """Gathers what is known of one rollout.
+    """Builds the record of one rollout.
 
     views: its sampled segments, decoded (see `rewards.segment_view`). table, routed: the batch's rewards and
-    advantages; row: the rollout's index in them, which may be left out where they have one row. compared: the batch's
-    advantages under several assignments, by name. full: what the rollout would have cost with every picture
-    regenerated. decode_token: id -> its string, as `model.tokenizer.decode`. read: the prompt's parts as their tokens
-    decode, as `model.decode` gives them. figures: measures of this row, as {"success": 1.0}; NaN is left out.
+    advantages; row: the rollout's index in them, optional if they have one row. compared: the batch's advantages by
+    assignment. full: the cost with every picture regenerated. decode_token: id -> string, such as
+    `model.tokenizer.decode`. read: the prompt's parts as their tokens decode, from `model.decode`. figures: measures of
+    this row, such as {"success": 1.0}; NaN is left out.
 
-    Raises ValueError if the views are not the rollout's, or the row is not in the tables.
+    Raises ValueError if the views do not match the rollout, or the row is not in the tables.
     """
     sampled = rollout.segments
     if len(views) != len(sampled):
@@ -257,7 +257,7 @@ def _row(table: RewardTable | None, routed: Routed | None, row: int | None) -> i
 def _prompt_parts(
     prompt: Sequence[Segment], views: Sequence[SegmentView]
 ) -> list[tuple[str | None, Image.Image | None]]:
-    """(text, picture) of each prompt segment, as far as the views know it."""
+    """(text, picture) of each prompt segment, (None, None) if the views do not have it."""
     parts = list(views[0].prompt) if views else []
     if len(parts) != len(prompt):
         parts = [None] * len(prompt)
@@ -265,7 +265,7 @@ def _prompt_parts(
 
 
 def _other(given: Any, read: Any) -> bytes | None:
-    """A picture as its tokens decode, if it is not the given one."""
+    """The decoded picture as PNG, if it differs from the given one."""
     if not isinstance(given, Image.Image) or not isinstance(read, Image.Image) or png(given) == png(read):
         return None
     return png(read)
@@ -276,7 +276,7 @@ def _pixels(view: SegmentView) -> np.ndarray | None:
 
 
 def _before(segments: Sequence[Segment]) -> list[Segment | None]:
-    """The image before each segment."""
+    """The last image before each segment."""
     last: Segment | None = None
     out = []
     for segment in segments:
@@ -324,7 +324,7 @@ def _total(compute: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def _rewards(table: RewardTable | None, row: int, segment: int) -> list[RewardRecord]:
-    """What each reward that looks at this segment (WHOLE: at the response) said of it."""
+    """The rewards of this segment (WHOLE: of the whole response)."""
     if table is None:
         return []
     kind = "sequence" if segment == WHOLE else Modality(int(table.modality_BS[row, segment])).name.lower()

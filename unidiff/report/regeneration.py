@@ -1,4 +1,4 @@
-"""What a rollout would have cost without edits: the same texts, with every picture regenerated as a whole."""
+"""The cost of a rollout without edits: the same texts, with every picture regenerated as a whole."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from unidiff.sequence import Interleaved, Modality
 
 
 def full_regeneration(model: UnifiedModel, rollout: Rollout) -> Compute:
-    """The rollout's cost with all tokens of each picture denoised in `image_steps` steps, and nothing to select; empty
+    """The rollout's cost if all tokens of each picture were denoised in `image_steps` steps, without selection; empty
     for a rollout without pictures.
 
-    Analytic, counted as the sampler's meter counts: a second rollout would be measured, but it would write other texts
-    after its first picture. Phases that do not change are the rollout's own; nobody waited for the pictures, so their
-    seconds are 0.
+    It is computed, with the formulas of the sampler's meter. A second rollout could be measured, but it would write
+    other texts after its first picture. Phases that do not change are copied from the rollout; the seconds of pictures
+    are 0.
     """
     flops, settings = ModelFlops.of(model.backbone), rollout.settings
     bidirectional = model.spec.attention == "bidirectional"
@@ -42,8 +42,8 @@ def full_regeneration(model: UnifiedModel, rollout: Rollout) -> Compute:
 
 
 def _tokens_run(before: int, own: Tensor, settings: SamplerConfig, bidirectional: bool) -> list[int]:
-    """How many tokens each step of a whole picture runs. before: tokens before it. own: [W] places in the picture of
-    its columns, -1 for delimiters. Where `cache_refresh` plays a part, see `unidiff.kept_keys`."""
+    """The number of tokens that each step of a whole picture runs. before: tokens before it. own: [W] offsets of its
+    columns in the picture, -1 for delimiters. For `cache_refresh` see `unidiff.kept_keys`."""
     inside = (own >= 0).nonzero()[:, 0]
     n, steps, kind = len(inside), settings.image_steps, settings.approximate_cache
     if not bidirectional:
@@ -56,14 +56,14 @@ def _tokens_run(before: int, own: Tensor, settings: SamplerConfig, bidirectional
             runs.append(len(own) - int(inside[0]))
         elif kind == "dual":
             runs.append(n)
-        else:  # what was still masked in the step before
+        else:  # the tokens that were still masked in the step before
             share = SCHEDULES[settings.image_schedule](torch.tensor((step - 1) / steps, dtype=torch.float64))
             runs.append(max(1, int(n * float(share) + 1e-9)))
     return runs
 
 
 def _compared(model: UnifiedModel, rollout: Rollout) -> list[Interleaved]:
-    """The sequence, and where its pictures were guided the same response behind each of the other prompts."""
+    """The sequence; if its pictures were guided, also the same response after each of the other prompts."""
     scales = rollout.settings.scales
     guided = any(pair[Modality.IMAGE] for pair in scales.values())
     others = [rollout.without[name] for name in scales if name in rollout.without] if guided else []

@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-WAYS, RESULT = ("greedy", "sampled"), "result"  # of decoding, which a summary may tell apart; where it does not
+WAYS, RESULT = ("greedy", "sampled"), "result"  # columns by decoding; `RESULT` if a summary does not separate them
 LEADING = ("success", "image_exact", "format", "agreement", "progress", "legal", "image_cells")  # if a task names none
 _NO_SHARE = {"seconds", "flops", "forward", "forwards", "compute", "length", "tokens", "loss", "kl", "count", "size"}
 
 
 @dataclass
 class Figure:
-    """One measure. cells: column -> (before, after), either None where it was not measured. leading: it is among those
-    that are read first."""
+    """One measure. cells: column -> (before, after), None = not measured. leading: whether it is shown first."""
 
     name: str
     cells: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
@@ -25,18 +24,18 @@ class Figure:
 
     @property
     def share(self) -> bool:
-        """It is a share of 1, to be shown in percent: by its values and its name."""
+        """Whether it is a share, to be shown in percent; decided by its values and its name."""
         values = [v for pair in self.cells.values() for v in pair if v is not None]
         return all(0 <= v <= 1 for v in values) and _NO_SHARE.isdisjoint(re.findall("[a-z]+", self.name))
 
     def shown(self, value: float | None) -> str:
-        """A value as a reader sees it."""
+        """A value as text."""
         if value is None:
             return "–"
         return percent(value, 1) if self.share else number(value)
 
     def change(self, column: str) -> str | None:
-        """after - before of a column with its sign, shares in points; None unless both were measured."""
+        """after - before of a column, with sign; shares in percentage points. None unless both were measured."""
         before, after = self.cells.get(column, (None, None))
         if before is None or after is None:
             return None
@@ -47,8 +46,8 @@ class Figure:
     def tone(self, column: str, prompts: int | None) -> str:
         """Whether a leading share rose or fell: "good", "bad", or "none" within two standard errors of the difference.
 
-        prompts: how many were asked before, and after; None: every difference counts. The error is that of two shares
-        of yes and no without a difference, the largest that measures between 0 and 1 can have.
+        prompts: number of prompts before, and after; None = every difference counts. The error is that of two equal
+        binomial shares, the largest that measures in [0, 1] can have.
         """
         before, after = self.cells.get(column, (None, None))
         if before is None or after is None or not (self.leading and self.share):
@@ -65,8 +64,8 @@ def held_out(summary: Mapping[str, Any] | None) -> list[Figure]:
 
     Each of the two may be flat {"success": 0.4}, by decoding {"greedy": {"success": 0.4}, "sampled": {...}} or with
     slashes {"greedy/success": 0.4}. Deeper dictionaries become names with slashes. Values that are not finite numbers
-    are left out. The column of sampled figures says the temperatures in `summary["config"]`. `summary["leading"]` names
-    the figures to be read first.
+    are left out. The label of the sampled column includes the temperatures of `summary["config"]`. `summary["leading"]`
+    names the leading figures.
     """
     summary = summary or {}
     rank = {name: i for i, name in enumerate(summary.get("leading") or LEADING)}
@@ -81,13 +80,13 @@ def held_out(summary: Mapping[str, Any] | None) -> list[Figure]:
 
 
 def columns(figures: list[Figure]) -> list[str]:
-    """The columns that any figure has: greedy first, what is not told apart last."""
+    """All columns of the figures: greedy first, `RESULT` last."""
     present = dict.fromkeys(column for figure in figures for column in figure.cells)
     return sorted(present, key=lambda column: (column != WAYS[0], column == RESULT))
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """A share in percent; what is not quite all, or not quite nothing, is not rounded to it."""
+    """A share in percent; only exact 0 and 1 are shown as 0 % and 100 %."""
     text, least = f"{100 * share:.{digits}f}", 10.0**-digits
     if share < 1 and float(text) == 100:
         return f"over {100 - least:.{digits}f} %"
@@ -95,7 +94,7 @@ def percent(share: float, digits: int = 0) -> str:
 
 
 def number(value: float) -> str:
-    """A number in few characters: 0.0312, 12.4, 3.2 k, 1.7 G."""
+    """A short number: 0.0312, 12.4, 3.2 k, 1.7 G."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     for limit, unit in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
@@ -106,7 +105,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in few characters: 8.3 s, 4 min 05 s, 2 h 07 min; "–" for what is not finite."""
+    """A short duration: 8.3 s, 4 min 05 s, 2 h 07 min; "–" if it is not finite."""
     if not math.isfinite(seconds):
         return "–"
     if seconds < 60:
@@ -118,7 +117,7 @@ def duration(seconds: float) -> str:
 
 
 def _temperatures(config: Any) -> str:
-    """ ", T = 1", or of texts and pictures apart; empty where they are not known."""
+    """ ", T = 1", or separately for texts and pictures; empty if they are unknown."""
     given = [(config or {}).get(f"{kind}_temperature") for kind in ("text", "image")]
     if not all(isinstance(value, int | float) for value in given):
         return ""
@@ -127,7 +126,7 @@ def _temperatures(config: Any) -> str:
 
 
 def _by_column(side: Any, labels: Mapping[str, str]) -> dict[tuple[str, str], float]:
-    """{(column, name): value}. labels: how a reader sees a way of decoding, if not by its name."""
+    """{(column, name): value}. labels: displayed names of decodings."""
     out = {}
     for path, value in _leaves(side):
         head, rest = path[0].lower(), path[1:]

@@ -1,4 +1,4 @@
-"""Edits as picture files: strips of before, mask and after, and animations of the denoising."""
+"""Edits as picture files: strips (before, mask, after) and animations of the denoising."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from unidiff.files import write_whole
 from unidiff.report.filters import Edit, edits_of
 from unidiff.report.record import RolloutRecord, SegmentRecord
 
-SIDE = 256  # pixels of the longer side of one picture, at least
+SIDE = 256  # minimum pixels of the longer side of one picture
 _GAP, _PAPER = 8, (255, 255, 255)
 _MASKED, _STRIPE, _OUTLINE = (57, 65, 77), (107, 118, 134), (255, 214, 10)
 _HOLD, _STEP = 1200, 400  # milliseconds
 
 
 def strip(edit: Edit) -> Image.Image:
-    """Before, the mask over it, and after, side by side; mask and after alone where nothing was edited."""
+    """Before, the mask over it, and after, side by side; for a new picture only mask and after."""
     after = _picture(edit.segment)
     before = after if edit.before is None else _picture(edit.before)
     grid, everything = _grid(edit.segment), [True] * len(edit.segment.tokens)
@@ -48,7 +48,7 @@ def frames(edit: Edit) -> list[Image.Image]:
 
 
 def write_strips(folder: str | os.PathLike[str], name: str, record: RolloutRecord) -> list[Path]:
-    """One PNG an edit, NAME-edit-1.png and so on; returns the paths."""
+    """Writes one PNG per edit, NAME-edit-1.png and so on; returns the paths."""
     paths = []
     for i, edit in enumerate(edits_of(record), 1):
         paths.append(_made(Path(folder) / f"{name}-edit-{i}.png"))
@@ -58,7 +58,7 @@ def write_strips(folder: str | os.PathLike[str], name: str, record: RolloutRecor
 
 
 def write_animation(path: str | os.PathLike[str], record: RolloutRecord) -> Path | None:
-    """All edits of a rollout, one after another, as a GIF that repeats; None if the rollout drew nothing."""
+    """Writes all edits of a rollout, one after another, as a looping GIF; returns None if it drew nothing."""
     shown, times = [], []
     for edit in edits_of(record):
         own = frames(edit)
@@ -84,7 +84,7 @@ def _grid(segment: SegmentRecord) -> tuple[int, int]:
 
 
 def _picture(segment: SegmentRecord) -> Image.Image:
-    """Enlarged by a whole factor, so that tokens keep their edges."""
+    """The picture, enlarged by a whole factor, so that token edges stay sharp."""
     picture = Image.open(io.BytesIO(segment.picture or b"")).convert("RGB")
     factor = max(1, -(-SIDE // max(picture.size)))
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -95,7 +95,7 @@ def _fitted(frame: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _veiled(picture: Image.Image, masked: list[bool], grid: tuple[int, int], outlined: Iterable[bool]) -> Image.Image:
-    """The picture with masked tokens hatched, and a yellow line around the tokens that are outlined."""
+    """The picture with masked tokens hatched, and a yellow outline around the tokens of `outlined`."""
     out = picture.copy()
     draw = ImageDraw.Draw(out)
     boxes = _boxes(picture.size, grid)

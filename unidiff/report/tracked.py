@@ -1,4 +1,4 @@
-"""What trackers show of a step: a few rollouts, as strips of pictures and as a table of texts and rewards."""
+"""Logs a few rollouts of a step to trackers, as strips of pictures and a table of texts and rewards."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Row = tuple[SegmentView, ...]
 
 
 def log_rollouts(trackers: Sequence[Any], rows: Sequence[Row], table: RewardTable, step: int) -> None:
-    """Gives the first rollouts to trackers of accelerate, under "rollouts/…"; those that take no pictures or tables get
-    the texts alone."""
+    """Logs the first rollouts to accelerate's trackers, under "rollouts/…". Trackers without pictures or tables get
+    only the texts."""
     rows = rows[:SHOWN]
     strips = strips_of(rows)
     texts = [[*_words(row), _earned(table, i)] for i, row in enumerate(rows)]
@@ -36,8 +36,8 @@ def log_rollouts(trackers: Sequence[Any], rows: Sequence[Row], table: RewardTabl
 
 
 def strips_of(rows: Sequence[Row]) -> np.ndarray | None:
-    """uint8 [N, H, W, 3]: of each rollout the pictures of its prompt and its response, from left to right; None where
-    there is none."""
+    """uint8 [N, H, W, 3]: each rollout's pictures (prompt, then response) from left to right; None if no rollout has
+    a picture."""
     pictures = [[part for _, part in parts_of(row[-1]) if isinstance(part, Image.Image)] for row in rows]
     if not any(pictures):
         return None
@@ -53,7 +53,7 @@ def strips_of(rows: Sequence[Row]) -> np.ndarray | None:
 
 
 def _words(row: Row) -> list[str]:
-    """What the prompt and the response say; a picture is "[picture]"."""
+    """The texts of the prompt and of the response; a picture is "[picture]"."""
     said: dict[str, list[str]] = {"prompt": [], "response": []}
     for role, part in parts_of(row[-1]):
         said[role].append(part if isinstance(part, str) else "[picture]")

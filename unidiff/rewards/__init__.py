@@ -1,1 +1,1 @@
-"""What a reward is, what runs rewards, and the router. Rewards that ship are in `unidiff.scorers`."""
+"""The reward interface, the reward runner, and the router. Rewards that ship are in `unidiff.scorers`."""

@@ -1,4 +1,4 @@
-"""One call of a reward function: the arguments that its signature asks for, and the checks of what it returns."""
+"""One call of a reward function: arguments by its signature, and checks of its return value."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ Views = Sequence[SegmentView | SequenceView]
 
 @dataclass
 class Log:
-    """What one reward says in a batch beside its values; it gets these three by name, as TRL's functions do.
+    """What one reward logs in a batch. The function gets `trainer_state`, `log_metric` and `log_extra` by name, as
+    TRL's functions do.
 
-    trainer_state: where the run is, a `transformers.TrainerState`. count: how many segments it was given.
-    metrics: numbers by name. columns: lists by name, one value a segment.
+    trainer_state: the run's progress, a `transformers.TrainerState`. count: the number of segments it was given.
+    metrics: numbers by name. columns: lists by name, one value per segment.
     """
 
     trainer_state: Any = None
@@ -33,12 +34,12 @@ class Log:
     columns: dict[str, list[Any]] = field(default_factory=dict)
 
     def log_metric(self, name: str, value: float) -> None:
-        """A number for metrics.jsonl; the mean is written if one is logged more than once, over all processes."""
+        """Logs a number for metrics.jsonl. If a name is logged several times, on any process, the mean is written."""
         self.metrics.setdefault(in_words(name, 200, str), []).append(float(value))
 
     def log_extra(self, column: str, values: Sequence[Any]) -> None:
-        """One value a segment, kept in the table beside the rewards: a number or a text, of anything else its text.
-        ValueError for another number of values."""
+        """Adds a column to the reward table, one value per segment. Values other than numbers and texts are stored as
+        text. Raises ValueError for a wrong number of values."""
         if len(values) != self.count:
             raise ValueError(f"log_extra({column!r}): got {len(values)} values for {self.count} segments")
         self.columns[in_words(column, 200, str)] = [_plain(value) for value in values]
@@ -49,7 +50,7 @@ class Log:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has a word for."""
+    """Converts a value to a JSON type, or to text."""
     if isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim == 0:
         value = value.item()
     return value if value is None or type(value) in (bool, int, float, str) else in_words(value, 2000, str)
@@ -63,8 +64,8 @@ def accepted(
 ) -> dict[str, Any]:
     """The columns that a function's signature asks for: the named ones, or all if it takes **kwargs.
 
-    given: parameters that the caller fills itself. named: values for parameters of these names, which **kwargs does
-    not ask for. TypeError names a column that is asked for and not there.
+    given: parameters that the caller fills itself. named: extra values, passed only to parameters with these names,
+    not through **kwargs. Raises TypeError, with the name, for a column that is asked for and missing.
     """
     asked = {key: value for key, value in parameters(function).items() if key not in given}
     takes_all = any(value.kind is value.VAR_KEYWORD for value in asked.values())
@@ -77,20 +78,20 @@ def accepted(
 
 
 def columns_of(segments: Views) -> dict[str, list]:
-    """The views' columns as lists with one value a segment; None where a row lacks a column."""
+    """The views' columns as lists, one value per segment; None where a row lacks a column."""
     keys = dict.fromkeys(key for view in segments for key in view.columns)
     return {key: [view.columns.get(key) for view in segments] for key in keys}
 
 
 def call(reward: Reward, segments: Views, log: Log) -> Any:
-    """Calls a batched reward with the columns that it accepts. An async one gives its coroutine."""
+    """Calls a batched reward with the columns that it accepts. An async reward returns its coroutine."""
     first = next(iter(parameters(reward.function)), "segments")
     columns = accepted(reward.function, columns_of(segments), given=(first,), named=log.arguments)
     return reward.function(list(segments), **columns)
 
 
 def calls(reward: Reward, segments: Views) -> list[Callable[[], Any]]:
-    """A call for each segment of a reward that takes one at a time; its columns are single values."""
+    """One call per segment, for a reward that takes one segment at a time; columns are single values."""
     first = next(iter(parameters(reward.function)), "segment")
     columns = accepted(reward.function, columns_of(segments), given=(first,))
     return [
@@ -103,9 +104,9 @@ def calls(reward: Reward, segments: Views) -> list[Callable[[], Any]]:
 
 
 def checked(returned: Any, count: int) -> list[float | Missing]:
-    """What a reward returned, as `count` finite floats or the reasons why there is none.
+    """Converts a reward's return value to `count` finite floats, or `Missing` with the cause.
 
-    A sequence of the wrong kind or length loses every value; a bad item loses its own only.
+    If the sequence has a wrong type or length, all values are lost; a bad item loses only its own value.
     """
     if isinstance(returned, torch.Tensor | np.ndarray):
         if returned.ndim != 1:
@@ -120,7 +121,7 @@ def checked(returned: Any, count: int) -> list[float | Missing]:
 
 
 def checked_value(value: Any) -> float | Missing:
-    """One value of a reward as a finite float, or the reason why there is none."""
+    """Converts one value of a reward to a finite float, or `Missing` with the cause."""
     if value is None:
         return Missing(Cause.NONE, "returned None: not applicable")
     try:
@@ -134,7 +135,7 @@ def checked_value(value: Any) -> float | Missing:
         number = float(value)
     except OverflowError:
         number = math.inf
-    except BaseException as error:  # of an object of the reward's own
+    except BaseException as error:  # raised by an object of the reward
         return raised(error)
     if not abs(number) <= FLOAT32_MAX:
         return Missing(Cause.NOT_FINITE, f"returned {number}, which is not finite in float32")

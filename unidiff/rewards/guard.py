@@ -1,4 +1,4 @@
-"""A reward's trouble stays its own: an odd row loses its own value, and the process is left as it was."""
+"""Isolates rewards: a bad row loses only its own value, and changes to the process's state are undone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def in_words(value: Any, most: int = 80, form: Callable[[Any], str] = repr) -> str:
-    """A value as printable text of at most `most` characters, also if its own `__repr__` or `__str__` raises."""
+    """A value as printable text of at most `most` characters, even if its `__repr__` or `__str__` raises."""
     try:
         text = form(value).encode("utf-8", "backslashreplace").decode()
     except BaseException as error:
@@ -40,10 +40,10 @@ def in_words(value: Any, most: int = 80, form: Callable[[Any], str] = repr) -> s
 
 
 def raised(error: BaseException) -> Missing:
-    """The missing value that an error of a reward leaves. The user's own Ctrl-C is raised again: it ends the run.
+    """Converts a reward's exception to a `Missing`. The user's own Ctrl-C is raised again and ends the run.
 
-    A KeyboardInterrupt is the user's in the main thread, where Python's own handler is in charge of SIGINT. Elsewhere,
-    and while a trainer collects the signals, only the reward can have raised it.
+    A KeyboardInterrupt comes from the user if it is in the main thread and Python's own handler has SIGINT. Otherwise
+    (also while a trainer collects signals) the reward itself raised it.
     """
     main = threading.current_thread() is threading.main_thread()
     if isinstance(error, KeyboardInterrupt) and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -59,8 +59,8 @@ def raised(error: BaseException) -> Missing:
 def each(
     views: Sequence[SegmentView | SequenceView], judge: Callable[[Any], T], column: str | None = None
 ) -> list[T | Missing]:
-    """What `judge` says of each view. One that it raises for is a `Missing` with the cause, and with what the row's
-    `column` holds, if the judge reads one."""
+    """Calls `judge` on each view. If it raises, the result is a `Missing` with the cause, and with the row's value of
+    `column`, if the judge reads one."""
 
     def one(view: Any) -> T | Missing:
         try:
@@ -74,16 +74,16 @@ def each(
 
 
 def fill(ready: Sequence[T | Missing | None], score: Callable[[list[T]], Sequence[Value]]) -> list[Value]:
-    """`score` of all that is ready, in one call, if there is anything. A `Missing` and a None stay as they are."""
+    """Calls `score` once on all items that are not `Missing` or None (if any), and merges the results back."""
     good: list[Any] = [one for one in ready if not isinstance(one, Missing | None)]
     values = iter(score(good) if good else ())
     return [one if isinstance(one, Missing | None) else next(values) for one in ready]
 
 
 def column_of(view: SegmentView | SequenceView, column: str) -> Any:
-    """A row's value of a column: numbers of numpy and torch as Python's, arrays of one axis as lists.
+    """A row's value of a column. Numpy and torch scalars become Python numbers, 1-d arrays become lists.
 
-    Raises ValueError, with the columns that there are, if the row lacks it.
+    Raises ValueError, with the known columns, if the row lacks it.
     """
     if column not in view.columns:
         known = ", ".join(map(str, view.columns)) or "none"
@@ -116,7 +116,7 @@ def _set_errors(kept: list[Any]) -> None:
 
 
 class _Environment(dict[str, str]):
-    """The variables of the process. New ones count as no change: libraries set them for themselves."""
+    """The process's environment variables. New variables do not count as a change, because libraries set some."""
 
     def __ne__(self, before: object) -> bool:
         return not (isinstance(before, dict) and before.items() <= self.items())
@@ -127,7 +127,7 @@ class _Environment(dict[str, str]):
 
 
 class _Places(list[str]):
-    """Where Python looks for modules. New places count as no change."""
+    """`sys.path`. New entries do not count as a change."""
 
     def __ne__(self, before: object) -> bool:
         return not isinstance(before, list) or [place for place in self if place in before] != list(before)
@@ -141,7 +141,7 @@ class _Places(list[str]):
         sys.path[:] = [*before, *(place for place in sys.path if place not in before)]
 
 
-# What a reward may change for the whole process, and how it is read and set.
+# Process-wide state that a reward may change, with functions to read and to set it.
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the working directory": (os.getcwd, os.chdir),
     "the environment": (_Environment.read, lambda before: os.environ.update(before)),
@@ -171,9 +171,9 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 class Surroundings:
     """The state of the process before rewards ran, to be restored after each of them.
 
-    Working directory, environment, module paths, torch's and numpy's settings, signal handlers and timers, and the
-    state of the global random generators. What a reward changes while others run, or while a model samples, holds until
-    the reward is waited for.
+    It covers the working directory, environment, module paths, torch's and numpy's settings, signal handlers and
+    timers, and the global random generators. A change that a reward makes in parallel to other work stays in force
+    until the reward is waited for.
     """
 
     def __init__(self) -> None:
@@ -184,12 +184,12 @@ class Surroundings:
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
     def restore(self, name: str) -> None:
-        """Sets everything back; warns of what has changed. name: of the reward that has just ended."""
+        """Restores everything, and warns of changes. name: of the reward that has just ended."""
         changed = []
         for what, (read, set_back) in _SETTINGS.items():
             before = self._settings[what]
             if before is not None and _state(read) != before:
-                with contextlib.suppress(OSError):  # the directory is gone
+                with contextlib.suppress(OSError):  # the directory was deleted
                     set_back(before)
                 changed.append(what)
         if threading.current_thread() is threading.main_thread():
@@ -214,11 +214,11 @@ class Surroundings:
         return changed
 
 
-_warn = functools.cache(logger.warning)  # once in a process: the reward will do it again
+_warn = functools.cache(logger.warning)  # once per process, as the reward will repeat it
 
 
 def _state(read: Callable[[], Any]) -> Any:
-    """None for a working directory that is gone."""
+    """The state, or None if the working directory was deleted."""
     try:
         return read()
     except OSError:

@@ -1,4 +1,4 @@
-"""Rewards that score nothing: a run says so once, and its report says it again."""
+"""Detects rewards that score nothing. A run warns once, and its report repeats the warning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHECK = {
 
 
 def idle_rewards(table: RewardTable) -> dict[str, list[str]]:
-    """By modality that no response of the table contains: the rewards that score or credit nothing else."""
+    """For each modality that no response of the table contains: the rewards that credit only this modality."""
     absent = {m.name.lower() for m in Modality if not bool((table.modality_BS == m).any())}
     credits = [{"text" if part == "last" else part for part in credit} for credit in table.credit]
     found = {
@@ -31,7 +31,7 @@ def idle_rewards(table: RewardTable) -> dict[str, list[str]]:
 
 
 class IdleWatch:
-    """Warns once in a run, for each modality, of rewards that score or credit nothing in a step."""
+    """Warns once per run and modality if rewards score or credit nothing in a step."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -49,8 +49,8 @@ class IdleWatch:
 
 
 def silent_rewards(metrics: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> list[str]:
-    """A sentence about each reward without a value in a whole run. metrics: rows of a metrics.jsonl. kinds: what each
-    reward looks at, by its name."""
+    """A sentence about each reward that had no value in a whole run. metrics: rows of a metrics.jsonl. kinds: each
+    reward's `on`, by its name."""
     sentences = []
     for name, kind in kinds.items():
         if not metrics or any(f"reward/{name}" in row for row in metrics):

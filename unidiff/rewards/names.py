@@ -1,4 +1,4 @@
-"""Rewards by name: the registry, and what a config or a user may give as a reward."""
+"""Rewards by name: the registry, and conversion of names and functions to rewards."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SHIPPED = "unidiff.scorers"  # registers the rewards that ship; imported when a
 
 
 def register(name: str) -> Callable[[Reward], Reward]:
-    """Decorator that makes a reward known to configs by name. ValueError if the name is taken, or holds a character
-    that a list of names with weights needs."""
+    """Decorator that registers a reward, so that configs can name it. Raises ValueError if the name is taken, or has a
+    character that is reserved for lists of names with weights."""
     if not name or set(name) & set("=,: "):
         raise ValueError(f"a reward cannot be registered as {name!r}: a name has no '=', ',', ':' or space")
 
@@ -33,11 +33,11 @@ def register(name: str) -> Callable[[Reward], Reward]:
 
 
 def resolve(text: str, own: Iterable[Reward] = ()) -> Reward:
-    """The reward that a config names: `name`, or `name=weight`, which replaces the weight that it was marked with.
+    """The reward that a config names: `name`, or `name=weight`, which replaces the reward's weight.
 
-    The name is that of one of `own` (those of the task), a registered one, or `package.module:function` (with a point
-    for the colon, too).
-    Errors: ValueError for an unknown name (with the nearest known one), a module without that function, or a weight
+    The name is one of `own` (the task's rewards), a registered one, `package.module:function` or
+    `package.module.function`.
+    Raises ValueError for an unknown name (with the nearest known one), a module without that function, or a weight
     that is not a number.
     """
     importlib.import_module(_SHIPPED)
@@ -63,15 +63,15 @@ def _imported(name: str, known: Iterable[str]) -> Reward:
 
 
 def as_reward(given: Any, own: Iterable[Reward] = ()) -> Reward:
-    """A Reward from a Reward, a name, or an unmarked function with a `completions` or `completion_ids` parameter (TRL
-    style). own: rewards whose names are known beside the registered ones."""
+    """A Reward from a Reward, a name, or an unmarked TRL-style function (one with a `completions` or `completion_ids`
+    parameter). own: further rewards that can be named, besides the registered ones."""
     if isinstance(given, str):
         return resolve(given, own)
     return _marked(given)
 
 
 def _marked(given: Any) -> Reward:
-    """A Reward from a Reward or a function; a name is not taken."""
+    """A Reward from a Reward or a TRL-style function; names are not accepted."""
     if isinstance(given, Reward):
         return given
     if callable(given) and {"completions", "completion_ids"} & parameters(given).keys():
@@ -82,7 +82,7 @@ def _marked(given: Any) -> Reward:
 
 
 def as_rewards(given: Iterable[Any], own: Iterable[Reward] = ()) -> list[Reward]:
-    """All of them as Rewards. ValueError if two share a name, since metrics and faults go by name."""
+    """Converts all to Rewards. Raises ValueError if two share a name, because metrics and faults are keyed by name."""
     if isinstance(given, str):
         given = [part for part in given.split(",") if part.strip()]
     own = list(own)

@@ -1,8 +1,7 @@
 """Normalisation of rewards inside groups: pure functions over tensors in which NaN means "missing".
 
-Missing values are left out of every mean and standard deviation, and get advantage 0. All statistics are
-computed in float64 (a group of equal rewards then has std 0, not 1e-9) with one pass of index_add, whatever
-the number of groups.
+Missing values are left out of every mean and standard deviation, and get advantage 0. All statistics are computed in
+float64, so that a group of equal rewards has std 0 and not 1e-9. One pass of index_add serves any number of groups.
 
 Sources: GRPO arXiv 2402.03300 (group mean and std), Dr. GRPO 2503.20783 (scale "none"), leave-one-out RLOO
 2402.14740, normalize_then_sum GDPO 2601.05242, ranks Pref-GRPO 2508.20751.
@@ -22,13 +21,13 @@ Scale = Literal["group", "batch", "none"]
 SCALES = ("group", "batch", "none")
 
 EPSILON = 1e-4  # added to a standard deviation before dividing by it
-ROUNDING = 1e-9  # a std below this share of the values' size is rounding noise: the group is constant
+ROUNDING = 1e-9  # a std below this share of the values' norm is rounding noise, so the group is constant
 
 
 @dataclass(frozen=True, eq=False)
 class GroupStatistics:
-    """Statistics of values_N in groups: count_G of present values, mean_G (NaN without one), unbiased std_G (NaN
-    with fewer than two, exactly 0 for a constant group), and group_N, the row of each value in them."""
+    """Statistics of values_N in groups: count_G of present values, mean_G (NaN if there is none), unbiased std_G (NaN
+    below two values, exactly 0 for a constant group), and group_N, each value's index into them."""
 
     count_G: Tensor
     mean_G: Tensor
@@ -38,7 +37,7 @@ class GroupStatistics:
 
     @cached_property
     def comparable_N(self) -> Tensor:
-        """bool [N]: the value is there, and so is another one of its group."""
+        """bool [N]: the value is present, and so is another value of its group."""
         return self.present_N & (self.count_G[self.group_N] > 1)
 
 
@@ -60,10 +59,10 @@ def group_statistics(values_N: Tensor, groups_N: Tensor) -> GroupStatistics:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Values compared with others of their group, all [N], float64 but for comparable_N.
+    """Values compared with others of their group, all [N], float64 except comparable_N.
 
     advantage_N: 0 where there is nothing to compare. comparable_N: as in `GroupStatistics`. mean_N, std_N, count_N: of
-    the value's group. divisor_N: what its difference from the mean was divided by.
+    the value's group. divisor_N: the divisor of its difference from the mean.
     """
 
     advantage_N: Tensor
@@ -82,12 +81,12 @@ def compare_groups(
     leave_one_out: bool = False,
     pools_N: Tensor | None = None,
 ) -> Comparison:
-    """Advantages (r − mean of the group) / (std + 1e-4), and what they are made of.
+    """Advantages (r − mean of the group) / (std + 1e-4), with the statistics they are computed from.
 
     scale: "group": std of the group; "batch": std of the value's pool; "none": no division.
-    leave_one_out: the mean is that of the other members, which is the same as a factor n/(n − 1).
-    pools_N: int64, what "batch" means for each value; one pool of all values unless given.
-    Missing values, constant groups and groups with a single value get 0.
+    leave_one_out: the baseline is the mean of the other members, which equals a factor n/(n − 1).
+    pools_N: int64, the pool of each value for "batch"; None = one pool of all values.
+    Missing values, constant groups and groups with a single value get advantage 0.
     """
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r}; choose one of {', '.join(SCALES)}")
@@ -108,7 +107,7 @@ def compare_groups(
 
 
 def normalize_groups(values_N: Tensor, groups_N: Tensor, **options: Any) -> Tensor:
-    """The advantages alone of `compare_groups`, float64 [N]."""
+    """Only the advantages of `compare_groups`, float64 [N]."""
     return compare_groups(values_N, groups_N, **options).advantage_N
 
 
@@ -120,10 +119,10 @@ def weighted_sum(values_BF: Tensor, weights_F: Tensor) -> Tensor:
 
 
 def rank_groups(values_N: Tensor, groups_N: Tensor) -> Tensor:
-    """The share of its group's other values that a value beats, less the share that beat it: float64 [N] in [-1, 1],
-    mean 0 in each group; 0 for a lone value, NaN stays NaN.
+    """The share of its group's other values that a value beats, minus the share that beat it: float64 [N] in [-1, 1],
+    mean 0 in each group. A single value gets 0; NaN stays NaN.
 
-    Twice Pref-GRPO's win rate, less 1 (ties count half there), with a scalar reward for its preference model.
+    This is 2 · (win rate) − 1 of Pref-GRPO, where ties count half, with a scalar reward instead of a preference model.
     """
     _, group_N = torch.unique(groups_N, return_inverse=True)
     values_N = values_N.double()
@@ -140,7 +139,7 @@ def rank_groups(values_N: Tensor, groups_N: Tensor) -> Tensor:
 
 
 def rescale(values_N: Tensor, groups_N: Tensor, scale: str | None, pools_N: Tensor | None = None) -> Tensor:
-    """One reward's values on a scale of its own, float64 [N]; NaN stays NaN.
+    """One reward's values on its own scale, float64 [N]; NaN stays NaN.
 
     scale: None: as they are. "group", "batch", "none": as in `compare_groups`. "rank": as `rank_groups`.
     """
@@ -152,7 +151,7 @@ def rescale(values_N: Tensor, groups_N: Tensor, scale: str | None, pools_N: Tens
 
 
 def correlation(first_N: Tensor, second_N: Tensor) -> float | None:
-    """Pearson correlation of two float [N]; None for fewer than two values or a constant."""
+    """Pearson correlation of two float [N]; None for fewer than two values, or if one is constant."""
     if len(first_N) < 2:
         return None
     first_N, second_N = (

@@ -1,10 +1,10 @@
 """Rewards as marked functions: the decorator, the registry, and the names of rewards in configs.
 
 A reward is `f(segments, **columns) -> list[float | None]`, sync or async. `segments` holds the `SegmentView`s
-of one modality from all rows of the batch (or one `SequenceView` a row); each column is a list with one value
-a segment. With `batched=False` it is `f(segment, **columns) -> float | None`, called for each segment. None means
-"not applicable". A fault costs a reward its own values and nothing else: a lost value is left out of every mean,
-it is never a 0.
+of one modality from all rows of the batch (or one `SequenceView` per row); each column is a list with one value
+per segment. With `batched=False` it is `f(segment, **columns) -> float | None`, called for each segment. None means
+"not applicable". A fault costs a reward only its own values. A lost value is left out of every mean; it does not
+count as 0.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RewardError(RuntimeError):
 
 @dataclass(frozen=True)
 class Missing:
-    """A value that is missing: why, and in words."""
+    """A missing value, with its cause and a message."""
 
     cause: Cause
     message: str
@@ -51,25 +51,25 @@ class Missing:
 
 @dataclass
 class Breaker:
-    """Keeps a reward that fails again and again from costing its time in every batch.
+    """Circuit breaker: skips a reward that fails repeatedly, so that it does not cost its timeout in every batch.
 
-    failed: batches in a row in which every value was lost to a fault. resting: batches that are still to be skipped.
+    failed: consecutive batches in which every value was lost to a fault. resting: batches still to skip.
     """
 
-    REST: ClassVar[int] = 10  # batches that are skipped before the reward is tried again
+    REST: ClassVar[int] = 10  # batches to skip before the reward is tried again
 
     failed: int = 0
     resting: int = 0
 
     def skips(self) -> bool:
-        """Whether this batch is skipped; counts it."""
+        """Whether to skip this batch. Counts a skipped batch down."""
         if self.resting:
             self.resting -= 1
             return True
         return False
 
     def record(self, faulty: bool, limit: int | None) -> bool:
-        """Notes how a batch went; whether the reward rests from now on. One more failure after a rest is enough."""
+        """Records a batch; returns whether the reward rests now. After a rest, one more failure starts the next."""
         self.failed = self.failed + 1 if faulty else 0
         if limit is None or self.failed < limit:
             return False
@@ -79,21 +79,20 @@ class Breaker:
 
 @dataclass(eq=False)
 class Reward:
-    """A reward function and how it counts.
+    """A reward function with its options.
 
-    on:       what it scores: every text segment, every image segment, or each response as a whole.
+    on:       what it scores: "text" or "image" (each segment), or "sequence" (each whole response).
     weight:   finite factor of its values.
-    credit:   sequence rewards: the modalities whose tokens it credits, ("text",) unless told. ("last",)
-              credits text too, but only its last segment when the router works segment by segment.
-    scale:    what its values are put on before they are weighted and added to others (`normalize.rescale`):
-              None = as they are, "group", "batch", "none", "rank".
+    credit:   sequence rewards: the modalities whose tokens it credits, default ("text",). ("last",) credits text too,
+              but with assignment "segment" only the last text segment.
+    scale:    how its values are rescaled before they are weighted and summed (`normalize.rescale`): None = unchanged,
+              "group", "batch", "none", "rank".
     required: a missing value ends the run with a RewardError.
-    timeout:  seconds for one batch, with all attempts; None waits for ever.
-    retries:  further attempts after one that raised, with pauses that double from half a second.
-    breaker:  after this number of batches in a row without any value the reward is skipped for a while; None = never.
-    batched:  it takes all segments of a batch; False: one segment a call.
-    kind:     it looks at rows of this kind alone (`unidiff.tasks.Example.kind`), those inside it ("kind/…") included;
-              "" = at all rows.
+    timeout:  seconds for one batch, including all attempts; None waits for ever.
+    retries:  further attempts after an exception, with pauses that double from half a second.
+    breaker:  consecutive batches without any value after which the reward is skipped for a while; None = never.
+    batched:  True: called once with all segments of a batch; False: once per segment.
+    kind:     scores only rows of this kind (`unidiff.tasks.Example.kind`) and of its sub-kinds ("kind/…"); "" = all.
     """
 
     function: Callable[..., Any]
@@ -133,7 +132,7 @@ class Reward:
         functools.update_wrapper(self, self.function, updated=())
 
     def looks_at(self, kind: str) -> bool:
-        """Whether it looks at rows of a kind."""
+        """Whether it scores rows of a kind."""
         return not self.kind or kind == self.kind or kind.startswith(self.kind + "/")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -144,7 +143,7 @@ class Reward:
 
     @functools.cached_property
     def asynchronous(self) -> bool:
-        """Calling the function gives a coroutine."""
+        """Whether calling the function returns a coroutine."""
         call = getattr(self.function, "asynchronous", None)
         if call is not None:
             return bool(call)
@@ -155,7 +154,7 @@ class Reward:
 
 
 def _credit(name: str, on: str, credit: str | Iterable[str] | None) -> tuple[str, ...]:
-    """The modalities that a reward credits, in one form."""
+    """The modalities that a reward credits, validated, as a tuple."""
     if on != "sequence":
         if credit and tuple(credit) != (on,):
             raise ValueError(f"reward {name!r}: credit is for on='sequence'; a reward on {on!r} credits {on!r}")
@@ -190,8 +189,8 @@ def reward(
         def is_square(segments, **columns):
             return [float(s.image.width == s.image.height) for s in segments]
 
-    Works bare (`@reward`: on text), with options, and as a call: `reward(scorer, on="image")`. The name is
-    the function's, or the class's for a callable object.
+    Works bare (`@reward`: on text), with options, and as a call: `reward(scorer, on="image")`. The default name is the
+    function's, or the class's for a callable object.
     """
 
     def mark(target: Callable[..., Any]) -> Reward:
@@ -214,13 +213,13 @@ def reward(
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """A function's own name, also behind functools.partial; of a callable object that of its class."""
+    """A function's name, also inside functools.partial; for a callable object, its class's name."""
     inner = function.func if isinstance(function, functools.partial) else function
     return getattr(inner, "__name__", type(inner).__name__)
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Parameters of a callable by name; empty where Python cannot tell (some builtins)."""
+    """Parameters of a callable by name; empty if Python cannot tell (some builtins)."""
     try:
         return dict(inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters)
     except (TypeError, ValueError):

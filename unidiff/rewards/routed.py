@@ -1,4 +1,4 @@
-"""What the router made of a table: advantages, and how it came to each of them."""
+"""The router's result: advantages, and how each was computed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Account:
-    """How the advantages of an assignment came about.
+    """How the advantages of an assignment were computed.
 
-    assignment, scale, leave_one_out: the router's.
-    terms_BSF: float64, what entered the sum for a segment from each reward, before its weight: a value, or a mean over
-               the row's segments, on the reward's own scale. NaN = nothing.
-    total_BS:  float64, the weighted sum of the terms: what was compared.
-    mean_BS, std_BS, count_BS: float64, of the totals that it was compared with; count is how many there were.
-    divisor_BS: float64, what the difference from the mean was divided by.
+    assignment, scale, leave_one_out: the router's settings.
+    terms_BSF: float64, each reward's term in the sum for a segment, before its weight: a value, or a mean over the
+               row's segments, on the reward's own scale. NaN = none.
+    total_BS:  float64, the weighted sum of the terms. Totals are compared within groups.
+    mean_BS, std_BS, count_BS: float64, mean, std and number of the totals in the comparison.
+    divisor_BS: float64, the divisor of the difference from the mean.
     """
 
     assignment: str
@@ -34,18 +34,18 @@ class Account:
 
 @dataclass(frozen=True, eq=False)
 class Routed:
-    """Advantages of B rollouts with S sampled segments at most.
+    """Advantages of B rollouts with at most S sampled segments.
 
     group_B:      int64, the group (prompt) of each row, numbered from 0.
     advantage_BS: float32, 0 wherever `valid_BS` is False.
-    valid_BS:     bool: the segment exists, was scored, and has a scored sibling in its group to be compared
-                  with. A constant group is valid with advantage 0; a group that lost its values is not.
-    metrics:      `reward/<name>` (mean, unweighted), `lost/<name>` (share lost to faults), `lost/<name>/<cause>` (the
-                  same by cause, those that came up), `not_applicable/<name>` (share of None; 1, and nothing else, where
-                  a reward had no segment to look at), and of the factorized totals, whatever the assignment:
+    valid_BS:     bool: the segment exists, was scored, and can be compared with another scored one of its group. A
+                  constant group is valid with advantage 0; a group that lost its values is not valid.
+    metrics:      `reward/<name>` (mean, unweighted), `lost/<name>` (share lost to faults), `lost/<name>/<cause>` (for
+                  each cause that occurred), `not_applicable/<name>` (share of None; 1, and no other metric, if a reward
+                  had no segment to score). Under every assignment also, of the factorized totals:
                   `group_std/<modality>`, `zero_std/<modality>` (share of the scored groups), `advantage_correlation`
                   between the modalities. A number that does not exist in this batch is absent.
-    account:      how the advantages came about; None for a function's.
+    account:      how the advantages were computed; None for a custom function.
     """
 
     group_B: Tensor
@@ -55,18 +55,18 @@ class Routed:
     account: Account | None = None
 
     def rows(self, chosen: slice) -> Routed:
-        """Those of some rows; metrics stay those of all."""
+        """Selects rows; metrics remain those of all rows."""
         account = self.account
         if account is not None:
             account = replace(account, **{name: value[chosen] for name, value in _tensors(account).items()})
         return Routed(self.group_B[chosen], self.advantage_BS[chosen], self.valid_BS[chosen], self.metrics, account)
 
     def only(self, keep_BS: Tensor) -> Routed:
-        """With nothing to train outside of `keep_BS`, bool. The account stays."""
+        """Makes segments outside of `keep_BS`, bool, invalid with advantage 0. The account stays."""
         return replace(self, advantage_BS=self.advantage_BS * keep_BS, valid_BS=self.valid_BS & keep_BS)
 
     def explain(self, sample: int, segment: int, names: tuple[str, ...], weights: tuple[float, ...]) -> list[str]:
-        """In words, how a segment came to its advantage, one line a step. names, weights: those of the rewards."""
+        """Explains a segment's advantage in words, one line per step. names, weights: of the rewards."""
         advantage = self.advantage_BS[sample, segment].item()
         if self.account is None:
             return [self._closing(sample, segment, f"a function of yours gave it {advantage:.4g}")]
@@ -89,7 +89,7 @@ class Routed:
         lines.append(f"  compared in {among} with {int(count)} values: mean {mean:.4g}{spread}")
         sum_of = f"({total:.4g} - {mean:.4g})" + (f" / {divisor:.4g}" if divisor != 1 else "")
         if a.leave_one_out and a.assignment != "normalize_then_sum" and count > 1:
-            sum_of = f"{int(count)}/{int(count) - 1} × {sum_of}"  # the mean of the others
+            sum_of = f"{int(count)}/{int(count) - 1} × {sum_of}"  # leave one out
         return [*lines, self._closing(sample, segment, "all are equal" if std == 0 else sum_of)]
 
     def _closing(self, sample: int, segment: int, how: str) -> str:
@@ -101,7 +101,7 @@ class Routed:
         return f"  advantage of each of its sampled tokens: {how} = {advantage:.4g}"
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """As tensors by name, and the rest as JSON-able data."""
+        """Tensors by name, and the rest as JSON data."""
         tensors, header = _tensors(self), dict[str, Any](metrics=self.metrics)
         if self.account is not None:
             parts = _tensors(self.account)
@@ -111,7 +111,7 @@ class Routed:
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], header: dict[str, Any]) -> Routed:
-        """What `to_tensors` took apart; other tensors are left alone."""
+        """The inverse of `to_tensors`; other tensors are ignored."""
         account = None
         if (plain := header.get("account")) is not None:
             parts: dict[str, Any] = {f.name: tensors[f.name] for f in fields(Account) if f.name not in plain}

@@ -1,19 +1,19 @@
-"""From a table of rewards to an advantage for every sampled segment.
+"""Computes an advantage for every sampled segment from a table of rewards.
 
-Definitions (r_{i,s,f}: value of reward f at segment s of rollout i, w_f its weight, norm_g: see
-`compare_groups`; scale_f: the reward's own scale, see `rescale`, which leaves a value as it is unless one is set):
+Definitions. r_{i,s,f}: value of reward f at segment s of rollout i. w_f: its weight. norm_g: see `compare_groups`.
+scale_f: the reward's own scale, see `rescale`; by default values are unchanged.
 
     joint               R_i = Σ_f w_f scale_f(mean_s r_{i,s,f});  A_i = norm_g(R_i) for every segment
     normalize_then_sum  A_i = norm_batch(Σ_f w_f norm_g(mean_s r_{i,s,f})) for every segment; a reward's own scale
-                        takes the place of its norm_g
+                        replaces its norm_g
     factorized          R_i^m as in joint, over the rewards of modality m only; A_i^m = norm_g(R_i^m) for its
                         segments
-    segment             as factorized, but every segment against the group's k-th segments of its modality, and so for
-                        the rewards' own scales
+    segment             as factorized, but a row's k-th segment of a modality is compared only with the k-th ones of its
+                        group; the same holds for the rewards' own scales
 
 `normalize_then_sum` is GDPO's (arXiv 2601.05242). `factorized` is our reconstruction from the abstract of
-arXiv 2606.14792. Sequence rewards go to the modalities that their `credit` names; "last" is text, and under
-`segment` only the row's last text segment.
+arXiv 2606.14792. A sequence reward goes to the modalities in its `credit`; "last" means text, and under `segment` only
+the row's last text segment.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from unidiff.sequence import Modality
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """What a custom assignment is told of the S sampled segments of B rollouts, beside their values.
+    """Data for a custom assignment about the S sampled segments of B rollouts, besides their values.
 
     modality_BS: int64, a `Modality`; -1 = the row has no such segment. round_BS: int64, ordinal among the row's
     segments of this modality, from 0. group_B: int64, the group (prompt) of each row, numbered from 0. names, weights:
-    of the F rewards. table: everything that is known of them.
+    of the F rewards. table: the whole reward table.
     """
 
     modality_BS: Tensor
@@ -65,7 +65,7 @@ Assignment = Callable[[Tensor, Segments], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """What is compared: terms_BSF and total_BS as in `Account`, and the comparison of each segment's total, [B, S]."""
+    """terms_BSF and total_BS as in `Account`, and the comparison of each segment's total, [B, S]."""
 
     terms_BSF: Tensor
     total_BS: Tensor
@@ -103,7 +103,7 @@ def segment(table: RewardTable, group_B: Tensor, compare: Compare) -> _Sums:
     segments = table.modality_BS.shape[1]
     for modality in Modality:
         own_BS = table.modality_BS == modality
-        # Segments of the other modality get a round of their own, so that they share no pool with these.
+        # Segments of the other modality get an extra round number, so that they share no pool with these.
         round_BS = torch.where(own_BS, own_BS.long().cumsum(1) - 1, segments)
         key_N = (group_B[:, None] * (segments + 1) + round_BS).flatten()
         own_BSF = values_BSF.masked_fill(~own_BS[..., None], math.nan)
@@ -131,10 +131,9 @@ ASSIGNMENTS: dict[str, Callable[[RewardTable, Tensor, Compare], _Sums]] = {
 class RewardRouter:
     """Routes rewards to segments.
 
-    assignment: one of `ASSIGNMENTS`, or a function `(values_BSF, segments) -> advantage_BS` (NaN = left out).
-        values_BSF, float32: every reward at the segments that it is credited to, a sequence reward at all of them;
-        NaN = missing. segments: `Segments`.
-    scale: what a group's centred rewards are divided by: "group" or "batch" std, or "none".
+    assignment: one of `ASSIGNMENTS`, or a function `(values_BSF, segments) -> advantage_BS` (NaN = not trained).
+        values_BSF, float32: see `credited_values`; NaN = missing. segments: `Segments`.
+    scale: the divisor of a group's centred rewards: "group" or "batch" std, or "none".
     leave_one_out: the baseline of a rollout is the mean of the other members of its group.
     """
 
@@ -153,9 +152,8 @@ class RewardRouter:
     def route(self, table: RewardTable, groups_B: Tensor) -> Routed:
         """Advantages of every sampled segment. The table is not changed.
 
-        groups_B: int64, which group (prompt) each row belongs to.
-        Errors: ValueError for a group of one row, for groups_B of another length, or a custom assignment's
-        bad result.
+        groups_B: int64, the group (prompt) of each row. Raises ValueError for a group of one row, for groups_B of
+        another length, or for an invalid result of a custom assignment.
         """
         group_B = _checked_groups(table, groups_B)
         compare = partial(compare_groups, scale=self.scale, leave_one_out=self.leave_one_out)
@@ -203,8 +201,8 @@ class RewardRouter:
 
 
 def credited_values(table: RewardTable) -> Tensor:
-    """float32 [B, S, F]: every reward's values at the segments that they are credited to. A sequence reward's value
-    stands at all of them; NaN elsewhere and where it is missing."""
+    """float32 [B, S, F]: each reward's values at the segments that it credits; NaN elsewhere and where missing. A
+    sequence reward's value is repeated at every credited segment."""
     values_BSF = table.values_BSF.clone()
     text_BS = table.modality_BS == Modality.TEXT
     last_BS = text_BS & (text_BS.long().flip(1).cumsum(1).flip(1) == 1)
@@ -217,13 +215,13 @@ def credited_values(table: RewardTable) -> Tensor:
 
 
 def _rounds(table: RewardTable) -> Tensor:
-    """int64 [B, S]: ordinal of each segment among those of its modality."""
+    """int64 [B, S]: ordinal of each segment among the row's segments of its modality."""
     counts = torch.stack([(table.modality_BS == m).long().cumsum(1) - 1 for m in Modality])
     return counts.gather(0, table.modality_BS.clamp(min=0)[None])[0]
 
 
 def _credits(table: RewardTable, modality: Modality) -> Tensor:
-    """bool [F]: the rewards that go to a modality."""
+    """bool [F]: the rewards that credit a modality."""
     names = {modality.name.lower()} | ({"last"} if modality is Modality.TEXT else set())
     return torch.tensor([bool(names & set(credit)) for credit in table.credit], dtype=torch.bool)
 
@@ -236,7 +234,7 @@ def _scaled_means(table: RewardTable, group_B: Tensor, default: str | None = Non
 
 
 def _totals_by_modality(table: RewardTable, group_B: Tensor) -> Iterator[tuple[Modality, Tensor, Tensor]]:
-    """For each modality the terms [B, F] of the rewards that are credited to it, and their weighted sum [B]."""
+    """For each modality: the terms [B, F] of the rewards that credit it, and their weighted sum [B]."""
     terms_BF = _scaled_means(table, group_B)
     for modality in Modality:
         own_BF = terms_BF.masked_fill(~_credits(table, modality), math.nan)
@@ -244,7 +242,7 @@ def _totals_by_modality(table: RewardTable, group_B: Tensor) -> Iterator[tuple[M
 
 
 def _to_segments(table: RewardTable, terms_BF: Tensor, total_B: Tensor, found: Comparison) -> _Sums:
-    """What holds for a row, repeated for its segments."""
+    """Repeats a row's values for each of its segments."""
     shape = table.modality_BS.shape
     spread = {f.name: getattr(found, f.name)[:, None].expand(shape) for f in fields(Comparison)}
     terms_BSF = terms_BF[:, None].expand(*shape, terms_BF.shape[1])
@@ -252,7 +250,7 @@ def _to_segments(table: RewardTable, terms_BF: Tensor, total_B: Tensor, found: C
 
 
 def _by_modality(table: RewardTable, parts: Sequence[_Sums]) -> _Sums:
-    """The sums of texts or of images, by each segment's own modality."""
+    """Picks each segment's sums by its own modality. parts: of text, of images."""
     is_image_BS = table.modality_BS == Modality.IMAGE
 
     def pick(text: Tensor, image: Tensor) -> Tensor:
@@ -265,7 +263,7 @@ def _by_modality(table: RewardTable, parts: Sequence[_Sums]) -> _Sums:
 
 
 def _checked_groups(table: RewardTable, groups_B: Tensor) -> Tensor:
-    """The groups numbered from 0, so that any int64 (a hash, a data set's index) may name a group."""
+    """Renumbers groups from 0, so that any int64 (a hash, a data set's index) may identify a group."""
     groups_B = torch.as_tensor(groups_B, dtype=torch.int64)
     rows = len(table.modality_BS)
     if groups_B.shape != (rows,):
@@ -285,7 +283,7 @@ def _reward_metrics(table: RewardTable) -> dict[str, float]:
     for (name, cause), count in table.lost.items():
         lost[name][cause] += count
     for f, (name, asked) in enumerate(zip(table.names, table.asked_F.tolist())):
-        if not asked:  # no segment that it looks at
+        if not asked:  # no segment to score
             metrics[f"not_applicable/{name}"] = 1.0
             continue
         present = table.present(f)
@@ -299,7 +297,7 @@ def _reward_metrics(table: RewardTable) -> dict[str, float]:
 
 
 def _group_metrics(table: RewardTable, group_B: Tensor, compare: Compare) -> dict[str, float]:
-    """Statistics of the factorized totals: the spread in the groups, and how far the modalities' advantages agree."""
+    """Statistics of the factorized totals: std within groups, and correlation of the modalities' advantages."""
     metrics: dict[str, float] = {}
     compared = []
     for modality, _, total_B in _totals_by_modality(table, group_B):

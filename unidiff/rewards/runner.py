@@ -1,15 +1,14 @@
-"""Runs the reward functions of one batch: all at once where they can be, each with its deadline and its retries.
+"""Runs the reward functions of one batch, in parallel where possible, each with its timeout and retries.
 
-What runs where:
-- an async reward in an event loop of its own, in a daemon thread that lives as long as the reward: clients that it
-  keeps open stay usable from batch to batch, one that blocks holds up no other, and Jupyter's running loop is no
-  hindrance;
-- a sync reward with a timeout or retries in a daemon thread of its own, started with the async ones;
-- any other sync reward in the caller's thread, one after the other, while the others run.
+Where rewards run:
+- An async reward has its own event loop in a daemon thread that lives as long as the reward. So its open clients stay
+  usable from batch to batch, a blocking reward does not delay others, and it works inside Jupyter's running loop.
+- A sync reward with a timeout or retries has its own daemon thread, started together with the async ones.
+- All other sync rewards run one after another in the caller's thread, while the others run.
 
-Python cannot stop a thread. A sync reward that is over its time is given up: its thread lives on until the function
-returns, and until then the reward is not called again. What may hang for ever belongs into a process that can be
-killed, or behind an async client. A fault stays inside its reward.
+Python cannot stop a thread. A sync reward that exceeds its timeout is abandoned: its thread goes on until the function
+returns, and until then the reward is not called again. Code that may hang for ever belongs in a process that can be
+killed, or behind an async client. A fault affects only its own reward.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from unidiff.rewards.reward import Cause, Missing, Reward
 
 logger = logging.getLogger(__name__)
 
-GRACE_SECONDS = 1.0  # an async reward is cancelled at its timeout; one that blocks its loop is given up later
-SIDE_BY_SIDE = 32  # segments that an async reward with batched=False works on at once
-PATIENCE_SECONDS = 60.0  # after which one without a timeout is said to be waited for
+GRACE_SECONDS = 1.0  # after its timeout an async reward is cancelled; if it blocks its loop, it is abandoned this later
+SIDE_BY_SIDE = 32  # segments that an async reward with batched=False handles concurrently
+PATIENCE_SECONDS = 60.0  # first warning about a slow reward without a timeout; later ones come at doubled intervals
 
 _LOOPS: weakref.WeakKeyDictionary[Reward, tuple[threading.Thread, asyncio.AbstractEventLoop]] = (
     weakref.WeakKeyDictionary()
@@ -46,17 +45,17 @@ _GIVEN_UP: weakref.WeakKeyDictionary[Reward, Future] = weakref.WeakKeyDictionary
 
 
 class RewardTimeoutError(Exception):
-    """The reward's own time is over (a TimeoutError that it raises itself counts as raised)."""
+    """The reward's timeout expired. (A TimeoutError that the reward itself raises counts as raised.)"""
 
 
 class Job:
-    """One reward on its segments of a batch. `start` begins what runs elsewhere, `finish` waits for the values."""
+    """One reward on its segments of a batch. `start` begins background work, `finish` waits for the values."""
 
     def __init__(self, reward: Reward, views: Views, trainer_state: Any = None) -> None:
         self.reward, self.views = reward, views
         self.log = Log(trainer_state, len(views))
         over = f"took longer than {reward.timeout:g} s" if reward.timeout else "ended without a result"
-        self._values: list[float | Missing] = [Missing(Cause.TIMEOUT, over)] * len(views)  # until there are others
+        self._values: list[float | Missing] = [Missing(Cause.TIMEOUT, over)] * len(views)  # replaced by results
         self._future: Future | None = None
         self._end: float | None = None
         self._idle = not views
@@ -82,14 +81,14 @@ class Job:
                 self._work()
         else:
             self._wait(self._future)
-        values = list(self._values)  # one that was given up may go on and fill its own list
+        values = list(self._values)  # copied, because an abandoned reward may still write to its list
         self._judge(values)
         return values
 
     # ---------------------------------------------------------------- whether
 
     def _skipped(self) -> bool:
-        """The reward rests, or an earlier call of it has not come back."""
+        """Whether the reward rests, or an earlier call has not returned yet. If so, all values are missing."""
         given_up = _GIVEN_UP.get(self.reward)
         if self.reward.state.skips():
             lost = Missing(Cause.SKIPPED, f"was not called: it failed {self.reward.state.failed} times in a row")
@@ -102,7 +101,7 @@ class Job:
         return True
 
     def _judge(self, values: list[float | Missing]) -> None:
-        """Tells the breaker how it went, and says so where it matters."""
+        """Records the outcome in the breaker, and warns of failures."""
         reward, lost = self.reward, [v for v in values if isinstance(v, Missing) and v.cause is not Cause.NONE]
         faulty = len(lost) == len(values)
         rests = reward.state.record(faulty, reward.breaker)
@@ -117,7 +116,7 @@ class Job:
     # ---------------------------------------------------------------- sync
 
     def _work(self) -> None:
-        """Fills the values; raises nothing that a reward may raise."""
+        """Fills the values. Exceptions of the reward become missing values."""
         try:
             if self.reward.batched:
                 returned = self._attempt(lambda: call(self.reward, self.views, self.log))
@@ -126,8 +125,8 @@ class Job:
                 for i, one in enumerate(calls(self.reward, self.views)):
                     self._values[i] = self._one(one)
         except RewardTimeoutError:
-            pass  # what is not there by now stays lost
-        except BaseException as error:  # a SystemExit, say: what a reward raises is its own affair
+            pass  # unfinished values stay missing
+        except BaseException as error:  # also SystemExit: a reward must not end the run
             self._values[:] = [raised(error)] * len(self.views)
 
     def _one(self, function: Callable[[], Any]) -> float | Missing:
@@ -150,12 +149,12 @@ class Job:
         raise AssertionError("unreachable")
 
     def _awaited(self, awaitable: Any) -> Any:
-        """What a plain function hands on that has to be awaited, awaited in the reward's loop."""
+        """Awaits, in the reward's loop, an awaitable that a sync function returned."""
 
         async def outcome() -> Any:
             try:
                 return await awaitable
-            except BaseException as error:  # a SystemExit would end the loop, a CancelledError lose its place
+            except BaseException as error:  # SystemExit would end the loop; CancelledError would lose the place
                 if isinstance(error, Exception) or _cancelled():
                     raise
                 raise RuntimeError(f"{type(error).__name__}: {in_words(error, form=str)}") from error
@@ -168,7 +167,7 @@ class Job:
         return future.result()
 
     def _pause(self, attempt: int, error: BaseException) -> float:
-        """Seconds before the next attempt; raises the error again if there is none."""
+        """Seconds before the next attempt. Raises the error again if no attempt is left."""
         pause = backoff.pause_before(attempt)
         if attempt >= self.reward.retries or (self._end is not None and time.monotonic() + pause > self._end):
             raise error
@@ -177,7 +176,7 @@ class Job:
     # ---------------------------------------------------------------- async
 
     async def _work_async(self) -> None:
-        torch.set_grad_enabled(False)  # an earlier call may have changed it, in this thread
+        torch.set_grad_enabled(False)  # grad mode is thread-local, and an earlier call may have changed it
         scope = asyncio.timeout(self.reward.timeout)
         try:
             async with scope:
@@ -216,7 +215,7 @@ class Job:
     # ---------------------------------------------------------------- waiting
 
     def _wait(self, future: Future) -> None:
-        """Until the values are there or the time is over."""
+        """Waits for the values or the timeout."""
         if self._end is None:
             patience = PATIENCE_SECONDS
             while not wait([future], timeout=patience).done:
@@ -235,8 +234,8 @@ class Job:
 
 
 def _cancelled() -> bool:
-    """The task in progress is being cancelled, by its deadline, or closed with its loop; a reward may also raise
-    CancelledError itself."""
+    """Whether the current task is really being cancelled, by its timeout or its closing loop. (A reward may also raise
+    CancelledError itself.)"""
     try:
         task = asyncio.current_task()
     except RuntimeError:
@@ -245,7 +244,7 @@ def _cancelled() -> bool:
 
 
 def _in_thread(work: Callable[[], None]) -> Future:
-    """Runs work in a daemon thread. A ThreadPoolExecutor would wait for a hung one at the process's exit."""
+    """Runs work in a daemon thread. A ThreadPoolExecutor would wait for a hung thread at exit."""
     future: Future = Future()
 
     def target() -> None:
@@ -260,14 +259,14 @@ def _in_thread(work: Callable[[], None]) -> Future:
 
 
 def _loop(reward: Reward) -> asyncio.AbstractEventLoop:
-    """The reward's own event loop in its daemon thread (a new one after a fork or a blocked loop)."""
+    """The reward's event loop in its daemon thread (a new one after a fork or a blocked loop)."""
     thread, loop = _LOOPS.get(reward, (None, None))
     if thread is not None and loop is not None and thread.is_alive():
         return loop
     loop, retired = asyncio.new_event_loop(), threading.Event()
 
     def target() -> None:
-        while not retired.is_set():  # the reward, or a task that it began, may stop the loop
+        while not retired.is_set():  # the reward may stop the loop
             with contextlib.suppress(BaseException):
                 loop.run_forever()
         loop.close()

@@ -1,10 +1,10 @@
-"""What a reward function sees: one sampled segment (`SegmentView`) or a whole response (`SequenceView`).
+"""The input of a reward function: one sampled segment (`SegmentView`) or a whole response (`SequenceView`).
 
-A view holds references, never copies, and decodes nothing by itself: 64 rollouts of nine segments are built
-in about a millisecond, and a picture becomes a PIL image only when a reward asks for it.
+A view holds references and decodes nothing until it is asked: 64 rollouts of nine segments take about a millisecond,
+and a picture becomes a PIL image only when a reward uses it.
 
-Reward functions get `OwnRow`s of them: copies that belong to one reward and are made field by field as it looks.
-Whatever it does to tokens, pictures or columns, no other reward sees it, nor does the training.
+Each reward function gets its own copies (`OwnRow`), made field by field on first access. If it changes tokens, pictures
+or columns, other rewards and the training do not see it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from unidiff.sequence import Modality
 
 @dataclass(eq=False, kw_only=True)
 class SegmentView:
-    """One sampled segment of one rollout, with everything that came before it.
+    """One sampled segment of one rollout, with its context.
 
     modality: TEXT or IMAGE.
     tokens:   LongTensor [n], ids in the model's vocabulary, without delimiters.
     text:     the decoded text; None for an image.
     pixels:   uint8 [H, W, 3]; None for text. `image` is the same as a PIL image.
-    ended:    text: it ended with its end token, it was not cut off. Images: True.
+    ended:    text: it reached its end token and was not cut off. Images: True.
     edited:   images: bool [h, w], True where a token was denoised again; None = every token was sampled.
     index:    ordinal among the row's sampled segments, from 0.
     round:    ordinal among the row's sampled segments of the same modality, from 0.
-    last:     it is the last sampled segment of its row.
-    prompt:   the given part of the row: texts and PIL images in order.
+    last:     whether it is the row's last sampled segment.
+    prompt:   the row's prompt: texts and PIL images in order.
     before:   the sampled segments before it in its row.
     task:     the row's example, as its task made it.
     columns:  the row's other fields, by name.
@@ -82,7 +82,7 @@ class SegmentView:
 
 @dataclass(eq=False)
 class SequenceView:
-    """A whole response: what a reward with `on="sequence"` sees. It has at least one segment."""
+    """A whole response, for rewards with `on="sequence"`. It has at least one segment."""
 
     segments: tuple[SegmentView, ...]
 
@@ -98,7 +98,7 @@ class SequenceView:
 
     @property
     def prompt(self) -> list[str | Image.Image]:
-        """The given part of the row: texts and PIL images in order."""
+        """The row's prompt: texts and PIL images in order."""
         return self.segments[0].prompt
 
     @property
@@ -113,13 +113,13 @@ class SequenceView:
 
     @property
     def ended(self) -> bool:
-        """The response closes with a text that reached its end token: not cut off, nor left at a picture."""
+        """Whether the response ends with a text that reached its end token."""
         final = self.segments[-1]
         return final.modality == Modality.TEXT and final.ended
 
 
 def parts_of(view: SegmentView | SequenceView) -> Iterator[tuple[str, str | Image.Image]]:
-    """What a view is judged with, in order, as (role, text or picture): the prompt, then the response up to it."""
+    """(role, text or picture) in order: the prompt, then the response up to and including the view."""
     segments = view.segments if isinstance(view, SequenceView) else (*view.before, view)
     yield from (("prompt", part) for part in view.prompt)
     for segment in segments:
@@ -142,8 +142,8 @@ def link_row(
 ) -> tuple[SegmentView, ...]:
     """Puts one row's segments in context: fills `index`, `round`, `last`, `before` and the row's own fields.
 
-    views: the row's sampled segments in order, with their content alone (modality, tokens, text or pixels,
-    …). Returns new views; those given are not changed.
+    views: the row's sampled segments in order, with only their content (modality, tokens, text or pixels, …). Returns
+    new views.
     """
     views = list(views)
     shared_prompt, shared_columns = list(prompt), dict(columns or {})
@@ -170,7 +170,7 @@ def link_row(
 
 
 class OwnRow:
-    """One row as one reward may have it: its views are copied when they are asked for."""
+    """One reward's private copy of a row. Views are copied on first access."""
 
     def __init__(self, row: Sequence[SegmentView], memo: dict[int, Any]) -> None:
         self._row, self._memo = row, memo
@@ -186,12 +186,12 @@ class OwnRow:
         return tuple(self[index] for index in range(count))
 
     def whole(self) -> SequenceView:
-        """All of them, as a reward on sequences sees them."""
+        """The whole row, for a reward on sequences."""
         return SequenceView(self.first(len(self._row)))
 
     def copied(self, value: Any) -> Any:
-        """A deep copy; an object that many rows share is copied once. What cannot be copied (a lock, an open file) is
-        shared."""
+        """A deep copy. An object that several rows share is copied once. Objects that cannot be copied (a lock, an open
+        file) are shared."""
         try:
             return copy.deepcopy(value, self._memo)
         except Exception:
@@ -205,7 +205,7 @@ def own_rows(rows: Sequence[Sequence[SegmentView]]) -> list[OwnRow]:
 
 
 class _OwnView(SegmentView):
-    """A view of an `OwnRow`. A field that could be changed in place is copied when it is first looked at."""
+    """A view of an `OwnRow`. Mutable fields are copied on first access."""
 
     _source: SegmentView
     _row: OwnRow

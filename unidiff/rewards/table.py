@@ -20,23 +20,22 @@ from unidiff.rewards.runner import Job
 from unidiff.rewards.segment_view import SegmentView, own_rows
 from unidiff.sequence import Modality
 
-WHOLE = -1  # the place of a sequence reward's value on the segment axis
+WHOLE = -1  # segment index of a sequence reward's value
 
 
 @dataclass(eq=False)
 class RewardTable:
-    """Rewards of B rollouts, S sampled segments at most, F reward functions.
+    """Rewards of B rollouts with at most S sampled segments, from F reward functions.
 
-    names, weights, on, credit: one entry a reward, as in `Reward`.
-    values_BSF:  float32, rewards on text or image segments at the segment that they score. NaN = missing:
-                 lost, not applicable, of another modality, or no such segment. Sequence rewards are NaN here.
+    names, weights, on, credit: one entry per reward, as in `Reward`.
+    values_BSF:  float32, values of rewards on text or image segments. NaN = missing: lost, not applicable, of another
+                 modality, or no such segment. Sequence rewards are NaN here.
     sequence_BF: float32, the values of rewards with on="sequence". NaN = missing, or not a sequence reward.
     modality_BS: int64, the modality of each sampled segment; -1 = the row has no such segment.
-    missing:     {(f, row, segment or WHOLE): Missing}, one entry for each value that was asked for and is
-                 missing.
-    scale:       one entry a reward, as in `Reward`; all None unless given.
+    missing:     {(f, row, segment or WHOLE): Missing}, one entry for each requested value that is missing.
+    scale:       one entry per reward, as in `Reward`; default None for all.
     logged:      numbers that rewards logged, by name (`log_metric`).
-    extra:       {column: {(row, segment or WHOLE): value}}, what they logged beside their values (`log_extra`).
+    extra:       {column: {(row, segment or WHOLE): value}}, columns that rewards logged (`log_extra`).
     """
 
     names: tuple[str, ...]
@@ -64,7 +63,7 @@ class RewardTable:
 
     @property
     def lost(self) -> dict[tuple[str, Cause], int]:
-        """How many values each reward lost, by cause. `Cause.NONE` (not applicable) is counted too."""
+        """The number of missing values by reward and cause, including `Cause.NONE` (not applicable)."""
         return dict(Counter((self.names[f], lost.cause) for (f, _, _), lost in self.missing.items()))
 
     @property
@@ -77,33 +76,33 @@ class RewardTable:
 
     @property
     def asked_F(self) -> Tensor:
-        """int64 [F]: how many values each reward was asked for."""
+        """int64 [F]: the number of values that were requested from each reward."""
         missing = Counter(f for f, _, _ in self.missing)
         return torch.tensor([missing[f] + len(self.present(f)) for f in range(len(self.names))])
 
     @property
     def row_means_BF(self) -> Tensor:
-        """float64 [B, F]: each reward's mean over the row's segments that have a value; NaN without one."""
+        """float64 [B, F]: each reward's mean over the row's segments that have a value; NaN if none has."""
         means_BF = self.values_BSF.double().nanmean(dim=1)
         return torch.where(self.sequence_BF.isnan(), means_BF, self.sequence_BF.double())
 
     def present(self, f: int) -> Tensor:
-        """float32 [n]: all values that reward f gave."""
+        """float32 [n]: all values of reward f."""
         values = torch.cat([self.values_BSF[..., f].flatten(), self.sequence_BF[:, f]])
         return values[~values.isnan()]
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Means of what the rewards logged; a name without a finite number is absent."""
+        """Means of the logged numbers; a name without a finite number is absent."""
         finite = {name: [v for v in values if math.isfinite(v)] for name, values in self.logged.items()}
         return {name: sum(values) / len(values) for name, values in finite.items() if values}
 
     def explain(self, sample: int, segment: int, routed: Routed | None = None) -> str:
-        """In words: what each reward said of one segment of one row, or why a value is missing.
+        """Explains one segment's rewards in words: each value, or why it is missing.
 
-        segment: the ordinal among the row's sampled segments, as `SegmentView.index`. routed: what a router made of
-        this table; then also how the values became the advantage of the segment's tokens.
-        Errors: IndexError if the row has no such sampled segment.
+        segment: the ordinal among the row's sampled segments, as `SegmentView.index`. routed: a router's result for
+        this table; then the text also explains the segment's advantage. Raises IndexError if the row has no such
+        sampled segment.
         """
         kinds = self.modality_BS[sample, segment].item() if segment < self.modality_BS.shape[1] else WHOLE
         if kinds < 0:
@@ -171,7 +170,7 @@ class RewardTable:
 
     @staticmethod
     def concatenate(tables: Sequence[RewardTable]) -> RewardTable:
-        """One table of all rows in order, for processes that gather theirs. ValueError if rewards differ."""
+        """Joins tables of several processes or parts, rows in order. Raises ValueError if their rewards differ."""
         first = tables[0]
         kinds = {(t.names, t.weights, t.on, t.credit, t.scale) for t in tables}
         if len(kinds) != 1:
@@ -198,8 +197,8 @@ class RewardTable:
     # ---------------------------------------------------------------- files
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """As tensors by name, and the rest as JSON-able data: parts that a file of rollouts can hold beside its own.
-        Values of `extra` that JSON does not know become their text."""
+        """Tensors by name, and the rest as JSON data, for a rollout file. Values of `extra` that JSON cannot store
+        become text."""
         tensors = {name: getattr(self, name).contiguous() for name in ("values_BSF", "sequence_BF", "modality_BS")}
         header: dict[str, Any] = {name: getattr(self, name) for name in ("names", "weights", "on", "credit", "scale")}
         header["missing"] = [[*place, lost.cause, lost.message] for place, lost in self.missing.items()]
@@ -212,7 +211,7 @@ class RewardTable:
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], header: dict[str, Any]) -> RewardTable:
-        """The table that `to_tensors` took apart; other tensors are left alone."""
+        """The inverse of `to_tensors`; other tensors are ignored."""
         return RewardTable(
             names=tuple(header["names"]),
             weights=tuple(header["weights"]),
@@ -233,7 +232,7 @@ def _is_plain(value: Any) -> bool:
 
 
 class Pending:
-    """Rewards of a batch that are being worked on; `table` waits for them."""
+    """Rewards of a batch that are being computed; `table` waits for them."""
 
     def __init__(
         self, rewards: Iterable[Reward | str], rows: Sequence[tuple[SegmentView, ...]], trainer_state: Any = None
@@ -243,12 +242,12 @@ class Pending:
         self._surroundings = Surroundings()
         self._jobs = []
         for reward, where in zip(self.rewards, self._places):
-            own = own_rows(rows)  # what one reward does to its views is its own affair
+            own = own_rows(rows)  # copies, so that a reward cannot change another's views
             views = [own[row].whole() if segment == WHOLE else own[row][segment] for row, segment in where]
             self._jobs.append(Job(reward, views, trainer_state).start())
 
     def table(self) -> RewardTable:
-        """All values. See `check_required` for those that may not be missing."""
+        """Waits for all values. It does not check required rewards; see `check_required`."""
         table = _empty_table(self.rewards, self.rows)
         results = []
         for job in self._jobs:
@@ -279,10 +278,10 @@ def reward_table(
 ) -> RewardTable:
     """Runs all rewards on a batch of rollouts.
 
-    rewards: what `as_rewards` takes. rows: each rollout's sampled segments in order (`link_row` makes them);
-    a row without segments is scored by nothing. Each reward is called once, with all of its segments of the
-    batch, or with `batched=False` once for each. trainer_state: for functions that ask where the run is.
-    Errors: RewardError if a reward with required=True lost a value; ValueError if two rewards share a name.
+    rewards: what `as_rewards` takes. rows: each rollout's sampled segments in order (from `link_row`); a row without
+    segments gets no scores. Each reward is called once with all of its segments of the batch, or with `batched=False`
+    once per segment. trainer_state: passed to functions that ask for it.
+    Raises RewardError if a reward with required=True lost a value, ValueError if two rewards share a name.
     """
     pending = Pending(rewards, rows, trainer_state)
     table = pending.table()
@@ -291,7 +290,7 @@ def reward_table(
 
 
 def check_required(rewards: Sequence[Reward], table: RewardTable) -> None:
-    """Raises RewardError if one with required=True lost a value. rewards: those of the table, in its order."""
+    """Raises RewardError if a reward with required=True lost a value. rewards: those of the table, in its order."""
     for (f, row, segment), lost in table.missing.items():
         if rewards[f].required:
             place = f"sample {row}" if segment == WHOLE else f"sample {row}, segment {segment}"
@@ -301,7 +300,7 @@ def check_required(rewards: Sequence[Reward], table: RewardTable) -> None:
 
 
 def _places(reward: Reward, rows: Sequence[tuple[SegmentView, ...]]) -> list[tuple[int, int]]:
-    """(row, segment) of everything that a reward looks at."""
+    """(row, segment) of everything that a reward scores."""
     mine = [
         (row, views) for row, views in enumerate(rows) if views and reward.looks_at(getattr(views[0].task, "kind", ""))
     ]

@@ -1,9 +1,9 @@
-"""Reward functions written for TRL's GRPOTrainer, taken as they are.
+"""Reward functions written for TRL's GRPOTrainer, used unchanged.
 
 Such a function is called with `prompts, completions, completion_ids, trainer_state, log_extra, log_metric` and the
 columns of its data set, all by keyword, and returns a list of floats or Nones, or a coroutine of one (documentation of
-TRL 1.10, "Using a custom reward function"). unidiff hands over what it asks for: a function without **kwargs need not
-name them all.
+TRL 1.10, "Using a custom reward function"). unidiff passes only the arguments that the signature names, so a function
+without **kwargs need not name them all.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from unidiff.rewards.segment_view import SequenceView
 
 @dataclass(eq=False)
 class TRLFunction:
-    """A TRL-style function behind unidiff's signature.
+    """Wraps a TRL-style function in unidiff's signature.
 
-    Prompts and completions are the texts alone, joined by line breaks: TRL functions know no pictures.
-    completion_ids:  lists of the ids of all sampled segments, those of pictures among them.
-    trainer_state:   a `transformers.TrainerState` with the run's global_step and max_steps; epoch stays 0, since no
-                     prompt comes twice.
+    Prompts and completions contain only the texts, joined by line breaks, as TRL functions do not take pictures.
+    completion_ids:  lists of the ids of all sampled segments, including pictures.
+    trainer_state:   a `transformers.TrainerState` with the run's global_step and max_steps; epoch stays 0.
     log_metric(name, value), log_extra(column, values): see `Log`.
-    chat: completions and prompts are given as chat messages, [{"role": …, "content": …}].
+    chat: pass completions and prompts as chat messages, [{"role": …, "content": …}].
     """
 
     function: Callable[..., Any]
@@ -37,7 +36,7 @@ class TRLFunction:
 
     @property
     def asynchronous(self) -> bool:
-        """The wrapped function is async, so calling this gives its coroutine."""
+        """Whether the wrapped function is async, so that a call returns its coroutine."""
         return Reward(self.function, "trl").asynchronous
 
     def __call__(
@@ -68,5 +67,5 @@ def from_trl(
     name: str | None = None,
     **options: Any,
 ) -> Reward:
-    """A reward on whole responses from a TRL-style function; see `TRLFunction`. options: those of `reward`."""
+    """A reward on whole responses from a TRL-style function; see `TRLFunction`. options: as in `reward`."""
     return reward(TRLFunction(function, chat), on="sequence", credit=credit, name=name or name_of(function), **options)

@@ -1,10 +1,10 @@
-"""Text behind a prompt of ids, by a published body alone: no tokenizer, no pictures.
+"""Completes a prompt of ids with a published body: no tokenizer, no pictures.
 
     body = load_backbone("path/to/LLaDA-8B-Instruct", dtype=torch.bfloat16)
     done = complete(body, prompt_ids, length=128, steps=128, block=32)
 
-The same sampler as that of rollouts, greedy: with cache="none" LLaDA's (arXiv 2502.09992), with one of its caches or
-a threshold Fast-dLLM's (arXiv 2505.22618).
+It is the sampler of rollouts in greedy mode. With cache="none" it equals LLaDA's sampler (arXiv 2502.09992), with a
+cache or a threshold Fast-dLLM's (arXiv 2505.22618).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from unidiff.spec import ModelSpec
 
 @dataclass
 class Completion:
-    """ids: [B, length] int64. step: [B, length] int64, the denoising step of its row that committed each token.
-    forwards: [B] passes through the model (with guidance a pass with each prompt)."""
+    """ids: [B, length] int64. step: [B, length] int64, the row's denoising step that committed each token. forwards:
+    [B] passes through the model (guidance adds one pass per step)."""
 
     ids: Tensor
     step: Tensor
@@ -49,14 +49,14 @@ def complete(
     refresh: int | None = None,
     text_end: Sequence[int] = (),
 ) -> Completion:
-    """Fills `length` masks behind each prompt, block by block, the most probable token each time.
+    """Fills `length` masks after each prompt, block by block, with the most probable tokens.
 
-    body: of `load_backbone`. prompts: ids, [B, P] or a list of different lengths. steps: for the whole length, shared
-    out evenly among its blocks of `block` tokens; each commits its share, the most confident first. guidance: s of
-    (1 + s) c − s u, u with the prompt masked. threshold: instead of a number of steps, commit all of at least this
-    probability, and the most confident one. text_end: ids behind which a text does not go on (what is left stays
-    masked). cache, refresh: see `approximate_cache` and `cache_refresh` of `SamplerConfig`. Raises ValueError for a
-    value out of its range, where length, steps and blocks do not divide, or a prompt leaves too few positions.
+    body: from `load_backbone`. prompts: ids, [B, P] or a list of different lengths. steps: for the whole length,
+    divided evenly among blocks of `block` tokens; a step commits its share, most confident first. guidance: s of
+    (1 + s) c − s u, where u has the prompt masked. threshold: instead of following `steps`, commit all tokens of at
+    least this probability, and always the most confident one. text_end: ids that end a text; the rest stays masked.
+    cache, refresh: see `approximate_cache` and `cache_refresh` of `SamplerConfig`. Raises ValueError for a value out of
+    range, if length, steps and block do not divide evenly, or if a prompt leaves too few positions.
     """
     given = checked(locals(), complete)
     for name in ("length", "steps", "block"):

@@ -1,4 +1,4 @@
-"""Counting what a rollout costs: forward passes, token-forwards, FLOPs and seconds, phase by phase."""
+"""The cost of a rollout by phase: forward passes, token-forwards, FLOPs and seconds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 @dataclass
 class Cost:
-    """forwards: passes through the model. token_forwards: tokens that went through it; pads, and rows that only wait
-    for others of their batch, are left out, so that a rollout costs the same in any batch. flops: analytic.
-    seconds: wall clock; a row's share of its batch's."""
+    """forwards: passes through the model. token_forwards: tokens that went through it, without pads and without rows
+    that are already finished, so that a rollout costs the same in any batch. flops: analytic. seconds: wall clock of
+    the batch, divided by its rows."""
 
     forwards: float = 0.0
     token_forwards: float = 0.0
@@ -40,8 +40,8 @@ PICTURE_PHASES = ("select", "image", "write_image")
 
 
 class Compute(dict[str, Cost]):
-    """The cost of each phase, by name: prompt (read once for all samples of a prompt, each has its share), text, select
-    (finding what to edit), image, write_text and write_image (finished segments, read into the cache as a whole)."""
+    """Cost by phase: prompt (read once, shared by all samples of the prompt), text, select (choosing the tokens to
+    edit), image, write_text and write_image (reading finished segments into the cache)."""
 
     @property
     def total(self) -> Cost:
@@ -49,7 +49,7 @@ class Compute(dict[str, Cost]):
 
     @property
     def pictures(self) -> Cost:
-        """What the pictures cost: choosing tokens, denoising them, and writing each finished picture into the cache."""
+        """The cost of pictures: choosing tokens, denoising them, and reading each finished picture into the cache."""
         return sum((self[phase] for phase in PICTURE_PHASES if phase in self), Cost())
 
     def __add__(self, other: Compute) -> Compute:
@@ -61,8 +61,8 @@ class Compute(dict[str, Cost]):
 
 @dataclass
 class ModelFlops:
-    """FLOPs of one forward over N tokens with K visible keys each: 2·P·N + 4·layers·d·N·K, and 2·d·rows for each
-    position whose logits are computed (algorithms §6). P: parameters of the body's blocks."""
+    """FLOPs of one forward over N tokens with K visible keys each: 2·P·N + 4·layers·d·N·K, plus 2·d·rows for each
+    position with logits (algorithms §6). P: parameters of the body's blocks."""
 
     parameters: int
     layers: int
@@ -81,7 +81,7 @@ class ModelFlops:
 
 @dataclass
 class ComputeMeter:
-    """Adds up the cost of a batch of rollouts. Counts stay tensors on the device until `rows` asks for them."""
+    """Adds up the cost of a batch of rollouts. Counts stay on the device until `rows` reads them."""
 
     flops: ModelFlops
     batch: int
@@ -92,8 +92,8 @@ class ComputeMeter:
     def add(
         self, phase: str, rows: Tensor, tokens: Tensor, keys: Tensor, positions: Tensor, head: int, active: Tensor
     ) -> None:
-        """One forward pass of `rows` (indices into the batch), each of the following [len(rows)]: tokens run, keys
-        seen by each, positions with logits over `head` rows of the LM head (int64); rows to count (bool)."""
+        """Counts one forward pass of `rows` (indices into the batch). All [len(rows)]: tokens that run, keys visible to
+        each, positions with logits over `head` rows of the LM head (int64); active, the rows to count (bool)."""
         if phase not in self.counts:
             self.counts[phase] = torch.zeros(3, self.batch, dtype=torch.float64, device=self.device)
         flops = self.flops.forward(tokens, keys, positions, head)
@@ -110,7 +110,7 @@ class ComputeMeter:
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
-        """Wall-clock seconds of a phase (the device is waited for at its end only)."""
+        """Measures wall-clock seconds of a phase; synchronises with the device only at its end."""
         start = time.perf_counter()
         yield
         if self.device.type == "cuda":

@@ -128,11 +128,11 @@ class SamplerConfig:
 
     @property
     def scales(self) -> dict[str, tuple[float, float]]:
-        """Scales of guidance for texts and for images, by what the compared prompt leaves out; those that are not 0."""
+        """Guidance scales (text, image) that are not 0, keyed by what the compared prompt leaves out."""
         scales = {"text": (self.text_guidance, self.image_guidance), "image": (0.0, self.picture_guidance)}
         return {name: pair for name, pair in scales.items() if any(pair)}
 
     @property
     def guides(self) -> tuple[str, ...]:
-        """What the prompts leave out that guidance needs; see `UnifiedModel.encode_prompt`."""
+        """`left_out` of `UnifiedModel.encode_prompt`: the prompts that guidance needs."""
         return tuple(self.scales)

@@ -1,7 +1,7 @@
-"""Controls of interleaved rounds: what becomes of a response if the model does not draw its own pictures.
+"""Controls of interleaved rounds: responses in which the model does not draw its own pictures.
 
-none       no pictures: each text follows the one before it
-oracle     after each text the picture that the task says is right
+none       no pictures: texts only
+oracle     after each text the correct picture, drawn by the task
 shuffled   after each text a picture of another example
 """
 
@@ -18,8 +18,8 @@ from unidiff.sequence import Modality, Prompt, Segment
 
 
 def parts(plan: list[Part], kind: str, prompts: Sequence[Prompt]) -> list[Part]:
-    """The parts of a response under a control. Raises ValueError for a response without rounds, and for prompts of a
-    task that cannot draw pictures."""
+    """The parts of a response under a control. Raises ValueError for a response without rounds, and for a task that
+    cannot draw pictures."""
     if kind == "own":
         return plan
     if not plan[0].open:
@@ -36,7 +36,7 @@ def parts(plan: list[Part], kind: str, prompts: Sequence[Prompt]) -> list[Part]:
 def pictures(
     model: UnifiedModel, rows: Sequence[tuple[Prompt, Sequence[Segment]]], kind: str, grid: tuple[int, int]
 ) -> Tensor:
-    """int64 [B, n]: ids of the pictures that the task draws after the texts of each row. Raises ValueError if they have
+    """int64 [B, n]: ids of the pictures that the task draws for each row's texts. Raises ValueError if a picture has
     another grid."""
     drawn = []
     for prompt, segments in rows:

@@ -1,7 +1,7 @@
-"""Denoising one segment, step by step: which tokens are drawn, and which of them stay.
+"""Denoising loops of one segment: each step draws tokens and commits some of them.
 
-A loop knows nothing of sequences or models: it asks `read` for the log-probabilities of what is still masked. It is a
-generator that pauses after every step, so that two loops can take turns on one canvas. Noise is counter-based.
+A loop does not depend on sequences or models: it calls `read` for log-probabilities. It is a generator that yields
+after every step, so that two loops can take turns on one canvas. Noise is counter-based.
 
 Dimensions: B rows, N tokens of a text's canvas, E tokens of an image to denoise, V words.
 """
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from unidiff.sampling.config import SamplerConfig
     from unidiff.spec import ModelSpec
 
-_TEXT, _ORDER, _IMAGE, _REVEAL, EDIT = range(5)  # what noise is for: the last number of a stream
+_TEXT, _ORDER, _IMAGE, _REVEAL, EDIT = range(5)  # the last number of a noise stream: its purpose
 
 
 @dataclass
 class Step:
-    """One step of a loop. rows: int64 [b], the rows that are not done: no other is read. number: of its block or image,
-    from 0. at: the columns at work. again: each row comes so many times, one after another, with other ids."""
+    """One step of a loop. rows: int64 [b], the unfinished rows; only these are read. number: the step's index in its
+    block or image, from 0. at: the active columns. again: each row is repeated this many times, with different ids."""
 
     rows: Tensor
     number: int
@@ -42,15 +42,15 @@ class Step:
     again: int = 1
 
 
-# (ids [b, N] of the step's rows, step) -> log-probabilities [b, columns at work, V]
+# (ids [b, N] of the step's rows, step) -> log-probabilities [b, active columns, V]
 Read = Callable[[Tensor, Step], Tensor]
 
 
 @dataclass
 class Drawn:
-    """Tokens in the making, all [B, N]: ids, the step that committed each (-1 = none), its probability then. warmth:
-    the factor that a schedule gave the temperature then; None = none did. trace: for each step taken the probability of
-    what was drawn, NaN where nothing was masked; None = it is not kept."""
+    """The state of a loop, all [B, N]: ids, the step that committed each token (-1 = none), and its probability then.
+    warmth: a schedule's factor on the temperature then; None = no schedule set it. trace: for each step the probability
+    of the drawn token, NaN where none was masked; None = not recorded."""
 
     ids: Tensor
     step: Tensor
@@ -65,26 +65,26 @@ class Drawn:
         return cls(torch.full_like(like, mask), torch.full_like(like, -1), ones, trace=[] if trace else None)
 
     def note(self, masked: Tensor, log_prob: Tensor, step: Step) -> None:
-        """Keeps what was drawn in a step, if a trace is wanted. masked: bool, before it."""
+        """Records a step's drawn probabilities, if there is a trace. masked: bool, before the step."""
         if self.trace is not None:
             row = torch.full_like(self.probability, torch.nan)
             row[step.rows, step.at] = torch.where(masked, log_prob.exp(), torch.nan)
             self.trace.append(row)
 
     def traced(self, row: int, n: int) -> Tensor | None:
-        """[T, n]: the trace of a row's first n tokens, without the steps in which it only waited for other rows."""
+        """[T, n]: the trace of a row's first n tokens, without steps in which the row was already finished."""
         if self.trace is None:
             return None
         steps = torch.stack(self.trace)[:, row] if self.trace else self.probability.new_zeros(0, self.ids.shape[1])
         return steps[~steps.isnan().all(1)][:, :n]
 
     def commit(self, where: Tensor, ids: Tensor, number: Tensor | int, log_prob: Tensor, step: Step) -> None:
-        """where: bool, of the columns and rows at work. number: of the step, as it is kept."""
+        """Commits ids. where: bool, over the step's rows and columns. number: the step index to record."""
         new = ((self.ids, ids), (self.step, number), (self.probability, log_prob.exp()))
         self.ids, self.step, self.probability = (_put(old, where, value, step) for old, value in new)
 
     def steer(self, where: Tensor, choice: Choice, step: Step, steering: Steering | None) -> None:
-        """Keeps the temperature of the tokens that a step commits, as a schedule chose it."""
+        """Records a schedule's temperature for the tokens that a step commits."""
         if steering is not None:
             steering.committed(where.sum(1))
         if choice.temperature is not None:
@@ -104,8 +104,8 @@ def _put(old: Tensor, where: Tensor, value: Tensor | int, step: Step) -> Tensor:
 
 
 def text_blocks(size: int, config: SamplerConfig, steered: bool = False) -> Iterator[tuple[slice, int, int, int]]:
-    """Each semi-autoregressive block of a canvas: its columns, its planned steps, the most that it takes, and the most
-    that those before it take. steered: a schedule may commit one token a step."""
+    """The semi-autoregressive blocks of a canvas: columns, planned steps, maximum steps, and the sum of maximum steps
+    of earlier blocks. steered: a schedule may commit one token per step."""
     first, width = 0, min(config.text_block or size, size)
     for start in range(0, size, width):
         n = min(width, size - start)
@@ -125,8 +125,8 @@ def denoise_text(
     steering: Steering | None = None,
 ) -> Iterator[None]:
     """Fills the masked tokens of a text's canvas [B, N], up to each row's first end token. A row is read until its
-    block is full or its text has ended. turn: part of the noise streams, another one for each text of a sequence.
-    steering: of a schedule; None = as the settings say."""
+    block is full or its text has ended. turn: the text's index in the response; it separates noise streams. steering:
+    by a schedule; None = follow the settings."""
     low = spec.text_range[0]
     end = torch.tensor(spec.text_end, dtype=torch.int64, device=text.ids.device)
     greedy = config.greedy or not config.text_temperature
@@ -137,7 +137,7 @@ def denoise_text(
         inside = (columns >= at.start) & (columns < at.stop)
         for number in range(most):
             masked = (text.ids == spec.mask) & inside
-            rows = (~text_rules.finished(text.ids, masked, end)).nonzero()[:, 0]  # the one host sync of a step
+            rows = (~text_rules.finished(text.ids, masked, end)).nonzero()[:, 0]  # the only host sync of a step
             if not len(rows):
                 break
             step = Step(rows, number, at)
@@ -151,7 +151,7 @@ def denoise_text(
                 choice = steering.decide(rows, first + number, look)
             if choice.temperature is not None:
                 log_probs, share = warmed(log_probs, choice), torch.zeros_like(share)
-            # A stream is numbered by the plan, not by the steps taken: those depend on the rows beside.
+            # Number streams by the plan, not by the steps taken, which depend on the other rows.
             uniform = noise.uniform(keys, (turn, first + number, _TEXT), place)
             drawn, sure = draw(log_probs, uniform, greedy)
             log_prob = sure - share
@@ -173,9 +173,9 @@ def denoise_text(
 
 
 def forbid_mask(log_probs: Tensor, spec: ModelSpec) -> Tensor:
-    """Takes the mask token out of [B, n, V] log-probabilities, in place; returns the log of what is left, [B, n].
+    """Removes the mask token from [B, n, V] log-probabilities, in place; returns log(1 − its probability), [B, n].
 
-    It is not a value of a token. But as in the references its share counts where the model is asked how sure it is.
+    A token is never the mask. But confidence is measured before the removal, as in the reference implementations.
     """
     low, high = spec.text_range
     if not low <= spec.mask < high:
@@ -186,7 +186,7 @@ def forbid_mask(log_probs: Tensor, spec: ModelSpec) -> Tensor:
 
 
 def text_length(ids: Tensor, spec: ModelSpec) -> Tensor:
-    """[B] length of each text in its canvas [B, N], with its end token; all of it where there is none."""
+    """[B] length of each text in its canvas [B, N], including its end token; N if there is no end token."""
     end = torch.isin(ids, torch.tensor(spec.text_end, dtype=torch.int64, device=ids.device))
     return torch.where(end.any(1), end.int().argmax(1) + 1, ids.shape[1])
 
@@ -203,11 +203,11 @@ def denoise_image(
     whole: int,
     steering: Steering | None = None,
 ) -> Iterator[None]:
-    """Fills the tokens [B, E] of an image of `whole` tokens that are to be denoised. A row is read for as many steps as
-    its tokens take, or until a schedule has committed them all.
+    """Fills the tokens [B, E] to denoise, of an image of `whole` tokens. A row is read for its number of steps, or
+    until a schedule has committed all its tokens.
 
-    place: [B, E] int64, where in the image each stands. valid: [B, E] bool, False = none, where a row has fewer.
-    steering: of a schedule; None = as the settings say.
+    place: [B, E] int64, index in the image. valid: [B, E] bool, False = padding, where a row has fewer tokens.
+    steering: by a schedule; None = follow the settings.
     """
     count_B = valid.sum(1)
     steps_B = image_rules.edit_steps(count_B, whole, config.image_steps)
@@ -241,8 +241,8 @@ def denoise_image(
 
 @dataclass
 class _Reveal:
-    """Which of an image's tokens a step reveals. All fields of the rows at work: masked [b, E] bool, the number of the
-    step, steps and tokens of each row [b], places [b, E], and what the noise depends on."""
+    """Chooses the image tokens that a step reveals. Fields, of the step's rows: masked [b, E] bool, the step's index,
+    each row's steps and tokens [b], places [b, E], and the keys and stream of the noise."""
 
     masked: Tensor
     number: int
@@ -253,7 +253,7 @@ class _Reveal:
     stream: tuple[int, int, int]
 
     def chosen(self, log_prob: Tensor, config: SamplerConfig) -> Tensor:
-        """[b, E] bool: as the settings say."""
+        """[b, E] bool: by the settings."""
         schedule = SCHEDULES[config.image_schedule]
         if config.image_sampler == "emerge":
             appears = noise.uniform(self.keys, self.stream, self.place)
@@ -271,7 +271,7 @@ class _Reveal:
         )
 
     def steered(self, steering: Steering, choice: Choice, log_prob: Tensor, config: SamplerConfig) -> Tensor:
-        """[b, E] bool: as a schedule says, in the order of the sampler; all in a row's last step."""
+        """[b, E] bool: by a schedule, in the sampler's order; all tokens in a row's last step."""
         if config.image_sampler == "emerge":
             score = noise.uniform(self.keys, self.stream, self.place).float()
         else:

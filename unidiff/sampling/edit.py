@@ -1,8 +1,8 @@
 """Edit selectors: which tokens of the copied image are denoised again.
 
-A selector never sees privileged state. `region` reads what the model itself has just written, or a box that a user
-gives; `confidence` asks the model which tokens of the copy it finds least likely in the new context; `random` and
-`full` (regenerate all of it) are the baselines.
+A selector never sees the task's hidden state. `region` uses the region that the model's last text names, or a user's
+box. `confidence` takes the tokens of the copy that the model finds least likely in the new context. `random` and `full`
+(regenerate everything) are baselines.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ EDITS = ("region", "confidence", "random", "full")
 
 
 def region(texts: Sequence[str], grid: tuple[int, int], locate: Sequence[Locate], device: torch.device | str) -> Tensor:
-    """[B, n] bool: the tokens that each row's text names, found by the row's own function. Nothing named: nothing is
-    edited. Raises ValueError for a region of another shape."""
+    """[B, n] bool: the tokens that each row's text names, found by the row's own function; none if it names no region.
+    Raises ValueError for a region of another shape."""
     masks = []
     for text, find in zip(texts, locate):
         found = find(text, grid)
@@ -32,7 +32,7 @@ def region(texts: Sequence[str], grid: tuple[int, int], locate: Sequence[Locate]
 
 
 def box(top: int, left: int, bottom: int, right: int) -> Locate:
-    """A user's box in token rows and columns, half-open, whatever the text says. Raises ValueError if it is empty."""
+    """A fixed box in token rows and columns, half-open, for any text. Raises ValueError if it is empty."""
     if not (0 <= top < bottom and 0 <= left < right):
         raise ValueError(f"box {top, left, bottom, right}: needs 0 <= top < bottom and 0 <= left < right")
 
@@ -47,13 +47,13 @@ def box(top: int, left: int, bottom: int, right: int) -> Locate:
 
 
 def given(mask: np.ndarray | Tensor) -> Locate:
-    """A user's tokens [rows, columns] bool, whatever the text says: from pixels by `unidiff.images.grid`."""
+    """A fixed token mask [rows, columns] bool, for any text. `unidiff.images.grid` makes one from pixels."""
     return lambda _text, _grid: mask
 
 
 def lowest(score_Bn: Tensor, share: float, threshold: float | None = None) -> Tensor:
-    """[B, n] bool: tokens whose score is below the threshold, or without one the lowest `share` (at least one; the
-    first of equal ones)."""
+    """[B, n] bool: tokens with a score below the threshold; without a threshold, the `share` of tokens with the lowest
+    scores (at least one; ties from left to right)."""
     if threshold is not None:
         return score_Bn < threshold
     count = max(1, round(share * score_Bn.shape[1]))

@@ -1,11 +1,11 @@
-"""Sampling a template's layout: text, text-to-image, understanding, editing, a picture behind or beside a text.
+"""Sampling a template's layout: text, text-to-image, understanding, editing, a picture after or beside a text.
 
     guided = model.template.text_to_image("a red cube on a blue ball", Picture.blank(32, 32))
     (done,) = fill(model, [guided], [noise.key(0)], SamplerConfig(**model.spec.sampler))
     done.picture(model).save("cube.png")
 
-For bidirectional models: everything in the layout is seen all the while, what is still masked too. Targets are filled
-text by text and picture by picture in their order, by the same loops as those of interleaved rollouts.
+For bidirectional models: the whole layout is visible in every step, including tokens that are still masked. Targets are
+filled one text or picture after another, by the same loops as interleaved rollouts.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Filled:
-    """A layout with its targets drawn. ids: [L] int64. step: [L] int64, the step of its text or picture that committed
-    each target, -1 elsewhere. probability: [L] float32 of each target then, 1 elsewhere."""
+    """A layout with sampled targets. ids: [L] int64. step: [L] int64, the denoising step that committed each target,
+    -1 elsewhere. probability: [L] float32 of each target then, 1 elsewhere."""
 
     layout: Layout
     ids: Tensor
@@ -45,11 +45,11 @@ class Filled:
     probability: Tensor
 
     def tokens(self, segment: int) -> Tensor:
-        """[n] ids of a text or picture of the layout, by its ordinal; of a picture without row separators."""
+        """[n] ids of a text or picture of the layout, by its ordinal; without row separators."""
         return self.ids[self.layout.places(segment)]
 
     def text(self, model: UnifiedModel) -> str:
-        """The text that was sampled, up to its end token. Raises ValueError if there is none."""
+        """The first sampled text, up to its end token. Raises ValueError if there is none."""
         segment = next((s for s, kind in _targets(self.layout) if kind is Modality.TEXT), None)
         if segment is None:
             raise ValueError("no text was sampled in this layout")
@@ -58,7 +58,7 @@ class Filled:
         return model.decode_text(ids[: int(end.int().argmax())] if bool(end.any()) else ids)
 
     def picture(self, model: UnifiedModel, grid: tuple[int, int] | None = None) -> Image:
-        """The picture that was sampled. grid: rows and columns, if it is not a square. ValueError if there is none."""
+        """The first sampled picture. grid: (rows, columns), if not square. Raises ValueError if there is none."""
         segment = next((s for s, kind in _targets(self.layout) if kind is Modality.IMAGE), None)
         if segment is None:
             raise ValueError("no picture was sampled in this layout")
@@ -74,14 +74,14 @@ def fill(
     config: SamplerConfig,
     side_by_side: bool = False,
 ) -> list[Filled]:
-    """Draws the targets of each layout.
+    """Samples the targets of each layout.
 
-    layouts: of one task, with targets of the same kinds and numbers. keys: one noise key each. config: scales of
-    guidance count where a layout has something to compare with ("prompt", the whole of it left out, counts as "text").
-    side_by_side: a text and a picture take turns, as in MMaDA-Parallel: pictures join after a quarter of the text's
-    steps. With `approximate_cache` each keeps its own keys and values, so that neither sees what the other has drawn
-    before `cache_refresh` runs everything again. Raises ValueError for a block-causal model, or layouts that do not fit
-    together; TypeError for what are no layouts.
+    layouts: of one task, with targets of the same kinds and numbers. keys: one noise key per layout. config: a guidance
+    scale is used if the layout has the matching unconditional prompt ("prompt", without the whole prompt, counts as
+    "text"). side_by_side: a text and a picture take turns, as in MMaDA-Parallel; the picture starts after a quarter of
+    the text's steps. With `approximate_cache` each loop keeps its own keys and values, so neither sees the other's new
+    tokens until `cache_refresh`. Raises ValueError for a block-causal model, or for layouts that do not match;
+    TypeError if an item is not a layout.
     """
     check_parts(layouts, "layouts", Guided)
     if model.spec.attention != "bidirectional":
@@ -93,13 +93,13 @@ def fill(
 
 
 def _targets(layout: Layout) -> list[tuple[int, Modality]]:
-    """Texts and pictures with something to be sampled, in order."""
+    """(ordinal, modality) of the texts and pictures to sample, in order."""
     kinds = {layout.segment[i]: layout.role[i] for i in layout.targets()}
     return [(s, Modality.IMAGE if role is Role.IMAGE else Modality.TEXT) for s, role in sorted(kinds.items())]
 
 
 class _Filling:
-    """B layouts on R rows: the layouts, and behind them the same with each unconditional prompt."""
+    """B layouts on R rows: the layouts, then the same layouts with each unconditional prompt."""
 
     def __init__(self, model: UnifiedModel, layouts: Sequence[Guided], keys: Sequence[int], config: SamplerConfig):
         self.model, self.config, self.layouts = model, config, [g.conditional for g in layouts]
@@ -142,7 +142,7 @@ class _Filling:
         nothing = torch.full_like(ids, -1)
         position = torch.arange(width, device=ids.device).expand_as(ids)
         spec = self.model.spec
-        # A template's own pads do what the family's policy says; those of the batch are never seen.
+        # A template's own pads follow the family's policy; the batch's padding is never attended.
         inside = position < torch.tensor([len(r) for r in rows], device=ids.device)[:, None]
         mask = additive(inside[:, None], self.model.dtype)
         bias = pad_bias(valid, spec.pad_policy, spec.additive_to, self.model.dtype)
@@ -173,7 +173,7 @@ class _Filling:
                 next(loop, None)
 
     def _loop(self, k: int) -> Iterator[None]:
-        """Fills the k-th text or picture, a step at a time."""
+        """Fills the k-th text or picture; yields after each step."""
         (segment, kind), at = self.targets[k], self.places[k]
         drawn = Drawn.nothing(at[: len(self.layouts)], self.model.spec.mask)
         args = self.keys, k, self.config, self.model.spec
@@ -197,7 +197,7 @@ class _Filling:
         self._show(at, drawn)
 
     def _show(self, at: Tensor, drawn: Drawn) -> None:
-        """Puts what is drawn where all loops see it."""
+        """Writes drawn tokens into the shared layout, where all loops see them."""
         rows = len(self.layouts)
         everywhere = drawn.ids.repeat(len(at) // rows, 1)
         self.tokens = self.tokens.with_ids(self.tokens.ids.scatter(1, at, everywhere))
@@ -205,7 +205,7 @@ class _Filling:
         self.probability = self.probability.scatter(1, at[:rows], drawn.probability)
 
     def _read(self, at: Tensor, ids: Tensor, kind: Modality, step: Step, kept: KeptKeys | None) -> Tensor:
-        """Log-probabilities of the targets at the columns [R, n], of the step's rows: ids [b, n]."""
+        """Log-probabilities at the targets' columns `at` [R, n], for the step's rows with ids [b, n]."""
         scales, count = [pair[kind] for pair in self.scales], len(self.layouts)
         prompts = len(at) // count if any(scales) else 1
         rows = torch.cat([step.rows + i * count for i in range(prompts)])

@@ -1,4 +1,4 @@
-"""What a response consists of, part by part."""
+"""The parts of a response."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a response: a text, a new picture, or a changed copy of the last picture (a new one where there is
-    none). open: a picture follows a text only if it says so, by the token that it ends with."""
+    """One part of a response: a text, a new picture, or an edit of the last picture (a new picture if there is none).
+    open: a picture follows the text only if the text's end token announces it."""
 
     kind: Literal["text", "image", "edit"]
     open: bool = False
 
 
 def parts_of(plan: Sequence[Kind], max_rounds: int) -> list[Part]:
-    """A plan as parts. Interleaved rounds end with a text, after at most `max_rounds` pictures."""
+    """Expands a plan into parts. Interleaved rounds end with a text, after at most `max_rounds` pictures."""
     parts: list[Part] = []
     for kind in plan:
         if kind == "interleaved":
@@ -37,7 +37,7 @@ def parts_of(plan: Sequence[Kind], max_rounds: int) -> list[Part]:
 
 
 def longest(rollout: Rollout, spec: ModelSpec, max_rounds: int) -> dict[Modality, int]:
-    """Tokens of each modality that a response of this kind can have at most."""
+    """The maximum tokens of each modality in a response of this kind."""
     parts = parts_of(plan_of(rollout.writes), max_rounds)
     room = next((s.room for s in rollout.segments if s.modality is Modality.TEXT), None)
     sizes = spec.part_sizes(room, rollout.sequence.prompt.last_image())
@@ -48,7 +48,7 @@ def longest(rollout: Rollout, spec: ModelSpec, max_rounds: int) -> dict[Modality
 
 
 def frame_of(spec: ModelSpec, grid: tuple[int, int], announced: bool, behind: tuple[int, ...] = ()) -> list[int]:
-    """An image as a part of a sequence, with masks as its content."""
+    """Ids of a masked image with its delimiters and row separators."""
     separator = [] if spec.row_separator is None else [spec.row_separator]
     begin = spec.before_image if announced else spec.image_begin
     return [*begin, *([spec.mask] * grid[1] + separator) * grid[0], *spec.image_end, *behind]
@@ -57,7 +57,7 @@ def frame_of(spec: ModelSpec, grid: tuple[int, int], announced: bool, behind: tu
 def last_images(
     prompts: Sequence[Interleaved], parts: Sequence[Part], spec: ModelSpec
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Ids [P, n] of the image to edit in each prompt, -1 where it has none, and the grid of them all."""
+    """Ids [P, n] of the image to edit in each prompt, -1 = none, and their common grid."""
     images = [prompt.last_image() for prompt in prompts]
     drawn = next((part.kind for part in parts if part.kind != "text"), None)
     first = images[0]  # the other prompts' have the same grid

@@ -1,4 +1,4 @@
-"""What the sampler returns: one response with its stop reason, cost, noise key and settings."""
+"""The sampler's result: one response with its stop reason, cost, noise key and settings."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Stop(Enum):
 class Rollout:
     """One sampled response.
 
-    sequence: prompt and response segments. stop: why it ended. compute: what it cost, by phase. key: its noise key.
-    settings: how it was sampled. without: the prompts that guidance compared it with, by what they leave out. writes:
-    what the response was to consist of.
+    sequence: prompt and response segments. stop: the stop reason. compute: cost by phase. key: noise key. settings: how
+    it was sampled. without: the prompts that guidance used, by what they leave out. writes: the requested kind of
+    response.
     """
 
     sequence: Interleaved
@@ -39,5 +39,5 @@ class Rollout:
 
     @property
     def segments(self) -> Interleaved:
-        """The response alone."""
+        """The response's segments."""
         return self.sequence.response

@@ -1,4 +1,4 @@
-"""Samples interleaved responses: text, image, text, image, … answer, as the model's own end tokens say."""
+"""Samples interleaved responses: text, image, text, image, … answer, directed by the model's own end tokens."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def rollout(
     prepare: str | None = None,
     **settings: Any,
 ) -> Rollout:
-    """One response to texts and PIL images: `rollout(model, ["Where is the way out?", image])`.
+    """Samples one response to texts and PIL images: `rollout(model, ["Where is the way out?", image])`.
 
-    locate: finds the place that a text names, for edit="region" (a task's `region`, or `edit.box(…)`). writes,
-    system, room, prepare: see `UnifiedModel.encode_prompt`. settings: fields of `SamplerConfig`; the others are the
-    family's own (`ModelSpec.sampler`). Batches: `InterleavedSampler`.
+    locate: finds the region that a text names, for edit="region" (a task's `region`, or `edit.box(…)`). writes,
+    system, room, prepare: see `UnifiedModel.encode_prompt`. settings: fields of `SamplerConfig`; by default the
+    family's (`ModelSpec.sampler`). For batches, see `InterleavedSampler`.
     """
     config = model.spec.sampler_config(**settings)
     encoded = model.encode_prompt(prompt, config.guides, writes, system=system, room=room, prepare=prepare)
@@ -45,9 +45,9 @@ def rollout(
 class InterleavedSampler:
     """Samples responses to batches of prompts.
 
-    locate: finds the region that a text names (edit="region"), for prompts without a `locate` of their own. Where there
-    is neither, the tokens are chosen by confidence. trace: segments keep the probabilities of every step
-    (`Segment.trace`); tokens do not depend on it. Raises ValueError for settings that do not fit the model.
+    locate: finds the region that a text names (edit="region"), for prompts without their own `locate`. Without either,
+    tokens are chosen by confidence. trace: segments keep the probabilities of every step (`Segment.trace`); tokens do
+    not depend on it. Raises ValueError for settings that do not fit the model.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class InterleavedSampler:
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Interleaved | Prompt], keys: Sequence[int]) -> list[Rollout]:
-        """Rollouts of each prompt, len(keys) / len(prompts) of them, prompt by prompt.
+        """Samples len(keys) / len(prompts) rollouts of each prompt; returns them prompt by prompt.
 
-        prompts: with guidance those of `UnifiedModel.encode_prompt`. They may differ in length, in number and size of
-        pictures and in what the responses are: those that are alike are sampled together. keys: one noise key a rollout
+        prompts: for guidance they must come from `UnifiedModel.encode_prompt`. They may differ in length, in pictures
+        and in the kind of response; similar ones are sampled together. keys: one noise key per rollout
         (`noise.key(seed, step, prompt, sample)`). Raises ValueError if the counts do not fit, guidance lacks a prompt,
-        or a rollout may outgrow the model's positions; TypeError for prompts that are not encoded.
+        or a rollout may exceed the model's positions; TypeError for prompts that are not encoded.
         """
         check_parts(prompts, "prompts", Prompt, Interleaved)  # as `model.encode_prompt` and `model.encode` return them
         if not prompts or not keys or len(keys) % len(prompts):
@@ -94,7 +94,7 @@ class InterleavedSampler:
         return [rollout for rollout in done if rollout is not None]
 
     def _alike(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Places of the prompts whose responses have the same parts, the same room and pictures of the same grid."""
+        """Groups the indices of prompts whose responses have the same parts, room and grid."""
         groups: dict[Hashable, list[int]] = {}
         for place, prompt in enumerate(prompts):
             picture = prompt.whole.last_image()

@@ -1,4 +1,4 @@
-"""Mask-ratio schedules κ: the share of tokens that are still masked at time u, κ(0) = 1, κ(1) = 0.
+"""Mask-ratio schedules κ(u): the share of tokens still masked at time u; κ(0) = 1, κ(1) = 0.
 
 Step i of T goes from t = i/T to s = (i+1)/T.
 """
@@ -30,8 +30,8 @@ def cosine(u: Time) -> Time:
 SCHEDULES: dict[str, Schedule] = {"linear": linear, "cosine": cosine}
 
 
-# Annealing of MaskGIT's noise: what its temperature is multiplied by in step i of T, s = (i+1)/T; [B] float64.
-# MMaDA multiplies the temperature by 1 - s in every step anew; Lumina-DiMOO leaves it as it is.
+# Annealing of MaskGIT's noise: the factor on its temperature in step i of T, s = (i+1)/T; [B] float64. "cumulative" is
+# MMaDA's, which multiplies the temperature by 1 - s again in every step; "constant" is Lumina-DiMOO's.
 ANNEALING: dict[str, Annealing] = {
     "linear": lambda i, steps_B: 1 - _reached(i, steps_B),
     "cumulative": lambda i, steps_B: torch.stack([1 - _reached(j, steps_B) for j in range(i + 1)]).prod(0),

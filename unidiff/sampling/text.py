@@ -1,4 +1,4 @@
-"""Commit rules of the text sampler: which masked tokens of a block are fixed in a denoising step.
+"""Commit rules of the text sampler: which masked tokens of a block a denoising step fixes.
 
 Dimensions: B rows, N tokens of a block, V words, E end tokens.
 """
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Block:
-    """The tokens of a block in one of its steps. All but `log_probs` are [B, N].
+    """The tokens of a block in one step. All but `log_probs` are [B, N].
 
-    masked, free: bool, masked now; and those of them that may be committed (`eligible`). drawn: int64, indices into V.
-    sure: float32, their probabilities. log_probs: [B, N, V]. uniform: float64, read by the random order alone.
+    masked: bool, masked before the step. free: bool, those that may be committed (`eligible`). drawn: int64, indices
+    into V. sure: float32, their probabilities. log_probs: [B, N, V]. uniform: float64, only for random order.
     """
 
     masked: Tensor
@@ -33,8 +33,8 @@ class Block:
 
 
 def planned_steps(size: int, whole: int, config: SamplerConfig) -> tuple[int, int]:
-    """Steps of a block of `size` tokens in a canvas of `whole`: those that its rule plans, and the most that it takes.
-    They differ where the rule or a gap may leave tokens for later."""
+    """Planned and maximum steps of a block of `size` tokens in a canvas of `whole`. The maximum is larger if text_gap
+    may delay tokens."""
     if config.text_order == "dilated":
         planned = dilated_steps(size)
     elif config.text_entropy_bound is None and config.text_threshold is None:
@@ -45,8 +45,8 @@ def planned_steps(size: int, whole: int, config: SamplerConfig) -> tuple[int, in
 
 
 def chosen(block: Block, step: int | Tensor, planned: int, config: SamplerConfig) -> Tensor:
-    """[B, N] bool: the tokens that a step of a block commits, at least one of each row with free ones, but for dilated
-    steps. step: from 0, or int64 [B, 1] of each row. planned: see `planned_steps`."""
+    """[B, N] bool: the tokens that a step of a block commits. Except in dilated order, every row with free tokens
+    commits at least one. step: from 0, or int64 [B, 1] of each row. planned: see `planned_steps`."""
     score = block.sure
     if config.text_order == "dilated":
         commit = commit_dilated(block.free, step)
@@ -62,7 +62,7 @@ def chosen(block: Block, step: int | Tensor, planned: int, config: SamplerConfig
 
 
 def apart(commit: Tensor, score: Tensor, masked: Tensor, config: SamplerConfig) -> Tensor:
-    """[B, N] bool: of the tokens to commit those that `text_gap` leaves."""
+    """[B, N] bool: the tokens to commit that respect `text_gap`."""
     if config.text_gap == 1:
         return commit
     left, size = masked.sum(1), masked.shape[1]
@@ -70,19 +70,18 @@ def apart(commit: Tensor, score: Tensor, masked: Tensor, config: SamplerConfig) 
 
 
 def eligible(ids_BN: Tensor, masked_BN: Tensor, text_end_E: Tensor) -> Tensor:
-    """[B, N] bool: masked positions that are not behind the first end token.
+    """[B, N] bool: masked positions that are not after the first end token.
 
-    ids_BN: int64, committed tokens, and the tokens drawn in this step where masked. masked_BN: bool.
-    text_end_E: int64 ids. There is nothing behind an end token, whether the token is committed or
-    only drawn now.
+    ids_BN: int64, committed tokens, and where masked the tokens drawn in this step. masked_BN: bool. text_end_E: int64
+    ids. An end token counts whether it is committed or only drawn in this step.
     """
     return masked_BN & ~_behind(torch.isin(ids_BN, text_end_E))
 
 
 def finished(ids_BN: Tensor, masked_BN: Tensor, text_end_E: Tensor) -> Tensor:
-    """[B] bool: nothing is masked before the first committed end token, or nothing is masked at all.
+    """[B] bool: no token is masked before the first committed end token, or no token is masked at all.
 
-    ids_BN: int64, of any value where masked. masked_BN: bool. text_end_E: int64 ids.
+    ids_BN: int64, any value where masked. masked_BN: bool. text_end_E: int64 ids.
     """
     return ~eligible(ids_BN.masked_fill(masked_BN, -1), masked_BN, text_end_E).any(1)
 
@@ -92,11 +91,11 @@ def _behind(end_BN: Tensor) -> Tensor:
 
 
 def confidence(kind: str, log_probs_BNV: Tensor, drawn_BN: Tensor, uniform_BN: Tensor) -> Tensor:
-    """How sure the model is of each position, [B, N] float32; larger = committed earlier.
+    """The model's confidence at each position, [B, N] float32; larger = committed earlier.
 
     kind:
     - "confidence": probability of the drawn token (LLaDA, arXiv 2502.09992)
-    - "margin": probability of the likeliest token less that of the second (arXiv 2502.06768)
+    - "margin": probability of the likeliest token minus that of the second (arXiv 2502.06768)
     - "entropy": Σ p log p, the negative entropy (Dream, arXiv 2508.15487)
     - "random": the uniform number
 
@@ -118,8 +117,9 @@ def confidence(kind: str, log_probs_BNV: Tensor, drawn_BN: Tensor, uniform_BN: T
 def commit_count(masked_BN: Tensor, step: int | Tensor, steps: int) -> Tensor:
     """How many tokens each row commits in a step, [B] int64: ceil(masked now / steps left).
 
-    masked_BN: bool, masked NOW, before this step. step: 0-based, or [B, 1]. That is the published plan: of the k tokens
-    that were masked before step 0, k//T in each step, and one more in the first k mod T. From step T on, all.
+    masked_BN: bool, masked before this step. step: 0-based, or int64 [B, 1]. This equals the published plan: with k
+    tokens masked before step 0, each step commits k//T, and each of the first k mod T steps one more. From step T on,
+    all.
     """
     left = (steps - torch.as_tensor(step, device=masked_BN.device)).clamp(min=1)
     return (masked_BN.sum(1, keepdim=True) + left - 1).floor_divide(left)[:, 0]
@@ -128,8 +128,7 @@ def commit_count(masked_BN: Tensor, step: int | Tensor, steps: int) -> Tensor:
 def commit_top(score_BN: Tensor, eligible_BN: Tensor, count_B: Tensor) -> Tensor:
     """[B, N] bool: the count_B eligible tokens with the highest scores.
 
-    Ties go to the left; all eligible tokens where there are fewer than the count. score_BN: float.
-    eligible_BN: bool. count_B: int64.
+    Ties go to the left. If fewer are eligible, all of them. score_BN: float. eligible_BN: bool. count_B: int64.
     """
     return eligible_BN & (_rank(score_BN, eligible_BN) < count_B[:, None])
 
@@ -144,7 +143,7 @@ def _rank(score_BN: Tensor, eligible_BN: Tensor) -> Tensor:
 
 
 def commit_threshold(probability_BN: Tensor, eligible_BN: Tensor, threshold: float) -> Tensor:
-    """[B, N] bool: eligible tokens of at least this probability, and the likeliest one in any case.
+    """[B, N] bool: eligible tokens of at least this probability, and always the likeliest one.
 
     Source: Fast-dLLM (arXiv 2505.22618), confidence-aware parallel decoding.
     """
@@ -153,8 +152,8 @@ def commit_threshold(probability_BN: Tensor, eligible_BN: Tensor, threshold: flo
 
 
 def commit_entropy(entropy_BN: Tensor, eligible_BN: Tensor, bound: float | Tensor) -> Tensor:
-    """[B, N] bool: the eligible tokens of least entropy, as many as fit: the sum of their entropies less the largest of
-    them is at most the bound. That sum bounds what is lost by drawing them independently. At least one token.
+    """[B, N] bool: the largest set of lowest-entropy eligible tokens whose sum of entropies, without the largest, is at
+    most the bound; at least one token. The sum bounds the error of drawing the tokens independently.
 
     entropy_BN: float32, nats. bound: a number, or [B, 1]. Source: EB-Sampler (arXiv 2505.24857), with the entropy as
     the measure of error.
@@ -172,8 +171,8 @@ def dilated_steps(size: int) -> int:
 
 
 def commit_dilated(eligible_BN: Tensor, step: int | Tensor) -> Tensor:
-    """[B, N] bool: every s-th token of a block of N, s = N/2, N/4, … 1 in its steps, so that what is drawn together is
-    far apart. N is rounded up to a power of 2.
+    """[B, N] bool: every s-th token of a block of N, with s = N/2, N/4, … 1 in successive steps, so that tokens drawn
+    together are far apart. N is rounded up to a power of 2.
 
     Source: Dilated Unmasking (arXiv 2506.19037).
     """
@@ -183,7 +182,7 @@ def commit_dilated(eligible_BN: Tensor, step: int | Tensor) -> Tensor:
 
 
 def spaced(commit_BN: Tensor, score_BN: Tensor, gap_B: Tensor) -> Tensor:
-    """[B, N] bool: of the tokens to commit those with the highest scores that are at least gap_B places apart.
+    """[B, N] bool: a subset of the tokens to commit, at least gap_B positions apart, chosen greedily by score.
 
     gap_B: int64, at least 2. The best token of a row is always kept.
     """
@@ -200,8 +199,8 @@ def spaced(commit_BN: Tensor, score_BN: Tensor, gap_B: Tensor) -> Tensor:
 def commit_factor(probability_BN: Tensor, eligible_BN: Tensor, factor: float) -> Tensor:
     """[B, N] bool: the n likeliest eligible tokens, for the largest n ≥ 1 with c_n ≥ 1 − f/(n+1).
 
-    c_n: the n-th highest probability. factor: f. Source: Fast-dLLM (arXiv 2505.22618): this number of tokens is drawn
-    independently are their joint mode.
+    c_n: the n-th highest probability. factor: f. Source: Fast-dLLM (arXiv 2505.22618): under this condition the
+    likeliest token at each position is also the joint mode.
     """
     rank = _rank(probability_BN, eligible_BN)
     enough = eligible_BN & (probability_BN >= 1 - factor / (rank + 2))  # the token of rank n-1 is the n-th

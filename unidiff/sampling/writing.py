@@ -1,18 +1,18 @@
-"""One call of the sampler: the rows that are being written, part by part.
+"""One call of the sampler: it samples a batch of responses, part by part.
 
-A plan says what a response consists of: texts, new pictures, changed copies of the picture before. In interleaved
-rounds a text says itself whether a picture follows. Every prompt is read once, however many samples it gets. An edit
-starts as a copy of the image before it. An edit selector chooses the tokens to denoise again, and only those are run.
+A plan lists the parts of a response: texts, new pictures, edits of the previous picture. In interleaved rounds the text
+itself announces whether a picture follows. Every prompt is read once, for all of its samples. An edit starts as a copy
+of the previous image; an edit selector chooses the tokens to denoise again.
 Noise is counter-based (`unidiff.noise`): a row's rollout depends on its key and its prompt, not on the batch.
 
-A block-causal model runs a segment behind the cache of finished segments, and of an edited image only the edited
-tokens. A bidirectional model runs the whole sequence in every step, or a part of it (`unidiff.kept_keys`): images with
-their delimiters, separators and kept tokens, as `UnifiedModel.score` sees them. Nothing comes after the segment that is
-being written, in either.
+A block-causal model runs only the current segment, after the cache of finished segments; of an edited image it runs
+only the edited tokens. A bidirectional model runs the whole sequence in every step, or a part of it
+(`unidiff.kept_keys`), with the image's delimiters, separators and copied tokens, as in `UnifiedModel.score`. In both,
+nothing follows the current segment.
 
-Dimensions: B rows that are being written, P prompts of a row (the whole one and those that guidance compares with),
-R = P · B rows of the context: the B rows with their whole prompts, then the same rows with each other prompt.
-N tokens of a text's canvas, n of an image, E of an image that are denoised.
+Dimensions: B active rows, P prompts per row (the whole one and those for guidance), R = P · B rows of the context: the
+B rows with their whole prompts, then the same rows with each other prompt. N tokens of a text's canvas, n of an image,
+E of an image that are denoised.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from unidiff.sequence import Interleaved, Locate, Modality, Prompt, Segment
 
 
 class Writing:
-    """Rollouts of prompts, len(keys) / len(prompts) of each, whose responses have the same plan, room and grid. See
+    """Samples len(keys) / len(prompts) rollouts per prompt. All responses must have the same plan, room and grid. See
     `InterleavedSampler` for the arguments.
 
-    index: int64 [B], places of the rows in the whole batch; rows that have ended leave. keys: int64 [B]. image: int64
-    [B, n], the last image's ids, -1 where there is none yet. previous: int64 [R, n], the same as each prompt shows it.
-    announced: bool [B], rows whose last text has written the first delimiter of the picture behind it. context: of the
+    index: int64 [B], indices of the active rows in the batch; finished rows are dropped. keys: int64 [B]. image: int64
+    [B, n], the last image's ids, -1 = none yet. previous: int64 [R, n], the last image in each prompt's version.
+    announced: bool [B], rows whose last text already contains the first delimiter of the next picture. context: of the
     R rows. segments, stops: of all rows of the batch.
     """
 
@@ -69,15 +69,15 @@ class Writing:
         self.segments = [list(prompt.whole) for prompt in self.row_prompts]
         self.stops = [Stop.DRAWN] * len(keys)
         self.announced = torch.zeros_like(self.index, dtype=torch.bool)
-        # A model of text alone writes one text.
+        # A text-only model writes one text.
         rounds = 0 if self.spec.image_next is None else config.max_rounds
         self.parts = controls.parts(parts_of(prompts[0].plan, rounds), config.picture_source, prompts)
-        self.choices: list[Choices | None] = []  # of the segment at work
+        self.choices: list[Choices | None] = []  # of the current segment
         self.room, self.behind = self.spec.room(prompts[0].room), prompts[0].behind
         self._read_prompts([[p.whole for p in prompts], *([p.without[n] for p in prompts] for n in config.guides)])
 
     def run(self) -> list[Rollout]:
-        """Writes the rows to their ends."""
+        """Samples all parts."""
         all_keys, done = self.keys.tolist(), {"text": 0, "picture": 0}
         for part, last in zip(self.parts, [False] * (len(self.parts) - 1) + [True]):
             if part.kind == "text":
@@ -121,7 +121,7 @@ class Writing:
 
     def _keep(self, rows: Tensor) -> None:
         """Drops all other rows."""
-        if len(rows) < len(self.index):  # else all of them, in order: nothing to copy
+        if len(rows) < len(self.index):  # otherwise rows are all rows, in order
             everywhere = torch.cat([rows + i * len(self.index) for i in range(self._prompts)])
             self.context.rows(everywhere)
             self.previous = self.previous[everywhere]
@@ -150,7 +150,7 @@ class Writing:
     # ---------------------------------------------------------------- context
 
     def _read_prompts(self, each: Sequence[Sequence[Interleaved]]) -> None:
-        """Begins the context. each: the prompts, whole and without what guidance leaves out."""
+        """Begins the context. each: the whole prompts, then those for guidance."""
         canvas = self.model.render([p for kind in each for p in kind])
         images, grid = last_images([p for kind in each for p in kind], self.parts, self.spec)
         widths = {"text": self.room, "picture": len(frame_of(self.spec, grid, announced=False))}
@@ -186,8 +186,8 @@ class Writing:
         positions: Tensor | None = None,
         ran: Tensor | None = None,
     ) -> None:
-        """One forward of some rows [b] over a block with each of the prompts, as the meter counts it: with a cache only
-        the block. positions: [b] whose logits are computed. ran: [R of these rows] tokens that are run instead."""
+        """Counts a forward pass of rows [b] over a block, for each of their prompts; with a cache only the block runs.
+        positions: [b], number of logits. ran: [R of these rows], tokens that run, None = as the cache says."""
         index = self.index[rows]
         for start in range(0, block.shape[0], len(rows)):
             tokens = block.valid[start : start + len(rows)].sum(1)
@@ -208,8 +208,8 @@ class Writing:
         kept: KeptKeys | None = None,
         work: Tensor | None = None,
     ) -> Tensor:
-        """Log-probabilities [b, m, head rows] of a step's rows, at places [B, m] of a block [R, n] with ids [b, n].
-        kept: keys and values of the loop at work. work: bool [B, m], the places that count; None = all."""
+        """Log-probabilities [b, m, head rows] of the step's rows, at the columns `at` [B, m] of a block [R, n]. ids:
+        [b, n]. kept: the loop's keys and values. work: bool [B, m], False = padding of `at`; None = all are used."""
         low, high = self.spec.range_of(modality)
         scales = [pair[modality] for pair in self.config.scales.values()]
         temperature = self.config.text_temperature if modality is Modality.TEXT else self.config.image_temperature
@@ -237,7 +237,7 @@ class Writing:
     # ---------------------------------------------------------------- text
 
     def _denoise_text(self, turn: int) -> Drawn:
-        """A text's canvas [B, N], filled up to each row's end token."""
+        """Denoises a text's canvas [B, N], up to each row's end token."""
         size = self.room
         masks = torch.full((len(self.index), size), self.spec.mask, device=self.keys.device)
         behind = torch.tensor(self.behind, dtype=torch.int64, device=masks.device).expand(len(masks), -1)
@@ -256,7 +256,7 @@ class Writing:
         return text
 
     def _text_block(self, ids: Tensor) -> Tokens:
-        """A text's canvas [B, N], and the ids behind it."""
+        """A text's canvas [B, N] and the ids after it, as tokens."""
         ids = self._everywhere(ids)
         place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         return Tokens(
@@ -270,7 +270,7 @@ class Writing:
         )
 
     def _collect_text(self, text: Drawn) -> tuple[Tensor, Tensor]:
-        """Adds the texts to their rows. Returns which rows announce an image [B] bool, and the texts' lengths [B]."""
+        """Appends the texts to their rows. Returns whether each announces an image, bool [B], and the lengths [B]."""
         length, text = text_length(text.ids, self.spec), text.map(Tensor.cpu)
         check_drawn(text.probability)
         announced = []
@@ -295,7 +295,7 @@ class Writing:
     # ---------------------------------------------------------------- images
 
     def _given(self) -> tuple[Drawn, Tensor, Tensor]:
-        """Pictures that the task draws; none of their tokens counts as sampled."""
+        """Pictures drawn by the task; none of their tokens counts as sampled."""
         rows = [(self.row_prompts[i], self.segments[i]) for i in self.index.tolist()]
         ids = controls.pictures(self.model, rows, self.config.picture_source, self.grid).to(self.keys.device)
         edited = torch.zeros_like(ids, dtype=torch.bool)
@@ -303,7 +303,7 @@ class Writing:
         return dataclasses.replace(Drawn.nothing(ids, self.spec.mask, self.trace), ids=ids), edited, edited[:, 0]
 
     def _select(self, number: int, part: Part) -> tuple[Tensor, Tensor]:
-        """[B, n] bool: the tokens to denoise, all of them in a new image; and [B] bool: the rows that get a new one."""
+        """[B, n] bool: the tokens to denoise (all tokens of a new image); and [B] bool: rows that get a new image."""
         has = self._has_image
         new = torch.ones_like(has) if part.kind == "image" or self.config.edit == "full" else ~has
         if bool(new.all()):
@@ -317,7 +317,7 @@ class Writing:
         return chosen | new[:, None], new
 
     def _named(self, active: Tensor) -> Tensor:
-        """[B, n] bool: the tokens that each row's text names; of rows that no function reads, the unlikely ones."""
+        """[B, n] bool: the tokens that each row's text names; in rows without a `locate` function, unlikely tokens."""
         rows = self.index.tolist()
         found = [self.row_prompts[i].locate or self.locate for i in rows]
         texts = [self._said(i) for i in rows]
@@ -326,15 +326,15 @@ class Writing:
         return torch.where(unread[:, None], self._unlikely(unread), chosen) if bool(unread.any()) else chosen
 
     def _said(self, index: int) -> str:
-        """What a row's picture is to follow: the text before it, or the prompt's words."""
+        """The text that a row's picture follows: the last text, or the prompt's words."""
         last = self.segments[index][-1]
         if last.prompt or last.modality is not Modality.TEXT:
             return self.row_prompts[index].words
         return self.model.decode_text(last.tokens)
 
     def _unlikely(self, active: Tensor) -> Tensor:
-        """[B, n] bool: the tokens of the image before that the model finds least likely, all of the new one masked.
-        active: [B] bool, rows that are asked for."""
+        """[B, n] bool: the tokens of the previous image that the model finds least likely when all of the new image is
+        masked. active: [B] bool, the rows to compute."""
         everything = torch.ones_like(self.image, dtype=torch.bool)
         place = torch.arange(self.image.shape[1], device=self.keys.device).expand_as(self.image)
         block, at = self._image_block(place, everything)
@@ -346,8 +346,8 @@ class Writing:
         return edits.lowest(copied, self.config.edit_share, self.config.edit_threshold)
 
     def _image_block(self, place: Tensor, valid: Tensor) -> tuple[Tokens, Tensor]:
-        """What is run to denoise the tokens at the given places [B, E] of the image's grid, with these masked, and
-        their places in it [B, E]: these tokens alone, or under bidirectional attention the image as a whole."""
+        """The block to run when the tokens at `place` [B, E] of the image are denoised, with these masked, and their
+        columns in it [B, E]. The block is these tokens, or for a bidirectional model the whole image."""
         columns = self._frame[1][place]
         masks = torch.full_like(place, self.spec.mask)
         if self.spec.attention == "bidirectional":
@@ -365,7 +365,7 @@ class Writing:
         return block, torch.arange(place.shape[1], device=place.device).expand_as(place)
 
     def _denoise_image(self, turn: int, edited: Tensor) -> Drawn:
-        """The new image [B, n]: the edited tokens are denoised, the others are those of the image before."""
+        """The new image [B, n]: edited tokens are denoised, the others are copied from the previous image."""
         width, n = int(edited.sum(1).max()), edited.shape[1]
         whole = dataclasses.replace(Drawn.nothing(self.image, self.spec.mask, self.trace), ids=self.image)
         self.choices = [None] * len(edited)
@@ -394,7 +394,7 @@ class Writing:
         )
 
     def _collect_image(self, image: Drawn, edited: Tensor, new: Tensor) -> None:
-        """Adds the images to their rows."""
+        """Appends the images to their rows."""
         image, edited = image.map(Tensor.cpu), edited.cpu()
         check_drawn(image.probability)
         for place, (index, whole) in enumerate(zip(self.index.tolist(), new.tolist())):
@@ -414,20 +414,20 @@ class Writing:
 
     @property
     def _frame(self) -> tuple[Tensor, Tensor]:
-        """An image as a part of a sequence, with masks as its content [w], and the places of that in
-        it [n]. Where all rows have announced it, without the delimiter that they have written."""
+        """A masked image with its delimiters, ids [w], and the columns of its content [n]. Without the first delimiter
+        if all rows have announced it."""
         frame = frame_of(self.spec, self.grid, bool(self.announced.all()), self.behind)
         ids = torch.tensor(frame, device=self.keys.device)
         return ids, (ids == self.spec.mask).nonzero()[:, 0]
 
     @property
     def _skipped(self) -> Tensor:
-        """int64 [R, 1]: 1 where a row leaves out the frame's first delimiter, because its text has written it."""
+        """int64 [R, 1]: 1 where a row omits the frame's first delimiter, because its text already contains it."""
         some = self.spec.before_image != self.spec.image_begin and not bool(self.announced.all())
         return self._everywhere((self.announced & some).long())[:, None]
 
     def _whole_image(self, ids: Tensor) -> Tokens:
-        """The image [B, n] as a part of a sequence, with delimiters and row separators."""
+        """The image [B, n] as tokens, with delimiters and row separators."""
         frame, columns = (x.expand(len(self.previous), -1) for x in self._frame)
         nothing = torch.full_like(frame, -1)
         order = torch.arange(ids.shape[1], device=ids.device).expand_as(columns)
@@ -445,6 +445,5 @@ class Writing:
 
 
 def _put(old: Tensor, place: Tensor, new: Tensor, valid: Tensor) -> Tensor:
-    """Tokens [B, E] put at their places in a row [B, n]. A row's places are distinct; where one is not valid, what
-    stands there is put back."""
+    """Scatters `new` [B, E] into `old` [B, n] where `valid`. A row's places must be distinct."""
     return old.scatter(1, place, torch.where(valid, new, old.gather(1, place)))

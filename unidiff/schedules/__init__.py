@@ -1,4 +1,4 @@
-"""Schedules that learn: what steers a denoising step, the registry, and one file a method."""
+"""Trainable sampling schedules: the interface, the registry, and one file per method."""
 
 from unidiff.schedules import bound, controls, planner
 from unidiff.schedules.schedule import SCHEDULES, Choice, Choices, Look, Schedule, make_schedule, register_schedule

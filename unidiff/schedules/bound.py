@@ -1,4 +1,4 @@
-"""DiFFPO's schedule: one number for each text, how much entropy a step may leave."""
+"""DiFFPO's schedule: one entropy bound for each text."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from unidiff.sequence import Modality
 
 @register_schedule("bound")
 class Bound(Gaussian):
-    """γ of the entropy bound (`text_entropy_bound`), chosen in the first step of a text from what the model says of it
-    while all is masked, and kept. γ = start · exp(z). Pictures are left to the settings.
+    """γ of the entropy bound (`text_entropy_bound`). It is chosen in a text's first step, from the model's
+    distributions while all tokens are masked, and then kept. γ = start · exp(z). Pictures follow the settings.
 
-    start: γ with the first parameters, in nats. Source: DiFFPO (arXiv 2510.02212), whose head reads the prompt's hidden
-    states.
+    start: initial γ, in nats. Source: DiFFPO (arXiv 2510.02212), whose head reads the prompt's hidden states instead.
     """
 
     once: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Co-GRPO's schedule: how warm a step draws, and how many of its tokens stay."""
+"""Co-GRPO's schedule: the temperature of a step, and the number of tokens that it commits."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LEVELS = (0.1, 0.5, 0.9)
 
 
 class Gaussian(Schedule):
-    """Base of schedules whose action is a few numbers: independent Gaussians around a small network's outputs, in an
-    unconstrained space. With the first parameters each mean is 0.
+    """Base of schedules whose action is a few unconstrained numbers: independent Gaussians, whose means are a small
+    network's outputs. Initially each mean is 0.
 
-    numbers: how many. inputs: of the network. hidden: its width. spread: the first standard deviation.
+    numbers: size of the action. inputs: features of the network. hidden: its width. spread: initial standard deviation.
     """
 
     def __init__(self, numbers: int, inputs: int, hidden: int = 32, spread: float = 0.4) -> None:
@@ -48,15 +48,15 @@ def summary(look: Look) -> Tensor:
 
 @register_schedule("controls")
 class Controls(Gaussian):
-    """In each step a temperature and a number of tokens to commit, from progress, share masked, quantiles of the
-    confidence and modality.
+    """Chooses in each step a temperature and a number of tokens to commit, from progress, share masked, quantiles of
+    the confidence and modality.
 
     The temperature is the settings' times 2^tanh(z), between half and twice. The number is ceil(σ(z + log-odds of
-    `share`) · masked), at least 1, at most what is masked.
+    `share`) · masked), at least 1, at most all masked tokens.
 
-    temperature, count: whether it decides that. share: of the masked tokens that a new schedule commits in a step.
-    texts, pictures: what it steers. Source: Co-GRPO (arXiv 2512.22288), which also lets the schedule choose a re-mask
-    ratio and a guidance scale; these are not here.
+    temperature, count: whether it chooses these. share: the share of masked tokens that a new schedule commits per
+    step. texts, pictures: the modalities that it steers. Source: Co-GRPO (arXiv 2512.22288), without its re-mask ratio
+    and guidance scale.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""dUltra's schedule: a coin for each masked token."""
+"""dUltra's schedule: a Bernoulli draw for each masked token."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _FEATURES = 6
 
 @register_schedule("planner")
 class Planner(Schedule):
-    """Each masked token is committed with its own probability u: a small network reads the token's confidence, its
-    entropy, progress, the share masked and the modality. Where no coin says yes, the likeliest token is committed.
+    """Each masked token is committed with its own probability u. A small network computes u from the token's confidence
+    and entropy, progress, the share masked and the modality. If no token is drawn, the likeliest one is committed.
 
-    A step's log-probability is Σ log u over the tokens that the coins chose and Σ log(1 − u) over the others. That of
-    the tokens' values is the model's, and is trained by its estimator.
+    A step's log-probability is Σ log u over the drawn tokens plus Σ log(1 − u) over the other masked tokens. The
+    log-probability of the tokens' values belongs to the model, and is trained by its estimator.
 
-    share: u of every token, with the first parameters. hidden: width of the network. Source: dUltra (arXiv 2512.21446)
-    and learned unmasking policies (arXiv 2512.09106), whose heads read hidden states; ours reads what any model says.
+    share: initial u of every token. hidden: width of the network. Source: dUltra (arXiv 2512.21446) and learned
+    unmasking policies (arXiv 2512.09106). Their heads read hidden states; ours reads only output distributions.
     """
 
     def __init__(self, share: float = 0.25, hidden: int = 32) -> None:
@@ -36,7 +36,7 @@ class Planner(Schedule):
         self.network = nn.Sequential(nn.Linear(_FEATURES - 1, hidden), nn.Tanh(), last)
 
     def features(self, look: Look) -> Tensor:
-        """[b, N · 6]: of each token whether it is masked, and five numbers."""
+        """[b, N · 6]: for each token whether it is masked, and five features."""
         sure = look.sure.clamp(1e-6, 1 - 1e-6)
         each = look.progress[:, None].expand_as(sure), look.left[:, None].expand_as(sure)
         kind = torch.full_like(sure, float(look.modality))

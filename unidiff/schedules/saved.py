@@ -1,4 +1,4 @@
-"""A schedule beside the model that it steers: schedule.json and schedule.safetensors in the model's folder."""
+"""Saves a schedule in its model's folder, as schedule.json and schedule.safetensors, and loads it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ABOUT, _WEIGHTS = "schedule.json", "schedule.safetensors"
 
 
 def save(schedule: Schedule | None, folder: Path) -> None:
-    """Writes a schedule; None removes what an earlier model has left there."""
+    """Writes a schedule; None removes the files of an earlier one."""
     if schedule is None:
         for name in (_ABOUT, _WEIGHTS):
             (folder / name).unlink(missing_ok=True)
@@ -25,8 +25,8 @@ def save(schedule: Schedule | None, folder: Path) -> None:
 
 
 def load(folder: Path) -> Schedule | None:
-    """The schedule of a model's folder, None where there is none. Raises ValueError with the file if it is damaged, or
-    if its name is not known here: a folder never imports anything."""
+    """The schedule of a model's folder, or None. Raises ValueError with the file's name if it is damaged, or if the
+    schedule is not registered (a folder never imports code)."""
     about = folder / _ABOUT
     if not about.is_file():
         return None

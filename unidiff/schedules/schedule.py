@@ -1,9 +1,9 @@
 """The interface of schedules: a small policy that steers each step of a rollout.
 
-The settings of a sampler are the same for every prompt and every step. A schedule looks at what the model says in a
-step and decides, for each rollout, how warm the tokens are drawn and which of them stay, or how many. What it saw and
-did is kept with the rollout, so that it can be trained by the same rewards as the model: its log-probability is that
-of its actions.
+A sampler's settings are the same for every prompt and step. A schedule reads the model's distributions in a step and
+chooses, for each rollout, the temperature, and which or how many tokens to commit. Its features and actions are stored
+with the rollout, so that the model's rewards can train it too: the policy gradient uses the log-probability of its
+actions.
 
     @register_schedule("mine")
     class Mine(Schedule):
@@ -12,7 +12,7 @@ of its actions.
         def log_prob(self, features, action): ...  # [b], differentiable
         def choice(self, look, action): ...     # what the action means
 
-Dimensions: b rows at work in a step, N tokens of the block or picture, V values.
+Dimensions: b rows active in a step, N tokens of the block or picture, V values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from unidiff import plugins
 from unidiff.config import convert, nearest
 from unidiff.sequence import Modality
 
-Uniform = Callable[[int], Tensor]  # n -> float64 [b, n] in (0, 1): functions of each row's key and of the step
+Uniform = Callable[[int], Tensor]  # n -> float64 [b, n] in (0, 1), from each row's key and the step
 
 SCHEDULES: dict[str, type[Schedule]] = {}
 _S = TypeVar("_S", bound="type[Schedule]")
@@ -38,11 +38,11 @@ _S = TypeVar("_S", bound="type[Schedule]")
 
 @dataclass(frozen=True)
 class Look:
-    """What a schedule sees in a step, before anything is drawn.
+    """A schedule's input in a step, before tokens are drawn.
 
-    modality: of the segment. progress: float32 [b], steps taken over the most that there can be, 0 in the first.
-    masked: bool [b, N]. total: int64 [b], the tokens of the block or picture: N, or less where other rows have more.
-    log_probs: float32 [b, N, V], at the settings' temperature.
+    modality: of the segment. progress: float32 [b], steps taken / maximum steps, 0 in the first step. masked: bool
+    [b, N]. total: int64 [b], tokens of the row's block or picture, at most N. log_probs: float32 [b, N, V], at the
+    settings' temperature.
     """
 
     modality: Modality
@@ -53,21 +53,21 @@ class Look:
 
     @cached_property
     def sure(self) -> Tensor:
-        """float32 [b, N]: the probability of the likeliest value, 0 where nothing is masked."""
+        """float32 [b, N]: the probability of the likeliest value; 0 where not masked."""
         return self.log_probs.amax(2).exp() * self.masked
 
     @cached_property
     def entropy(self) -> Tensor:
-        """float32 [b, N] in nats, 0 where nothing is masked."""
+        """float32 [b, N] in nats; 0 where not masked."""
         return torch.special.entr(self.log_probs.exp()).sum(2) * self.masked
 
     @property
     def left(self) -> Tensor:
-        """float32 [b]: the share of the tokens that are still masked."""
+        """float32 [b]: the share of tokens that are still masked."""
         return self.masked.sum(1) / self.total
 
     def quantiles(self, *levels: float) -> Tensor:
-        """float32 [b, levels]: of `sure` over the masked tokens."""
+        """float32 [b, levels]: quantiles of `sure` over the masked tokens."""
         ordered = self.sure.masked_fill(~self.masked, torch.inf).sort(1).values
         last = (self.masked.sum(1, keepdim=True) - 1).clamp(min=0)
         places = (last * torch.tensor(levels, device=last.device)).round().long()
@@ -76,11 +76,11 @@ class Look:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a step does; None = what the settings say.
+    """A schedule's choice for a step; None = follow the settings.
 
-    temperature: float [b], above 0, times the settings' temperature. commit: bool [b, N], the tokens to commit, of
-    which those that may be are; count: int64 [b], how many, the likeliest first; bound: float [b], see
-    `text_entropy_bound`. At most one of these three. At least one token is committed in any case.
+    temperature: float [b], above 0, a factor on the settings' temperature. At most one of the following: commit: bool
+    [b, N], the tokens to commit, if they may be committed; count: int64 [b], how many to commit, likeliest first;
+    bound: float [b], see `text_entropy_bound`. At least one token is always committed.
     """
 
     temperature: Tensor | None = None
@@ -90,17 +90,17 @@ class Choice:
 
     @property
     def commits(self) -> bool:
-        """Whether it says which tokens are committed, or how many."""
+        """Whether it chooses the tokens to commit, or their number."""
         return not (self.commit is None and self.count is None and self.bound is None)
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What a schedule saw and did in the T steps of a segment.
+    """A schedule's features and actions in the T steps of a segment.
 
-    features: float32 [T, F]. action: float32 [T, A]. log_prob: float32 [T], when it was drawn. committed: int64 [T].
-    temperature: float32 [T], the factor. fresh: bool [T], False where an earlier action was repeated: such a step has
-    log-probability 0.
+    features: float32 [T, F]. action: float32 [T, A]. log_prob: float32 [T], when the action was drawn. committed: int64
+    [T], tokens. temperature: float32 [T], the factor. fresh: bool [T], False = an earlier action was repeated; such a
+    step has log-probability 0.
     """
 
     features: Tensor
@@ -115,12 +115,12 @@ class Choices:
 
 
 class Schedule(nn.Module):
-    """Base of all schedules; see the module. It is small and stays in float32. Where it does not steer a modality, the
-    settings hold."""
+    """Base of all schedules; see the module's docstring. Parameters stay in float32. A modality that it does not steer
+    follows the settings."""
 
     name: ClassVar[str] = ""
-    once: ClassVar[bool] = False  # it acts in a segment's first step, and that action is repeated
-    options: dict[str, Any]  # how it was made, defaults included
+    once: ClassVar[bool] = False  # True = one action per segment, in its first step, then repeated
+    options: dict[str, Any]  # the constructor's arguments, including defaults
 
     def __new__(cls, *args: Any, **options: Any) -> Schedule:
         made = super().__new__(cls)
@@ -130,7 +130,7 @@ class Schedule(nn.Module):
         return made
 
     def steers(self, modality: Modality) -> bool:
-        """Whether it decides anything in segments of this modality."""
+        """Whether it steers segments of this modality."""
         return True
 
     def features(self, look: Look) -> Tensor:
@@ -146,7 +146,7 @@ class Schedule(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define log_prob")
 
     def choice(self, look: Look, action: Tensor) -> Choice:
-        """What actions mean in a step."""
+        """Converts actions to a choice."""
         raise NotImplementedError(f"{type(self).__name__} must define choice")
 
 
@@ -167,18 +167,18 @@ def register_schedule(name: str) -> Callable[[_S], _S]:
 
 
 def _known(schedule: type[Schedule]) -> dict[str, Any]:
-    """The options of a class, and their defaults."""
+    """The options of a class, with their defaults."""
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = list(inspect.signature(schedule.__init__).parameters.values())[1:]
     return {p.name: p.default for p in parameters if p.kind not in several}
 
 
 def make_schedule(text: str, seed: int = 0) -> Schedule:
-    """A schedule as a setting names it: "controls", with options "controls:temperature=no", or one of a module, which
-    is imported: "package.module:name". Options are keyword arguments of its class with a default.
+    """Makes a schedule from a setting: "controls", with options "controls:temperature=no", or "package.module:name",
+    which imports the module. Options are the keyword arguments of its class that have a default.
 
-    seed: of its first parameters; the global generator is left as it was. Raises ValueError for a name or an option
-    that is not known, and for an option of another type.
+    seed: of the initial parameters; the global generator does not change. Raises ValueError for an unknown name or
+    option, and for an option of a wrong type.
     """
     name, *pairs = text.split(":")
     if pairs and "=" not in pairs[0] and name not in SCHEDULES:

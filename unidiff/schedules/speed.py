@@ -1,9 +1,9 @@
-"""Rewards that ask for few denoising steps, as a factor of what a rollout earns.
+"""Rewards fewer denoising steps, by a factor on a rollout's rewards.
 
-The factor is 1 − strength · u, with u = 0 where each segment took one step and 1 where each of its tokens took one. It
-multiplies rewards above 0, so that what earns nothing earns nothing by being fast. Subtracting strength · u instead is
-the form that is hacked (arXiv 2512.09106): rollouts of a prompt that are all wrong then differ in their speed alone,
-and what is learnt from them is to be fast. A reward that nearly every rollout earns does the same with the factor.
+The factor is 1 − strength · u, with u = 0 if each segment took one step, and 1 if each token took its own step. It
+multiplies only rewards above 0, so a wrong rollout earns nothing for speed. Subtracting strength · u instead is hacked
+(arXiv 2512.09106): if all rollouts of a prompt are wrong, they differ only in speed, and the policy learns only to be
+fast. The factor has the same problem with a reward that nearly every rollout earns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unidiff.sampling.rollout import Rollout
 
 
 def slowness(rollouts: Sequence[Rollout]) -> Tensor:
-    """float32 [B]: u, from 0 to 1."""
+    """float32 [B]: u of each rollout, from 0 to 1."""
     found = []
     for rollout in rollouts:
         own = [s.step[s.step >= 0] for s in rollout.segments if s.step is not None and bool((s.step >= 0).any())]
@@ -29,8 +29,8 @@ def slowness(rollouts: Sequence[Rollout]) -> Tensor:
 
 
 def with_speed(table: RewardTable, rollouts: Sequence[Rollout], strength: float, adds: bool = False) -> RewardTable:
-    """The rewards of B rollouts with their speed in them. adds: the form that is hacked, to compare. Missing values
-    stay missing."""
+    """The rewards of B rollouts, adjusted by speed. adds: subtract instead, the form that is hacked, for comparison.
+    Missing values stay missing."""
     slow_B = strength * slowness(rollouts).to(table.values_BSF.device)
 
     def changed(values: Tensor, slow: Tensor) -> Tensor:

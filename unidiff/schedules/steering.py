@@ -1,6 +1,6 @@
-"""A schedule at work on one segment of some rows: it is asked in each step, and what it did is kept.
+"""Applies a schedule to one segment of some rows: asks it in each step, and records its choices.
 
-Dimensions: B rows of the segment, b of them at work in a step, N tokens.
+Dimensions: B rows of the segment, b of them active in a step, N tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STREAM = 5  # last number of the noise streams here; those of the samplers are s
 
 @dataclass
 class _Step:
-    """What was done for the rows of a step. fresh: bool [b], rows whose action was drawn now."""
+    """The record of a step. fresh: bool [b], rows whose action was drawn in this step."""
 
     rows: Tensor
     features: Tensor
@@ -32,7 +32,7 @@ class _Step:
 
 
 class Steering:
-    """keys_B: int64 [B], the rows' noise keys. turn: part of the noise streams. greedy: the likeliest actions."""
+    """keys_B: int64 [B], the rows' noise keys. turn: part of the noise streams. greedy: take the likeliest actions."""
 
     def __init__(self, schedule: Schedule, keys_B: Tensor, turn: tuple[int, ...], greedy: bool) -> None:
         self.schedule, self.keys, self.turn, self.greedy = schedule, keys_B, turn, greedy
@@ -45,14 +45,14 @@ class Steering:
     def of(
         cls, schedule: Schedule | None, modality: Modality, keys_B: Tensor, turn: int, greedy: bool
     ) -> Steering | None:
-        """None without a schedule, and for a modality that it does not steer."""
+        """None if there is no schedule, or if it does not steer the modality."""
         if schedule is None or not schedule.steers(modality):
             return None
         return cls(schedule, keys_B, (turn, int(modality)), greedy)
 
     @torch.no_grad()
     def decide(self, rows: Tensor, number: int, look: Look) -> Choice:
-        """What the rows [b] do in a step. number: of the step, which no other step of the segment has."""
+        """The choice for the rows [b] in a step. number: of the step, unique in the segment."""
 
         def uniform(n: int) -> Tensor:
             return noise.uniform(self.keys[rows], (*self.turn, number, STREAM), n)
@@ -75,8 +75,7 @@ class Steering:
         return choice
 
     def commit(self, choice: Choice, free: Tensor, score: Tensor) -> Tensor:
-        """bool [b, N]: the tokens that the step of a choice which `commits` does commit, at least one of each row with
-        free ones.
+        """bool [b, N]: the tokens to commit under a choice with `commits`; at least one in each row with free tokens.
 
         free: bool [b, N], the tokens that may be committed. score: float [b, N], larger = committed earlier.
         """
@@ -91,12 +90,12 @@ class Steering:
         return torch.where(commit.any(1, keepdim=True), commit, best)
 
     def committed(self, count: Tensor) -> None:
-        """int64 [b]: how many tokens the rows of the last step have committed."""
+        """Records how many tokens each row of the last step committed, int64 [b]."""
         self.steps[-1].committed = count
 
     @torch.no_grad()
     def choices(self) -> list[Choices | None]:
-        """Of each of the B rows; None where it took no step."""
+        """The recorded choices of each of the B rows; None for a row without steps."""
         if not self.steps:
             return [None] * len(self.keys)
         row = torch.cat([s.rows for s in self.steps]).cpu()
@@ -117,7 +116,7 @@ class Steering:
 
 
 def _check(schedule: Schedule, look: Look, features: Tensor, action: Tensor, choice: Choice) -> None:
-    """Raises ValueError, with the schedule's name, for what does not fit a step."""
+    """Raises ValueError, with the schedule's name, for invalid features, actions or choices."""
     b, n = look.masked.shape
     for name, value in (("features", features), ("action", action)):
         if not isinstance(value, Tensor) or value.dim() != 2 or len(value) != b or not value.is_floating_point():
@@ -146,7 +145,7 @@ def _named(schedule: Schedule) -> str:
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:
-    """Joins [b, F] of steps whose blocks differ in width; what one lacks is 0."""
+    """Joins [b, F] of steps whose blocks differ in width, padded with 0."""
     width = max(part.shape[1] for part in parts)
     return torch.cat([pad(part, (0, width - part.shape[1])) for part in parts])
 

@@ -1,4 +1,4 @@
-"""Rewards that ship. Importing this makes the short names of the built-in ones known."""
+"""Rewards that ship. Importing this package registers their short names."""
 
 from unidiff.scorers import code, form, math, pictures, text
 

@@ -1,4 +1,4 @@
-r"""Where a text's final answer is, and how people and models write numbers. Nothing here is evaluated."""
+r"""Finds a text's final answer, and parses the ways in which people and models write numbers. Nothing is evaluated."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ _HEX = re.compile(r"(?<![\w.])0x([0-9a-fA-F]{1,15})(?!\w)")
 
 
 def plain(text: str) -> str:
-    """The text with one way of writing numbers: ASCII digits and signs, "3/4" for "¾", "m^{2}" for "m²", "1234" for
+    """Normalises how a text writes numbers: ASCII digits and signs, "3/4" for "¾", "m^{2}" for "m²", "1234" for
     "1'234", "1 234" and "1{,}234", "2000" for "2×10³" and "2 thousand", "7/4" for "1 3/4", "3" for the version "1.2.3",
-    a space between a number and a word of another script."""
+    and a space between a number and a word of another script."""
     text = _THOUSANDS.sub("", text)
     text = _SPACED.sub(lambda m: m[1].replace(" ", "") + (f".{m[2]}" if m[2] else ""), text)
     text = _RANGE.sub(lambda m: f"{m[1] or ''} ", text)
@@ -115,13 +115,13 @@ _DATE = re.compile(r"(?<![\d/])\d+(?:/\d+)+/(?=\d)")
 
 @dataclass(frozen=True)
 class Number:
-    """A number of a text. percent: the text says so; the value is the number before the sign."""
+    """A number in a text. percent: a percent sign follows; the value is the number before it."""
 
     value: float
     percent: bool = False
 
     def equals(self, other: Number, tolerance: float) -> bool:
-        """Up to a relative, and near 0 absolute, tolerance. Beside 50 % both 50 and 0.5 are equal to it."""
+        """Equality up to a tolerance that is relative, and absolute near 0. 50 % equals both 50 and 0.5."""
         pairs = [(self.value, other.value)]
         if self.percent != other.percent:
             one, share = (other, self) if self.percent else (self, other)
@@ -132,8 +132,8 @@ class Number:
 def last_number(text: str) -> Number | None:
     """The last number of a text: "1,234.5", "-3", "2e-3", "3/4", "50 %", "-$5", "2 million"; None without one.
 
-    A hyphen behind a digit, a word or a bracket is not a sign ("3-5", "2023-12"). Exponents of units ("m^2") and
-    digits inside words ("H2O") are not numbers of their own where there is another one.
+    A hyphen after a digit, a word or a bracket is not a sign ("3-5", "2023-12"). Exponents of units ("m^2") are
+    ignored. Digits inside words ("H2O") count only if there is no other number.
     """
     text = _LATEX_FRACTION.sub(lambda m: "/".join(part.replace(",", "") for part in m.groups() if part), plain(text))
     text = _DATE.sub("", text)
@@ -173,8 +173,7 @@ _WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|(?:as|be|if|in|is|it|of|or|s
 
 @dataclass(frozen=True)
 class Answer:
-    """A final answer: its text, how a parser of mathematics may read it, and what it reads where it understands none
-    of these."""
+    """A final answer: its text, the readings to try with a parser of mathematics, and a last resort if none parses."""
 
     text: str
     readings: list[str]
@@ -182,8 +181,9 @@ class Answer:
 
 
 def final_answer(text: str) -> Answer:
-    r"""The last <answer>, in it or without one the last \boxed{} (or those of one list, "\boxed{2}, \boxed{3}"), else
-    what follows "answer is", "Answer:" or "####", else the whole text, in which a parser takes the last expression."""
+    r"""The final answer of a text. First the text is cut to the last <answer>, if any. Then the answer is the last
+    \boxed{} (or a list, "\boxed{2}, \boxed{3}"), else, without a tag, the text after "answer is", "Answer:" or "####",
+    else the whole text, from which the parser takes the last expression."""
     text = _mathematical(text)
     tagged = [inside for inside in _TAG.findall(text) if inside.strip()]
     text = (tagged[-1] if tagged else text).rstrip()
@@ -198,16 +198,16 @@ def final_answer(text: str) -> Answer:
 
 
 def right_answer(text: str) -> Answer:
-    """A right answer is nothing but the answer: a bare text is read as a whole."""
+    """The readings of a right answer. It contains nothing but the answer, so a bare text is read as a whole."""
     text = _mathematical(text)
     marked = "$" in text or "\\boxed" in text
     return Answer(text, [text] if marked else [f"${text}$", text])
 
 
 def last_boxes(text: str) -> list[str]:
-    r"""What is in the last \boxed{} of a text, and in those before it that only "," or "and" separates from it. An
-    inner box counts for the outer one; one that is not closed goes to the end."""
-    open_braces: list[tuple[bool, int, int]] = []  # whether it is that of a box, where that begins and its content
+    r"""The content of the last \boxed{} of a text, and of the boxes before it that only "," or "and" separates from it.
+    Of nested boxes the inner content counts; an unclosed box extends to the end of the text."""
+    open_braces: list[tuple[bool, int, int]] = []  # (is a box, begin of the box, begin of its content)
     boxes: list[tuple[int, int, str]] = []
 
     def close(end: int) -> None:
@@ -233,7 +233,7 @@ def last_boxes(text: str) -> list[str]:
 
 
 def _mathematical(text: str) -> str:
-    """`plain`, with the symbols of mathematics as LaTeX, and without what marks a text up."""
+    """`plain`, plus mathematical symbols as LaTeX, without markup."""
     text = plain(text)
     text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])|`", " ", text)
     text = re.sub(r"(?<=[^\W\d_]):(?=\S)", ": ", text)
@@ -251,7 +251,7 @@ def bases(text: str) -> list[str]:
 
 
 def same_text(first: str, second: str) -> bool:
-    """Two answers are the same but for case, white space, $, \\text{}, a closing point and brackets around a letter."""
+    """Whether answers are equal up to case, white space, $, \\text{}, a final point and brackets around a letter."""
     return bool(_bare(first)) and _bare(first) == _bare(second)
 
 

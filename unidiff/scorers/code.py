@@ -1,4 +1,4 @@
-"""Code that a model wrote: run against tests in a sandbox (unidiff/sandbox), and its form."""
+"""Rewards for code that a model wrote: tests in a sandbox (unidiff/sandbox), and format."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from unidiff.sandbox.fences import PYTHON, block_of, code_of
 from unidiff.scorers.text import check_tolerance, check_which, looked_at, text_reward
 
 BLOCKS = ("best", "first", "last")
-_LONGEST = 100_000  # characters of code that is parsed
+_LONGEST = 100_000  # maximum characters of code to parse
 
 
 def judge(sandbox: Sandbox, code: str, row: Any, tolerance: float = 0.0) -> tuple[float | Missing, bool]:
-    """Share of the row's tests that code passes, or why that is not known; and whether the code could have forged it,
-    since a test had to run beside it. row: see `rows`."""
+    """The share of the row's tests that the code passes, or `Missing`; and whether the code could have forged the
+    result, because a test had to run in its process. row: see `rows`."""
     try:
         report = rows.judge(sandbox, code, rows.read(row), tolerance)
-    except Exception as error:  # of the sandbox or of the row, not of the code
+    except Exception as error:  # an error of the sandbox or the row, not of the code
         return Missing(Cause.RAISED, f"{type(error).__name__}: {error}"), False
     if report.unjudged:
         index, why = next(iter(report.unjudged.items()))
@@ -52,22 +52,22 @@ def code_tests(
     gated: bool = False,
     **options: Any,
 ) -> Reward:
-    """Share of the tests that a text's code passes: that of its fenced block (`code_of`), or the whole text.
+    """Share of the tests that a text's code passes. The code is a fenced block (`code_of`), or the whole text.
 
-    column: what the code is judged by, one of
+    column: the tests, one of
         ["assert f(2) == 4", …] or one such text             tests (see `Sandbox.test`)
-        {"tests": […], "setup": "import math"}               the same, with what the tests need
-        {"inputs": […], "outputs": […]}                      a program, by what it prints for what it reads
-        {"fn_name": "f", "inputs": […], "outputs": […]}      a function, by its arguments and values
+        {"tests": […], "setup": "import math"}               the same, with set-up code for the tests
+        {"inputs": […], "outputs": […]}                      a program: inputs to read, outputs to print
+        {"fn_name": "f", "inputs": […], "outputs": […]}      a function: arguments and return values
         JSON text of any of these
-        None                                                 nothing: the text gets None
-    sandbox: limits for one run; `Sandbox()` unless given.
-    workers: texts judged at a time; one a core unless given.
-    tolerance: relative and absolute, of numbers that a program prints or a function gives.
+        None                                                 not applicable
+    sandbox: limits for one run; default `Sandbox()`.
+    workers: texts judged concurrently; default one per core.
+    tolerance: relative and absolute, for numbers that a program prints or a function returns.
     block: which of several fenced blocks is the answer: "first", "last" or "best" (see `code_of`).
-    gated: 0 for a text without a closed block of code without a syntax error (see `code_format`); nothing of it is run.
+    gated: a text gets 0, and is not run, unless it has a closed code block without a syntax error (see `code_format`).
 
-    The metric `code_weak` is the share of judged texts whose value their code could have forged.
+    The metric `code_weak` is the share of judged texts whose code could have forged its value.
     """
     check_which(which)
     check_tolerance(tolerance)
@@ -102,26 +102,26 @@ def code_tests(
 
 
 class Verdicts:
-    """The last verdicts, by code, tests and sandbox. Texts of a group are often alike, and a task's figures ask again
-    what a reward has asked; so the same code is judged once by the same tests."""
+    """A cache of the latest verdicts, keyed by code, tests and sandbox. It helps because texts of a group are often
+    equal, and a task's figures repeat a reward's tests."""
 
     def __init__(self, most: int = 10_000) -> None:
         self.most, self._lock = most, threading.Lock()
         self._found: OrderedDict[bytes, tuple[float | Missing, bool]] = OrderedDict()
 
     async def of(self, jobs: Sequence[tuple], pool: ThreadPoolExecutor) -> list[tuple[float | Missing, bool]]:
-        """What `judge` says of each job (its arguments); those that are not known are judged in the pool."""
+        """The result of `judge` for each job (its arguments); unknown jobs are judged in the pool."""
         keys = [_digest(job) for job in jobs]
         with self._lock:
             found = {key: self._found[key] for key in keys if key in self._found}
         new = {key: job for key, job in zip(keys, jobs) if key not in found}
         loop = asyncio.get_running_loop()
-        # At the reward's timeout this cancels what has not begun, which would hold up the next batch.
+        # At the reward's timeout this cancels jobs that have not started; they would delay the next batch.
         judged = await asyncio.gather(*(loop.run_in_executor(pool, judge, *job) for job in new.values()))
         found |= zip(new, judged)
         with self._lock:
             for key in new:
-                if not isinstance(found[key][0], Missing):  # what could not be judged is tried again
+                if not isinstance(found[key][0], Missing):  # failed judgements are not cached
                     self._found[key] = found[key]
             while len(self._found) > self.most:
                 self._found.popitem(last=False)
@@ -129,10 +129,10 @@ class Verdicts:
 
 
 def _digest(job: tuple) -> bytes:
-    """A key of a job, exact for whatever its row holds; one of its own if that cannot be written down."""
+    """A job's cache key: a hash of its pickle, or random bytes if it cannot be pickled."""
     try:
         return hashlib.sha256(pickle.dumps(job)).digest()
-    except Exception:  # an object of the user's may raise anything
+    except Exception:  # the user's objects can raise anything
         return os.urandom(32)
 
 
@@ -140,8 +140,8 @@ VERDICTS = Verdicts()
 
 
 def form_of(text: str, block: str = "best") -> float:
-    """1.0 for a text with a closed block of Python that has no syntax error, 0.5 with a syntax error or without an end,
-    0.0 without a block. A block without an info string counts."""
+    """1.0 for a text with a closed Python block without a syntax error, 0.5 if it has one or is not closed, 0.0 without
+    a block. A block without an info string counts as Python."""
     found = block_of(text, block=block)
     if found is None or found.language not in {*PYTHON, ""}:
         return 0.0
@@ -149,11 +149,11 @@ def form_of(text: str, block: str = "best") -> float:
 
 
 def parses(code: str) -> bool:
-    """Whether code has no syntax error, and any statement. Nothing of it is run."""
+    """Whether code has at least one statement and no syntax error. It is not run."""
     if len(code) > _LONGEST:
         return False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes in strings
+        warnings.simplefilter("ignore")  # such as invalid escapes in strings
         try:
             return bool(ast.parse(code).body)
         except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -167,9 +167,9 @@ def check_block(block: str) -> None:
 
 @typed
 def code_format(*, block: str = "best", which: str = "last", **options: Any) -> Reward:
-    """1 for a closed block of Python without a syntax error, 0.5 with one, 0 for a text without a block. Half of it is
-    DiffuCoder's (2506.20639) and MaskGRPO's format reward. MaskGRPO pays for passed tests only from a format of 1, of
-    which its largest is 0.5; `code_tests(gated=True)` can be paid."""
+    """1 for a closed Python block without a syntax error, 0.5 with one, 0 for a text without a block. Half of it equals
+    the format reward of DiffuCoder (2506.20639) and MaskGRPO. MaskGRPO rewards passed tests only at a format reward of
+    1, but its maximum is 0.5; `code_tests(gated=True)` can be earned."""
     check_block(block)
     return text_reward(lambda view: form_of(view.text or "", block), "code_format", which, options)
 

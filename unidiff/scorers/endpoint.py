@@ -1,6 +1,6 @@
-"""A place on the network that answers POST requests: retries with back-off, and one clear error for what goes wrong.
+"""A client for a server of POST requests: retries with back-off, and one error type.
 
-An answer is read as it comes, up to a size, and is never decompressed: a small one can hold gigabytes.
+An answer is read up to a maximum size and never decompressed, because a small compressed answer can hold gigabytes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 from unidiff import backoff
 from unidiff.rewards.reward import Cause
 
-RETRIED = (408, 425, 429, 500, 502, 503, 504)  # what may be over soon
-MOST_BYTES = 4 << 20  # of an answer: a hundred thousand figures
+RETRIED = (408, 425, 429, 500, 502, 503, 504)  # status codes of temporary errors
+MOST_BYTES = 4 << 20  # maximum size of an answer: about a hundred thousand figures
 
 
 class EndpointError(RuntimeError):
-    """No answer that can be used. cause: what a value that is lost by it is counted as."""
+    """There is no usable answer. cause: the `Cause` of values that are lost by it."""
 
     def __init__(self, message: str, cause: Cause = Cause.RAISED) -> None:
         super().__init__(message)
@@ -27,7 +27,7 @@ class EndpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answered with status 200. kind: its content type."""
+    """A server's answer with status 200. kind: its content type."""
 
     url: str
     kind: str
@@ -35,8 +35,8 @@ class Answer:
 
 
 class Endpoint:
-    """url: its address. seconds: for one attempt. retries: further attempts after one that failed in a way that may
-    pass (no connection, a connection that broke, too slow, a busy or failing server). headers: sent each time."""
+    """url: the server's address. seconds: timeout of one attempt. retries: further attempts after a temporary error (no
+    connection, a broken connection, a timeout, a busy or failing server). headers: sent with every request."""
 
     def __init__(
         self, url: str, seconds: float = 60.0, retries: int = 3, headers: dict[str, str] | None = None
@@ -50,7 +50,7 @@ class Endpoint:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _connected(self) -> Any:
-        """The client of the running event loop: connections cannot be used in another."""
+        """The client of the running event loop; a connection belongs to one loop."""
         try:
             import httpx2
         except ImportError as error:
@@ -62,7 +62,7 @@ class Endpoint:
         return self._client
 
     async def post(self, path: str, **body: Any) -> Answer:
-        """The answer (status 200) to a POST of `json=` or `content=`. Raises EndpointError."""
+        """POSTs `json=` or `content=` and returns the answer with status 200. Raises EndpointError."""
         for attempt in range(self.retries + 1):
             try:
                 return await self._post(path, body)
@@ -79,7 +79,7 @@ class Endpoint:
 
         try:
             async with (
-                asyncio.timeout(self.seconds),  # of the whole; the client's own is for each read
+                asyncio.timeout(self.seconds),  # of the whole request; the client's timeout is per read
                 client.stream("POST", self.url + path, **body) as response,
             ):
                 content = await self._content(response)
@@ -93,7 +93,7 @@ class Endpoint:
         raise (_PassingError if response.status_code in RETRIED else EndpointError)(message)
 
     async def _content(self, response: Any) -> bytes:
-        """The body; of an error that is too long, its beginning."""
+        """The body; a too long error body is truncated."""
         if (encoding := response.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
             message = f"{self.url} answered {response.status_code} encoded as {encoding!r}, which was not asked for"
             raise EndpointError(message, Cause.WRONG_TYPE)
@@ -108,7 +108,7 @@ class Endpoint:
 
 
 class _PassingError(EndpointError):
-    """What may be over at the next attempt."""
+    """A temporary error: the next attempt may succeed."""
 
 
 def beginning(content: bytes, most: int) -> str:
@@ -117,7 +117,7 @@ def beginning(content: bytes, most: int) -> str:
 
 
 def json_of(answer: Answer) -> Any:
-    """An answer's JSON. Raises EndpointError with its beginning if it is something else, such as a proxy's page."""
+    """An answer's JSON. Raises EndpointError with the beginning of any other answer, such as a proxy's page."""
     try:
         return json.loads(answer.content)
     except (ValueError, RecursionError) as error:

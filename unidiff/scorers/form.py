@@ -1,5 +1,5 @@
-r"""Rewards for the form of a text: tags, boxes, whole numbers. The values are those of d1 (2504.12216) and MaskGRPO
-(2510.02880); where theirs can never be paid, ours can, and the docstring says so.
+r"""Rewards for the format of a text: tags, boxes, whole numbers. The values are those of d1 (2504.12216) and MaskGRPO
+(2510.02880). Some of theirs can never be earned; ours can, and the docstrings state the difference.
 
 Options are those of unidiff.scorers.text.
 """
@@ -24,10 +24,10 @@ _WHOLE = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:,\d{3})+)")
 
 @typed
 def soft_format(pattern: str = REASONING, *, which: str = "last", **options: Any) -> Reward:
-    """1 for a text in which a regular expression is found anywhere (dots match line breaks).
+    """1 for a text that contains a match of a regular expression (dots match line breaks).
 
-    d1's reward of this name uses `re.match` without line breaks, so that it is hardly ever paid; this one searches, as
-    MaskGRPO's does. Errors: re.error for a pattern that cannot be read.
+    d1's reward of this name uses `re.match`, and its dots do not match line breaks, so it is almost never earned. This
+    one searches, as MaskGRPO's does. Raises re.error for an invalid pattern.
     """
     compiled = re.compile(pattern, re.DOTALL)
 
@@ -39,7 +39,7 @@ def soft_format(pattern: str = REASONING, *, which: str = "last", **options: Any
 
 @typed
 def tag_count(tags: Sequence[str] = TAGS, *, which: str = "last", **options: Any) -> Reward:
-    """The share of the tags that a text has exactly once."""
+    """The share of tags that occur exactly once in the text."""
     if not tags or not all(tags):
         raise ValueError(f"tags={tags!r}; name at least one, none of them empty")
 
@@ -63,8 +63,8 @@ def boxed(*, which: str = "last", **options: Any) -> Reward:
 def integer(pattern: str | None = None, *, which: str = "last", **options: Any) -> Reward:
     r"""1 for an answer that is a whole number: digits, with or without a sign and commas between thousands.
 
-    pattern: where the answer stands (see `text.extract`); None = in the last \boxed{}. MaskGRPO asks `str.isdigit`, by
-    which "1,000" and "-3" are not numbers. Errors: re.error for a pattern that cannot be read.
+    pattern: finds the answer (see `text.extract`); None = the last \boxed{}. MaskGRPO uses `str.isdigit`, which rejects
+    "1,000" and "-3". Raises re.error for an invalid pattern.
     """
     re.compile(pattern or "")
 

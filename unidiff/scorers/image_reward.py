@@ -1,7 +1,7 @@
 """ImageReward (arXiv 2304.05977) on transformers' BLIP classes.
 
-The published package pins versions that fit into no training environment; its weights are those of BLIP's two halves,
-a picture encoder and a text encoder that attends to it, and a head of linear layers. Sizes are read off the weights.
+The published package pins versions that conflict with every training environment. Its weights are BLIP's picture
+encoder, BLIP's text encoder that attends to the picture, and a head of linear layers. Sizes are read from the weights.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.scorers.vision import VisionModel, head_of, text_of
 
-MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's figures over the authors' validation pictures
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's output on the authors' validation pictures
 PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
-LONGEST = 35  # tokens of a prompt
-HEAD_WIDTH = 64  # of an attention head, in both halves
+LONGEST = 35  # maximum tokens of a prompt
+HEAD_WIDTH = 64  # width of an attention head, in both encoders
 
 
 class ImageRewardModel(nn.Module):
-    """state: the published weights by their names, "blip.visual_encoder.…", "blip.text_encoder.…", "mlp.…". ValueError
+    """state: the published weights by name, "blip.visual_encoder.…", "blip.text_encoder.…", "mlp.…". Raises ValueError
     if they do not fit."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
@@ -66,7 +66,7 @@ def _layers(weights: dict[str, Tensor], pattern: str) -> int:
 
 
 def vision_config(weights: dict[str, Tensor]) -> BlipVisionConfig:
-    """The picture encoder's sizes, read off its weights."""
+    """The picture encoder's configuration, read from its weights."""
     _, places, width = weights["pos_embed"].shape
     patch = weights["patch_embed.proj.weight"].shape[-1]
     return BlipVisionConfig(
@@ -81,7 +81,7 @@ def vision_config(weights: dict[str, Tensor]) -> BlipVisionConfig:
 
 
 def text_config(weights: dict[str, Tensor]) -> BlipTextConfig:
-    """The text encoder's sizes, read off its weights."""
+    """The text encoder's configuration, read from its weights."""
     vocabulary, width = weights["embeddings.word_embeddings.weight"].shape
     return BlipTextConfig(
         vocab_size=vocabulary,
@@ -91,7 +91,7 @@ def text_config(weights: dict[str, Tensor]) -> BlipTextConfig:
         num_hidden_layers=_layers(weights, r"encoder\.layer\.(\d+)\."),
         num_attention_heads=width // HEAD_WIDTH,
         max_position_embeddings=len(weights["embeddings.position_embeddings.weight"]),
-        is_decoder=True,  # which is what BLIP calls a text encoder that attends to pictures
+        is_decoder=True,  # BLIP's name for a text encoder that attends to pictures
     )
 
 
@@ -155,10 +155,10 @@ def image_reward(
     loading: dict[str, Any] | None = None,
     **options: Any,
 ) -> Reward:
-    """ImageReward of picture and text, about a normal distribution over generated pictures.
+    """ImageReward of picture and text; over generated pictures it has about mean 0 and std 1.
 
-    checkpoint: the published file, ImageReward.pt of THUDM/ImageReward. column: the text; the prompt's texts unless
-    given. loading: device, dtype, batch of `VisionModel`. Further options are those of `reward`.
+    checkpoint: the published file, ImageReward.pt of THUDM/ImageReward. column: the text; None = the prompt's texts.
+    loading: device, dtype, batch of `VisionModel`. Further options are those of `reward`.
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(

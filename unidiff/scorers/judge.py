@@ -1,7 +1,7 @@
 """A judge: a vision-language model behind an OpenAI-compatible chat endpoint (vLLM, SGLang, …), with a rubric.
 
-It sees the prompt and the response in order, texts and pictures, and is told to end with "Score: <number>". An answer
-without a score, or with one outside of the scale, gives no value: nonsense is missing, never 0.
+It sees the texts and pictures of prompt and response in order, and is told to end with "Score: <number>". Without a
+score on the scale the value is missing, not 0.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ HEADS = {"prompt": "What was asked:", "response": "The response; its last part i
 
 
 def read_score(text: str, low: float, high: float) -> float | None:
-    """The last "Score: <number>" of a text if it is on the scale; None otherwise, and for a range ("3-5"), a share
-    ("80 %"), a decimal comma, or a score of another scale ("4/5" where `high` is 10)."""
+    """The last "Score: <number>" of a text, if it is on the scale. None otherwise; also for a range ("3-5"), a
+    percentage, a decimal comma, or another scale ("4/5" where `high` is 10)."""
     found = list(SCORE.finditer(plain(text)))
     if not found or found[-1]["odd"] or float(found[-1]["most"] or high) != high:
         return None
@@ -40,7 +40,7 @@ def read_score(text: str, low: float, high: float) -> float | None:
 
 
 def messages_of(view: View, rubric: str, low: float, high: float) -> list[dict[str, Any]]:
-    """The chat: the rubric as the system's message, then prompt and response as parts of one user's message."""
+    """The chat: the rubric as system message, then prompt and response as parts of one user message."""
     end = f'Judge by this rubric. End with one line "Score: <number>", a number from {low:g} to {high:g}.'
     content: list[dict[str, Any]] = []
     part_of = ""
@@ -72,13 +72,13 @@ def judge(
     retries: int = 3,
     **options: Any,
 ) -> Reward:
-    """The score that a model gives, put on [0, 1].
+    """A judge model's score, rescaled to [0, 1].
 
-    url: of the API, such as "http://host:8000/v1". model: its name there. rubric: what is good, in words.
+    url: of the API, such as "http://host:8000/v1". model: its name there. rubric: the criteria, in words.
     scale: the lowest and the highest score that the judge may give.
-    max_tokens, and the entries of `extra`, go into the request; the temperature is 0 unless `extra` says so.
-    api_key_env: the environment variable that holds the key, if one is needed.
-    parallel: requests at a time. seconds, retries: of one request, see `Endpoint`.
+    max_tokens, extra: entries of the request; the temperature is 0 unless `extra` sets it.
+    api_key_env: the environment variable with the key, if one is needed.
+    parallel: concurrent requests. seconds, retries: of one request, see `Endpoint`.
     Further options (`on`, `weight`, `timeout` for all of it, …) are those of `reward`.
     """
     low, high = scale
@@ -113,7 +113,7 @@ def judge(
             async with gate:
                 try:
                     return await score(view)
-                except Exception as error:  # a picture or a text that cannot be written into a request
+                except Exception as error:  # a picture or text that cannot be encoded
                     return raised(error)
 
         return list(await asyncio.gather(*map(one, segments)))

@@ -1,7 +1,7 @@
 """Mathematical answers, compared by math-verify in worker processes that can be killed.
 
-A worker gets one answer at a time, and has a hard deadline for it. One that is late, or dies, is replaced: it loses
-the answer that it was at, and no other. Workers end with this process, however it ends.
+A worker verifies one answer at a time, with a hard timeout. If it is late or dies, it is replaced, and only its current
+answer is lost. Workers end with this process, even if this process is killed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is the trainer's to handle
+            start_new_session=True,  # the trainer handles Ctrl-C
         )
         self.buffer = b""
         ready = self._read(math_worker.START_SECONDS)
@@ -50,7 +50,8 @@ class _Worker:
             )
 
     def ask(self, request: Sequence[Any], seconds: float) -> dict[str, Any]:
-        """Raises TimeoutError, or EOFError if the process is no more; it is of no use after either."""
+        """Sends a request and returns the reply. Raises TimeoutError, or EOFError if the process has died; after either
+        the worker is unusable."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps([seconds, *request]).encode() + b"\n")
@@ -82,9 +83,9 @@ class _Worker:
 
 
 class MathVerifier:
-    """A pool of workers. They start with the first answer, stay, and end with this process.
+    """A pool of workers. They start with the first answer and live as long as this process.
 
-    workers: processes. seconds: for one answer.
+    workers: number of processes. seconds: timeout of one answer.
     """
 
     def __init__(self, workers: int = 2, seconds: float = 5.0) -> None:
@@ -96,20 +97,20 @@ class MathVerifier:
         self._pool = ThreadPoolExecutor(workers, "unidiff-math")
 
     def verify(self, pairs: Sequence[tuple[str, str]]) -> list[float | Missing]:
-        """1 or 0 for each (right answer, text with an answer in it), or why that is not known.
+        """1 or 0 for each (right answer, text that contains an answer), or `Missing` with the cause.
 
-        Errors: ImportError without math-verify.
+        Raises ImportError without math-verify.
         """
         return list(self._pool.map(self._one, pairs))
 
     async def verify_async(self, pairs: Sequence[tuple[str, str]]) -> list[float | Missing]:
-        """The same for an event loop. Cancelled, it gives up the answers that have not begun."""
+        """As `verify`, for an event loop. Cancellation drops the answers that have not started."""
         loop = asyncio.get_running_loop()
         return await asyncio.gather(*(loop.run_in_executor(self._pool, self._one, pair) for pair in pairs))
 
     def _one(self, pair: tuple[str, str]) -> float | Missing:
         right, given = right_answer(pair[0]), final_answer(pair[1])
-        if bases(right.text) and bases(given.text) not in ([], bases(right.text)):  # math-verify does not read them
+        if bases(right.text) and bases(given.text) not in ([], bases(right.text)):  # math-verify ignores bases
             return 0.0
         same = same_text(right.text, given.text)
         request = [right.readings, given.readings, given.last_resort, same]
@@ -142,12 +143,12 @@ class MathVerifier:
 def math_answer(
     column: str = "answer", *, which: str = "last", workers: int = 2, seconds: float = 5.0, **options: Any
 ) -> Reward:
-    r"""1 for a text whose final answer (see `final_answer`: in <answer>, in the last \boxed{}, behind "Answer:", or the
-    last expression) is mathematically the column's.
+    r"""1 for a text whose final answer is mathematically equal to the column's. The final answer is in <answer>, in the
+    last \boxed{}, after "Answer:", or the last expression (see `final_answer`).
 
-    column: the right answer, a number or LaTeX or plain text; None = there is none. A row that holds anything else has
-    no value. which: as in unidiff.scorers.text.
-    workers, seconds: see `MathVerifier`. A verdict that takes longer is missing, not 0.
+    column: the right answer, a number, LaTeX or plain text; None = not applicable. For any other type the value is
+    missing. which: as in unidiff.scorers.text.
+    workers, seconds: see `MathVerifier`. After a timeout the value is missing, not 0.
     """
     check_which(which)
     verifier = MathVerifier(workers, seconds)

@@ -1,8 +1,8 @@
-"""A process that compares mathematical answers: one JSON line in, one out. It is killed when it takes too long,
-and ends by itself a little later if there is nobody to kill it.
+"""A process that compares mathematical answers: one JSON line in, one JSON line out. Its parent kills it after a
+timeout; without a parent it ends by itself a little later.
 
-math-verify's own timeouts rest on signals, which fail outside of a main thread and then score 0 in silence; they are
-switched off. Nothing here is evaluated as Python: math-verify parses LaTeX and expressions with a grammar.
+math-verify's own timeouts are switched off: they use signals, which fail outside of the main thread and then silently
+score 0. Nothing is evaluated as Python: math-verify parses LaTeX and expressions with a grammar.
 """
 
 import ctypes
@@ -14,23 +14,23 @@ import resource
 import signal
 import sys
 
-START_SECONDS = 120.0  # to import sympy, on a machine that is busy
+START_SECONDS = 120.0  # timeout of importing sympy on a busy machine
 GRACE_SECONDS = 5
 SET_DUMPABLE = 4
-MEMORY = 4 << 30  # bytes of address space: a power tower dies here, not the trainer
+MEMORY = 4 << 30  # bytes of address space: a power tower kills this process, not the trainer
 
 
 def clock(seconds: float) -> None:
-    """Ends this process then, unless the clock is set again: nothing handles the signal. 0 stops the clock."""
+    """Ends this process after `seconds` plus grace, by an unhandled SIGALRM, unless called again. 0 stops the clock."""
     signal.alarm(math.ceil(seconds + GRACE_SECONDS) if seconds else 0)
 
 
 def main() -> None:
     clock(START_SECONDS)
-    if sys.platform == "linux":  # its descriptors are closed to others of its user, such as code that is judged
+    if sys.platform == "linux":  # keeps other processes of this user, such as judged code, from its descriptors
         ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print is not a reply
+    os.dup2(2, 1)  # output that libraries print must not become a reply
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         import math_verify
@@ -41,8 +41,8 @@ def main() -> None:
     parse = functools.partial(math_verify.parse, **{"parsing_timeout": None})
 
     def judge(golds: list[str], answers: list[str], last_resort: str, same: bool) -> dict:
-        """Whether a reading of the answer is the first reading of the right one that is understood. same: their texts
-        are the same, so there is nothing to understand."""
+        """Whether any reading of the answer equals the right answer (its first reading that can be parsed). same: the
+        texts are equal, so nothing is parsed."""
         if same:
             return {"value": 1.0}
         known = next(filter(None, map(parse, golds)), None)

@@ -1,7 +1,7 @@
-"""Image rewards: agreement with a target picture, and edits that stay where they belong.
+"""Image rewards: agreement with a target picture, and locality of edits.
 
-A column holds the target: a PIL image or uint8 [H, W, 3] for every picture of the row, or a list with one for each
-round; None where there is none. Further options (`weight`, `name`, …) are those of `reward`.
+A column holds the target: a PIL image or uint8 [H, W, 3] for all pictures of the row, or a list with one target per
+round; None = no target. Further options (`weight`, `name`, …) are those of `reward`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from unidiff.rewards.reward import Reward, reward
 from unidiff.rewards.segment_view import SegmentView
 from unidiff.scorers.text import check_tolerance
 
-PSNR_TOP = 50.0  # dB; equal pictures would have infinitely many
+PSNR_TOP = 50.0  # dB; equal pictures would have infinity
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # of Wang et al. 2004
 
 
 def pixels_of(picture: Image.Image | np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]. Raises ValueError for an array of another shape or dtype, TypeError for anything else."""
+    """A picture as uint8 [H, W, 3]. Raises ValueError for an array of another shape or dtype, TypeError for other
+    types."""
     if isinstance(picture, Image.Image):
         return np.asarray(rgb(picture))
     if not isinstance(picture, np.ndarray):
@@ -86,7 +87,7 @@ def _target(view: SegmentView, column: str) -> Any:
 def _agreement(
     compare: Callable[[np.ndarray, np.ndarray], float], column: str, name: str, options: dict[str, Any]
 ) -> Reward:
-    """A reward from the comparison of two uint8 [H, W, 3]. A picture has no value where their sizes differ."""
+    """A reward that compares picture and target, both uint8 [H, W, 3]. If their sizes differ, the value is missing."""
 
     def judge(view: SegmentView) -> float | None:
         target = _target(view, column)
@@ -102,7 +103,7 @@ def _agreement(
 
 
 def _image_reward(judge: Callable[[SegmentView], Value], column: str | None, options: dict[str, Any]) -> Reward:
-    """A reward from what it says of one picture. column: the one that it reads, if any."""
+    """A reward from a judge of one picture. column: the column that the judge reads, if any."""
 
     def judge_pictures(segments: Sequence[SegmentView]) -> list[Value]:
         return each(segments, judge, column)
@@ -112,16 +113,16 @@ def _image_reward(judge: Callable[[SegmentView], Value], column: str | None, opt
 
 @typed
 def pixel_agreement(column: str = "target", *, tolerance: int = 0, **options: Any) -> Reward:
-    """Share of pixels that are the target's, up to `tolerance` of 255 in each channel."""
+    """Share of pixels that equal the target's, up to `tolerance` of 255 in each channel."""
     check_tolerance(tolerance, 255)
     return _agreement(lambda a, b: float(close_pixels(a, b, tolerance).mean()), column, "pixel_agreement", options)
 
 
 @typed
 def cell_agreement(rows: int, columns: int, column: str = "target", *, tolerance: int = 16, **options: Any) -> Reward:
-    """Share of the cells of a board of rows × columns whose mean colour is the target's, up to `tolerance` of 255.
+    """Share of the cells of a rows × columns board whose mean colour equals the target's, up to `tolerance` of 255.
 
-    A picture whose pixels the board does not divide has no value.
+    If the board does not divide the picture's pixels evenly, the value is missing.
     """
     check_tolerance(tolerance, 255)
     if rows < 1 or columns < 1:
@@ -152,8 +153,8 @@ def ssim_agreement(column: str = "target", **options: Any) -> Reward:
 
 @typed
 def token_agreement(column: str = "target_tokens", **options: Any) -> Reward:
-    """Share of tokens that are the target's: ids in the model's vocabulary, [n] for every picture of the row, or a list
-    of such for each round. A picture has no value where their number differs."""
+    """Share of tokens that equal the target's. The target is ids in the model's vocabulary, [n] for all pictures of the
+    row, or a list with one target per round. If the numbers of tokens differ, the value is missing."""
 
     def compare(view: SegmentView) -> float | None:
         target = column_of(view, column)
@@ -175,8 +176,8 @@ def token_agreement(column: str = "target_tokens", **options: Any) -> Reward:
 
 
 def enlarged(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """bool [h, w] as bool [height, width]: each pixel has the value of its place. ValueError for a mask
-    of another shape, or of what is neither bool nor an integer."""
+    """Enlarges a mask [h, w] to bool [height, width] by nearest neighbour. Raises ValueError for a mask of another
+    shape, or of a dtype other than bool or integer."""
     if mask.ndim != 2 or not mask.size or mask.dtype.kind not in "bui":
         raise ValueError(f"a mask is bool [h, w], not {mask.dtype} {list(mask.shape)}")
     rows = np.arange(height) * mask.shape[0] // height
@@ -186,12 +187,12 @@ def enlarged(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @typed
 def edit_locality(column: str | None = None, *, tolerance: int = 8, **options: Any) -> Reward:
-    """Share of the pixels outside the edit that are as before; 0 if no pixel inside it has changed.
+    """Share of unchanged pixels outside the edit; 0 if no pixel inside the edit has changed.
 
-    column: bool [h, w], where an edit is wanted, in any resolution; or a list of such for each round. Without it, the
-    tokens that were denoised again: then the reward says how far the image tokenizer keeps an edit local.
-    tolerance: of 255; a change that is not larger is none. None for pictures with nothing before them or without a
-    mask; a picture of another size than that before it has no value.
+    column: bool [h, w], the mask of the wanted edit, in any resolution; or a list with one mask per round. Without a
+    column, the mask is the tokens that were denoised again; then the reward measures how well the image tokenizer keeps
+    an edit local. tolerance: of 255; smaller or equal changes do not count. Not applicable without a previous picture
+    or a mask. If the picture's size differs from the previous one's, the value is missing.
     """
     check_tolerance(tolerance, 255)
 

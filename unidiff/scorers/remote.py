@@ -1,19 +1,19 @@
-"""Rewards that live in another process or on another machine, behind HTTP.
+"""Rewards from another process or machine over HTTP.
 
 `remote` speaks JSON (tools/reward_server.py serves it): POST <url>/score with
 
     {"requests": [{"history": [{"role": "prompt", "text": "…"}, {"role": "response", "image_b64": "<PNG>"}, …],
                    "required_rewards": ["<name>"], "metadata": {"<column>": …}}, …]}
 
-where the last part of a history is what is judged (for a reward on sequences: all of the response). The answer is
+The last part of a history is judged (for a reward on sequences: the whole response). The answer is
 
     {"results": [{"<name>": 0.5}, …], "errors": [null, {"<name>": "why not"}, …]}
 
-with one entry a request. A result may also be a dictionary of figures, from which `metric` is taken; null means "not
+with one entry per request. A result may also be a dictionary of figures, from which `metric` is taken; null means "not
 applicable". `pickled` speaks the older protocol of pickles over HTTP (servers of flow_grpo and its relatives).
 
-What is lost is lost for its own items: a failed batch for those in it, an error of one item for that one, and an item
-with a column that cannot be sent is not sent.
+A failed batch loses only its own items, and an error of one item loses only that item. An item with a column that
+cannot be serialised is lost without being sent.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 async def in_batches(
     items: Sequence[Item | Missing], ask: Callable[[list[Item]], Awaitable[Values]], batch: int, parallel: int
 ) -> Values:
-    """What `ask` says of each batch; the items of a batch that fails are lost, the others not.
-    Items that are lost already stay so, and are not asked about."""
+    """Calls `ask` on each batch. If a batch fails, its items become `Missing`. Items that are `Missing` already are not
+    sent."""
     gate = asyncio.Semaphore(parallel)
     values: Values = [item if isinstance(item, Missing) else None for item in items]
     asked = [i for i, item in enumerate(items) if not isinstance(item, Missing)]
@@ -72,10 +72,10 @@ async def in_batches(
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold for a value that it cannot: numbers and lists for NumPy's and torch's, ISO texts for dates.
-    Raises TypeError for other values."""
+    """Converts a value for JSON: NumPy's and torch's to numbers and lists, dates to ISO texts. Raises TypeError for
+    other values."""
     kind = value.dtype.kind if isinstance(value, np.ndarray | np.generic) else ""
-    if kind == "M" and np.all(value == value):  # NaT, as pandas' below, does not equal itself
+    if kind == "M" and np.all(value == value):  # NaT does not equal itself (nor does pandas', below)
         return np.asarray(value).astype(str).tolist()
     if (kind and kind not in "mMV") or isinstance(value, torch.Tensor):
         return value.tolist()
@@ -89,7 +89,7 @@ def no_column(view: View, name: str) -> Missing:
 
 
 def column_of(view: View, name: str) -> Any:
-    """A column as plain data, or why it cannot be sent."""
+    """A column as plain data, or `Missing` if it cannot be sent."""
     if name not in view.columns:
         return no_column(view, name)
     try:
@@ -107,7 +107,7 @@ def _checked(batch: int, parallel: int) -> None:
 
 
 def request_of(view: View, scorer: str, columns: Sequence[str], pictures: dict[int, str]) -> dict[str, Any] | Missing:
-    """One item of the protocol. pictures: encoded ones by the id of the picture, which rows of a group share."""
+    """One item of the protocol. pictures: cache of encoded pictures by `id`, as the rows of a group share pictures."""
     metadata = {name: column_of(view, name) for name in columns}
     for value in metadata.values():
         if isinstance(value, Missing):
@@ -139,13 +139,13 @@ def remote(
     retries: int = 3,
     **options: Any,
 ) -> Reward:
-    """A reward that a server of the JSON protocol gives (see above).
+    """A reward from a server of the JSON protocol (see the module's docstring).
 
     url: of the server, such as "http://host:8000". scorer: the reward's name there.
-    columns: the task's columns that it gets as metadata: plain data, NumPy's and torch's values (as numbers and lists),
-        dates (as ISO text). A row with anything else, such as NaN, has no value; the message names the column.
-    metric: the figure to take of a result that has several (of one that has a single figure, that).
-    batch, parallel: items in a request, and requests at a time. seconds, retries: see `Endpoint`.
+    columns: the task's columns to send as metadata: plain data, NumPy's and torch's values (as numbers and lists),
+        dates (as ISO text). For anything else, such as NaN, the row's value is missing; the message names the column.
+    metric: the figure to take from a result with several figures. A single figure is taken whatever its name.
+    batch, parallel: items per request, and concurrent requests. seconds, retries: see `Endpoint`.
     Further options (`on`, `weight`, `timeout` for all of it, …) are those of `reward`; the name is the scorer's.
     """
     _checked(batch, parallel)
@@ -164,7 +164,7 @@ def remote(
 
 
 def read_answer(answer: Any, scorer: str, metric: str, count: int) -> Values:
-    """The values in a server's answer. Raises EndpointError if it is not of the protocol, or has another length."""
+    """The values in a server's answer. Raises EndpointError if it violates the protocol or has a wrong length."""
     results = answer.get("results") if isinstance(answer, dict) else None
     if not isinstance(results, list):
         raise EndpointError(f"the answer has no list of results: {str(answer)[:100]}", Cause.WRONG_TYPE)
@@ -192,7 +192,7 @@ def _value(result: Any, error: Any, scorer: str, metric: str) -> float | Missing
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Numbers, strings, lists, dictionaries and NumPy arrays of them. Anything else could run code, and is refused."""
+    """Loads numbers, strings, lists, dictionaries and NumPy arrays. Refuses anything else, as it could run code."""
 
     NUMPY = frozenset({"_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"})
 
@@ -220,10 +220,10 @@ def pickled(
     """A reward on images from a server of the older protocol: POST / with a pickle of {"images": [JPEG, …],
     "prompts": [text, …]}, answered by {"scores": [number, …]}.
 
-    key: where the answer holds the scores. column: sends that column as "meta_datas" instead of prompts (GenEval).
+    key: the answer's key of the scores. column: sends that column as "meta_datas" instead of prompts (GenEval).
     extra: further entries of the request, such as {"only_strict": True}.
-    trust_pickle: servers of this protocol answer with a pickle, and loading one that a stranger made runs his code. So
-    an answer is only taken as JSON, unless this says that the server is trusted; even then only plain data is loaded.
+    trust_pickle: servers of this protocol answer with a pickle, and loading a stranger's pickle can run code. False:
+    only JSON answers are accepted. True: pickles too, but only plain data is loaded from them.
     """
     _checked(batch, parallel)
     endpoint = Endpoint(url, seconds, retries)
@@ -233,7 +233,7 @@ def pickled(
             return json_of(response)
         try:
             return _PlainUnpickler(io.BytesIO(response.content)).load()
-        except Exception as error:  # anything may come out of broken bytes
+        except Exception as error:  # broken bytes can raise anything
             raise EndpointError(f"{url} answered no pickle of plain data: {error}", Cause.WRONG_TYPE) from error
 
     def item_of(view: View) -> tuple[bytes, Any] | Missing:
@@ -244,7 +244,7 @@ def pickled(
             return no_column(view, column)
         try:
             pickle.dumps(view.columns[column])
-        except Exception as error:  # an object of the row's own: anything
+        except Exception as error:  # the user's objects can raise anything
             return Missing(Cause.WRONG_TYPE, f"column {column!r} cannot be sent as a pickle: {error}"[:300])
         return encoded(view.image, "JPEG", quality=95), view.columns[column]
 

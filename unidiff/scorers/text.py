@@ -1,8 +1,8 @@
 """Text rewards: format, exact and numeric answers, length, repetition.
 
 Each function makes a `Reward`; further options (`weight`, `name`, `required`, `timeout`, …) are those of `reward`.
-`which` says what texts a reward looks at: "last", a response's last segment, where its answer stands; "all"; or
-"steps", all but the last. The others get None.
+`which` selects the texts to score: "last" (a response's last segment, the answer), "all", or "steps" (all but the
+last). Other texts get None.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNITS = ("tokens", "words", "characters")
 
 
 def looked_at(view: SegmentView, which: str) -> bool:
-    """Whether a reward with this `which` looks at a segment."""
+    """Whether a reward with this `which` scores a segment."""
     return which == "all" or view.last == (which == "last")
 
 
@@ -44,7 +44,7 @@ def check_tolerance(tolerance: float, most: float = math.inf) -> None:
 def text_reward(
     judge: Callable[[SegmentView], Value], name: str, which: str, options: dict[str, Any], column: str | None = None
 ) -> Reward:
-    """A reward from what it says of one text. column: the one that it reads, if any."""
+    """A reward from a judge of one text. column: the column that the judge reads, if any."""
     check_which(which)
 
     def judge_texts(segments: Sequence[SegmentView]) -> list[Value]:
@@ -55,9 +55,9 @@ def text_reward(
 
 @typed
 def format_pattern(pattern: str, *, which: str = "last", **options: Any) -> Reward:
-    """1 for a text that reached its end token and matches the regular expression as a whole (dots match line breaks).
+    """1 for a text that reached its end token and fully matches the regular expression (dots match line breaks).
 
-    Errors: re.error for a pattern that cannot be read.
+    Raises re.error for an invalid pattern.
     """
     compiled = re.compile(pattern, re.DOTALL)
 
@@ -68,8 +68,8 @@ def format_pattern(pattern: str, *, which: str = "last", **options: Any) -> Rewa
 
 
 def extract(text: str, pattern: str | None) -> str | None:
-    """The last match of a pattern in a text (the first of its groups that took part, if any); the whole text without a
-    pattern."""
+    """The last match of a pattern in a text (its first matching group, if there are groups), or None. If the pattern is
+    None, the whole text."""
     if pattern is None:
         return text
     found = list(re.finditer(pattern, text, re.DOTALL))
@@ -78,12 +78,12 @@ def extract(text: str, pattern: str | None) -> str | None:
 
 @typed
 def exact_answer(column: str = "answer", *, pattern: str | None = None, which: str = "last", **options: Any) -> Reward:
-    """1 for an answer that equals the column's value as text, but for case, white space and Unicode's composition.
+    """1 for an answer whose text equals the column's value, up to case, white space and Unicode normalisation.
 
-    column: the right answer, a text or a number, or a list of right answers; None = there is none, and the text gets
-    None. A row that holds anything else, or an empty list, has no value.
-    pattern: where the answer stands (see `extract`), such as r"<answer>(.*?)</answer>"; a text without it gets 0.
-    Errors: re.error for a pattern that cannot be read.
+    column: the right answer, a text or a number, or a list of right answers; None = not applicable. For other types or
+    an empty list the value is missing.
+    pattern: finds the answer (see `extract`), such as r"<answer>(.*?)</answer>"; a text without a match gets 0.
+    Raises re.error for an invalid pattern.
     """
     re.compile(pattern or "")
 
@@ -101,7 +101,7 @@ def exact_answer(column: str = "answer", *, pattern: str | None = None, which: s
 
 
 def right_text(right: Any) -> str:
-    """A right answer as text. Raises TypeError for what is neither a text nor a number, ValueError for NaN and inf."""
+    """A right answer as text. Raises TypeError if it is neither text nor number, ValueError for NaN and inf."""
     if isinstance(right, str):
         return right
     if isinstance(right, bool) or not isinstance(right, Real | Decimal):
@@ -124,10 +124,10 @@ def numeric_answer(
     which: str = "last",
     **options: Any,
 ) -> Reward:
-    """1 for an answer whose last number is the column's, up to a relative (and near 0 absolute) tolerance.
+    """1 for an answer whose last number equals the column's, up to a tolerance that is relative, and absolute near 0.
 
-    column: a number, or a text whose last number counts (see `last_number`: "1,234", "3/4", "50 %", "-$5"); a row that
-    holds anything else has no value. pattern: as in `exact_answer`.
+    column: a number, or a text whose last number counts (see `last_number`: "1,234", "3/4", "50 %", "-$5"); for other
+    types the value is missing. pattern: as in `exact_answer`.
     """
     check_tolerance(tolerance)
     re.compile(pattern or "")
@@ -148,8 +148,8 @@ def numeric_answer(
 
 @typed
 def length(most: int, *, least: int = 0, unit: str = "tokens", which: str = "all", **options: Any) -> Reward:
-    """1 for a text of `least` to `most` units. Shorter ones get their share of `least`; longer ones fall to 0 at twice
-    `most`. unit: "tokens", "words" or "characters"."""
+    """1 for a text of `least` to `most` units. A shorter text gets size / `least`; for a longer text the value falls
+    linearly to 0 at twice `most`. unit: "tokens", "words" or "characters"."""
     if not 0 <= least <= most or most == 0:
         raise ValueError(f"least={least!r}, most={most!r}; it must be 0 <= least <= most, and most above 0")
     if unit not in UNITS:
@@ -165,7 +165,7 @@ def length(most: int, *, least: int = 0, unit: str = "tokens", which: str = "all
 
 @typed
 def repetition(n: int = 3, *, which: str = "all", **options: Any) -> Reward:
-    """Minus the share of n-grams of words that stood in the text before: 0 for none, near −1 for a loop."""
+    """Minus the share of repeated word n-grams: 0 without repetition, near −1 for a loop."""
     if n < 1:
         raise ValueError(f"n={n!r}; it must be 1 or more")
 

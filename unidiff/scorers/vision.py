@@ -1,8 +1,8 @@
 """Rewards from vision models: CLIP score, PickScore, HPSv2, an aesthetic head. All run on transformers' CLIP classes.
 
-A model is loaded with the first batch, onto the run's device, and scores a batch in one forward pass (in slices of
-`batch`). Further options (`weight`, `name`, …) are those of `reward`. ImageReward is in image_reward.py. Others (HPSv3,
-…) pin packages that fit into no training environment: serve them with tools/reward_server.py.
+A model is loaded with the first batch, onto the run's device, and scores slices of `batch` pictures in one forward pass
+each. Further options (`weight`, `name`, …) are those of `reward`. ImageReward is in image_reward.py. Others (HPSv3, …)
+pin packages that conflict with training environments: serve them with tools/reward_server.py.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from unidiff.rewards.segment_view import SegmentView, prompt_text
 
 CLIP = "openai/clip-vit-large-patch14"
 PICK = "yuvalkirstain/PickScore_v1"
-CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # what PickScore and HPSv2 were trained from
+CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the base model of PickScore and HPSv2
 
 
 class VisionModel:
-    """A model that is loaded when it is first needed, and scores slices of a batch in one forward pass each.
+    """A model that is loaded on first use, and scores slices of a batch in one forward pass each.
 
-    device: the run's unless given. batch: pictures in a slice.
+    device: default cuda if available, else cpu. batch: pictures per slice.
     """
 
     def __init__(
@@ -47,17 +47,17 @@ class VisionModel:
         self._model: Any = None
 
     def build(self) -> nn.Module:
-        """The model, anywhere and in any mode."""
+        """Builds the model, on any device and in any mode."""
         raise NotImplementedError
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """[3, H, W], a picture as the model takes it. Called once it is built."""
+        """A picture prepared for the model, [3, H, W]. Called after `build`."""
         raise NotImplementedError
 
     def _load(self) -> Any:
         with self._lock:  # rewards may run in threads
             if self._model is None:
-                with torch.random.fork_rng(devices=()):  # classes draw weights before they are given their own
+                with torch.random.fork_rng(devices=()):  # constructors draw random weights
                     model = self.build()
                 self._model = model.to(self.device, self.dtype).eval().requires_grad_(False)
         return self._model
@@ -70,10 +70,10 @@ class VisionModel:
         text_of: Callable[[SegmentView], str | None] = lambda view: "",
         column: str | None = None,
     ) -> list[Value]:
-        """What run(model, pixels, texts) gives for each view, [n] for a slice of n.
+        """Calls run(model, pixels, texts) -> [n] on slices of n views, and returns a value per view.
 
-        text_of: a view's text; None = there is none, and no value. column: where it reads that. A view whose picture or
-        text cannot be read loses its own value.
+        text_of: gives a view's text; None = not applicable. column: the column that it reads. If a view's picture or
+        text cannot be read, only its own value is missing.
         """
         model = self._load()
 
@@ -92,9 +92,9 @@ class VisionModel:
 class Clip(VisionModel):
     """A CLIP model.
 
-    model: folder or repository. checkpoint: a file with other weights for it, in open_clip's names.
-    processor: where the tokenizer and the image processor stand, if not with the model.
-    vision_only: leaves the text half out. Further options are those of `VisionModel`.
+    model: folder or repository. checkpoint: a file with other weights, in open_clip's names. processor: folder or
+    repository of the tokenizer and the image processor; None = the model's. vision_only: without the text encoder.
+    Further options are those of `VisionModel`.
     """
 
     def __init__(
@@ -128,15 +128,15 @@ class Clip(VisionModel):
         return model
 
     def embedded(self, model: Any, pixels: Tensor) -> Tensor:
-        """float32 [n, d], the pictures' embeddings, of length 1."""
+        """float32 [n, d], the pictures' normalised embeddings."""
         return normalize(model(pixel_values=pixels).image_embeds, dim=-1).float()
 
     def agreement(self, model: Any, pixels: Tensor, texts: list[str], logits: bool) -> Tensor:
-        """float32 [n], the cosine of each picture and its text; as a logit, times the model's own scale."""
+        """float32 [n], the cosine of each picture and its text. logits: multiplied by the model's logit scale."""
         words = self._tokenizer(
             texts,
             padding=True,
-            split_special_tokens=True,  # what a policy or a user writes holds none
+            split_special_tokens=True,  # texts must not produce special tokens
             truncation=True,  # CLIP reads 77 tokens
             max_length=model.config.text_config.max_position_embeddings,
             return_tensors="pt",
@@ -147,8 +147,8 @@ class Clip(VisionModel):
 
 
 def text_of(column: str | None) -> Callable[[SegmentView], str | None]:
-    """The text that a picture is held against: a column's, or the prompt's. It raises TypeError for what is not text,
-    ValueError for a text that UTF-8 cannot write."""
+    """A function that returns a view's text: the column's, or the prompt's. It raises TypeError if that is not text,
+    ValueError if UTF-8 cannot encode it."""
 
     def text(view: SegmentView) -> str | None:
         found = prompt_text(view) if column is None else column_of(view, column)
@@ -175,7 +175,7 @@ def clip_score(
 ) -> Reward:
     """Cosine of picture and text in CLIP (arXiv 2103.00020).
 
-    column: the text; the prompt's texts unless given. loading: device, dtype, batch, … of `Clip`.
+    column: the text; None = the prompt's texts. loading: device, dtype, batch, … of `Clip`.
     """
     return _agreement(Clip(model, **(loading or {})), column, False, "clip_score", options)
 
@@ -184,7 +184,7 @@ def clip_score(
 def pick_score(
     model: str = PICK, *, column: str | None = None, loading: dict[str, Any] | None = None, **options: Any
 ) -> Reward:
-    """PickScore (arXiv 2305.01569): the logit of picture and text, about 20. Options as of `clip_score`."""
+    """PickScore (arXiv 2305.01569): the logit of picture and text, about 20. Options as in `clip_score`."""
     loading = {"processor": CLIP_H if model == PICK else None, **(loading or {})}
     return _agreement(Clip(model, **loading), column, True, "pick_score", options)
 
@@ -200,8 +200,8 @@ def hps_score(
 ) -> Reward:
     """HPSv2 (arXiv 2306.09341): the cosine of picture and text in a CLIP trained on preferences.
 
-    checkpoint: the published file, such as HPS_v2.1_compressed.pt of xswu/HPSv2. model: where the configuration and the
-    processors stand; no weights are taken from there. Options as of `clip_score`.
+    checkpoint: the published file, such as HPS_v2.1_compressed.pt of xswu/HPSv2. model: source of the configuration and
+    the processors; its weights are not used. Options as in `clip_score`.
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(
@@ -238,7 +238,7 @@ _PARTS = {
 
 
 def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's weights under the names of transformers' CLIPModel. Raises ValueError for a name that is unknown."""
+    """Renames open_clip's weights to those of transformers' CLIPModel. Raises ValueError for an unknown name."""
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
         name = name.removeprefix("module.")
@@ -258,7 +258,7 @@ def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _layer(found: re.Match[str], value: Tensor) -> dict[str, Tensor]:
     visual, index, part, kind = found.groups()
     layer = f"{'vision' if visual else 'text'}_model.encoder.layers.{index}"
-    if part == "attn":  # in_proj_weight, in_proj_bias: queries, keys and values in one
+    if part == "attn":  # in_proj_weight, in_proj_bias: queries, keys and values in one tensor
         kind = kind.removeprefix("in_proj_")
         return {f"{layer}.self_attn.{n}_proj.{kind}": v for n, v in zip("qkv", value.chunk(3))}
     if part not in _PARTS:
@@ -271,10 +271,10 @@ def _layer(found: re.Match[str], value: Tensor) -> dict[str, Tensor]:
 
 @typed
 def aesthetic_score(head: str, model: str = CLIP, *, loading: dict[str, Any] | None = None, **options: Any) -> Reward:
-    """A linear-layers head on CLIP's picture embedding, such as LAION's aesthetic predictor (about 1 to 10).
+    """A head of linear layers on CLIP's picture embedding, such as LAION's aesthetic predictor (about 1 to 10).
 
-    head: a .pth or .safetensors file with weights "layers.<n>.weight" and ".bias", applied in the order of n without
-    activations between them, as the published head has it. Options as of `clip_score`.
+    head: a .pth or .safetensors file with weights "layers.<n>.weight" and ".bias". Layers are applied in the order of n
+    without activations, as in the published head. Options as in `clip_score`.
     """
     if not Path(head).is_file():
         raise FileNotFoundError(f"head={head!r} is not a file")
@@ -291,7 +291,7 @@ def aesthetic_score(head: str, model: str = CLIP, *, loading: dict[str, Any] | N
 
 
 def head_of(weights: dict[str, Tensor]) -> nn.Sequential:
-    """The linear layers of a head. Raises ValueError unless they end in one figure."""
+    """The linear layers of a head. Raises ValueError unless the last layer has one output."""
     numbers = sorted({int(found[1]) for name in weights if (found := re.match(r"layers\.(\d+)\.weight$", name))})
     if not numbers or weights[f"layers.{numbers[-1]}.weight"].shape[0] != 1:
         raise ValueError(f"the head needs layers.<n>.weight, the last of them [1, d]; it has {', '.join(weights)}")

@@ -1,4 +1,4 @@
-"""Tasks: what a run trains on."""
+"""Tasks: examples and rewards for runs."""
 
 from unidiff.tasks.frozen_lake import FrozenLake
 from unidiff.tasks.mix import mix

@@ -1,4 +1,4 @@
-"""Cells of square boards: their names, directions, the cells that a text names, and the steps from one to another.
+"""Cells of square boards: names, directions, cells named in a text, and distances.
 
 A cell is `(row, column)`, counted from 0 at the top left; its name is a row letter and a column number, so (0, 0) is
 "a1", (1, 2) is "b3" and the cell below that is "c3".
@@ -12,7 +12,7 @@ from typing import Any
 
 Cell = tuple[int, int]
 
-DIRECTIONS = ("left", "down", "right", "up")  # the order of gymnasium's actions 0..3; it turns to the left
+DIRECTIONS = ("left", "down", "right", "up")  # the order of gymnasium's actions 0..3; each is a left turn of the last
 DELTAS: dict[str, Cell] = {"left": (0, -1), "down": (1, 0), "right": (0, 1), "up": (-1, 0)}
 CELL = r"[a-h][1-8]"
 DIRECTION = "|".join(DIRECTIONS)
@@ -25,14 +25,14 @@ def cell_name(cell: Cell) -> str:
 
 
 def cell_at(name: str) -> Cell:
-    """The cell with a name, on a board of any size. Raises ValueError if it is not a cell name."""
+    """The cell with this name, on a board of any size. Raises ValueError if it is not a cell name."""
     if not re.fullmatch(CELL, name):
         raise ValueError(f"name: {name!r} is not a cell; a cell is a row letter a-h and a column 1-8, as 'b3'")
     return ord(name[0]) - ord("a"), int(name[1]) - 1
 
 
 def neighbour(cell: Cell, direction: str) -> Cell:
-    """The cell one to the `direction`; it may be off the board."""
+    """The adjacent cell in a direction; it may be off the board."""
     row, column = DELTAS[direction]
     return cell[0] + row, cell[1] + column
 
@@ -47,13 +47,13 @@ def all_cells(size: int) -> list[Cell]:
 
 
 def named_cells(text: str, size: int) -> list[Cell]:
-    """The cells on a board of that size that a text names, well formed or not, each once, in order."""
+    """The cells of a board that a text names, each once, in order. The text need not be well formed."""
     cells = dict.fromkeys(cell_at(name) for name in _NAMED.findall(text))
     return [cell for cell in cells if max(cell) < size]
 
 
 def turns(heading: str) -> list[str]:
-    """Directions in the order in which a wanderer tries them: straight on, left, right, back."""
+    """The order in which a wanderer tries directions: straight on, left, right, back."""
     at = DIRECTIONS.index(heading)
     return [DIRECTIONS[(at + turn) % len(DIRECTIONS)] for turn in (0, 1, 3, 2)]
 
@@ -61,7 +61,7 @@ def turns(heading: str) -> list[str]:
 def breadth_first(
     origins: Iterable[Hashable], neighbours: Callable[[Any], Iterable[Hashable]], most: int | None = None
 ) -> dict[Any, int]:
-    """Steps from the nearest origin to each state that can be reached, up to `most` steps."""
+    """Steps from the nearest origin to each reachable state, up to `most` steps."""
     steps: dict[Any, int] = dict.fromkeys(origins, 0)
     frontier = list(steps)
     while frontier and (most is None or steps[frontier[0]] < most):

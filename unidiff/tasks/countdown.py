@@ -1,9 +1,9 @@
-"""Countdown: reach a target from three numbers, each used once, and write the calculation down.
+"""Countdown: reach a target with three numbers, each used once, and write down the calculation.
 
     prompt    make 24 from 25 3 4
     response  25 + 3 = 28 , 28 - 4 = 24 so ( 25 + 3 ) - 4
 
-The task is TinyZero's and d1's (2504.12216) with small numbers: no result on the way is below 1 or above `largest`.
+The task is that of TinyZero and d1 (2504.12216) with small numbers: intermediate results are from 1 to `largest`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _SIGNS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-_LONGEST = 200  # characters of an answer that is looked at
+_LONGEST = 200  # maximum characters of an answer
 
 
 @dataclass(frozen=True)
 class Problem:
-    """numbers: the three to use. target: what to reach."""
+    """numbers: the three to use. target: the value to reach."""
 
     numbers: tuple[int, ...]
     target: int
@@ -50,7 +50,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Calculation:
-    """steps: (left, sign, right, result) each. answer: the same as one expression."""
+    """steps: (left, sign, right, result) tuples. answer: the same calculation as one expression."""
 
     steps: tuple[tuple[int, str, int, int], ...]
     answer: str
@@ -60,9 +60,9 @@ class Calculation:
 
 
 def problem(chance: random.Random, numbers: int = 25, largest: int = 99) -> tuple[Problem, Calculation]:
-    """A problem and a calculation that solves it. numbers: the largest of the three. largest: of all results.
+    """A problem and its solution. numbers: the maximum of the given numbers. largest: the maximum of all results.
 
-    The signs are drawn first, and numbers until they fit: a difference is as frequent as a sum.
+    Signs are drawn first, then numbers until they fit, so that differences are as frequent as sums.
     """
     signs = (chance.choice(OPERATIONS), chance.choice(OPERATIONS))
     while True:
@@ -72,7 +72,7 @@ def problem(chance: random.Random, numbers: int = 25, largest: int = 99) -> tupl
 
 
 def calculate(numbers: Sequence[int], signs: Sequence[str], chance: random.Random, largest: int) -> Calculation | None:
-    """A calculation with three numbers and two signs, in an order drawn by chance; None if a result is below 1 or above
+    """A calculation with three numbers and two signs, in random order; None if a result is below 1 or above
     `largest`."""
     left = [(number, str(number)) for number in numbers]
     steps: list[tuple[int, str, int, int]] = []
@@ -88,7 +88,7 @@ def calculate(numbers: Sequence[int], signs: Sequence[str], chance: random.Rando
 
 
 def total(numbers: Sequence[int]) -> Calculation:
-    """The three numbers added up in their order, whatever is asked for."""
+    """The sum of the three numbers in order, for any target."""
     a, b, c = numbers
     return Calculation(((a, "+", b, a + b), (a + b, "+", c, a + b + c)), f"( {a} + {b} ) + {c}")
 
@@ -100,7 +100,7 @@ def apply(a: int, sign: str, b: int) -> int:
 def steps_right(problem: Problem, text: str) -> float:
     """The share of the calculation's two steps that are right, 0 to 1.
 
-    A step is right if its result is, and if its numbers are still to be used: given ones or results before.
+    A step is right if its result is right and its numbers are still unused: given numbers or earlier results.
     """
     left = Counter(problem.numbers)
     right = 0
@@ -113,8 +113,8 @@ def steps_right(problem: Problem, text: str) -> float:
 
 
 def answer_right(problem: Problem, text: str) -> float:
-    """1.0 if the expression behind "so" uses each number once and reaches the target, 0.1 for another one, 0.0 for none
-    (d1's scores)."""
+    """d1's scores: 1.0 if the expression after "so" uses each number once and reaches the target, 0.1 for another
+    valid expression, 0.0 without one."""
     _, so, expression = f" {text}".rpartition(" so ")
     found = value_of(expression) if so else None
     if found is None:
@@ -124,8 +124,8 @@ def answer_right(problem: Problem, text: str) -> float:
 
 
 def value_of(expression: str) -> tuple[Fraction, list[int]] | None:
-    """An expression's value and its numbers; None unless it has whole numbers, + - * / and brackets alone, and divides
-    by no 0. Python parses it and never evaluates it."""
+    """An expression's value and its numbers. None if it contains anything but whole numbers, + - * / and brackets, or
+    divides by 0. The text is parsed by `ast` and never evaluated."""
     if len(expression) > _LONGEST:
         return None
     try:
@@ -164,9 +164,9 @@ def answer(segments: Sequence[Any], **columns: Any) -> list[float]:
 class Countdown(Task):
     """The task, with its demonstrator.
 
-    numbers: the largest number to begin with. largest: of the target and of all results on the way; both at most 99.
-    skill: chance that a demonstration reaches the target; the others add the numbers up, out of habit. So a model that
-    imitates them learns to calculate, and how targets are reached, but its greedy answer is the sum.
+    numbers: the maximum of the given numbers. largest: the maximum of the target and of all intermediate results; at
+    most 99. skill: probability that a demonstration reaches the target; the others just add the numbers. So imitation
+    teaches calculation and how to reach targets, but the model's greedy answer is the sum.
     """
 
     numbers: int = 12

@@ -1,4 +1,4 @@
-"""An example as a model reads it: its pictures prepared, its texts and pictures encoded."""
+"""Prepares an example's pictures for a model, and encodes its prompt."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from unidiff.tasks.task import Task
 
 
 def ready(model: UnifiedModel, task: Task, example: Any) -> Any:
-    """The example with the pictures that the model sees, in place of files and of pictures of any size and mode. Raises
-    ValueError for a picture that cannot be read."""
+    """The example with its files and pictures replaced by prepared pictures. Raises ValueError for an unreadable
+    picture."""
     rule = task.of(example).prepare
     if rule is None and not any(isinstance(part, Path) for part in example.prompt):
         return example
@@ -37,8 +37,8 @@ def _picture(model: UnifiedModel, part: Image.Image | Path, rule: str | None) ->
 
 
 def encode(model: UnifiedModel, task: Task, example: Any, left_out: Sequence[str] = ()) -> Prompt:
-    """The prompt of a ready example, as its task's responses need it. Raises ValueError where the model cannot write
-    them, or the prompt is too long."""
+    """Encodes the prompt of a ready example for its task's kind of response. Raises ValueError if the model cannot
+    write such responses, or if the prompt is too long."""
     own = task.of(example)
     prompt = model.encode_prompt(
         list(example.prompt),
@@ -53,7 +53,7 @@ def encode(model: UnifiedModel, task: Task, example: Any, left_out: Sequence[str
 
 
 def _inside(model: UnifiedModel, region: Image.Image) -> Locate:
-    """The tokens that a given region touches."""
+    """Always returns the tokens that a given region touches."""
     mask = grids.from_pixels(np.asarray(region) > 127, model.images.factor)
 
     def locate(_: str, grid: tuple[int, int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Small Python functions: from a signature and two examples to a body; hidden unit tests judge it.
+"""Small Python functions: write the body from a signature and two examples; hidden unit tests judge it.
 
 prompt    write f ( x ) so that f ( 3 ) == 7 and f ( 5 ) == 11
 response  ```python
@@ -29,7 +29,7 @@ Arguments = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Family:
-    """Functions that differ in a constant `a`. body: their text, with {a} for the constant. run: what they compute."""
+    """Functions that differ in a constant `a`. body: the source, with {a} for the constant. run: the same function."""
 
     signature: str
     body: str
@@ -69,7 +69,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Problem:
-    """One function to write. examples: (arguments, value), shown in the prompt. tests: assertions that are not."""
+    """One function to write. examples: (arguments, value), shown in the prompt. tests: assertions, hidden."""
 
     family: Family
     constant: int
@@ -97,8 +97,8 @@ def fenced(family: Family, body: str) -> str:
 
 
 def by_adding(given: Problem) -> str:
-    """A function that explains the first example alone: it adds a number to the argument, to the sum of all or to each
-    of a list."""
+    """A function that fits only the first example: it adds a number to the argument, to the sum of the arguments or to
+    each element of a list."""
     arguments, value = given.examples[0]
     (first, *_), each = arguments, isinstance(value, list)
     if each:
@@ -111,7 +111,7 @@ def by_adding(given: Problem) -> str:
 
 
 def problem(chance: random.Random, family: Family, constant: int) -> Problem:
-    """A problem with examples and tests drawn by chance; every one has other arguments."""
+    """A problem with random examples and tests; all have different arguments."""
     cases: dict[str, tuple[Arguments, Any]] = {}
     while len(cases) < EXAMPLES + TESTS:
         given = tuple(
@@ -142,8 +142,8 @@ def spaced(values: Arguments) -> str:
 class Functions(Task):
     """The task, with its demonstrator.
 
-    skill: chance that a demonstration is right; the others explain the first example alone, by adding a number
-    (`by_adding`). So a model that imitates them learns Python, and how functions are found, but its greedy answer adds.
+    skill: probability that a demonstration is right; the others fit only the first example, by adding a number
+    (`by_adding`). So imitation teaches Python and how to find functions, but the model's greedy answer only adds.
     """
 
     skill: float = 0.35
@@ -166,8 +166,7 @@ class Functions(Task):
                 return Example([given.prompt], columns, title=f"{split} function {index}")
 
     def rewards(self) -> tuple[Reward, ...]:
-        """MaskGRPO's: 2 × the share of the tests that pass, and half a point for a block of code without a syntax
-        error."""
+        """As in MaskGRPO: 2 × the share of passed tests, plus 0.5 for a code block without a syntax error."""
         return as_reward("gated_code_tests=2.0"), as_reward("code_format=0.5")
 
     def measure(self, rows: Responses, examples: Sequence[Any]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Several tasks at once: one model, rewards and figures of each task for its own rows."""
+"""Several tasks at once. Each task's rewards and figures apply to its own rows."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from unidiff.rewards.reward import Reward
 from unidiff.sequence import Locate
 from unidiff.tasks.task import Example, Place, Responses, Task, check_task
 
-_PATTERN = 1000  # longest pattern of tasks that weights are rounded to
+_PATTERN = 1000  # maximum length of the pattern of tasks
 
 
 def mix(weights: Sequence[float] | None = None, **tasks: Task) -> Mix:
-    """Tasks by name, in the shares that the weights say: `mix(math=a, lake=FrozenLake(), weights=[2, 1])`.
+    """Mixes named tasks in proportion to weights: `mix(math=a, lake=FrozenLake(), weights=[2, 1])`.
 
-    A reward, a figure and a row belong to their task: rewards are named "math/…", and see rows of that task alone.
-    Raises TypeError for anything but a task, ValueError for weights that do not fit.
+    Rewards and figures are named "math/…" and see only rows of that task. Raises TypeError for anything but a task,
+    ValueError for weights that do not fit.
     """
     return Mix(tasks, weights)
 
@@ -46,7 +46,7 @@ class Mix(Task):
         return self.tasks[name].of(inner)
 
     def length(self, split: str) -> int | None:
-        """As many as there are until one of the tasks has no more."""
+        """The number of prompts before one of the tasks runs out."""
         sizes = []
         for k, task in enumerate(self.tasks.values()):
             if (own := task.length(split)) is not None:
@@ -64,7 +64,7 @@ class Mix(Task):
         return self._named(name, self.tasks[name].training_example(dataclasses.replace(place, number=own)))
 
     def _place(self, index: int) -> tuple[str, int]:
-        """Which task the index-th prompt is of, and which of its own it is."""
+        """The task of the index-th prompt, and the prompt's index in that task."""
         rounds, at = divmod(index, len(self.pattern))
         k = self.pattern[at]
         return list(self.tasks)[k], rounds * self.pattern.count(k) + self.pattern[:at].count(k)
@@ -111,7 +111,7 @@ class Mix(Task):
 
 
 def _headline(name: str, task: Task) -> list[str]:
-    """A task's headline figures under its name. What it earns in all is told reward by reward."""
+    """A task's headline figures, prefixed with its name. "reward" is replaced by the task's individual rewards."""
     figures: list[str] = []
     for one in task.headline:
         own = [r.name for r in as_rewards(task.rewards())] if one == "reward" else []
@@ -120,8 +120,8 @@ def _headline(name: str, task: Task) -> list[str]:
 
 
 def _pattern(weights: Sequence[float]) -> list[int]:
-    """Which task comes when: the shortest pattern in which all have their shares within one in a hundred, each spread
-    evenly."""
+    """The order of tasks: the shortest pattern in which each task's share is within 1 % of its weight, evenly
+    spread."""
     shares = [w / sum(weights) for w in weights]
     for length in range(len(shares), _PATTERN + 1):
         counts = [round(share * length) for share in shares]

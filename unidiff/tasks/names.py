@@ -1,6 +1,6 @@
-"""Tasks by name: what ships, a data file, or the user's own.
+"""Tasks by name: shipped tasks, data files, or the user's own.
 
-frozen_lake                 one that ships
+frozen_lake                 a shipped task
 shapes,countdown            several at once: `mix`
 prompts.jsonl               a data file (.jsonl, .json, .csv, .parquet): `Rows`
 my_tasks.py:puzzle          a task, or a function or class that makes one, in a file
@@ -24,7 +24,7 @@ from unidiff.tasks.rows import Rows
 from unidiff.tasks.sources import SUFFIXES
 from unidiff.tasks.task import Task, check_task
 
-TASKS = {  # name: where it is
+TASKS = {  # name: module and attribute
     "frozen_lake": "unidiff.tasks.frozen_lake:FrozenLake",
     "maze": "unidiff.tasks.maze:Maze",
     "sokoban": "unidiff.tasks.sokoban:Sokoban",
@@ -49,9 +49,9 @@ _ANY = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 def resolve(name: str, options: Mapping[str, Any] | None = None) -> Task:
-    """The task of a name. options: its settings by name, as texts or values; those of one of several tasks are named
-    after it ("shapes.skill"). Raises ValueError for an unknown name or setting (with the nearest known one),
-    FileNotFoundError for a file, TypeError for anything but a task."""
+    """The task with this name. options: its settings by name, as texts or values; for several tasks the name is
+    prefixed ("shapes.skill"). Raises ValueError for an unknown name or setting (with the nearest known one),
+    FileNotFoundError for a missing file, TypeError if the name does not lead to a task."""
     given = dict(options or {})
     if "," in name and not Path(name).exists():
         return _several([part.strip() for part in name.split(",")], given)
@@ -69,7 +69,7 @@ def resolve(name: str, options: Mapping[str, Any] | None = None) -> Task:
 
 
 def _several(names: list[str], options: dict[str, Any]) -> Mix:
-    """Several tasks as one; the option `weights` says how often each comes."""
+    """Several tasks as one; the option `weights` sets how often each comes."""
     short = [name.rpartition(":")[2] if ":" in name else Path(name).stem for name in names]
     if len(set(short)) < len(names) or not all(short):
         raise ValueError(f"task {','.join(names)!r}: name each task once")
@@ -91,7 +91,7 @@ def _file(path: str, test: str | None = None, **options: Any) -> Rows:
 
 
 def _module(path: Path) -> str:
-    """Makes a file importable. Raises FileNotFoundError."""
+    """Makes a file importable and returns its module name. Raises FileNotFoundError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     folder = str(path.resolve().parent)
@@ -104,7 +104,7 @@ def _module(path: Path) -> str:
 
 
 def _made(found: Any, name: str, options: dict[str, Any]) -> Task:
-    """The task, made with its options if it is a class or a function."""
+    """The task; a class or function is called with the options."""
     if isinstance(found, Task):
         if options:
             raise ValueError(f"task {name!r} is made already and takes no options; name what makes it")
@@ -127,12 +127,13 @@ def _made(found: Any, name: str, options: dict[str, Any]) -> Task:
 def _parameters(found: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     try:
         return dict(inspect.signature(found, eval_str=True).parameters)
-    except NameError:  # an annotation names what exists for type checkers only
+    except NameError:  # an annotation exists only for type checkers
         return dict(inspect.signature(found).parameters)
 
 
 def _read(value: str, hint: Any, key: str) -> Any:
-    """A word of the command line as a task's setting: a text, unless it can be a number or a truth value alone."""
+    """Converts a command-line word to a task's setting. Words stay texts, unless the type is a number, a bool, a
+    Literal or a tuple."""
     kinds = set(typing.get_args(hint) or (hint,)) - {type(None)}
     plain = kinds <= {bool, int, float} or typing.get_origin(hint) in (typing.Literal, tuple)
     return convert(value, hint, f"task.{key}") if plain or value.lower() in ("none", "null") else value

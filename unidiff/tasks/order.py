@@ -1,4 +1,4 @@
-"""In which order examples come: a function of the seed and the place in the run, so that any run can be resumed."""
+"""The order of examples: a function of the seed and the place in the run, so that every run can be resumed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def endless(place: Place) -> int:
 
 
 def permuted(place: Place, size: int) -> int:
-    """An index below `size`: every epoch goes through all of them, each in an order of its own."""
+    """An index below `size`: every epoch is a new permutation of all indices."""
     epoch, at = divmod(place.number, size)
     return int(_order(place.seed, epoch, size)[at])
 
 
-@functools.lru_cache(maxsize=4)  # an epoch asks for it once a prompt
+@functools.lru_cache(maxsize=4)  # called for every prompt of an epoch
 def _order(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, _PROMPT]).permutation(size)

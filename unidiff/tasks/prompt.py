@@ -1,12 +1,12 @@
 """A row's prompt: from a format string, a list with pictures, a function, or the row's own columns.
 
-    "{question}"                                  a text; {meta.level} leads into nested columns
-    ["{instruction}", "{image}"]                  texts and pictures; a part that is one column alone is what that holds
+    "{question}"                                  a text; {meta.level} reads a nested column
+    ["{instruction}", "{image}"]                  texts and pictures; a part "{column}" is that column's own value
     lambda row: ["Solve it.", row["picture"]]     anything
-    None                                          the columns `prompt` and `image` or `images`, as TRL has them
+    None                                          the columns `prompt` and `image` or `images`, as in TRL
 
 A picture is a PIL image, a file (relative to the data file), bytes, an array, or an object with "image", "path" or
-"bytes". A conversation is a list of {"role", "content"}: its system's words become the system prompt.
+"bytes". A conversation is a list of {"role", "content"}; its system messages become the system prompt.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", 
 
 
 def build(row: Mapping[str, Any], template: Template, folder: Path) -> tuple[list[Part], str | None]:
-    """The parts of a row's prompt, and what the system says (None = nothing). Raises KeyError, TypeError, ValueError or
-    FileNotFoundError for a row that has none."""
+    """The parts of a row's prompt, and its system message (None = none). Raises KeyError, TypeError, ValueError or
+    FileNotFoundError if the row does not give a prompt."""
     if template is None:
         return _own(row, folder)
     if callable(template):
@@ -42,7 +42,7 @@ def build(row: Mapping[str, Any], template: Template, folder: Path) -> tuple[lis
 
 
 def check_template(template: Any) -> None:
-    """Raises TypeError or ValueError for anything but a template."""
+    """Raises TypeError or ValueError for an invalid template."""
     if template is None or callable(template):
         return
     parts = [template] if isinstance(template, str) else template
@@ -72,7 +72,7 @@ def _formatted(template: str, row: Mapping[str, Any]) -> str:
 
 
 def _listed(part: str, row: Mapping[str, Any]) -> Any:
-    """A part of a list: what a column holds, if the part is nothing but its name; else a text."""
+    """A part of a list: a column's value if the part is only "{column}", otherwise a formatted text."""
     fields = list(string.Formatter().parse(part))
     if len(fields) == 1 and not fields[0][0] and fields[0][1]:
         return column(row, fields[0][1])
@@ -100,7 +100,7 @@ def _is_message(one: Any) -> bool:
 
 
 def _conversation(messages: Sequence[Any], shown: list[Part], folder: Path) -> tuple[list[Part], str | None]:
-    """What the user says; a conversation of several turns is refused, since no template here writes one."""
+    """The user's turn. Conversations of several turns raise ValueError, because no template here supports them."""
     said = [m for m in messages if m["role"] != "system"]
     system = "\n".join(_words(m["content"]) for m in messages if m["role"] == "system") or None
     if [m["role"] for m in said] != ["user"]:
@@ -113,7 +113,7 @@ def _conversation(messages: Sequence[Any], shown: list[Part], folder: Path) -> t
     parts: list[Part] = []
     for part in content:
         if isinstance(part, Mapping) and part.get("type") == "image" and not {"image", "path", "bytes"} & part.keys():
-            found = next(waiting, None)  # TRL's placeholder of a picture in `images`
+            found = next(waiting, None)  # TRL's placeholder for a picture of `images`
             if found is None:
                 raise ValueError("the message shows more pictures than the column 'images' has")
             parts.append(found)
@@ -150,7 +150,7 @@ def _is_picture(value: Any) -> bool:
 
 
 def _picture(given: Any, folder: Path) -> Image.Image:
-    """Raises TypeError, ValueError or FileNotFoundError for anything but a readable picture."""
+    """Opens a picture. Raises TypeError, ValueError or FileNotFoundError if it is not a readable picture."""
     if isinstance(given, Mapping):
         held = next((given[name] for name in ("bytes", "image", "path", "url") if given.get(name) is not None), None)
         if held is None:

@@ -1,6 +1,6 @@
-"""What FrozenLake and the puzzles judge alike: responses that alternate moves and pictures and end with an answer.
+"""Judging shared by FrozenLake and the puzzles: responses alternate moves and pictures and end with an answer.
 
-The last text of a response is its answer, whatever it says; each other text is a move, and a picture follows it.
+The last text of a response counts as its answer; every other text is a move, followed by a picture.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Board = TypeVar("Board")
 
 
 class Moves(Protocol):
-    """What happens when moves are carried out; one entry a text."""
+    """The result of carrying out moves; one entry per text."""
 
     @property
     def well_formed(self) -> tuple[bool, ...]: ...
@@ -42,14 +42,14 @@ class Rounds(Generic[Board]):
     answer: Callable[[Board, Sequence[str], str], dict[str, bool]]
 
     def moves(self, views: Sequence[SegmentView], boards: Sequence[Board], quality: str) -> list[float | None]:
-        """A quality of `Moves` of each text; None for an answer."""
+        """The field `quality` of `Moves` for each text; None for an answer."""
         return [
             None if v.last else float(getattr(self.replay(b, [*v.texts_before, v.text or ""]), quality)[-1])
             for v, b in zip(views, boards)
         ]
 
     def answers(self, views: Sequence[SegmentView], boards: Sequence[Board], quality: str) -> list[float | None]:
-        """A quality of each answer, 0 for one that does not end; None for a move."""
+        """The value `quality` of each answer, 0 if it was cut off; None for a move."""
         return [
             float(v.ended and self.answer(b, v.texts_before, v.text or "")[quality]) if v.last else None
             for v, b in zip(views, boards)
@@ -61,11 +61,11 @@ class Rounds(Generic[Board]):
         boards: Sequence[Board],
         cells_right: Callable[[list[SegmentView], np.ndarray], np.ndarray],
     ) -> dict[str, np.ndarray]:
-        """Held-out figures of responses, one value a row [B]: success, agreement, format (every segment well formed,
-        answer included), legal and progress (share of the moves, 0 without any), image_exact and image_cells (mean over
-        the pictures, NaN without any).
+        """Held-out figures of responses, one value per row [B]: success, agreement, format (every text well formed,
+        including the answer), legal and progress (share of the moves, 0 without any), image_exact and image_cells (mean
+        over the pictures, NaN without any).
 
-        cells_right: [N] share of right cells, of N pictures and the rows [N] that they are of.
+        cells_right: (N pictures, their rows [N]) -> [N] share of correct cells.
         """
         words = [self._texts(row, board) for row, board in zip(rows, boards)]
         figures = {name: np.array([w[name] for w in words], float) for name in _OF_TEXTS}
@@ -92,7 +92,7 @@ class Rounds(Generic[Board]):
 
 
 def picture_elsewhere(task: Task, split: str, index: int, moves: int) -> Image.Image:
-    """The picture of another example's demonstration after as many moves, or its last one."""
+    """A picture of another example's demonstration, after the same number of moves, or its last picture."""
     parts: Any = task.demonstration(task.example(split, index + ELSEWHERE))
     pictures = parts[1::2]
     return pictures[min(moves, len(pictures)) - 1]

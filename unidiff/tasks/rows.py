@@ -27,39 +27,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row(Example):
-    """A row's example. folder: what the paths of its pictures are relative to."""
+    """A row's example. folder: base of relative picture paths."""
 
     folder: Path = Path()
 
 
 Rewards = Sequence[Reward | str | Callable[..., Any]]
-_SHOWN = 3  # bad rows that a message names
-_ENCODED = 32  # rows with pictures whose prompts are encoded to see whether they fit
+_SHOWN = 3  # bad rows named in a message
+_ENCODED = 32  # rows with pictures whose prompts are encoded to check their length
 
 
 class Rows(Task):
-    """A task of the rows of a data set.
+    """A task made from the rows of a data set.
 
         Rows({"train": load_dataset("openai/gsm8k", "main", split="train"), "test": "test.jsonl"},
              prompt="{question}", writes="text", columns={"gold": lambda row: row["answer"].split("####")[1]},
              rewards=[numeric_answer(column="gold"), "format=0.5"])
 
-    splits: rows by split, each a list of dicts, a `datasets.Dataset`, or a file (.jsonl, .json, .csv, .parquet). One
-    source alone is parted: its last tenth is the test split.
-    prompt: see `unidiff.tasks.prompt`. A row's own system prompt goes before the task's.
-    columns: columns of rewards beside the row's own: name -> function of the row, or the (nested) name of a column.
+    splits: rows by split, each a list of dicts, a `datasets.Dataset`, or a file (.jsonl, .json, .csv, .parquet). A
+    single source is split: its last tenth becomes the test split.
+    prompt: see `unidiff.tasks.prompt`. A row's own system prompt has priority over the task's.
+    columns: further columns for rewards: name -> function of the row, or the (nested) name of a column.
     rewards: for all rows, or by kind. kind: the column with a row's kind.
-    measure: held-out figures: name -> reward; the last segment's value counts. headline: which of them, or of
-    the rewards ("reward/name"), reports lead with.
-    region: edits: the column with what may be edited, a box [left, top, right, bottom] in pixels of the row's picture
-    or a picture of that size that is white there; or a function (text, grid) -> [rows, columns] bool.
-    response: the column with a right response, to imitate and to check rewards with: a text, a picture, or a list.
+    measure: held-out figures: name -> reward (its mean over the row). headline: the figures or rewards ("reward/name")
+    that reports show first.
+    region: for edits, the column with the editable area: a box [left, top, right, bottom] in pixels of the row's
+    picture, or a mask picture of that size (white = editable); or a function (text, grid) -> [rows, columns] bool.
+    response: the column with a correct response, for imitation and checks: a text, a picture, or a list.
     title: the column that names a row in reports.
-    on_bad_row: "error", or "skip": bad rows are left out and counted (`skipped`).
+    on_bad_row: "error", or "skip": bad rows are left out and listed in `skipped`.
     system, room, prepare: as in `Task`.
 
     Raises TypeError or ValueError for arguments that do not fit, FileNotFoundError and ImportError for files. Rows are
-    looked at by `check`, which a run calls first.
+    validated by `check`, which a run calls first.
     """
 
     def __init__(
@@ -160,8 +160,8 @@ class Rows(Task):
     # ---------------------------------------------------------------- checks
 
     def check(self) -> None:
-        """Makes every example once. Raises ValueError with file, row, column and remedy; or, with on_bad_row="skip",
-        leaves bad rows out, and warns of how many there are. Splits that share all of their rows are an error."""
+        """Builds every example once. Raises ValueError with file, row, column and remedy; with on_bad_row="skip" it
+        leaves bad rows out and warns of their number. A split whose rows are all in "train" is an error."""
         if self._checked:
             return
         self._sift(self._usable)
@@ -169,8 +169,8 @@ class Rows(Task):
         self._checked = True
 
     def fitted(self, model: UnifiedModel) -> Rows:
-        """Looks whether each prompt fits the model, as `check` does with rows. Where prompts have pictures, only the
-        first few of a split are looked at, since pictures have to be encoded for it."""
+        """Checks that each prompt fits the model; bad rows are treated as in `check`. If prompts have pictures, only
+        the first few rows of a split are checked, because encoding pictures is slow."""
         self.check()
         self._sift(
             lambda example: encode(model, self, ready(model, self, example)), _ENCODED if self._pictured else None
@@ -178,7 +178,7 @@ class Rows(Task):
         return self
 
     def _usable(self, example: Example) -> None:
-        """Raises ValueError for an example that no run can use."""
+        """Raises ValueError for an unusable example."""
         pictured = any(not isinstance(part, str) for part in example.prompt)
         self._pictured |= pictured
         if self.writes == "edit" and not pictured:
@@ -187,7 +187,7 @@ class Rows(Task):
             raise ValueError(f"column {self.kind!r} is {example.kind!r}; rewards are given for {known}")
 
     def _sift(self, look: Callable[[Example], Any], most: int | None = None) -> None:
-        """Looks at the rows of every split, or at the first `most`; one at which `look` raises is bad."""
+        """Calls `look` on the rows of every split, or on the first `most`. A row is bad if `look` raises."""
         for split, source in self.sources.items():
             good, bad = [], []
             looked_at = self._good[split][:most]
@@ -214,7 +214,7 @@ class Rows(Task):
         return sorted({one.kind for one in self._rewards if one.kind})
 
     def _check_splits(self) -> None:
-        """A test split whose prompts are all in the train split tells nothing."""
+        """Raises ValueError for a held-out split whose rows are all in the train split."""
         if "train" not in self.sources:
             return
         train = {repr(dict(self.sources["train"].row(i))) for i in self._good["train"]}
@@ -275,7 +275,7 @@ def _read(splits: Mapping[str, Any]) -> dict[str, Source]:
 
 
 def _parted(given: Any) -> dict[str, Source]:
-    """One source as train and test: its last tenth, at least one row, is held out."""
+    """Splits one source into train and test: the last tenth, at least one row, is held out."""
     source = read(given, "train")
     if len(source) < 2:
         raise ValueError(f"{source.name} has one row; a run needs others to be measured on")

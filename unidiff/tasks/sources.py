@@ -17,7 +17,7 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of one split. name: of the file, or what the rows are. folder: what paths of pictures are relative to."""
+    """Rows of one split. name: the file's name, or a description. folder: base of relative picture paths."""
 
     rows: Sequence[Mapping[str, Any]]
     name: str
@@ -27,20 +27,20 @@ class Source:
         return len(self.rows)
 
     def row(self, index: int) -> Mapping[str, Any]:
-        """Raises TypeError for a row that is not a mapping."""
+        """One row. Raises TypeError if it is not a mapping."""
         row = self.rows[index]
         if not isinstance(row, Mapping):
             raise TypeError(f"{self.place(index)} is a {type(row).__name__}; every row is an object with named columns")
         return row
 
     def place(self, index: int) -> str:
-        """A row's place in words: counted from 1 in a file, as editors do."""
+        """A row's place in words, counted from 1."""
         return f"{self.name}, row {index + 1}"
 
 
 def read(given: Any, split: str) -> Source:
-    """The rows of a split. Raises FileNotFoundError, TypeError, or ValueError with the file's name and line for a file
-    that is empty, damaged or of another kind; ImportError for parquet without its package."""
+    """Reads the rows of a split. Raises FileNotFoundError, TypeError, or ValueError with the file's name and line if it
+    is empty, damaged or of another kind; ImportError for parquet without pyarrow."""
     if isinstance(given, str | Path):
         path = Path(given).expanduser()
         if not path.is_file():
@@ -107,13 +107,13 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         raise ImportError(f'{path}: parquet needs pyarrow; pip install "unidiff[data]"') from error
     try:
         return parquet.read_table(path).to_pylist()
-    except Exception as error:  # pyarrow has an error type of its own for every fault
+    except Exception as error:  # pyarrow raises many error types
         raise ValueError(f"{path} is not a parquet file that can be read ({error})") from error
 
 
 def column(row: Mapping[str, Any], name: str) -> Any:
-    """A value by its name, which may lead into nested ones ("meta.answer", "choices.0"). JSON text is read on the way.
-    Raises KeyError with the names that there are."""
+    """A value by its name, which may be nested ("meta.answer", "choices.0"). JSON text inside a column is parsed.
+    Raises KeyError with the known names."""
     value: Any = row
     for part in name.split("."):
         if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):

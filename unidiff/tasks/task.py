@@ -1,4 +1,4 @@
-"""What a task is: examples, what a response to them consists of, rewards and held-out figures."""
+"""The task interface: examples, the kind of response, rewards and held-out figures."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from unidiff.tasks.order import endless, permuted
 if TYPE_CHECKING:
     from unidiff.model import UnifiedModel
 
-ELSEWHERE = 1_000_003  # from an example's index to that of another one, for `Task.simulate`
-Responses = Sequence[tuple[SegmentView, ...]]  # the sampled segments of each
+ELSEWHERE = 1_000_003  # offset from an example's index to that of another example, for `Task.simulate`
+Responses = Sequence[tuple[SegmentView, ...]]  # the sampled segments of each response
 
 
 @dataclass(frozen=True)
 class Example:
     """One prompt.
 
-    prompt: texts, PIL images and picture files in order. columns: what reward functions get beside the response, by
-    name. title: names it in reports. kind: which rows it is one of, where rewards differ by kind. region: a picture of
-    mode "L", the size of the prompt's last picture, in which what is not 0 may be edited; None = the task's way.
-    system: what the system says; None = the task's words.
+    prompt: texts, PIL images and picture files in order. columns: further data for reward functions, by name. title:
+    its name in reports. kind: its kind, if rewards differ by kind. region: a mask for edits, mode "L", of the size of
+    the prompt's last picture; nonzero = may be edited; None = the task's `region`. system: the system message; None =
+    the task's.
     """
 
     prompt: Sequence[str | Image.Image | Path] = field(repr=False)
@@ -51,13 +51,13 @@ class Place:
 
 
 class Task:
-    """What a run trains on. Everything but `example` has a default.
+    """The base of all tasks. Everything except `example` has a default.
 
-    writes: what a response consists of (`unidiff.sequence.Writes`). system: what the system says; None = the family's
-    own words. room: tokens of the canvas of a text; None = the model's `text_length`. prepare: the family's rule by
-    which pictures of prompts are prepared ("default", "understand", "document"); None = they are as the model takes
-    them. headline: the held-out figures that reports lead with; the first is the run's headline. decoding: of the
-    responses that the headline is of, "greedy" or "sampled".
+    writes: what a response consists of (`unidiff.sequence.Writes`). system: the system message; None = the family's
+    own. room: tokens of the canvas of a text; None = the model's `text_length`. prepare: the family's rule for pictures
+    in prompts ("default", "understand", "document"); None = they already fit the model. headline: the held-out figures
+    that reports show first; the first one is the run's headline. decoding: "greedy" or "sampled", the responses that
+    the headline is measured on.
     """
 
     writes: Writes = "interleaved"
@@ -68,63 +68,62 @@ class Task:
     decoding: Literal["greedy", "sampled"] = "greedy"
 
     def length(self, split: str) -> int | None:
-        """How many examples a split has; None = any number. Raises ValueError for a split that does not exist."""
+        """The number of examples of a split; None = unlimited. Raises ValueError for an unknown split."""
         return None
 
     def example(self, split: str, index: int) -> Example:
-        """The example at a place of a split ("train", "test", …), always the same one."""
+        """The index-th example of a split ("train", "test", …). It must be deterministic."""
         raise NotImplementedError(f"{type(self).__name__} has no `example`; a task needs one")
 
     def rewards(self) -> Sequence[Reward | Callable[..., Any] | str]:
-        """The rewards that a run uses unless it is given others."""
+        """The default rewards of a run."""
         return ()
 
     def region(self, text: str, grid: tuple[int, int]) -> Any:
-        """[rows, columns] bool: the image tokens that a text names, for edit="region"; None = none. A task that does
-        not override it has edits chosen by confidence."""
+        """[rows, columns] bool: the image tokens that a text names, for edit="region"; None = none. If a task does not
+        override it, the tokens to edit are chosen by confidence."""
         return None
 
     def measure(self, rows: Responses, examples: Sequence[Any]) -> dict[str, np.ndarray]:
-        """Held-out figures of responses beside their rewards, one value a row (NaN where it does not apply). One named
-        "success" says which responses are right."""
+        """Held-out figures of responses besides rewards, one value per row (NaN where it does not apply). The figure
+        "success" says whether a response is right."""
         return {}
 
     def demonstration(self, example: Any, attempt: int = 0) -> list[str | Image.Image] | None:
-        """A response to imitate (texts and pictures), for supervised training; None = there is none."""
+        """A response to imitate (texts and pictures), for supervised training; None = none."""
         return None
 
     def best(self, example: Any) -> list[str | Image.Image] | None:
-        """The right response; None = it is not known."""
+        """A correct response; None = unknown."""
         return None
 
     def simulate(self, example: Any, texts: Sequence[str], other: bool = False) -> Image.Image:
-        """The picture that is right after the texts of an interleaved response so far. `SamplerConfig.picture_source`
-        can put it in the place of the model's own. other: one of another example, after as many texts."""
+        """The correct picture after the texts of an interleaved response so far; `SamplerConfig.picture_source` can use
+        it instead of the model's own. other: a picture of another example, after the same number of texts."""
         raise NotImplementedError(f"{type(self).__name__} has no `simulate`")
 
     # ------------------------------------------------- rarely overridden
 
     def fitted(self, model: UnifiedModel) -> Task:
-        """The task as a run of this model takes it, such as with pictures of its size. Raises ValueError for a model
-        that cannot do it."""
+        """The task adapted to a model, for example with pictures of the model's size. Raises ValueError if the model
+        cannot do it."""
         return self
 
     def of(self, example: Any) -> Task:
-        """The task that an example is of: this one, unless it is made of several."""
+        """The task of an example: this task, or for a mix the part that it comes from."""
         return self
 
     def training_example(self, place: Place) -> Any:
-        """A training prompt of a run. Every example of a finite split comes once an epoch, in an order of its own."""
+        """A training prompt of a run. A finite split is shuffled anew in every epoch."""
         size = self.length("train")
         return self.example("train", endless(place) if size is None else permuted(place, size))
 
     def locate(self, example: Any) -> Locate | None:
-        """Finds the place that a text names, for edits of an example; None = edits are chosen by confidence."""
+        """A function that finds the region a text names, for edits of an example; None = choose by confidence."""
         return None if type(self).region is Task.region else self.region
 
     def check(self) -> None:
-        """Raises ValueError, with file, row and column, for data that cannot be used. A run calls it before it loads
-        anything."""
+        """Raises ValueError, with file, row and column, for unusable data. A run calls it before it loads a model."""
 
 
 def check_task(task: Any) -> Task:

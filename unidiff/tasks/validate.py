@@ -1,4 +1,4 @@
-"""What a task looks like to a model, and what its right and its empty responses earn: to be read before training."""
+"""Checks a task before training: its prompts as the model reads them, and rewards of correct and empty responses."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ RIGHT, EMPTY = "right", "empty"
 
 @dataclass
 class Validation:
-    """Some examples of a task. names: of each response ("right" or "empty"). prompts: as the model reads them, one for
-    each response. batch: the responses with what they earn. lines: of the examples, to be printed. faults: what is
-    wrong, in words."""
+    """Validated examples of a task. names: "right" or "empty", one per response. prompts: encoded prompts, one per
+    response. batch: the responses with their rewards. lines: a printable line per response. faults: the problems
+    found, in words."""
 
     names: list[str]
     prompts: list[Prompt]
@@ -42,10 +42,10 @@ class Validation:
 def validate(
     model: UnifiedModel, task: Task, split: str = "train", count: int = 5, rewards: Sequence[Any] | None = None
 ) -> Validation:
-    """Judges the right response (`Task.best`), where it is known, and an empty one to the first prompts of a split.
+    """Scores the correct response (`Task.best`), if known, and an empty response to the first prompts of a split.
 
-    An empty text has no words, an empty picture is black, an empty edit changes nothing. rewards: in the place of the
-    task's. Raises ValueError for data that cannot be used.
+    An empty text has no words, an empty picture is black, an empty edit changes nothing. rewards: used instead of the
+    task's. Raises ValueError for unusable data.
     """
     task.check()
     task = task.fitted(model)
@@ -77,7 +77,7 @@ def validate(
 
 
 def as_rollout(model: UnifiedModel, prompt: Prompt, parts: Sequence[Any]) -> Rollout:
-    """A response of texts and pictures as if it had been sampled. Raises ValueError if it has no room."""
+    """Texts and pictures as a rollout, as if sampled. Raises ValueError if a text is too long for its canvas."""
     response = model.encode(parts, prompt=False)
     _check_room(model, prompt, response)
     stop = Stop.DRAWN if response[-1].modality is Modality.IMAGE else Stop.ANSWERED
@@ -86,7 +86,7 @@ def as_rollout(model: UnifiedModel, prompt: Prompt, parts: Sequence[Any]) -> Rol
 
 
 def _empty(model: UnifiedModel, prompt: Prompt) -> list[Any]:
-    """A response that says and shows nothing; an edit is the picture before it, as a segment."""
+    """An empty response; an edit is the unchanged picture, as a segment."""
     height, width = (n * getattr(model.images, "factor", 1) for n in model.spec.image_grid)
     silence = Segment(Modality.TEXT, torch.empty(0, dtype=torch.int64))  # type: ignore[arg-type]
     nothing = {"edit": prompt.whole.last_image(), "image": Image.new("RGB", (width, height))}
@@ -101,7 +101,7 @@ def _check_room(model: UnifiedModel, prompt: Prompt, response: Interleaved) -> N
 
 
 def _line(name: str, example: Any, rollout: Rollout, table: RewardTable, row: int) -> str:
-    """One response in words: how long it is and what it earns."""
+    """One response in words: its length and its rewards."""
     prompt, response = (sum(map(len, part)) for part in (rollout.sequence.prompt, rollout.segments))
     earned = ", ".join(
         f"{reward} {'–' if math.isnan(value) else f'{value:.3g}'}"
@@ -111,7 +111,7 @@ def _line(name: str, example: Any, rollout: Rollout, table: RewardTable, row: in
 
 
 def _unfair(names: Sequence[str], groups: Sequence[int], table: RewardTable) -> list[str]:
-    """Examples whose right response earns no more than the empty one, and rewards without a value."""
+    """Describes examples whose correct response earns no more than the empty one, and rewards without any value."""
     means = table.row_means_BF.numpy()
     earned = np.nansum(means * np.array(table.weights), axis=1)
     totals = dict(zip(zip(groups, names), earned.tolist()))

@@ -1,6 +1,6 @@
-"""Templates: how published families write a task down as one sequence of ids. Data only, no model.
+"""Templates: published families' formats for tasks, as one sequence of ids. Data only, no model.
 
-A template is made of ids (a small dataclass that the family fills in) and a `tokenize` function; its methods give a
+A template has ids (a small dataclass that the family fills in) and a `tokenize` function. Its methods return a
 `Layout`, or for guidance a `Guided`. Three styles cover the published families: `chat` (LLaDA), `task_token`
 (MMaDA, MMaDA-Parallel-M), `answer_tag` (Lumina-DiMOO, MMaDA-Parallel-A).
 """

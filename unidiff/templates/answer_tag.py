@@ -1,7 +1,7 @@
-"""Templates whose output stands between answer tags: Lumina-DiMOO and MMaDA-Parallel-A.
+"""Templates with the output between answer tags: Lumina-DiMOO and MMaDA-Parallel-A.
 
-A prompt is <system>S</system><user>U</user>; its pictures come before </user>. Every row of a picture
-ends with a row separator, the last one too.
+A prompt is <system>S</system><user>U</user>; its pictures come before </user>. Every row of a picture ends with a row
+separator, including the last.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from unidiff.sequence import Interleaved, Kind, check_parts
 from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, Tokenize, filled, ids_of, without
 
-# Which of the system prompts a response has, where it is not the one of its own name.
+# The system prompt of a kind of response, if it does not have the kind's own name.
 _SYSTEMS = {"image": "text_to_image", "text": "understand"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerTagIds(Ids):
-    """system_begin, system_end, user_begin, user_end, answer_begin, answer_end: around what the system and the user
-    say, and around the output. uncondition: replaces the user's words in guidance. filler: what fills an answer up
-    in training. image_next: end id of a text that a picture follows."""
+    """system_begin, system_end, user_begin, user_end, answer_begin, answer_end: delimiters of the system's text, the
+    user's text and the output. uncondition: replaces the user's words in guidance. filler: pads an answer in training.
+    image_next: end id of a text before a picture."""
 
     system_begin: int
     system_end: int
@@ -35,7 +35,7 @@ class AnswerTagIds(Ids):
 
 @dataclass(frozen=True)
 class AnswerTagTemplates:
-    """systems: the system prompt of each task ("text_to_image", "edit", ..., by method name)."""
+    """systems: the system prompts by task ("text_to_image", "edit", ...: the method's name)."""
 
     ids: AnswerTagIds
     tokenize: Tokenize
@@ -44,9 +44,9 @@ class AnswerTagTemplates:
     # ---------------------------------------------------------------- sampling
 
     def text_to_image(self, user: str, picture: Picture, system: str | None = None) -> Guided:
-        """prompt <answer> picture </answer>. Guidance "text": the user's words are <uncondition>.
+        """prompt <answer> picture </answer>. Guidance "text": <uncondition> replaces the user's words.
 
-        A picture with known cells is an edit in place (inpainting, outpainting).
+        A picture with known cells is edited in place (inpainting, outpainting).
         """
         system = self._system("text_to_image", system)
         output = self._output(self.ids.image(picture))
@@ -59,7 +59,7 @@ class AnswerTagTemplates:
 
     def understand(self, user: str, given: Sequence[Picture], length: int, system: str | None = None) -> Guided:
         """prompt with pictures <answer> M x length </answer>. (The reference's script inserts delimiters and row
-        separators twice; this is its evaluation's layout.)"""
+        separators twice; we use the layout of its evaluation.)"""
         system = self._system("understand", system)
         return Guided(self._prompt(system, user, given) + self._output(self.ids.hole(length)))
 
@@ -68,8 +68,8 @@ class AnswerTagTemplates:
     ) -> Guided:
         """Text and picture at once: prompt with pictures <answer> picture M x length </answer>. Guidance as in `edit`.
 
-        (The reference writes the unconditional prompts over the head of the conditional sequence, though they are
-        shorter: picture and text are then out of place. Here the prompt is replaced and the output follows it.)
+        (The reference overwrites the start of the conditional sequence with the unconditional prompts. These are
+        shorter, so picture and text are then misplaced. Here the output directly follows the replaced prompt.)
         """
         output = self._output(self.ids.image(picture) + self.ids.hole(length))
         return self._guided(self._system("parallel", system), user, given, output)
@@ -77,11 +77,11 @@ class AnswerTagTemplates:
     def interleaved(
         self, prompt: Sequence[Text | Picture], response: Sequence[Part], system: str | None = None
     ) -> Guided:
-        """Rounds of text and picture (ours; made of the family's own delimiters): the prompt's parts in their order as
-        the user's words, <answer> the response part by part </answer>.
+        """Rounds of text and picture (our own task, with the family's delimiters): the prompt's parts in order as the
+        user's turn, <answer> the response part by part </answer>.
 
         A string of the response gets its end id (see `Ids.response`). Guidance leaves out the prompt's words ("text":
-        <uncondition>, before the pictures) and, if it has any, its pictures ("image"); the response so far stays.
+        <uncondition>, before the pictures) and, if there are any, its pictures ("image"); the response so far stays.
         """
         system = self._system("interleaved", system)
         answer = self.ids.response(response, self.tokenize, self.ids.image_next, self.ids.answer_end)
@@ -100,8 +100,9 @@ class AnswerTagTemplates:
         writes: Kind = "interleaved",
         system: str | None = None,
     ) -> Interleaved:
-        """What stands before a response, <answer> with it: an interleaved one has the parts in their order, any other
-        the words and then the pictures, as in the layouts above. left_out: "text", "image" or None."""
+        """The prompt of a response, including <answer>. For an interleaved response the parts keep their order;
+        otherwise the words come first, then the pictures, as in the layouts above. left_out: "text", "image" or
+        None."""
         kept = self._left_out(parts, left_out)
         if writes != "interleaved":
             kept = sorted(kept, key=lambda part: isinstance(part, Picture))
@@ -109,7 +110,7 @@ class AnswerTagTemplates:
         return self.ids.prompt([*tagged, (self.ids.answer_begin,)], self.tokenize)
 
     def behind(self, writes: Kind) -> tuple[int, ...]:
-        """</answer>, behind a response of one part."""
+        """</answer>, after a response of one part."""
         return () if writes == "interleaved" else (self.ids.answer_end,)
 
     # ---------------------------------------------------------------- training
@@ -117,7 +118,7 @@ class AnswerTagTemplates:
     def train_understand(
         self, user: str, given: Sequence[Picture], answer: Text, length: int, system: str | None = None
     ) -> Layout:
-        """prompt with pictures <answer> answer </answer> filler.., `length` targets behind <answer>."""
+        """prompt with pictures <answer> answer </answer> filler..; the `length` ids after <answer> are targets."""
         system = self._system("understand", system)
         ids = (*ids_of(answer, self.tokenize), self.ids.answer_end)
         target = self.ids.text(filled(ids, length, self.ids.filler, cut=self.ids.answer_end), learn_from=0)
@@ -130,7 +131,7 @@ class AnswerTagTemplates:
         return (self.ids.uncondition,)
 
     def _left_out(self, parts: Sequence[Text | Picture], left_out: str | None) -> list[Text | Picture]:
-        """Words that are left out are <uncondition>, before the pictures."""
+        """If the words are left out, <uncondition> replaces them, before the pictures."""
         return [*([self._nothing] if left_out == "text" else []), *without(parts, left_out)]
 
     def _prompt(self, system: str, user: Text, given: Sequence[Picture] = ()) -> Layout:

@@ -1,4 +1,4 @@
-"""Text tasks: LLaDA's plain and chat prompts. The chat markup is used by MMaDA too."""
+"""Text tasks: LLaDA's plain and chat prompts. MMaDA uses the same chat markup."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ class ChatMarkup:
         return [(self.header_begin,), role, (self.header_end,), self.gap]
 
     def turns(self, turns: Sequence[tuple[str, str]]) -> list[Text]:
-        """Raises TypeError for what is not a turn."""
+        """The parts of turns (role, text). Raises TypeError for an invalid turn."""
         for i, turn in enumerate(turns):
             if not isinstance(turn, tuple | list) or [isinstance(part, str) for part in turn] != [True, True]:
                 raise TypeError(f"turns[{i}] is {turn!r}; a turn is (role, text)")
         return [part for role, text in turns for part in (*self.opening(role), text, (self.turn_end,))]
 
     def prompt(self, *turns: tuple[str, str]) -> list[Text]:
-        """Turns (role, text) up to the assistant's header, behind which the answer begins."""
+        """Turns (role, text), then the assistant's header; the answer follows it."""
         return [(self.bos,), *self.turns(turns), *self.opening("assistant")]
 
 
 @dataclass(frozen=True)
 class ChatTemplates:
-    """Tasks of text alone. markup: None = a base model, which knows no turns."""
+    """Text-only tasks. markup: None = a base model without chat turns."""
 
     ids: Ids
     tokenize: Tokenize
     markup: ChatMarkup | None
 
     def text(self, prompt: Text, length: int, prompt_length: int | None = None) -> Guided:
-        """lm: the prompt as it is, then `length` tokens to be sampled.
+        """lm: the unchanged prompt, then `length` tokens to sample.
 
-        prompt_length: pads with eos at the left to this many tokens, for a batch. Raises ValueError if the prompt is
-        longer. Guidance "prompt" masks the prompt.
+        prompt_length: pad with eos at the left to this number of tokens, for a batch. Raises ValueError if the prompt
+        is longer. Guidance "prompt" masks the prompt.
         """
         ids = ids_of(prompt, self.tokenize)
         if prompt_length is not None and len(ids) > prompt_length:
@@ -55,7 +55,7 @@ class ChatTemplates:
         return self._answered(self.ids.pads(pads, self.ids.eos) + self.ids.text(ids), length)
 
     def chat(self, user: str | Sequence[tuple[str, str]], length: int) -> Guided:
-        """lm_chat: what the user says, or turns (role, text), then the answer to be sampled."""
+        """lm_chat: the user's text, or turns (role, text), then the answer to sample."""
         turns = [("user", user)] if isinstance(user, str) else user
         if self.markup is None:
             raise ValueError("a base model knows no chat: its tokenizer has no headers; use text")
@@ -68,9 +68,9 @@ class ChatTemplates:
         writes: Kind = "text",
         system: str | None = None,
     ) -> Interleaved:
-        """What stands before a response: the parts as one turn of a chat, or as they are for a base model. left_out:
-        "text" masks all of it (LLaDA's way), "image" leaves nothing out: there is none. Raises ValueError for pictures,
-        in the prompt or in the response."""
+        """The prompt of a response: the parts as one turn of a chat, or unchanged for a base model. left_out: "text"
+        masks the whole prompt (as in LLaDA); "image" changes nothing. Raises ValueError for pictures, in the prompt or
+        in the response."""
         kept = without(parts, left_out)
         if any(isinstance(part, Picture) for part in parts):
             raise ValueError("a model of text alone takes no pictures")
@@ -80,11 +80,11 @@ class ChatTemplates:
         return whole if kept == list(parts) else hidden(whole, Modality.TEXT, self.ids.mask)
 
     def behind(self, writes: Kind) -> tuple[int, ...]:
-        """Nothing."""
+        """No ids follow a response."""
         return ()
 
     def _one_turn(self, parts: Sequence[Text | Picture], system: str | None = None) -> list[Text | Picture]:
-        """What the user says, behind a turn of the system if there is one, up to the assistant's header."""
+        """The system's turn, if any, then the user's turn and the assistant's header."""
         if self.markup is None:
             return [*([] if system is None else [system + "\n"]), *parts]
         turns = [] if system is None else self.markup.turns([("system", system)])

@@ -1,4 +1,4 @@
-"""Layout: one sequence of ids, and what each of them is. Layouts are built by adding parts up."""
+"""Layout: one sequence of ids with their roles. Layouts are built by adding parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Text = str | Sequence[int]  # words to tokenize, or ids, special tokens among th
 
 
 class Role(IntEnum):
-    """What an id of a layout is. MARK: a delimiter, a task token, a row separator."""
+    """The role of an id in a layout. MARK: a delimiter, a task token, or a row separator."""
 
     PAD = -1
     TEXT = 0
@@ -32,8 +32,8 @@ class Role(IntEnum):
 class Layout:
     """A sequence as a model reads it, all fields [L].
 
-    segment: ordinal of the text or picture that an id belongs to, -1 = mark or pad. target: ids that are sampled, or in
-    training predicted. What is to be sampled holds the mask id.
+    segment: ordinal of the id's text or picture, -1 = mark or pad. target: ids to sample, or in training to predict.
+    An id to sample is the mask id.
     """
 
     ids: tuple[int, ...] = ()
@@ -60,19 +60,20 @@ class Layout:
         return tuple(role is not Role.PAD for role in self.role)
 
     def targets(self, *roles: Role) -> list[int]:
-        """Places of the targets, or of those with one of these roles."""
+        """Indices of the targets; with roles, only of targets with one of these roles."""
         return [i for i, hit in enumerate(self.target) if hit and (not roles or self.role[i] in roles)]
 
     def places(self, segment: int) -> list[int]:
-        """Places of a text or picture; of a picture without its row separators."""
+        """Indices of a text or picture, without row separators."""
         return [i for i, own in enumerate(self.segment) if own == segment]
 
 
 @dataclass(frozen=True)
 class Guided:
-    """A layout and the ones that guidance compares it with, by what they leave out: "text", "image" or "prompt" (both).
+    """A layout and its unconditional versions for guidance, keyed by what they leave out: "text", "image" or "prompt"
+    (both).
 
-    All have the same targets in the same order: what is sampled for one is put into every one.
+    All have the same targets in the same order, and get the same sampled ids.
     """
 
     conditional: Layout
@@ -89,7 +90,7 @@ class Guided:
 class Picture:
     """A picture as codes of its tokenizer (no vocabulary offset), in raster order; None = to be sampled.
 
-    grid: rows, columns. Raises ValueError if the cells do not fill it.
+    grid: rows, columns. Raises ValueError if the number of cells does not match.
     """
 
     cells: tuple[int | None, ...]
@@ -106,24 +107,24 @@ class Picture:
 
     @classmethod
     def of(cls, codes: Tensor) -> Picture:
-        """The picture of codes [rows, columns], as an `ImageTokenizer` gives them. ValueError for another shape."""
+        """The picture of an `ImageTokenizer`'s codes [rows, columns]. Raises ValueError for another shape."""
         if codes.ndim != 2:
             raise ValueError(f"codes: expected [rows, columns], got {list(codes.shape)}")
         return cls(tuple(codes.flatten().tolist()), (codes.shape[0], codes.shape[1]))
 
     def edited(self, mask: Tensor) -> Picture:
-        """The same picture, the cells of a mask [rows, columns] bool (`unidiff.images.grid`) to be sampled again."""
+        """The same picture, with the cells of a mask [rows, columns] bool (`unidiff.images.grid`) to sample again."""
         if tuple(mask.shape) != self.grid:
             raise ValueError(f"mask is {list(mask.shape)}, the picture's grid {list(self.grid)}")
         flat: list[bool] = mask.flatten().to(torch.bool).tolist()
         return replace(self, cells=tuple(None if hit else cell for cell, hit in zip(self.cells, flat)))
 
 
-Part = Text | Picture | int  # of an interleaved response; a number = the number of text tokens to sample
+Part = Text | Picture | int  # a part of an interleaved response; int = a text of this number of tokens to sample
 
 
 class PromptTemplate(Protocol):
-    """A family's way to write a prompt for each kind of response."""
+    """A family's format of prompts for each kind of response."""
 
     def prompt(
         self,
@@ -132,21 +133,20 @@ class PromptTemplate(Protocol):
         writes: Kind = "interleaved",
         system: str | None = None,
     ) -> Interleaved:
-        """The prompt's segments, with all marks; without its words ("text") or its pictures ("image") for guidance.
-
-        writes: what the response consists of. system: None = what the family says to itself for this kind. Raises
-        ValueError where the family knows no such response or no system prompt.
+        """The prompt's segments, with all marks. left_out: for guidance, leave out the words ("text") or the pictures
+        ("image"). writes: what the response consists of. system: None = the family's own system prompt for this kind.
+        Raises ValueError if the family does not support this response or a system prompt.
         """
         ...
 
     def behind(self, writes: Kind) -> tuple[int, ...]:
-        """Ids behind a response of one part while it is written."""
+        """Ids that follow a response of one part while it is sampled."""
         ...
 
 
 @dataclass(frozen=True)
 class Ids:
-    """Ids that every family has, and the parts of layouts that are made of them.
+    """Ids that every family has, and methods that build layouts from them.
 
     image_begin, image_end, image_offset: None = the family has no pictures.
     """
@@ -168,13 +168,13 @@ class Ids:
         return Layout((pad,) * count, (Role.PAD,) * count, (-1,) * count, (False,) * count)
 
     def text(self, ids: Sequence[int], learn_from: int | None = None) -> Layout:
-        """A text of known ids; those from `learn_from` on are targets. An empty text gives no segment."""
+        """A text of known ids; ids from index `learn_from` on are targets. An empty text gives no segment."""
         n = len(ids)
         target = (False,) * n if learn_from is None else tuple(i >= learn_from for i in range(n))
         return Layout(tuple(ids), (Role.TEXT,) * n, (0,) * n, target)
 
     def hole(self, length: int) -> Layout:
-        """A text to be sampled. Raises ValueError if it has no tokens."""
+        """A text of `length` tokens to sample. Raises ValueError if length is below 1."""
         if convert(length, int, "length", words=False) < 1:
             raise ValueError(f"length: a text to be sampled needs at least one token, got {length}")
         return self.text((self.mask,) * length, learn_from=0)
@@ -210,19 +210,19 @@ class Ids:
         return sum((self.image(picture) for picture in pictures), Layout())
 
     def hidden(self, layout: Layout) -> Layout:
-        """The same layout with everything but the targets masked: LLaDA's way to leave a prompt out."""
+        """The same layout with everything except the targets masked, as LLaDA leaves out a prompt."""
         ids = tuple(i if hit else self.mask for i, hit in zip(layout.ids, layout.target))
         return replace(layout, ids=ids)
 
     def mixed(self, parts: Sequence[Text | Picture], tokenize: Tokenize) -> Layout:
-        """Texts and pictures as they follow one another. Neighbouring texts are one."""
+        """Texts and pictures in order. Adjacent texts are merged."""
         layout = Layout()
         for part in tokenized(parts, tokenize):
             layout += self.image(part) if isinstance(part, Picture) else self.text(part)
         return layout
 
     def prompt(self, parts: Sequence[Text | Picture], tokenize: Tokenize) -> Interleaved:
-        """The same as segments of a prompt, neighbouring texts being one. Pictures must be known as a whole."""
+        """As `mixed`, but as segments of a prompt. Pictures must not have cells to sample."""
         segments: list[Segment] = []
         for part in tokenized(parts, tokenize):
             if isinstance(part, tuple):
@@ -236,11 +236,11 @@ class Ids:
         return Interleaved(segments)
 
     def response(self, parts: Sequence[Part], tokenize: Tokenize, image_next: int, text_end: int) -> Layout:
-        """The response of an interleaved sequence: texts and pictures that are done, and holes.
+        """The response of an interleaved sequence: finished texts and pictures, and texts to sample.
 
-        A string gets its end id: `image_next` before a picture, `text_end` as the last part; ids have theirs already.
-        Where a text's own last id has opened the picture (`image_next` is `image_begin`), it is not opened twice.
-        Raises ValueError if there is nothing to respond.
+        A string gets an end id: `image_next` before a picture, `text_end` as the last part. Ids must already have one.
+        If a text's last id is `image_begin`, the picture's opening delimiter is not repeated. Raises ValueError if
+        there are no parts.
         """
         check_parts(parts, "response", str, list, tuple, Picture, int)
         if not parts:
@@ -262,7 +262,7 @@ class Ids:
 
 
 def ids_of(text: Text, tokenize: Tokenize) -> tuple[int, ...]:
-    """Words as ids, or the ids that are given. Raises TypeError for anything else."""
+    """Tokenizes words; returns given ids unchanged. Raises TypeError for anything else."""
     if isinstance(text, str):
         return tuple(tokenize(text))
     check_parts(text, "text", int, np.integer)
@@ -270,7 +270,7 @@ def ids_of(text: Text, tokenize: Tokenize) -> tuple[int, ...]:
 
 
 def tokenized(parts: Sequence[Text | Picture], tokenize: Tokenize) -> Iterator[tuple[int, ...] | Picture]:
-    """Ids and pictures; neighbouring texts are one, and of these neighbouring strings are tokenized as one."""
+    """Ids and pictures in order. Adjacent texts are merged; adjacent strings are tokenized together."""
     for kind, group in itertools.groupby(parts, lambda part: Picture if isinstance(part, Picture) else str):
         if kind is Picture:
             yield from group  # type: ignore[misc]
@@ -296,7 +296,7 @@ def without(parts: Sequence[Text | Picture], left_out: str | None) -> list[Text 
 
 
 def filled(ids: Sequence[int], length: int, eos: int, cut: int | None = None) -> tuple[int, ...]:
-    """Exactly `length` ids: filled up with eos, or cut, the last one then being `cut` if it is given."""
+    """Exactly `length` ids: padded with eos, or truncated; then the last id is `cut`, if it is given."""
     if len(ids) <= length:
         return (*ids, *[eos] * (length - len(ids)))
     return tuple(ids[:length]) if cut is None else (*ids[: length - 1], cut)

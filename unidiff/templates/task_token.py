@@ -1,6 +1,6 @@
 """Templates that begin with a task token: MMaDA and MMaDA-Parallel-M.
 
-Notation: [x] one id, text = bos text eos unless said otherwise, M = mask. All pictures stand between image_begin and
+Notation: [x] one id, text = bos text eos unless stated otherwise, M = mask. All pictures are between image_begin and
 image_end, without row separators.
 """
 
@@ -18,7 +18,7 @@ from unidiff.templates.layout import Guided, Ids, Layout, Part, Picture, Text, f
 class TaskTokenIds(Ids):
     """pad: left pad of text-to-image. header_end: ends a chat header; in training the prompt ends with the last one.
     text_to_image, understand, reason, parallel: task tokens (None = not trained). interleaved: the task token of
-    `interleaved`. image_next, text_end: end ids of a text that a picture follows, and of the last text."""
+    `interleaved`. image_next, text_end: end ids of a text before a picture, and of the last text."""
 
     pad: int
     header_end: int
@@ -33,10 +33,10 @@ class TaskTokenIds(Ids):
 
 @dataclass(frozen=True)
 class TaskTokenTemplates(ChatTemplates):
-    """The tasks with pictures; text and chat are inherited, they have no task token.
+    """The tasks with pictures. Text and chat are inherited, and have no task token.
 
-    prefix: tokens before the picture of text-to-image, to which prompts are padded at the left or cut: the family was
-    trained at this length.
+    prefix: number of tokens before the picture of text-to-image. Prompts are padded at the left or truncated to it,
+    because the family was trained with this length.
     """
 
     ids: TaskTokenIds
@@ -47,7 +47,7 @@ class TaskTokenTemplates(ChatTemplates):
     def text_to_image(self, text: Text, picture: Picture) -> Guided:
         """[pad].. [text_to_image] bos text eos, `prefix` ids in all, then the picture. Guidance "text": no words.
 
-        A picture with known cells is an edit: they are kept, and the words say what the others become.
+        A picture with known cells is edited: known cells are kept, the others are sampled.
         """
         layouts = []
         for words in (text, ()):
@@ -59,8 +59,8 @@ class TaskTokenTemplates(ChatTemplates):
         return Guided(layouts[0], {"text": layouts[1]})
 
     def understand(self, user: Text, pictures: Sequence[Picture], length: int) -> Guided:
-        """[understand] pictures, chat, M x length. user: what the user says, or the ids of a whole chat with all its
-        headers. Guidance "prompt" masks the prompt."""
+        """[understand] pictures, chat, M x length. user: the user's text, or the ids of a whole chat with headers.
+        Guidance "prompt" masks the prompt."""
         layout = self.ids.marks(self.ids.understand) + self.ids.images(pictures) + self.ids.text(self._chat(user))
         layout += self.ids.hole(length)
         return Guided(layout, {"prompt": self.ids.hidden(layout)})
@@ -68,7 +68,7 @@ class TaskTokenTemplates(ChatTemplates):
     def reason_then_image(self, user: Text, picture: Picture, area: int) -> Guided:
         """[reason] chat M.., `area` ids of text in all (512 in training), then the picture; both are sampled.
 
-        Raises ValueError if the chat leaves no room for the reasoning. Guidance "text": nothing said by the user.
+        Raises ValueError if the chat leaves no room for the reasoning. Guidance "text": an empty user turn.
         """
         chat = self._chat(user)
         if len(chat) >= area:
@@ -83,9 +83,9 @@ class TaskTokenTemplates(ChatTemplates):
     def parallel(self, text: Text, given: Picture, picture: Picture, length: int) -> Guided:
         """Text and picture at once: [parallel] given bos text eos, picture bos M x (length - 1).
 
-        Guidance "prompt": the given picture's tokens are the id 0 and the text is bos eos.. of the same length, which
-        is what the family was trained and sampled with. (The reference moves the text away from the prompt, a sign
-        error: combine as for pictures.) Raises ValueError where the family has no such task.
+        Guidance "prompt": the given picture's tokens become id 0, and the text becomes bos eos.. of the same length, as
+        in the family's training and sampling. (For text, the reference's guidance has a sign error and moves away from
+        the prompt; use the formula of pictures.) Raises ValueError if the family has no such task.
         """
         if self.ids.parallel is None:
             raise ValueError("this family was not trained on text and picture in parallel")
@@ -101,12 +101,12 @@ class TaskTokenTemplates(ChatTemplates):
         )
 
     def interleaved(self, prompt: Sequence[Text | Picture], response: Sequence[Part]) -> Guided:
-        """Rounds of text and picture (ours; made of the family's own delimiters): [interleaved], the prompt as a chat,
+        """Rounds of text and picture (our own task, with the family's delimiters): [interleaved], the prompt as a chat,
         the response part by part.
 
-        Pictures that the prompt begins with come before the chat, as in `understand`; others stay in place. A string of
-        the response gets its end id (see `Ids.response`). Guidance leaves out the prompt's words ("text") and, if it
-        has any, its pictures ("image"); the response so far stays.
+        Leading pictures of the prompt come before the chat, as in `understand`; others stay in place. A string of the
+        response gets its end id (see `Ids.response`). Guidance leaves out the prompt's words ("text") and, if there are
+        any, its pictures ("image"); the response so far stays.
         """
         answer = self.ids.response(response, self.tokenize, self.ids.image_next, self.ids.text_end)
         names = ("text", "image") if any(isinstance(part, Picture) for part in prompt) else ("text",)
@@ -124,12 +124,12 @@ class TaskTokenTemplates(ChatTemplates):
         writes: Kind = "interleaved",
         system: str | None = None,
     ) -> Interleaved:
-        """What stands before a response, as in the layouts above; pads are left out, since nothing sees them. left_out:
+        """The prompt of a response, as in the layouts above, but without pads, which are never attended. left_out:
         "text", "image" or None.
 
-        A text is written to a chat without a task token. An edit has the pictures, then bos words eos, behind the task
-        token that the family was trained with for a picture from a picture, else that of text-to-image. Raises
-        ValueError for a system prompt where a picture is drawn: the family has none there.
+        A text response has a chat without a task token. An edit has a task token, the pictures, then bos words eos. The
+        task token is that of `parallel` if the family has it, else that of text-to-image. Raises ValueError for a
+        system prompt if a picture is drawn: the family has none there.
         """
         kept = without(parts, left_out)
         if writes in ("image", "edit"):
@@ -155,35 +155,35 @@ class TaskTokenTemplates(ChatTemplates):
     # ---------------------------------------------------------------- training
 
     def turns(self, *turns: tuple[str, str]) -> tuple[int, ...]:
-        """The ids of a whole chat, turns (role, text), to train on."""
+        """The ids of a whole chat, turns (role, text), for training."""
         assert self.markup is not None
         return self._written(self.markup.turns(turns))
 
     def train_text(self, text: Text, length: int) -> Layout:
-        """bos text eos eos.., every id a target; what is too long is cut without an eos."""
+        """bos text eos eos.., every id is a target; a too long text is truncated without an eos."""
         return self.ids.text(filled(self._closed(text), length, self.ids.eos), learn_from=0)
 
     def train_chat(self, text: Text, length: int) -> Layout:
-        """As `train_text`, the targets beginning behind the last header (no header: everything is prompt). text: the
-        ids of a chat, as `turns` writes it: words hold no header."""
+        """As `train_text`, but targets begin after the last header (without a header there are none). text: the ids of
+        a chat, from `turns`; a string cannot contain headers."""
         ids = filled(self._closed(text), length, self.ids.eos)
         return self.ids.text(ids, self._behind_header(ids))
 
     def train_understand(self, text: Text, picture: Picture, length: int) -> Layout:
-        """[understand] picture bos text eos eos.., `length` ids of text; the answer and all eos behind are targets."""
+        """[understand] picture bos text eos eos.., `length` ids of text; the answer and all eos are targets."""
         ids = filled(self._closed(text), length, self.ids.eos, cut=self.ids.eos)
         return (
             self.ids.marks(self.ids.understand) + self.ids.image(picture) + self.ids.text(ids, self._behind_header(ids))
         )
 
     def train_reason(self, text: Text, picture: Picture, length: int) -> Layout:
-        """[reason] bos text eos eos.., picture; the text behind the last header and the picture are targets."""
+        """[reason] bos text eos eos.., picture; the text after the last header and the picture are targets."""
         ids = filled(self._closed(text), length, self.ids.eos, cut=self.ids.eos)
         words = self.ids.text(ids, self._behind_header(ids))
         return self.ids.marks(self.ids.reason) + words + self.ids.image(picture, learn=True)
 
     def _closed(self, text: Text) -> tuple[int, ...]:
-        """bos text eos; a bos that is there is not doubled."""
+        """bos text eos; an existing bos is not repeated."""
         ids = ids_of(text, self.tokenize)
         begin = () if ids[:1] == (self.ids.bos,) else (self.ids.bos,)
         return (*begin, *ids, self.ids.eos)

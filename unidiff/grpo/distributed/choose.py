@@ -1,4 +1,4 @@
-"""Chooses the way that an accelerator asks for."""
+"""Chooses the kind of sharding that an accelerator asks for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WORKING = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI
 
 
 def check(accelerator: Accelerator) -> None:
-    """Raises ValueError for a way of training on several processes that would go wrong."""
+    """Raises ValueError for a distributed setting that does not work here."""
     kind = accelerator.distributed_type
     if kind not in _WORKING:
         raise ValueError(
@@ -31,7 +31,7 @@ def check(accelerator: Accelerator) -> None:
 
 
 def weights_for(model: UnifiedModel, accelerator: Accelerator, max_norm: float) -> Whole:
-    """How the model's weights are shared out. max_norm: gradients are clipped to it."""
+    """The object that manages the model's weights on this process. max_norm: gradients are clipped to it."""
     if accelerator.distributed_type is DistributedType.DEEPSPEED:
         from unidiff.grpo.distributed.zero2 import Zero2
 

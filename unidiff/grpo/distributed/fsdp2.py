@@ -22,9 +22,9 @@ from unidiff.model import UnifiedModel
 
 
 class FSDP2(Whole):
-    """The prepared model's shards. Raises trained weights to float32 at least.
+    """The prepared model's shards. Casts trained weights to float32 or wider.
 
-    Raises ValueError for settings of FSDP that would go wrong.
+    Raises ValueError for FSDP settings that do not work here.
     """
 
     def __init__(self, model: UnifiedModel, accelerator: Accelerator) -> None:
@@ -37,7 +37,7 @@ class FSDP2(Whole):
                 "fsdp_config: fsdp_offload_params, fsdp_cpu_ram_efficient_loading and fsdp_activation_checkpointing "
                 "must be false (for the last there is the setting gradient_checkpointing)"
             )
-        # Inputs are not cast: rotary embedding takes float32 cosines whatever the weights' dtype is.
+        # Do not cast inputs: rotary embedding needs float32 cosines whatever the weights' dtype is.
         wide = torch.promote_types(model.dtype, torch.float32)
         plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=model.dtype, reduce_dtype=wide, cast_forward_inputs=False
@@ -47,22 +47,22 @@ class FSDP2(Whole):
                 weight.data = weight.data.to(wide)
 
     def begin(self, policy: Any) -> None:
-        """Puts the weights together for the first time."""
-        # The root has to run before its parts do; an empty context is the least that can run.
+        """Gathers the weights for the first time."""
+        # FSDP needs a call of the root before its parts; an empty context is the cheapest one.
         register_fsdp_forward_method(self.model, "begin")  # type: ignore[arg-type]
         self.model.begin(0)
         self._gather()
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """Inside, parameters are shards."""
+        """While open, parameters are shards."""
         for part in self._parts():
             part.reshard()
         yield
         self._gather()
 
     def whole(self) -> UnifiedModel:
-        """A copy of the model with all weights, in the dtype that it was loaded in."""
+        """A copy of the model with all weights, in the loaded dtype."""
         with self.apart():
             weights: Any = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
@@ -81,6 +81,6 @@ class FSDP2(Whole):
 
 
 def _shell(model: UnifiedModel) -> UnifiedModel:
-    """A copy without weights."""
+    """A copy whose weights are on the meta device."""
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, {**empty, id(model.images): model.images, id(model.tokenizer): model.tokenizer})

@@ -1,4 +1,4 @@
-"""Weights that are whole on every process: one process, or DDP. The interface of the ways to share them out."""
+"""Unsharded weights: one process, or DDP. Also the interface of the sharded kinds."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from unidiff.model import UnifiedModel
 
 
 class Whole:
-    """The prepared model's weights on this process. Made before the optimizer.
+    """The prepared model's weights on this process. Created before the optimizer.
 
-    Weights are whole outside of `apart`, in every subclass.
+    In every subclass, weights are complete outside of `apart`.
     """
 
     def __init__(self, model: UnifiedModel, accelerator: Accelerator) -> None:
         self.model, self.accelerator = model, accelerator
 
     def begin(self, policy: Any) -> None:
-        """Called once after `Accelerator.prepare`, which returned the policy."""
+        """Called once after `Accelerator.prepare`. policy: what it returned."""
 
     def collected(self) -> contextlib.AbstractContextManager[None]:
-        """Around all forward and backward passes of one step of the optimizer."""
+        """Wraps all forward and backward passes of one optimizer step."""
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """In place of `Accelerator.backward`."""
+        """Replaces `Accelerator.backward`."""
         self.accelerator.backward(loss)
 
     def apart(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, parameters are what the optimizer, clipping and checkpoints work on."""
+        """While open, parameters are in the form that the optimizer, clipping and checkpoints need."""
         return contextlib.nullcontext()
 
     def whole(self) -> UnifiedModel:
-        """The model as one piece, to be saved by the main process. Called by every process."""
+        """The complete model, for the main process to save. Called by every process."""
         return self.model

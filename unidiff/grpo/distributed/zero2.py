@@ -1,9 +1,9 @@
 """Training all weights under DeepSpeed's ZeRO-2: the optimizer's state and its float32 weights are sharded.
 
-ZeRO-2 exchanges gradients in every backward pass, but processes make different numbers of them here. So a pass over
-the step's rollouts runs inside DeepSpeed's `coalesce_grad_reduction`: gradients add up on each process, and are reduced
-once, in the order of the parameters. As under FSDP2 they are whole until then. Unlike there they add up in the dtype
-that is computed with.
+ZeRO-2 exchanges gradients in every backward pass, but here processes make different numbers of passes. So an inner
+iteration runs inside DeepSpeed's `coalesce_grad_reduction`: gradients add up on each process and are reduced once, in
+the order of the parameters. Until then they are unsharded, as under FSDP2. Unlike FSDP2, they add up in the model's
+dtype.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Zero2(Whole):
     """The prepared model under ZeRO-2. Casts the weights to float32. DeepSpeed shards that copy and restores the model
     to its loaded dtype.
 
-    Raises ValueError for adapters, a dtype or settings of DeepSpeed that would go wrong.
+    Raises ValueError for adapters, a dtype or DeepSpeed settings that do not work here.
     """
 
     def __init__(self, model: UnifiedModel, accelerator: Accelerator, max_norm: float) -> None:
@@ -45,7 +45,7 @@ class Zero2(Whole):
                 f"deepspeed_config: zero_stage is {zero['stage']}, offload devices are {placed[0]} and {placed[1]}; "
                 "set zero_stage: 2 and both devices to none"
             )
-        # Micro-batches are the trainer's own; DeepSpeed is to count the passes between two steps as one.
+        # The trainer cuts its own micro-batches; for DeepSpeed each update is one micro-batch.
         settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
         settings |= {"gradient_clipping": max_norm, "bf16": {"enabled": model.dtype == torch.bfloat16}}
         for weight in model.parameters():
@@ -62,7 +62,7 @@ class Zero2(Whole):
             yield
             for weight in self.model.parameters():  # or processes would reduce buckets of different parameters
                 weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        self.engine.step()  # clips, and forgets the gradients
+        self.engine.step()  # also clips and clears the gradients
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)

@@ -1,7 +1,7 @@
-"""Frozen-lake boards, the sentences that describe a walk over one, and the verifiers of such sentences.
+"""Frozen-lake boards, the sentences that describe a walk, and the verifiers of these sentences.
 
-Everything here is a pure function of a board and of texts: no model, no picture of pixels, no random numbers. Cells and
-their names: unidiff/tasks/cells.py.
+Everything here is a pure function of a board and of texts: no models, pixels or random numbers. For cells and their
+names see unidiff/tasks/cells.py.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _ANSWER = re.compile(rf"answer((?: (?:{DIRECTION}))+)")
 class Board:
     """A map in gymnasium's FrozenLake format, with its dynamics (not slippery).
 
-    rows: one string a row, of the letters S (start), F (frozen), H (hole) and G (goal).
+    rows: one string per row, of the letters S (start), F (frozen), H (hole) and G (goal).
 
-    Raises ValueError if the map is not square, not 3 to 8 cells wide, holds another letter, or does not have
+    Raises ValueError if the map is not square, is not 3 to 8 cells wide, contains another letter, or does not have
     exactly one start and one goal.
     """
 
@@ -72,7 +72,7 @@ class Board:
 
     @cached_property
     def classes(self) -> np.ndarray:
-        """[size, size] int64: the cells' classes with no agent on the board."""
+        """[size, size] int64: the cells' classes without an agent on the board."""
         return np.array([[2 * LETTERS.index(letter) for letter in row] for row in self.rows])
 
     def letter(self, cell: Cell) -> str:
@@ -82,18 +82,18 @@ class Board:
         return inside(cell, self.size)
 
     def neighbour(self, cell: Cell, direction: str) -> Cell:
-        """The cell one to the `direction`; it may lie off the board."""
+        """The adjacent cell in a direction; it may be off the board."""
         return neighbour(cell, direction)
 
     def safe(self, cell: Cell) -> bool:
-        """Whether the cell is on the board and no hole."""
+        """Whether the cell is on the board and not a hole."""
         return self.contains(cell) and self.letter(cell) != "H"
 
     def step(self, cell: Cell, direction: str) -> tuple[Cell, bool]:
-        """Where one move ends and whether the agent is in a hole there.
+        """The cell after one move, and whether it is a hole.
 
-        A move off the board leaves the agent where it is; so does any move out of a hole or off the goal,
-        because the game is over there.
+        A move off the board leaves the agent in place. So does any move from a hole or the goal, because the game is
+        over there.
         """
         if self.letter(cell) not in "HG":
             target = self.neighbour(cell, direction)
@@ -101,7 +101,7 @@ class Board:
         return cell, self.letter(cell) == "H"
 
     def distance(self, cell: Cell) -> float:
-        """Steps of a shortest safe way from the cell to the goal; infinite for holes and cut-off cells."""
+        """The length of a shortest safe path from the cell to the goal; infinite for holes and cut-off cells."""
         return self._distances.get(cell, math.inf)
 
     @cached_property
@@ -113,7 +113,7 @@ class Board:
 
 
 def distances_from(origin: Cell, rows: Sequence[str]) -> dict[Cell, int]:
-    """Breadth-first steps from a cell to each cell that can be reached without crossing a hole."""
+    """Breadth-first distances from a cell to each cell that is reachable without crossing a hole."""
 
     def ways(cell: Cell) -> list[Cell]:
         around = (neighbour(cell, direction) for direction in DIRECTIONS)
@@ -135,7 +135,7 @@ def board_classes(board: Board, agent: Cell | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Move:
-    """What the text of one round says."""
+    """The parsed text of one round."""
 
     origin: Cell
     direction: str
@@ -159,7 +159,7 @@ def parse_move(text: str) -> Move | None:
 
 
 def parse_answer(text: str) -> tuple[str, ...] | None:
-    """The directions of an answer; None unless the whole text is "answer" and one direction or more."""
+    """The directions of an answer; None unless the whole text is "answer" and at least one direction."""
     match = _ANSWER.fullmatch(text)
     return tuple(match[1].split()) if match else None
 
@@ -167,8 +167,8 @@ def parse_answer(text: str) -> tuple[str, ...] | None:
 def region(text: str, size: int, grid: tuple[int, int]) -> np.ndarray:
     """[rows, columns] bool: the image tokens that cover the cells a text names.
 
-    The text alone decides: this is what an edit may use at inference, so it must not look at the true board.
-    Raises ValueError if the grid of image tokens does not divide evenly into the board's cells.
+    It depends only on the text and not on the true board, because edits use it at inference. Raises ValueError if the
+    grid of image tokens does not divide evenly into the board's cells.
     """
     if any(side < size or side % size for side in grid):
         raise ValueError(f"grid: {grid} tokens do not divide into {size} x {size} cells; use multiples")
@@ -183,13 +183,13 @@ def region(text: str, size: int, grid: tuple[int, int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Replay:
-    """What really happens when the rounds' texts are carried out from the start; one entry a text.
+    """The result of carrying out the rounds' texts from the start; one entry per text.
 
-    cells: where the agent is after the text.
+    cells: the agent's cell after the text.
     well_formed: the text has exactly the format of a round.
-    legal: well formed, the game still runs, the agent really is at the cell it names first, the direction
-        leads to the cell it names second, and that cell is on the board and no hole.
-    progressed: legal, and the agent is nearer to the goal than before.
+    legal: it is well formed, the game is not over, the agent is at the first named cell, the direction leads to the
+        second named cell, and that cell is on the board and not a hole.
+    progressed: it is legal, and the agent is nearer to the goal than before.
     """
 
     start: Cell
@@ -202,15 +202,15 @@ class Replay:
 
     @property
     def agent(self) -> Cell:
-        """Where the agent is in the end."""
+        """The agent's final cell."""
         return self.cells[-1] if self.cells else self.start
 
 
 def replay(board: Board, texts: Sequence[str]) -> Replay:
-    """Carry out the rounds' texts one after the other.
+    """Carries out the rounds' texts in order.
 
-    A malformed text moves nothing. Of a well-formed text the direction is carried out from the cell where the
-    agent really is, whatever cells it names. In a hole or on the goal the agent stays for good.
+    A malformed text changes nothing. For a well-formed text, the direction is carried out from the agent's true cell,
+    whatever cells the text names. In a hole or on the goal the agent stays for ever.
     """
     agent, cells, flags = board.start, [], []
     for text in texts:
@@ -239,12 +239,12 @@ def _legal(board: Board, agent: Cell, move: Move) -> bool:
 
 
 def judge_answer(board: Board, round_texts: Sequence[str], text: str) -> dict[str, bool]:
-    """Judge an answer by the board and by the rounds before it.
+    """Judges an answer by the board and by the rounds before it.
 
     format: the answer is well formed.
-    success: its moves, carried out from the start, reach the goal (without a hole on the way).
-    agreement: it repeats the directions of the rounds. False if the answer or any round is malformed: two
-        malformed parts must never count as agreeing.
+    success: its moves, carried out from the start, reach the goal without a hole on the way.
+    agreement: it repeats the directions of the rounds. False if the answer or any round is malformed: two malformed
+        parts must not count as agreeing.
     """
     moves = parse_answer(text)
     if moves is None:
@@ -258,5 +258,5 @@ def judge_answer(board: Board, round_texts: Sequence[str], text: str) -> dict[st
 
 
 def board_after(board: Board, texts: Sequence[str]) -> np.ndarray:
-    """[size, size] int64: the cells' classes once the texts are carried out, to compare pictures with."""
+    """[size, size] int64: the cells' classes after the texts are carried out, to compare with pictures."""
     return board_classes(board, replay(board, texts).agent)

@@ -1,7 +1,7 @@
 """Pictures of frozen-lake boards: drawing them, and reading them back by the nearest tile.
 
-A board is drawn from 16 tiles: 8 cell classes on two shades of ice that alternate like a chessboard. So few
-distinct tiles keep the codebook of a small VQ tokenizer small.
+A board is drawn from 16 tiles: 8 cell classes on two shades of ice that alternate like a chessboard. With only 16
+tiles, a small VQ tokenizer needs only a small codebook.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from PIL import Image, ImageDraw
 from unidiff.tasks.frozen_lake.board import CLASSES, LETTERS
 
 SHADES = 2
-_FINE = 128  # tiles are drawn on a canvas of this many pixels and shrunk, which smooths their edges
+_FINE = 128  # tiles are drawn at this size and shrunk, which smooths their edges
 _ICE = ((206, 230, 245), (188, 218, 240))
 _STREAK = ((240, 249, 255), (224, 241, 252))
 _FROST = ((172, 204, 228), (154, 190, 218))
 
 
 def check_tile(tile: int) -> None:
-    """Raise ValueError unless `tile` is a side in pixels that a tile can be drawn at."""
+    """Raises ValueError unless `tile` is a valid side of a tile in pixels."""
     if tile % 8 or not 8 <= tile <= _FINE:
         raise ValueError(f"tile: expected a multiple of 8 from 8 to {_FINE} pixels, got {tile}")
 
 
 def draw(classes: np.ndarray, tile: int = 16) -> np.ndarray:
-    """Draw boards: classes [N, size, size] -> pixels uint8 [N, size * tile, size * tile, 3]."""
+    """Draws boards: classes [N, size, size] -> pixels uint8 [N, size * tile, size * tile, 3]."""
     boards, size, _ = classes.shape
     cells = _tiles(tile)[_shades(size), classes].transpose(0, 1, 3, 2, 4, 5)
     return np.ascontiguousarray(cells).reshape(boards, size * tile, size * tile, 3)
 
 
 def read(pixels: np.ndarray, size: int, tile: int = 16) -> np.ndarray:
-    """Read boards by the nearest tile: pixels uint8 [N, H, W, 3] -> classes int64 [N, size, size].
+    """Reads boards by the nearest tile: pixels uint8 [N, H, W, 3] -> classes int64 [N, size, size].
 
-    Raises ValueError if the pixels are not uint8 RGB pictures of size * tile pixels a side.
+    Raises ValueError if the pixels are not uint8 RGB pictures with sides of size * tile pixels.
     """
     side = size * tile
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
@@ -47,19 +47,19 @@ def read(pixels: np.ndarray, size: int, tile: int = 16) -> np.ndarray:
     cells = pixels.reshape(-1, size, tile, size, tile, 3).transpose(0, 1, 3, 2, 4, 5)
     cells = cells.reshape(-1, size, size, tile * tile * 3).astype(np.float32)
     templates = _tiles(tile).reshape(SHADES, CLASSES, -1)[_shades(size)].astype(np.float32)
-    # argmin |x - t|² = argmin |t|² - 2 x·t, over the tiles on the shade of ice that belongs to the place
+    # argmin |x - t|² = argmin |t|² - 2 x·t, over the tiles with the cell's shade of ice
     gaps = (templates**2).sum(-1) - 2 * np.einsum("nijp,ijcp->nijc", cells, templates, optimize=True)
     return gaps.argmin(-1)
 
 
 def _shades(size: int) -> np.ndarray:
-    """[size, size]: which of the two shades of ice a place has."""
+    """[size, size]: the index of each cell's shade of ice."""
     return np.indices((size, size)).sum(0) % SHADES
 
 
 @lru_cache
 def _tiles(tile: int) -> np.ndarray:
-    """uint8 [shades, classes, tile, tile, 3]: every tile there is."""
+    """uint8 [shades, classes, tile, tile, 3]: all tiles."""
     check_tile(tile)
     tiles = [[_draw_tile(c, shade, tile) for c in range(CLASSES)] for shade in range(SHADES)]
     stacked = np.stack([np.stack(row) for row in tiles])
@@ -116,7 +116,7 @@ def _draw_goal(pen: ImageDraw.ImageDraw) -> None:
 
 
 def _draw_agent(pen: ImageDraw.ImageDraw, sunk: bool) -> None:
-    """A figure in a red coat and a violet hat; in a hole only its upper half looks out of the water."""
+    """A figure in a red coat and a violet hat; in a hole only its upper half is visible."""
     if not sunk:
         pen.ellipse((30, 98, 94, 116), fill=(70, 84, 110))
     shift = 24 if sunk else 0

@@ -1,7 +1,7 @@
-"""Rewards of FrozenLake: each move judged where it is named, each picture where it is drawn, the answer at the end.
+"""Rewards of FrozenLake: they score each move, each picture, and the answer.
 
-A malformed segment earns nothing from anything, nor does a picture that follows a malformed text: it would be paid
-for a copy. Text rewards see what the model wrote; the board comes from the task's own column.
+A malformed segment earns 0 from every reward. A picture after a malformed text earns 0 too, because a copy of the last
+picture would be right. Text rewards see the model's text; the board comes from the task's column.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _rounds = Rounds(replay, judge_answer)
 
 @reward(on="text", weight=0.3)
 def legal_move(segments: list[SegmentView], board: list[Board]) -> list[float | None]:
-    """1 for a move that is well formed, starts where the agent is and leads to a safe cell, as it says."""
+    """1 for a well-formed move that starts at the agent's cell and leads to the safe cell that it names."""
     return _rounds.moves(segments, board, "legal")
 
 
 @reward(on="text", weight=0.7)
 def progress(segments: list[SegmentView], board: list[Board]) -> list[float | None]:
-    """1 for a legal move that brings the agent nearer to the goal."""
+    """1 for a legal move towards the goal."""
     return _rounds.moves(segments, board, "progressed")
 
 
@@ -39,7 +39,7 @@ def success(segments: list[SegmentView], board: list[Board]) -> list[float | Non
 
 @reward(on="text", weight=0.5)
 def agreement(segments: list[SegmentView], board: list[Board]) -> list[float | None]:
-    """1 for an answer that lists just the moves named before it."""
+    """1 for an answer that lists exactly the moves of the rounds."""
     return _rounds.answers(segments, board, "agreement")
 
 
@@ -50,8 +50,8 @@ def answer_format(segments: list[SegmentView], board: list[Board]) -> list[float
 
 
 def cells_right(views: Sequence[SegmentView], boards: Sequence[Board]) -> np.ndarray:
-    """[N] share of each picture's cells that show the board after the moves named before it; 0 behind a malformed
-    text. Pictures are read back in one batch for each board size."""
+    """[N] share of each picture's cells that show the board after the preceding moves; 0 after a malformed text.
+    Pictures are read in one batch per board size."""
     share = np.zeros(len(views))
     judged = [i for i, v in enumerate(views) if v.texts_before and parse_move(v.texts_before[-1]) is not None]
     for size in {boards[i].size for i in judged}:
@@ -64,7 +64,7 @@ def cells_right(views: Sequence[SegmentView], boards: Sequence[Board]) -> np.nda
 
 @reward(on="image", weight=0.5)
 def picture_cells(segments: list[SegmentView], board: list[Board]) -> list[float]:
-    """Share of cells that show what the moves named so far lead to."""
+    """Share of cells that show the board after the preceding moves."""
     return cells_right(segments, board).tolist()
 
 
@@ -86,5 +86,5 @@ REWARDS: tuple[Reward, ...] = (
 
 
 def measure(rows: Sequence[tuple[SegmentView, ...]], boards: Sequence[Board]) -> dict[str, np.ndarray]:
-    """Held-out figures of responses, one value a row [B]; see `Rounds.measure`."""
+    """Held-out figures of responses, one value per row [B]; see `Rounds.measure`."""
     return _rounds.measure(rows, boards, lambda views, owner: cells_right(views, [boards[i] for i in owner]))

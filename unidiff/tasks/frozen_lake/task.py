@@ -1,7 +1,7 @@
-"""FrozenLake: find a safe way over the ice, a sentence and a picture at a time.
+"""FrozenLake: find a safe way over the ice, one sentence and one picture per move.
 
-A prompt is a question and a picture of the board. A solution alternates sentences ("from b2 go right to b3")
-with pictures of the board after that move, and ends with "answer right right down". Maps and dynamics are
+A prompt is a question and a picture of the board. A solution alternates sentences ("from b2 go right to b3") with
+pictures of the board after that move, and ends with "answer right right down". Maps and dynamics are those of
 gymnasium's FrozenLake (not slippery). Everything is a deterministic function of the task's settings and of
 (split, index) or (split, index, attempt).
 """
@@ -40,11 +40,11 @@ from unidiff.tasks.frozen_lake.text import question
 from unidiff.tasks.rounds import FIGURES, picture_elsewhere
 from unidiff.tasks.task import Example, Responses, Task
 
-TILE = 16  # pixels of a cell's side, where nothing else says
+TILE = 16  # default side of a cell in pixels
 QUESTION = "find a safe way to the goal"
 SPLITS: dict[str, range] = {"train": range(0, 8), "dev": range(8, 9), "test": range(9, 10)}  # layout % 10
 _MAX_DRAWS = 20_000
-_EXAMPLE, _DEMONSTRATION, _RANDOM = 0, 1, 2  # first word of a seed: no two uses share a stream
+_EXAMPLE, _DEMONSTRATION, _RANDOM = 0, 1, 2  # first word of a seed, so that uses do not share a stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +62,16 @@ class LakeExample(Example):
 class FrozenLake(Task):
     """The task, with its boards and its demonstrator.
 
-    size: cells a side, 3 to 8.
-    frozen_probability: chance that a cell is ice and no hole, 0.5 to 0.95.
-    min_distance, max_distance: the shortest way from start to goal is uniform between the two, in moves.
-    max_rounds: moves after which a demonstration answers in any case; None: max_distance.
-    goal_directed: chance that the demonstrator takes a best move; otherwise it wanders straight on.
-    tile: side of a cell in pixels, a multiple of 8. None: in a run, the board fills the model's picture; else 16.
-    pictures: False: a response has no pictures, but all of its moves and the answer in one text. It needs a model that
-        was trained so (`recipes/supervised.py --pictures false`).
-    board: "text" = the prompt has no picture but the board in letters and the format of the answer, for a model of
-        text alone; with pictures False only.
+    size: cells per side, 3 to 8.
+    frozen_probability: probability that a cell is ice and not a hole, 0.5 to 0.95.
+    min_distance, max_distance: the shortest path from start to goal is uniform between the two, in moves.
+    max_rounds: after this number of moves a demonstration always answers; None = max_distance.
+    goal_directed: probability that the demonstrator takes a best move; otherwise it wanders straight on.
+    tile: side of a cell in pixels, a multiple of 8. None = the board fills the model's picture in a run; 16 elsewhere.
+    pictures: False = a response is one text with all moves and the answer. It needs a model that was trained for it
+        (`recipes/supervised.py --pictures false`).
+    board: "text" = the prompt shows the board in letters and the format of the answer, for a text-only model; it needs
+        pictures False.
 
     Raises ValueError, with the field's name, for a value out of its range.
     """
@@ -114,7 +114,7 @@ class FrozenLake(Task):
 
     @property
     def rounds(self) -> int:
-        """The most moves of a demonstration."""
+        """The maximum number of moves of a demonstration."""
         return self.max_distance if self.max_rounds is None else self.max_rounds
 
     @property
@@ -122,8 +122,8 @@ class FrozenLake(Task):
         return self.tile or TILE
 
     def fitted(self, model: Any) -> FrozenLake:
-        """With boards that fill the model's picture, unless `tile` says otherwise; for a model of text alone, in
-        letters. Raises ValueError for a board that does not fill it."""
+        """The task with boards that fill the model's picture, unless `tile` is set; for a text-only model, with boards
+        in letters. Raises ValueError if a board cannot fill the picture."""
         if model.images is None:
             if self.pictures:
                 raise ValueError(f"family {model.spec.family} is one of text alone; set --pictures false")
@@ -141,7 +141,7 @@ class FrozenLake(Task):
     # --- boards -----------------------------------------------------------------------------------
 
     def example(self, split: str, index: int) -> LakeExample:
-        """The example at a place of a split. No two splits share a layout of holes.
+        """The index-th example of a split. Splits do not share layouts of holes.
 
         Raises ValueError for an unknown split or a negative index.
         """
@@ -175,11 +175,12 @@ class FrozenLake(Task):
     # --- the demonstrator -------------------------------------------------------------------------
 
     def demonstration(self, example: LakeExample, attempt: int = 0) -> list[str | Image.Image]:
-        """A walk as text, picture, text, picture, ..., answer; or as one text. Always legal, not always to the goal."""
+        """A walk as text, picture, text, picture, ..., answer; or as one text. It is always legal, but does not always
+        reach the goal."""
         return self._walk(example, _DEMONSTRATION, attempt, self.walker_probabilities)
 
     def random_walk(self, example: LakeExample, attempt: int = 0) -> list[str | Image.Image]:
-        """A response of safe moves by chance, all of them alike, with the right pictures: what to be better than."""
+        """A baseline: uniformly random safe moves, with correct pictures."""
 
         def chances(board: Board, cell: Cell, last: str | None) -> np.ndarray:
             safe = np.array([board.safe(board.neighbour(cell, direction)) for direction in DIRECTIONS])
@@ -210,15 +211,15 @@ class FrozenLake(Task):
         return parts if self.pictures else [" ".join(p for p in parts if isinstance(p, str))]
 
     def best(self, example: LakeExample) -> list[str | Image.Image]:
-        """A shortest way."""
+        """A shortest path."""
         return replace(self, goal_directed=1.0, max_rounds=self.max_distance).demonstration(example)
 
     def walker_probabilities(self, board: Board, cell: Cell, last_direction: str | None) -> np.ndarray:
-        """[4] float64: the chance of each of DIRECTIONS for a walker at `cell` that came by `last_direction`.
+        """[4] float64: the probability of each of DIRECTIONS for a walker at `cell` that came by `last_direction`.
 
-        With `goal_directed` it takes one of the best moves; else it wanders: straight on as long as that is
-        safe, otherwise to its left, its right, or back, whichever is safe first; before its first move, any
-        safe way. The habit is what more imitation cannot unlearn: past the first move it outweighs the goal.
+        With probability `goal_directed` it takes one of the best moves. Otherwise it wanders: straight on if that is
+        safe, else the first safe of left, right and back; any safe direction before its first move. After the first
+        move this habit outweighs the goal, so more imitation cannot remove it.
         """
         safe = np.array([board.safe(board.neighbour(cell, direction)) for direction in DIRECTIONS])
         best = np.array([board.distance(board.neighbour(cell, d)) < board.distance(cell) for d in DIRECTIONS])
@@ -229,9 +230,9 @@ class FrozenLake(Task):
         return self.goal_directed * best / best.sum() + (1 - self.goal_directed) * wander / wander.sum()
 
     def walker_success(self, example: LakeExample) -> tuple[float, float]:
-        """Exact chance that the demonstrator reaches the goal: (sampled, greedy).
+        """Exact probability that the demonstrator reaches the goal: (sampled, greedy).
 
-        Greedy takes the most likely move at each step; moves that tie share its probability evenly.
+        Greedy takes the most likely move at each step; ties share the probability evenly.
         """
         return self._reach(example.board, greedy=False), self._reach(example.board, greedy=True)
 
@@ -259,15 +260,15 @@ class FrozenLake(Task):
         return render(board, agent, self._tile)
 
     def parse(self, pixels: np.ndarray) -> np.ndarray:
-        """Cell classes [N, size, size] of pictures uint8 [N, H, W, 3]; ValueError for another size."""
+        """Cell classes [N, size, size] of pictures uint8 [N, H, W, 3]. Raises ValueError for another size."""
         return read(pixels, self.size, self._tile)
 
     def region(self, text: str, grid: tuple[int, int]) -> np.ndarray:
-        """[rows, columns] bool: the image tokens of the cells that the text names (the text only)."""
+        """[rows, columns] bool: the image tokens of the cells that the text names."""
         return region(text, self.size, grid)
 
     def simulate(self, example: LakeExample, texts: Sequence[str], other: bool = False) -> Image.Image:
-        """The board after the texts; or one of another example's demonstration, after as many moves."""
+        """The board after the texts; other: a board of another example's demonstration, after as many moves."""
         if not other:
             return self.render(example.board, replay(example.board, texts).agent)
         return picture_elsewhere(self, example.split, example.index, len(texts))
@@ -279,7 +280,7 @@ class FrozenLake(Task):
         return REWARDS if self.pictures else TEXT_REWARDS
 
     def measure(self, rows: Responses, examples: Sequence[LakeExample]) -> dict[str, np.ndarray]:
-        """Held-out figures of responses, one value a row: success, image_exact, format, ..."""
+        """Held-out figures of responses, one value per row: success, image_exact, format, ..."""
         return (measure if self.pictures else measure_text)(rows, [e.board for e in examples])
 
 
@@ -289,7 +290,7 @@ def render(board: Board, agent: Cell | None, tile: int = 16) -> Image.Image:
 
 
 def layout_bucket(rows: Sequence[str]) -> int:
-    """0 to 9, by the layout of the holes alone: where start and goal are does not matter."""
+    """0 to 9, by a hash of the layout of holes; start and goal do not matter."""
     layout = "\n".join(row.translate(_ALL_FROZEN) for row in rows)
     return int.from_bytes(hashlib.sha256(layout.encode()).digest()[:8], "big") % 10
 
@@ -298,7 +299,7 @@ _ALL_FROZEN = str.maketrans("SG", "FF")
 
 
 def _map(size: int, frozen_probability: float, seed: int) -> list[str]:
-    from gymnasium.envs.toy_text.frozen_lake import generate_random_map  # other tasks do not need it
+    from gymnasium.envs.toy_text.frozen_lake import generate_random_map  # imported here, as other tasks do not need it
 
     return generate_random_map(size=size, p=frozen_probability, seed=seed)
 
@@ -322,5 +323,5 @@ def _place(rows: Sequence[str], letters: dict[Cell, str]) -> tuple[str, ...]:
 
 
 def _generator(use: int, split: str, *words: int) -> np.random.Generator:
-    """A generator of its own for each use, split and index; the global random state is never touched."""
+    """A separate generator for each use, split and index; the global random state does not change."""
     return np.random.default_rng(np.random.SeedSequence([use, list(SPLITS).index(split), *words]))

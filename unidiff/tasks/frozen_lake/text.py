@@ -2,7 +2,7 @@
 
     from b2 go right to b3 from b3 go down to c3 answer right down
 
-The judges are those of the interleaved task, run on the sentences as if each were a segment of its own.
+The judges of the interleaved task run on the sentences, as if each were its own segment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SENTENCE = re.compile(r"\s+(?=(?:from|answer)\b)")
 
 
 def question(board: Board) -> str:
-    """The prompt of a model that takes no pictures, such as LLaDA: the board in letters and the format of an answer."""
+    """The prompt for a text-only model such as LLaDA: the board in letters and the format of an answer."""
     lines = [f"{chr(ord('a') + i)} {' '.join(row)}" for i, row in enumerate(board.rows)]
     return (
         "find a safe way to the goal . the board , with S the start , F ice , H a hole and G the goal :\n"
@@ -34,7 +34,7 @@ def question(board: Board) -> str:
 
 
 def sentences(row: Sequence[SegmentView]) -> tuple[SegmentView, ...]:
-    """The row with each text cut before every "from" and "answer"; only a text's last sentence may have ended."""
+    """The row with each text cut before every "from" and "answer". Only a text's last sentence may be cut off."""
     parts = []
     for view in row:
         if view.modality is Modality.IMAGE:
@@ -47,7 +47,7 @@ def sentences(row: Sequence[SegmentView]) -> tuple[SegmentView, ...]:
 
 
 def _over_sentences(judge: Reward) -> Reward:
-    """A reward of a whole solution: the mean of what `judge` says of its sentences, 0 where it has none to judge."""
+    """A reward of a whole solution: the mean of `judge` over its sentences, 0 if none applies."""
 
     def judged(segments: list[SegmentView], board: list[Board]) -> list[float]:
         return [_mean(judge.function(list(sentences([v])), [b] * len(sentences([v])))) for v, b in zip(segments, board)]
@@ -64,5 +64,5 @@ REWARDS: tuple[Reward, ...] = tuple(_over_sentences(judge) for judge in interlea
 
 
 def measure(rows: Sequence[tuple[SegmentView, ...]], boards: Sequence[Board]) -> dict[str, np.ndarray]:
-    """Held-out figures of responses, as the interleaved task's; NaN for pictures, where there are none."""
+    """Held-out figures as in the interleaved task; figures of pictures are NaN."""
     return interleaved.measure([sentences(row) for row in rows], boards)

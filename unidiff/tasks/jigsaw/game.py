@@ -1,4 +1,4 @@
-"""A jigsaw of square pieces: two pieces change places until the picture is whole.
+"""A jigsaw of square pieces: a move swaps two pieces, until the picture is whole.
 
 swap a1 and b2
 answer a1 b2 a3 c1
@@ -34,7 +34,7 @@ class JigsawGame(Game):
         return {} if self.solved(state) else {text: self._swapped(state, pair) for text, pair in self._pairs().items()}
 
     def _pairs(self) -> dict[str, tuple[int, int]]:
-        """Every two places, the first one before the other in reading order."""
+        """All pairs of places, by move text; the first place comes before the second in reading order."""
         names = list(map(cell_name, all_cells(self.size)))
         return {f"swap {names[a]} and {names[b]}": (a, b) for a, b in itertools.combinations(range(len(names)), 2)}
 
@@ -52,7 +52,7 @@ class JigsawGame(Game):
         return state == tuple(range(len(state)))
 
     def distance(self, state: State) -> int:
-        """A permutation needs as many swaps as it has pieces, less its cycles."""
+        """The minimum number of swaps: pieces minus cycles of the permutation."""
         left, cycles = set(range(len(state))), 0
         while left:
             cycles, at = cycles + 1, left.pop()
@@ -61,7 +61,7 @@ class JigsawGame(Game):
         return len(state) - cycles
 
     def habit(self, state: State, last: str | None) -> list[str]:
-        """The pair of places that comes after the last one, in reading order; any pair before the first move."""
+        """The pair of places after the last swapped pair, in reading order; any pair before the first move."""
         texts = list(self._pairs())
         return texts if last is None else [texts[(texts.index(last) + 1) % len(texts)]]
 

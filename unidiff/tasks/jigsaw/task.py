@@ -1,4 +1,4 @@
-"""A jigsaw in rounds of a swap and a picture."""
+"""A jigsaw in rounds: each round is a swap and a picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unidiff.tasks.puzzles.puzzle import Puzzle
 
 @dataclass(frozen=True)
 class Jigsaw(Puzzle):
-    """Put the pieces of a drawn picture in their places. See `Puzzle` for the settings; difficulty counts swaps."""
+    """Put the pieces of a picture in their places. See `Puzzle` for the settings; difficulty counts swaps."""
 
     size: int = 3
     difficulty: tuple[int, int] = (2, 3)

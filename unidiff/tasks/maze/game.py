@@ -33,8 +33,7 @@ _MOVE = re.compile(rf"from {CELL} go ({DIRECTION}) to {CELL}")
 
 @dataclass(frozen=True)
 class MazeGame(Game):
-    """open: pairs of cells without a wall between them, the first one before the other in reading order. A state is the
-    marker's cell."""
+    """open: pairs of cells without a wall between them, each in reading order. A state is the marker's cell."""
 
     size: int
     open: frozenset[tuple[Cell, Cell]]
@@ -45,7 +44,7 @@ class MazeGame(Game):
     short = re.compile(DIRECTION)
 
     def ways(self, cell: Cell) -> dict[str, Cell]:
-        """Where each direction without a wall leads."""
+        """The next cell for each direction without a wall."""
         found = {direction: neighbour(cell, direction) for direction in DIRECTIONS}
         return {way: to for way, to in found.items() if (min(cell, to), max(cell, to)) in self.open}
 
@@ -72,8 +71,8 @@ class MazeGame(Game):
         return breadth_first([self.goal], lambda cell: self.ways(cell).values())
 
     def habit(self, state: Cell, last: str | None) -> list[str]:
-        """Straight on, else the first open way of DIRECTIONS, even back; any way before the first move. (To keep to the
-        left would lead out of most mazes.)"""
+        """Straight on, else the first open way of DIRECTIONS, even back; any way before the first move. (Always keeping
+        left would solve most mazes.)"""
         ways = self.ways(state)
         chosen = list(ways)
         if last is not None:
@@ -91,12 +90,12 @@ class MazeGame(Game):
         return tiles(side)
 
     def __repr__(self) -> str:
-        """The walls alone: two splits share no maze."""
+        """Only the walls, so that splits do not share a maze."""
         return f"maze {self.size} {sorted(self.open)}"
 
 
 def carve(chance: random.Random, size: int) -> frozenset[tuple[Cell, Cell]]:
-    """A maze without circles, by depth-first search: one way between any two cells."""
+    """A maze by depth-first search, without cycles: exactly one path between any two cells."""
     path, seen, opened = [(chance.randrange(size), chance.randrange(size))], set(), set()
     seen.add(path[0])
     while path:

@@ -1,4 +1,4 @@
-"""Mazes in rounds of a move and a picture."""
+"""Mazes in rounds: each round is a move and a picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unidiff.tasks.puzzles.puzzle import Puzzle
 
 @dataclass(frozen=True)
 class Maze(Puzzle):
-    """Find the one way through a maze of depth-first search. See `Puzzle` for the settings."""
+    """Find the only path through a maze made by depth-first search. See `Puzzle` for the settings."""
 
     difficulty: tuple[int, int] = (3, 5)
 

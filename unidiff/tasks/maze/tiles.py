@@ -1,4 +1,4 @@
-"""The tiles of a maze: 16 ways to have walls, with a marker (which hides a goal), a goal or nothing."""
+"""The tiles of a maze: 16 combinations of walls, with a marker (which hides a goal), a goal or nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 CONTENTS = 3  # 0 nothing, 1 marker, 2 goal
-_FINE = 128  # tiles are drawn this large and shrunk, which smooths their edges
+_FINE = 128  # tiles are drawn at this size and shrunk, which smooths their edges
 _FLOOR, _WALL, _GOAL, _MARKER = (250, 246, 232), (60, 66, 84), (46, 150, 90), (214, 60, 50)
-_THICK = 10  # of a wall on one side of it
+_THICK = 10  # thickness of a wall inside one tile
 
 
 @lru_cache

@@ -1,2 +1,2 @@
-"""Published data sets as tasks, with the rewards that papers train on them with. Each takes files in the place of the
-data set (`--task.train gsm8k.jsonl --task.test …`); without any, the hub's is loaded (extra `data`)."""
+"""Published data sets as tasks, with the rewards that papers use. Each task can read files
+(`--task.train gsm8k.jsonl --task.test …`); without files it loads the data set from the hub (extra `data`)."""

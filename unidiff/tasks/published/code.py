@@ -15,11 +15,11 @@ _Row = Mapping[str, Any]
 
 def acecode(train: str | None = None, test: str | None = None, room: int = 256) -> Rows:
     """Problems with unit tests (TIGER-Lab/AceCode-89K, or MaskGRPO's acecode_hard.jsonl; columns question and
-    test_cases). The first test is shown where the question has no code.
+    test_cases). If the question has no code, the first test is shown.
 
-    Rewards as MaskGRPO's: 2 × the share of the tests that the first block passes, if it has the format; .5 for a block
-    without a syntax error, .25 with one. MaskGRPO pays its tests only at a format reward
-    of 1, whose largest value is .5, so never; ours are paid.
+    Rewards as in MaskGRPO: 2 × the share of the tests that the first block passes, if it has the format; .5 for a block
+    without a syntax error, .25 with one. MaskGRPO's code gives the test reward only if the format reward is 1, but that
+    is at most .5, so it never does. Ours gives it.
     """
     path = "TIGER-Lab/AceCode-89K"
     return _task(
@@ -33,8 +33,8 @@ def _ace(row: _Row) -> str:
 
 
 def mbpp(train: str | None = None, test: str | None = None, room: int = 256) -> Rows:
-    """Basic problems (google-research-datasets/mbpp; columns text or prompt, and test_list; test_setup_code or
-    test_imports where there is one). All tests are shown, as its authors do."""
+    """Basic problems (google-research-datasets/mbpp; columns text or prompt, and test_list; optional test_setup_code or
+    test_imports). All tests are shown, as its authors do."""
     path = "google-research-datasets/mbpp"
     hub = {"train": (path, "sanitized", "train"), "test": (path, "sanitized", "test")}
     return _task(hub, train, test, _mbpp, _mbpp_tests, room)

@@ -1,4 +1,4 @@
-"""Any generator of reasoning-gym (extra `gym`): over a hundred kinds of puzzles, each with its own score."""
+"""Any generator of reasoning-gym (extra `gym`): over a hundred kinds of puzzles, each with its own scorer."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SPLITS = {"train": 0, "dev": 1, "test": 2}
 class ReasoningGym(Task):
     """The puzzles of one generator.
 
-    dataset: its name, such as "countdown". size, held_out: puzzles of the training split, and of the dev and the test
-    split; puzzle i of a data set comes from `seed + i`, so that no two splits share a seed. room: tokens of a response.
-    tags: the answer is in <answer>, and the prompt asks for that; False: the whole response is the answer. options: the
-    generator's own settings.
+    dataset: its name, such as "countdown". size, held_out: number of puzzles in train, and in each of dev and test;
+    puzzle i of a data set comes from `seed + i`, so splits do not share seeds. room: tokens of a response. tags: True:
+    the prompt asks for the answer in <answer>; False: the whole response is the answer. options: the generator's own
+    settings.
 
-    Raises ImportError without the package, ValueError for a generator or a setting that does not exist.
+    Raises ImportError without the package, ValueError for an unknown generator or setting.
     """
 
     writes = "text"
@@ -46,7 +46,7 @@ class ReasoningGym(Task):
         self.dataset, self.seed, self.room, self.tags = dataset, seed, room, tags
         self.sizes = {"train": size, "dev": held_out, "test": held_out}
         self.options = _read(dataset, options)
-        self._rows("train")  # a setting out of range is an error now
+        self._rows("train")  # raises now if a setting is out of range
 
     @functools.cache  # noqa: B019 - a task lives as long as its run
     def _rows(self, split: str) -> Any:
@@ -79,7 +79,7 @@ class ReasoningGym(Task):
         return [score]
 
     def score(self, text: str, entry: dict[str, Any]) -> float:
-        """What the generator gives for the answer in a response, 0 to 1."""
+        """The generator's score of the answer in a response, 0 to 1."""
         answer = extract(text, TAG if self.tags else None)
         return 0.0 if answer is None else float(self._rows("train").score_answer(answer.strip(), entry))
 
@@ -93,7 +93,7 @@ class ReasoningGym(Task):
 
 
 def _read(dataset: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The generator's settings, words as its own types say."""
+    """The generator's settings; texts are converted to the generator's types."""
     try:
         from reasoning_gym.factory import DATASETS  # type: ignore[import-not-found]
     except ImportError as error:

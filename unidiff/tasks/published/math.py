@@ -27,10 +27,10 @@ _Row = Mapping[str, Any]
 
 
 def gsm8k(train: str | None = None, test: str | None = None, room: int = 256) -> Rows:
-    """Grade-school problems (openai/gsm8k; columns question and answer, with the number behind "####").
+    """Grade-school problems (openai/gsm8k; columns question and answer, with the number after "####").
 
-    Rewards as MaskGRPO's: the number in the box 2, a whole number in it .5, the form .5. Theirs compares texts, so that
-    a right answer of "1,000" earns nothing; ours compares numbers.
+    Rewards as in MaskGRPO: 2 for the right number in the box, .5 for a whole number in it, .5 for the format. MaskGRPO
+    compares texts, so a right answer "1,000" earns nothing there; ours compares numbers.
     """
     return Rows(
         splits(train, test, {"train": ("openai/gsm8k", "main", "train"), "test": ("openai/gsm8k", "main", "test")}),
@@ -50,8 +50,8 @@ def math500(train: str | None = None, test: str | None = None, room: int = 256) 
     """Competition problems (ankner/math-500 to train, HuggingFaceH4/MATH-500 to test; columns problem, and solution
     with a box or answer).
 
-    Rewards as MaskGRPO's: a right answer 2, a box .5 (they pay .25 without one, which no advantage sees). Answers are
-    compared by math-verify (extra `math`) where theirs are compared as normalized texts.
+    Rewards as in MaskGRPO: 2 for a right answer, .5 for a box. (MaskGRPO gives .25 without a box.) Answers are compared
+    by math-verify (extra `math`); MaskGRPO compares normalized texts.
     """
     hub = {"train": ("ankner/math-500", "train"), "test": ("HuggingFaceH4/MATH-500", "test")}
     return Rows(
@@ -78,9 +78,9 @@ def _boxed_or_answer(row: _Row) -> str:
 
 def countdown(train: str | None = None, test: str | None = None, room: int = 256) -> Rows:
     """Reach a target with each number once (Jiayi-Pan/Countdown-Tasks-3to4 with three numbers; columns nums and target,
-    or input "30,100,93" and output, as in d1's test file). Not the task `countdown` of small numbers that ships.
+    or input "30,100,93" and output, as in d1's test file). It is not the shipped task `countdown` with small numbers.
 
-    Rewards as d1's: 1 for a right expression in <answer>, .1 for any other, 0 without one.
+    Rewards as in d1: 1 for a right expression in <answer>, .1 for any other, 0 without one.
     """
     path = "Jiayi-Pan/Countdown-Tasks-3to4"
     hub = {"train": (path, "train[:-500]"), "test": (path, "train[-500:]")}
@@ -130,10 +130,10 @@ def _solved(segments: Sequence[Any], **columns: Any) -> list[float]:
 
 
 def sudoku(train: str | None = None, test: str | None = None, room: int = 256) -> Rows:
-    """4 × 4 sudokus (CSV with the columns Puzzle and Solution of 16 digits each, 0 = empty; d1's file). It is on no
-    hub: give files.
+    """4 × 4 sudokus (CSV with the columns Puzzle and Solution of 16 digits each, 0 = empty; d1's file). It needs files,
+    as no hub has it.
 
-    Reward as d1's: the share of the empty cells that the digits of the last <answer> fill rightly.
+    Reward as in d1: the share of empty cells that the digits of the last <answer> fill correctly.
     """
     if train is None and test is None:
         raise ValueError("sudoku needs files: --task.train 4x4_sudoku.csv --task.test 4x4_test_sudoku.csv")
@@ -152,14 +152,14 @@ def sudoku(train: str | None = None, test: str | None = None, room: int = 256) -
 
 
 def _cells(row: _Row, name: str) -> str:
-    digits = re.sub(r"\D", "", str(row[name])).zfill(16)  # a reader of numbers drops zeros in front
+    digits = re.sub(r"\D", "", str(row[name])).zfill(16)  # readers of numbers drop leading zeros
     if len(digits) != 16:
         raise ValueError(f"column {name!r} holds {row[name]!r}; a 4 x 4 sudoku has 16 digits")
     return digits
 
 
 def filled(text: str, puzzle: str, right: str) -> float:
-    """The share of a puzzle's empty cells that the last <answer> fills rightly."""
+    """The share of a puzzle's empty cells that the last <answer> fills correctly."""
     given = re.sub(r"\D", "", extract(text, TAG) or "")[:16].ljust(16, "0")
     empty = [i for i, cell in enumerate(puzzle) if cell == "0"]
     return sum(given[i] == right[i] for i in empty) / len(empty) if empty else 1.0

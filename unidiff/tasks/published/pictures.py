@@ -32,10 +32,10 @@ def prompts(
 ) -> Rows:
     """Pictures from prompts: rows with a column prompt, such as GenEval's JSONL (tag, include, exclude, prompt).
 
-    Rewards, all that are not none: clip and pick (CLIP and PickScore: checkpoints), hps and image_reward (HPSv2.1 and
-    ImageReward: the published files), in this process; unified_reward, hpsv3, geneval: addresses of MaskGRPO's servers
-    ("http://host:18088"). MaskGRPO divides UnifiedReward and HPSv3 by 5, and sums the two with CLIP. Its servers answer
-    with pickles, which trust_pickle allows.
+    Every reward that is not None is used. In this process: clip and pick (checkpoints of CLIP and PickScore), hps and
+    image_reward (the published files of HPSv2.1 and ImageReward). On MaskGRPO's servers: unified_reward, hpsv3, geneval
+    (addresses such as "http://host:18088"). MaskGRPO divides UnifiedReward and HPSv3 by 5, and adds both to CLIP. Its
+    servers answer with pickles, which trust_pickle must allow.
     """
     rewards: list[Reward] = []
     if clip is not None:
@@ -45,7 +45,7 @@ def prompts(
     if hps is not None:
         rewards.append(hps_score(hps))
     if image_reward is not None:
-        from unidiff.scorers import image_reward as module  # needs BERT's and BLIP's code, which takes long to load
+        from unidiff.scorers import image_reward as module  # slow import: BERT and BLIP
 
         rewards.append(module.image_reward(image_reward))
     for name, url in (("unified_reward", unified_reward), ("hpsv3", hpsv3)):
@@ -75,10 +75,10 @@ def edits(
     locality: float = 0.5,
     box: str | None = None,
 ) -> Rows:
-    """Edits: rows with a column instruction and a picture in image. box: the column with what may be edited (a box or a
-    mask); otherwise it is chosen by confidence.
+    """Edits: rows with the columns instruction and image. box: the column with the editable area (a box or a mask);
+    None = chosen by confidence.
 
-    Rewards: a judge of an OpenAI-style server, by `RUBRIC`, and edit locality with the weight `locality`.
+    Rewards: a judge on an OpenAI-style server, with `RUBRIC`, and edit locality with the weight `locality`.
     """
     rewards: list[Any] = []
     if judge_url is not None:

@@ -1,4 +1,4 @@
-"""Where a published data set comes from: files, or the hub."""
+"""The source of a published data set: files, or the hub."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def splits(train: str | None, test: str | None, hub: dict[str, tuple[str, ...]]) -> Any:
-    """What `Rows` takes. With `train` alone, the last tenth of that file is held out; with `test` alone, the task can
-    be evaluated only. hub: split -> the arguments of `datasets.load_dataset`, where there is no file; its last one is
-    the split there. Raises ImportError or OSError where the hub's data cannot be had."""
+    """The `splits` of `Rows`. With only `train`, the last tenth of that file is held out; with only `test`, the task
+    can only be evaluated. hub: split -> arguments of `datasets.load_dataset`, used without files; the last argument is
+    the hub's split. Raises ImportError or OSError if the hub's data cannot be loaded."""
     if train is not None and test is None:
         return train
     if train is None and test is None:
@@ -27,5 +27,5 @@ def _loaded(path: str, *words: str) -> Any:
         ) from error
     try:
         return load_dataset(path, *config, split=split)
-    except Exception as error:  # it has error types of its own for every fault
+    except Exception as error:  # it raises many error types
         raise OSError(f"{path} cannot be loaded ({error}); give files by --task.train and --task.test") from error

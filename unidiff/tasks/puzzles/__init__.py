@@ -1,7 +1,7 @@
-"""Puzzles that are solved in rounds of a move in words and a picture: what they share.
+"""Base of puzzles that are solved in rounds; a round is a move in words and a picture.
 
-`Game` is what one puzzle needs: rules, words and tiles. `Puzzle` makes a task of it, with prompts, demonstrations,
-rewards and held-out figures.
+`Game` defines one puzzle: rules, move texts and tiles. `Puzzle` makes it a task, with prompts, demonstrations, rewards
+and held-out figures.
 """
 
 from unidiff.tasks.puzzles.game import Game

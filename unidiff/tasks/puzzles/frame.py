@@ -1,4 +1,4 @@
-"""Where the cells of a board are in its picture."""
+"""The position of a board's cells in its picture."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from PIL import Image
 
 from unidiff.tasks.cells import Cell
 
-GROUND = (244, 242, 236)  # around the cells, where they do not fill the picture
+GROUND = (244, 242, 236)  # colour around the cells
 
 
 @dataclass(frozen=True)
 class Frame:
-    """size x size cells in the middle of a picture of side x side pixels, with `step` pixels a token: a cell is as many
-    tokens wide as fit. Raises ValueError if the picture has fewer tokens than cells a side."""
+    """size x size cells, centred in a picture of side x side pixels, with `step` pixels per token. A cell is a whole
+    number of tokens wide, as large as fits. Raises ValueError if the picture has fewer tokens than cells per side."""
 
     size: int
     side: int
@@ -70,7 +70,7 @@ class Frame:
 
 
 def nearest(cells: np.ndarray, tiles: np.ndarray) -> np.ndarray:
-    """[size, size] int: which of tiles [C, tile, tile, 3] each of cells [size, size, tile, tile, 3] is nearest to."""
+    """[size, size] int: the index of the nearest of tiles [C, tile, tile, 3] for cells [size, size, tile, tile, 3]."""
     seen = cells.reshape(*cells.shape[:2], -1).astype(np.float32)
     known = tiles.reshape(len(tiles), -1).astype(np.float32)
     # argmin |x - t|² = argmin |t|² - 2 x·t

@@ -1,7 +1,7 @@
-"""Judges of a puzzle: each move where it is named, each picture where it is drawn, the answer at the end.
+"""Judges of a puzzle: they score each move, each picture, and the answer.
 
-A malformed segment earns nothing from anything, nor does a picture that follows a malformed text: it would be paid for
-a copy. An illegal move changes nothing, so that the picture after it is right if the board has not changed.
+A malformed segment earns 0 from every reward. A picture after a malformed text earns 0 too, because a copy of the last
+picture would be right. An illegal move changes nothing, so the picture after it is right if it shows the same board.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from unidiff.tasks.rounds import Rounds
 
 @dataclass(frozen=True)
 class Replay:
-    """What really happens when the rounds' texts are carried out from the start; one entry a text.
+    """The result of carrying out the rounds' texts from the start; one entry per text.
 
-    well_formed: the text has exactly the form of a move. legal: it is a move that can be made. progressed: it is legal,
-    and brings the end nearer. state: after the last text.
+    well_formed: the text has exactly the form of a move. legal: it is a legal move. progressed: it is legal and reduces
+    the distance to the solution. state: after the last text.
     """
 
     well_formed: tuple[bool, ...]
@@ -34,7 +34,7 @@ class Replay:
 
 
 def replay(game: Game, texts: Sequence[str]) -> Replay:
-    """Carries out the rounds' texts one after the other; what is not a legal move changes nothing."""
+    """Carries out the rounds' texts in order. A text that is not a legal move changes nothing."""
     state, flags = game.start, []
     for text in texts:
         after = game.moves(state).get(text)
@@ -49,7 +49,7 @@ def judge_answer(game: Game, texts: Sequence[str], text: str) -> dict[str, bool]
     """Judges an answer by the puzzle and by the rounds before it.
 
     format: the answer is well formed. success: its moves, carried out from the start, solve the puzzle. agreement: it
-    lists the moves of the rounds; False if the answer or a round is malformed.
+    lists exactly the moves of the rounds; False if the answer or a round is malformed.
     """
     shorts = game.parse_answer(text)
     if shorts is None:
@@ -64,13 +64,13 @@ _rounds = Rounds(replay, judge_answer)
 
 @reward(on="text", weight=0.3)
 def legal_move(segments: list[SegmentView], game: list[Game]) -> list[float | None]:
-    """1 for a move that can be made."""
+    """1 for a legal move."""
     return _rounds.moves(segments, game, "legal")
 
 
 @reward(on="text", weight=0.7)
 def progress(segments: list[SegmentView], game: list[Game]) -> list[float | None]:
-    """1 for a legal move that brings the solution nearer, by exact distance."""
+    """1 for a legal move that reduces the exact distance to the solution."""
     return _rounds.moves(segments, game, "progressed")
 
 
@@ -82,7 +82,7 @@ def success(segments: list[SegmentView], game: list[Game]) -> list[float | None]
 
 @reward(on="text", weight=0.5)
 def agreement(segments: list[SegmentView], game: list[Game]) -> list[float | None]:
-    """1 for an answer that lists just the moves named before it."""
+    """1 for an answer that lists exactly the moves of the rounds."""
     return _rounds.answers(segments, game, "agreement")
 
 
@@ -93,8 +93,7 @@ def answer_format(segments: list[SegmentView], game: list[Game]) -> list[float |
 
 
 def cells_right(views: Sequence[SegmentView], games: Sequence[Game], frame: Sequence[Frame]) -> np.ndarray:
-    """[N] share of each picture's cells that show the board after the moves named before it; 0 behind a malformed
-    text."""
+    """[N] share of each picture's cells that show the board after the preceding moves; 0 after a malformed text."""
     share = np.zeros(len(views))
     for i, (view, game, place) in enumerate(zip(views, games, frame)):
         texts = view.texts_before
@@ -107,7 +106,7 @@ def cells_right(views: Sequence[SegmentView], games: Sequence[Game], frame: Sequ
 
 @reward(on="image", weight=0.5)
 def picture_cells(segments: list[SegmentView], game: list[Game], frame: list[Frame]) -> list[float]:
-    """Share of cells that show what the moves named so far lead to."""
+    """Share of cells that show the board after the preceding moves."""
     return cells_right(segments, game, frame).tolist()
 
 

@@ -1,4 +1,4 @@
-"""Drawn pictures that can be cut into pieces, each of which shows where it belongs."""
+"""Pictures to cut into pieces; each piece shows where it belongs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ GROUND = (236, 232, 220)
 COLOURS = {"red": (206, 62, 54), "green": (58, 146, 84), "blue": (52, 96, 190)}
 SHAPES = ("disc", "diamond")
 MOTIFS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-_FINE = 8  # pictures are drawn this many times larger and shrunk, which smooths their edges
+_FINE = 8  # pictures are drawn larger by this factor and shrunk, which smooths their edges
 
 
 @lru_cache
 def pieces(motif: str, size: int, side: int) -> np.ndarray:
-    """uint8 [size, size, side, side, 3]: a motif that fills a picture of size x size pieces, cut. Raises ValueError for
-    another motif than MOTIFS has."""
+    """uint8 [size, size, side, side, 3]: a motif, cut into size x size pieces. Raises ValueError for a motif that is
+    not in MOTIFS."""
     if motif not in MOTIFS:
         raise ValueError(f"motif: expected one of {', '.join(MOTIFS)}, got {motif!r}")
     colour, shape = motif.split()

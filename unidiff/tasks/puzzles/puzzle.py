@@ -1,5 +1,5 @@
-"""A puzzle as a task: a prompt is a question and a picture of the board; a response alternates moves and pictures of
-the board after them, and ends with an answer that lists the moves."""
+"""A puzzle as a task. A prompt is a question and a picture of the board. A response alternates moves with pictures of
+the resulting board, and ends with an answer that lists the moves."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _MAX_DRAWS = 20_000
 class Puzzle(Task):
     """Base of puzzles. A subclass defines `draw_game`, `question`, `sizes` and its own default size.
 
-    size: cells a side.
-    difficulty: the least and the most moves of a shortest solution; the number is uniform between the two.
-    rounds: moves after which a demonstration answers in any case; None: the most of difficulty.
-    goal_directed: chance that the demonstrator makes a best move; else it follows the game's habit.
-    side: pixels of the picture's side; None: in a run, those of the model's picture; else 64. step: pixels of a token.
+    size: cells per side.
+    difficulty: minimum and maximum moves of a shortest solution; the number is uniform between the two.
+    rounds: after this number of moves a demonstration always answers; None = the maximum of difficulty.
+    goal_directed: probability that the demonstrator makes a best move; otherwise it follows the game's habit.
+    side: pixels of the picture's side; None = the model's picture in a run, 64 elsewhere. step: pixels per token.
 
     Raises ValueError, with the field's name, for a value out of its range.
     """
@@ -45,7 +45,7 @@ class Puzzle(Task):
     side: int | None = None
     step: int = 8
 
-    sizes: ClassVar[tuple[int, int]] = (3, 6)  # the least and the largest
+    sizes: ClassVar[tuple[int, int]] = (3, 6)  # minimum and maximum of `size`
     prepare = None  # boards are drawn in the model's own size
     headline = FIGURES
 
@@ -66,14 +66,14 @@ class Puzzle(Task):
             raise ValueError(f"side and step are {self.side} and {self.step}; both must be above 0")
         _ = self.frame
 
-    # --- what a subclass defines
+    # --- defined by subclasses
 
     def draw_game(self, chance: random.Random, distance: int) -> Game | None:
-        """A game whose shortest solution has so many moves; None if this draw has none."""
+        """A random game whose shortest solution has `distance` moves; None if this draw failed."""
         raise NotImplementedError
 
     def question(self, game: Game) -> str:
-        """The words of a prompt."""
+        """The text of a prompt."""
         raise NotImplementedError
 
     # --- examples
@@ -83,8 +83,8 @@ class Puzzle(Task):
         return Frame(self.size, self.side or 64, self.step)
 
     def fitted(self, model: Any) -> Puzzle:
-        """With boards in the size of the model's picture, unless `side` says otherwise. Raises ValueError for a model
-        of text alone and for boards that do not fit."""
+        """The task with boards in the model's picture size, unless `side` is set. Raises ValueError for a text-only
+        model and for boards that do not fit."""
         if model.images is None:
             raise ValueError(f"family {model.spec.family} is one of text alone; {type(self).__name__} needs pictures")
         if self.side is not None:
@@ -95,7 +95,7 @@ class Puzzle(Task):
         return replace(self, side=height, step=model.images.factor)
 
     def example(self, split: str, index: int) -> Example:
-        """The example at a place of a split. No two splits share a board. Raises ValueError for an unknown split or a
+        """The index-th example of a split. Splits do not share boards. Raises ValueError for an unknown split or a
         negative index."""
         check_place(split, index)
         chance, frame = generator(type(self).__name__, split, index), self.frame
@@ -114,18 +114,18 @@ class Puzzle(Task):
         return frame.draw(game.tiles(frame.tile)[game.classes(state)])
 
     def read(self, game: Game, picture: Image.Image) -> np.ndarray:
-        """[size, size] int: the classes that the cells of a picture show."""
+        """[size, size] int: the classes of the cells of a picture."""
         frame = self.frame
         return nearest(frame.cells(np.asarray(picture)), game.tiles(frame.tile))
 
     # --- demonstrations
 
     def demonstration(self, example: Example, attempt: int = 0) -> list[str | Image.Image]:
-        """Moves and pictures by turns, then the answer. Always legal, not always to the end."""
+        """Alternating moves and pictures, then the answer. It is always legal, but does not always solve the puzzle."""
         return self._walk(example, "demonstration", attempt, self.walker)
 
     def random_walk(self, example: Example, attempt: int = 0) -> list[str | Image.Image]:
-        """A response of legal moves by chance, all of them alike, with the right pictures: what to be better than."""
+        """A baseline: uniformly random legal moves, with correct pictures."""
         return self._walk(example, "random walk", attempt, lambda game, state, _: dict.fromkeys(game.moves(state), 1.0))
 
     def _walk(
@@ -146,20 +146,20 @@ class Puzzle(Task):
         return replace(self, goal_directed=1.0, rounds=example.columns["distance"]).demonstration(example)
 
     def walker(self, game: Game, state: State, last: str | None) -> dict[str, float]:
-        """The demonstrator's chance of each legal move. The habit is what more imitation cannot unlearn: past the first
-        move it outweighs the goal."""
+        """The demonstrator's probability of each legal move. After the first move the habit outweighs the goal, so more
+        imitation cannot remove it."""
         after = game.moves(state)
         best = [text for text in after if game.distance(after[text]) < game.distance(state)]
         habit = game.habit(state, last)
-        directed = self.goal_directed if best else 0.0  # from some states there is no way any more
+        directed = self.goal_directed if best else 0.0  # some states have no solution
         return {
             text: directed * (text in best) / max(len(best), 1) + (1 - directed) * (text in habit) / len(habit)
             for text in after
         }
 
     def walker_success(self, example: Example) -> tuple[float, float]:
-        """Exact chance that the demonstrator solves the puzzle: (sampled, greedy). Greedy makes the most likely move;
-        moves that tie share its probability evenly."""
+        """Exact probability that the demonstrator solves the puzzle: (sampled, greedy). Greedy makes the most likely
+        move; ties share the probability evenly."""
         return self._reach(example.columns["game"], False), self._reach(example.columns["game"], True)
 
     def _reach(self, game: Game, greedy: bool) -> float:
@@ -185,14 +185,14 @@ class Puzzle(Task):
     # --- edits and judging
 
     def region(self, text: str, grid: tuple[int, int]) -> np.ndarray:
-        """[rows, columns] bool: the image tokens of the cells that the text names (the text only)."""
+        """[rows, columns] bool: the image tokens of the cells that the text names."""
         return self.frame.region(named_cells(text, self.size), grid)
 
     def locate(self, example: Example) -> Locate:
         return self.region
 
     def simulate(self, example: Example, texts: Sequence[str], other: bool = False) -> Image.Image:
-        """The board after the texts; or one of another example's demonstration, after as many moves."""
+        """The board after the texts; other: a board of another example's demonstration, after as many moves."""
         if not other:
             game = example.columns["game"]
             return self.picture(game, replay(game, texts).state)

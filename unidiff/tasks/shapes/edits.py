@@ -1,4 +1,4 @@
-"""Edits of a picture in words: an instruction, the scene before and the scene after."""
+"""Edits of a picture by instruction: the instruction, the scene before and the scene after."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from unidiff.tasks.shapes.prompts import free_places
 from unidiff.tasks.shapes.scene import COLOURS, KINDS, SIDE, SIZE, Shape, apart
 
 ACTIONS = ("recolour", "reshape", "move", "remove")
-STEP = 16  # pixels that "move" moves a shape: the width of two tokens of the native tokenizer
+STEP = 16  # pixels that "move" moves a shape: two tokens of the native tokenizer
 _WAYS = {"left": (-STEP, 0), "right": (STEP, 0), "up": (0, -STEP), "down": (0, STEP)}
-_NEAR = 3  # pixels that a shape's centre may be off
+_NEAR = 3  # tolerance of a shape's centre in pixels
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit. `after` is None where the instruction names `before` and nothing is left of it."""
+    """One edit: the shape `before` becomes `after`; None = it is removed."""
 
     instruction: str
     action: str
@@ -48,7 +48,7 @@ def draw_edit(chance: random.Random, action: str) -> Edit:
 
 
 def _change(action: str, shape: Shape, rest: Sequence[Shape], chance: random.Random) -> tuple[str, Shape | None] | None:
-    """An instruction and what becomes of a shape; None where it cannot be moved."""
+    """An instruction and the changed shape (None = removed). Returns None if the shape cannot be moved."""
     if action == "remove":
         return f"remove the {shape}", None
     if action == "recolour":
@@ -70,7 +70,7 @@ def _change(action: str, shape: Shape, rest: Sequence[Shape], chance: random.Ran
 
 
 def other(edit: Edit, chance: random.Random) -> Edit:
-    """Another edit of the same scene: the same action on another shape, or another one on the same shape."""
+    """A different edit of the same scene: the same action on another shape, or another edit of the same shape."""
     while True:
         same = chance.random() < 0.5
         before = chance.choice([shape for shape in edit.scene if shape != edit.before]) if same else edit.before
@@ -81,7 +81,7 @@ def other(edit: Edit, chance: random.Random) -> Edit:
 
 
 def shows(shape: Shape, seen: Seen) -> bool:
-    """Whether a shape that is seen is this one: its kind, its colour, its place."""
+    """Whether a seen shape matches this one in kind, colour and place."""
     x, y = seen.centre
     middle = SIZE / 2
     near = abs(x - shape.x - middle) <= _NEAR and abs(y - shape.y - middle) <= _NEAR
@@ -94,10 +94,10 @@ def reached(edit: Edit, seen: Sequence[Seen]) -> bool:
 
 
 def progress(edit: Edit, seen: Sequence[Seen]) -> float:
-    """How far an edit has got: 1 for the target, 0 for the picture as it was, down to -1 for one that is worse.
+    """How far an edit has got: 1 for the target, 0 for the unchanged picture, down to -1 for a worse one.
 
-    Half a point for the old shape that is gone and half for the new one (a removal: all for the old one), less the
-    share of the other shapes that are lost, less a quarter for each shape that nobody asked for.
+    Half a point if the old shape is gone and half if the new one is there (a removal: one point for the old one), minus
+    the share of other shapes that are lost, minus a quarter for each unexpected shape.
     """
     after = () if edit.after is None else (edit.after,)
     rest = [shape for shape in edit.scene if shape != edit.before]

@@ -1,4 +1,4 @@
-"""Reads shapes out of pictures: which shapes a picture shows, where, and how clearly."""
+"""Detects shapes in pictures: kind, colour, place and clarity."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from unidiff.tasks.shapes.scene import COLOURS, GROUND, KINDS, SIDE, SIZE, outline
 
-_SPECK = 12  # a blot of fewer pixels is a speck of the image tokenizer, not a shape
+_SPECK = 12  # a blot of fewer pixels is an artefact of the image tokenizer, not a shape
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Seen:
 
     @property
     def clear(self) -> bool:
-        """Whether it has the size and the outline of a shape."""
+        """Whether its size and outline are those of a shape."""
         sides = (self.right - self.left, self.bottom - self.top)
         return self.fit >= 0.7 and all(abs(side - SIZE) <= 3 for side in sides)
 
 
 def look(pictures: Sequence[Image.Image]) -> list[list[Seen]]:
-    """The shapes in each picture, in reading order of their upper left corners.
+    """The shapes in each picture, in reading order.
 
     Raises ValueError unless every picture is RGB with SIDE x SIDE pixels.
     """
@@ -59,8 +59,8 @@ def look(pictures: Sequence[Image.Image]) -> list[list[Seen]]:
 def _colours(pixels: np.ndarray) -> np.ndarray:
     """[N, H, W, 3] uint8 -> int [N, H, W]: the index of each pixel's colour in COLOURS, -1 = ground.
 
-    An edge pixel is a mixture: ground + a (colour - ground). So the colour is the one whose line the pixel is
-    nearest to, and the pixel belongs to the shape if a is at least a half.
+    An edge pixel is a mixture: ground + a (colour - ground). It gets the colour with the nearest such line, and belongs
+    to the shape if a >= 1/2.
     """
     lines = np.array(list(COLOURS.values()), np.float32) - np.array(GROUND, np.float32)
     offset = pixels.astype(np.float32) - np.array(GROUND, np.float32)
@@ -72,11 +72,11 @@ def _colours(pixels: np.ndarray) -> np.ndarray:
 
 
 def _blots(colours: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """[H, W] -> (colour, [n, 2] rows and columns) of each connected run of one colour (four neighbours)."""
+    """[H, W] -> (colour, [n, 2] rows and columns) of each connected area of one colour (four neighbours)."""
     covered = colours >= 0
     place = np.where(covered, np.arange(colours.size).reshape(colours.shape), colours.size)
     down, across = (colours[1:] == colours[:-1]) & covered[1:], (colours[:, 1:] == colours[:, :-1]) & covered[:, 1:]
-    while True:  # every pixel takes the least place of its neighbours, until nothing changes
+    while True:  # each pixel takes its neighbours' minimum, until nothing changes
         before = place.copy()
         for ahead, behind, same in ((place[1:], place[:-1], down), (place[:, 1:], place[:, :-1], across)):
             np.minimum(ahead, behind, out=ahead, where=same)
@@ -102,8 +102,8 @@ def _seen(colour: int, pixels: np.ndarray) -> Seen:
 
 
 def _overlap(mask: np.ndarray, kind: str) -> float:
-    """Intersection over union of a blot and an outline, laid on each other with the middles of their boxes within half
-    a pixel. The outline keeps its size: a blot whose tips the image tokenizer has lost is still what it was."""
+    """Intersection over union of a blot and an outline, with box centres aligned to half a pixel. The outline is not
+    scaled, so a blot whose tips the image tokenizer lost still matches."""
     best = 0.0
     height, width = mask.shape
     for top, left in itertools.product(*({(n - SIZE) // 2, (n - SIZE + 1) // 2} for n in (height, width))):

@@ -66,7 +66,7 @@ def _plural(kind: str) -> str:
 
 
 def scene_for(row: Row, chance: random.Random) -> tuple[Shape, ...]:
-    """A scene that shows exactly what a row asks for; colours and places that it leaves open are drawn by chance."""
+    """A scene that shows exactly what a row asks for; unspecified colours and places are random."""
     while True:
         groups = [
             [(part["class"], part.get("color") or chance.choice(list(COLOURS)))] * part["count"]
@@ -102,10 +102,10 @@ def _placed(part: dict[str, Any], shapes: tuple[Shape, ...], owners: list[int], 
 
 
 def relations(offset: tuple[float, float], sizes: float) -> set[str]:
-    """How the first of two objects is placed, as in GenEval's `relative_position`.
+    """The relations of a first object to a second one, as in GenEval's `relative_position`.
 
-    offset: its centre less the other's, in pixels, y downwards. sizes: the sum of the sides of both. An offset below a
-    tenth of `sizes` counts as none, and a direction counts if it makes up more than half of the rest's length.
+    offset: the first centre minus the second, in pixels, y downwards. sizes: the sum of the sides of both. Each offset
+    is reduced by a tenth of `sizes`; a direction holds if it is more than half of the remaining length.
     """
     rest = [max(abs(d) - 0.1 * sizes, 0) * (1 if d > 0 else -1) for d in offset]
     length = (rest[0] ** 2 + rest[1] ** 2) ** 0.5

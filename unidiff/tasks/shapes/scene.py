@@ -1,4 +1,4 @@
-"""Scenes: a few coloured shapes on a plain ground, and how they are drawn."""
+"""Scenes: a few coloured shapes on a plain ground, and their drawing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from PIL import Image, ImageDraw
 
 SIDE = 64  # pixels of a picture's side
 SIZE = 14  # pixels of a shape's side
-# A shape is in the middle of 2 x 2 patches of 8 pixels, so that every patch of a picture is one of 121. Each has a
-# code of its own in the native image tokenizer, which says what the shape is.
+# A shape is centred on 2 x 2 patches of 8 pixels. So there are only 121 different patches, and each has its own code in
+# the native image tokenizer.
 LATTICE, INSET = 8, 1
-GAP = 2  # pixels between two shapes, at least
+GAP = 2  # minimum pixels between two shapes
 GROUND = (244, 242, 236)
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 39, 40),
@@ -24,7 +24,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (40, 40, 44),
 }
 KINDS = ("circle", "square", "triangle", "cross", "diamond")
-_FINE = 8  # a shape is drawn this many times larger and shrunk, which smooths its edges
+_FINE = 8  # a shape is drawn larger by this factor and shrunk, which smooths its edges
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def outline(kind: str) -> np.ndarray:
 
 @lru_cache
 def _stencil(kind: str) -> Image.Image:
-    """A shape's coverage of its box's pixels, 0 to 255."""
+    """A shape's coverage of the pixels of its box, 0 to 255."""
     side = SIZE * _FINE
     stencil = Image.new("L", (side, side), 0)
     pen = ImageDraw.Draw(stencil)

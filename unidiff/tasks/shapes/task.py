@@ -32,19 +32,19 @@ def seen_of(views: Sequence[Any]) -> list[list[Seen]]:
 
 @reward(on="image", name="strict")
 def shows_all(segments: Sequence[Any], **columns: Any) -> list[float]:
-    """1.0 for a picture of exactly what is asked for (see `verify.strict`)."""
+    """1.0 for a picture that shows exactly the request (see `verify.strict`)."""
     return [float(strict(s.columns["row"], seen)) for s, seen in zip(segments, seen_of(segments))]
 
 
 @reward(on="image", name="soft")
 def shows_some(segments: Sequence[Any], **columns: Any) -> list[float]:
-    """How much of what is asked for the picture shows (see `verify.soft`)."""
+    """The degree to which the picture shows the request (see `verify.soft`)."""
     return [soft(s.columns["row"], seen) for s, seen in zip(segments, seen_of(segments))]
 
 
 @cache
 def split_rows(split: str, tag: str) -> tuple[Row, ...]:
-    """The rows of a tag in a split: eight of ten in train, at least one in each."""
+    """The rows of a tag in a split: 80 % in train, at least one in each split."""
     rows = all_rows(tag)
     random.Random(tag).shuffle(rows)
     held_out = max(1, len(rows) // 10)
@@ -53,7 +53,7 @@ def split_rows(split: str, tag: str) -> tuple[Row, ...]:
 
 
 def spoiled(row: Row, chance: random.Random) -> Row:
-    """A row that differs in one thing: a kind, a colour, a count, a place."""
+    """A row that differs in one property: a kind, a colour, a count or a place."""
     while True:
         other = copy.deepcopy(row)
         part = chance.choice(other["include"])
@@ -74,7 +74,7 @@ def spoiled(row: Row, chance: random.Random) -> Row:
 class Shapes(Task):
     """Pictures from prompts in GenEval's schema (2310.11513), with its six tags in equal shares.
 
-    skill: chance that a demonstration shows what is asked for; the others differ in one thing.
+    skill: probability that a demonstration shows the request; the others differ in one property.
     """
 
     skill: float = 0.5
@@ -82,7 +82,7 @@ class Shapes(Task):
     writes = "image"
     prepare = None
     headline = ("success", "soft", *(f"success/{tag}" for tag in TAGS))
-    decoding = "sampled"  # of a picture out of nothing the likeliest tokens are all ground
+    decoding = "sampled"  # greedy decoding of a new picture gives only ground
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -119,8 +119,7 @@ class Shapes(Task):
 
 @reward(on="image")
 def target(segments: Sequence[Any], **columns: Any) -> list[float]:
-    """How far an edit has got (see `edits.progress`), and 1 more where the target is reached: a picture that is left as
-    it was earns nothing."""
+    """How far an edit has got (see `edits.progress`), plus 1 if the target is reached. An unchanged picture earns 0."""
     return [
         edits.progress(s.columns["edit"], seen) + edits.reached(s.columns["edit"], seen)
         for s, seen in zip(segments, seen_of(segments))
@@ -129,7 +128,7 @@ def target(segments: Sequence[Any], **columns: Any) -> list[float]:
 
 @reward(on="image", weight=0.2)
 def locality(segments: Sequence[Any], **columns: Any) -> list[float]:
-    """The share of the pixels that the edit does not ask to change, and that are as they were."""
+    """The share of unchanged pixels among those that the edit should not change."""
     return [kept(s.columns["edit"], s.image, s.image_before) for s in segments]
 
 
@@ -143,10 +142,10 @@ def kept(edit: edits.Edit, picture: Any, before: Any) -> float:
 
 @dataclass(frozen=True)
 class EditShapes(Task):
-    """Edits of a picture in words: recolour, reshape, move or remove one of its shapes.
+    """Edits of a picture by instruction: recolour, reshape, move or remove one of its shapes.
 
-    skill: chance that a demonstration does what is asked for; the others do the same to another shape, or something
-    else to the right one.
+    skill: probability that a demonstration follows the instruction; the others do the same to another shape, or
+    something else to the right shape.
     """
 
     skill: float = 0.5

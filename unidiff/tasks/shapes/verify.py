@@ -1,4 +1,4 @@
-"""Says whether a picture shows what a row asks for: strictly, and by degrees."""
+"""Verifies that a picture shows what a row asks for: strictly (0 or 1) and softly (0 to 1)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from unidiff.tasks.shapes.prompts import Row, relations
 
 
 def strict(row: Row, seen: Sequence[Seen]) -> bool:
-    """Whether a picture shows what is asked for: every count, colour and place, clear shapes, and nothing else."""
+    """Whether a picture has every requested count, colour and place, only clear shapes, and nothing else."""
     return all(shape.clear for shape in seen) and _degrees(row, seen) == 1.0
 
 
 def soft(row: Row, seen: Sequence[Seen]) -> float:
-    """How much of what is asked for a picture shows, 0 to 1; unclear shapes count as something else."""
+    """The degree, 0 to 1, to which a picture shows the request; unclear shapes lower it."""
     return _degrees(row, [shape for shape in seen if shape.clear]) * _share_clear(seen)
 
 
@@ -24,7 +24,7 @@ def _share_clear(seen: Sequence[Seen]) -> float:
 
 
 def _degrees(row: Row, seen: Sequence[Seen]) -> float:
-    """The mean over what is asked for: kinds, counts, colours, places. Shapes that nobody asked for lower it."""
+    """The mean over the requested kinds, counts, colours and places. Unexpected shapes lower it."""
     groups = _groups(row, seen)
     scores: list[float] = []
     for part, (own, kin) in zip(row["include"], groups):
@@ -43,7 +43,7 @@ def _degrees(row: Row, seen: Sequence[Seen]) -> float:
 
 
 def _groups(row: Row, seen: Sequence[Seen]) -> list[tuple[list[Seen], list[Seen]]]:
-    """For each part of a row: shapes of its kind and colour, and all of its kind but those of another part's colour."""
+    """For each part of a row: shapes of its kind and colour, and shapes of its kind in no other part's colour."""
     groups = []
     for part in row["include"]:
         rivals = [p["color"] for p in row["include"] if p is not part and p["class"] == part["class"] and "color" in p]

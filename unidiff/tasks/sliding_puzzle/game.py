@@ -20,13 +20,13 @@ from unidiff.tasks.sliding_puzzle.tiles import tiles
 
 State = tuple[int, ...]  # the tile of each cell in reading order; 0 = the gap
 
-REACH = 14  # moves from the end that distances are known to; all further states count as infinitely far
+REACH = 14  # distances are computed up to this number of moves; farther states count as infinitely far
 
 
 @dataclass(frozen=True)
 class SlidingGame(Game):
-    """start: tiles 1 … size² - 1 and the gap. gap: where it belongs; the tiles around it are in order. pieces: the
-    tiles' picture; "" = numerals."""
+    """start: tiles 1 … size² - 1 and the gap. gap: the gap's cell in the solved state. pieces: the motif on the tiles;
+    "" = numerals."""
 
     size: int
     start: State
@@ -70,7 +70,7 @@ def _moves(size: int, state: State) -> dict[str, State]:
     place = state.index(0)
     gap, found = divmod(place, size), {}
     for way, back in zip(DIRECTIONS, (*DIRECTIONS[2:], *DIRECTIONS[:2])):
-        tile = neighbour(gap, back)  # the one that slides this way
+        tile = neighbour(gap, back)  # the tile that slides this way
         if inside(tile, size):
             other, after = tile[0] * size + tile[1], list(state)
             after[place], after[other] = after[other], 0
@@ -84,7 +84,7 @@ def _distances(size: int, end: State) -> dict[State, int]:
 
 
 def scrambled(chance: random.Random, size: int, gap: Cell, distance: int) -> State | None:
-    """A state that is so many moves from the end; None if there is none within REACH."""
+    """A random state at exactly `distance` moves from the end; None if there is none within REACH."""
     far = _by_distance(size, ordered(size, gap)).get(distance)
     return chance.choice(far) if far else None
 

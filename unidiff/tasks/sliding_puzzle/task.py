@@ -1,4 +1,4 @@
-"""The sliding puzzle in rounds of a move and a picture."""
+"""The sliding puzzle in rounds: each round is a move and a picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unidiff.tasks.sliding_puzzle.game import REACH, SlidingGame, scrambled
 class SlidingPuzzle(Puzzle):
     """Slide the tiles into order, with the gap at a cell that the question names. See `Puzzle` for the settings.
 
-    faces: what tiles show: "numerals", "picture" (the pieces of a drawn one), or "both" by turns.
+    faces: what tiles show: "numerals", "picture" (pieces of a motif), or "both" (a random choice per board).
     """
 
     size: int = 3

@@ -9,14 +9,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from unidiff.tasks.puzzles.motif import pieces
 
-_FINE = 128  # tiles are drawn this large and shrunk, which smooths their edges
+_FINE = 128  # tiles are drawn at this size and shrunk, which smooths their edges
 _GAP, _TILE, _RIM, _INK = (74, 78, 88), (238, 214, 160), (150, 110, 60), (40, 44, 60)
 
 
 @lru_cache
 def tiles(side: int, size: int, picture: str = "", gap: int = 0) -> np.ndarray:
-    """uint8 [size², side, side, 3]: the gap, then tiles 1, 2, … picture: a motif that their pieces show, "" = numerals.
-    gap: the cell, in reading order, where the gap belongs."""
+    """uint8 [size², side, side, 3]: the gap, then tiles 1, 2, … picture: the motif on the tiles, "" = numerals. gap:
+    index of the gap's solved cell, in reading order."""
     if picture:
         own = pieces(picture, size, side).reshape(-1, side, side, 3)
         faces = [face for place, face in enumerate(own) if place != gap]

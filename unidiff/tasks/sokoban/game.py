@@ -79,12 +79,12 @@ class SokobanGame(Game):
         return self.far()
 
     def far(self, most: int | None = None) -> dict[State, int]:
-        """Moves to the end from each state with a way there, up to `most` of them: moves taken back from the end."""
+        """Moves from each solvable state to the end, up to `most` moves, by breadth-first search back from the end."""
         free = [cell for cell in all_cells(self.size) if self._free(cell) and cell not in self.targets]
         return breadth_first([(cell, self.targets) for cell in free], self._before, most)
 
     def _before(self, state: State) -> list[State]:
-        """The states that a move makes this one of."""
+        """The states from which one move leads to this state."""
         worker, boxes = state
         found: list[State] = []
         for way, back in zip(DIRECTIONS, (*DIRECTIONS[2:], *DIRECTIONS[:2])):
@@ -97,7 +97,7 @@ class SokobanGame(Game):
 
     @cached_property
     def pushes(self) -> int | None:
-        """The least pushes of any solution; None without one."""
+        """The minimum number of pushes of a solution; None if there is no solution."""
         best, layer, seen = 0, {self.start}, set()
         while layer:
             walked = set(breadth_first(layer, lambda s: [t for t in self._moves(s).values() if t[1] == s[1]]))
@@ -123,12 +123,12 @@ class SokobanGame(Game):
         return tiles(side)
 
     def __repr__(self) -> str:
-        """All but the worker: two splits share no board."""
+        """Everything except the worker, so that splits do not share a board."""
         return f"sokoban {self.size} {sorted(self.walls)} {sorted(self.targets)} {sorted(self.start[1])}"
 
 
 def draw_board(chance: random.Random, size: int, boxes: int, walls: int, distance: int) -> SokobanGame | None:
-    """A board whose cells are all in reach of each other, so many moves from its end; None if this draw has none."""
+    """A connected board whose start is exactly `distance` moves from the end; None if this draw gives none."""
     cells = all_cells(size)
     chosen = chance.sample(cells, walls + boxes)
     walled, targets = frozenset(chosen[:walls]), frozenset(chosen[walls:])

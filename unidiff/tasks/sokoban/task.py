@@ -1,4 +1,4 @@
-"""Sokoban in rounds of a move and a picture."""
+"""Sokoban in rounds: each round is a move and a picture."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from unidiff.tasks.task import Example
 class Sokoban(Puzzle):
     """Push every box onto a target. See `Puzzle` for the settings.
 
-    boxes: 1 or 2. walls: cells that are walls, besides the board's edge. Difficulty counts steps and pushes; the column
-    `pushes` has the least pushes of a solution.
+    boxes: 1 or 2. walls: number of wall cells, besides the board's edge. Difficulty counts steps and pushes; the column
+    `pushes` is the minimum number of pushes of a solution.
     """
 
     boxes: int = 1

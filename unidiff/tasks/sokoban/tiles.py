@@ -1,4 +1,4 @@
-"""The tiles of Sokoban: wall, floor and box, the last two on a target or not, and the worker, who hides a target."""
+"""The tiles of Sokoban: wall; floor and box, each with or without a target; and the worker, who hides a target."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-# A class is what is on the cell, + TARGET under floor or box if the cell is one; or WALL.
+# A class is WALL, or the cell's content, plus TARGET if floor or box is on a target.
 FLOOR, BOX, AGENT, TARGET, WALL = 0, 1, 2, 3, 6
-_FINE = 128  # tiles are drawn this large and shrunk, which smooths their edges
+_FINE = 128  # tiles are drawn at this size and shrunk, which smooths their edges
 
 
 @lru_cache
