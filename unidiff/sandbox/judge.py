@@ -17,7 +17,6 @@ from typing import Any
 
 import candidate
 import exact
-import stand_in
 import translate
 import weak
 import wire
@@ -26,14 +25,15 @@ AGAIN_SECONDS = 0.5  # a test that takes all exceptions is told again
 UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
-def judge(reports):
-    """Reads the job from stdin: {"code", "tests", "setup", "calls", "tolerance", "seconds"}. One line a verdict."""
+def judge(text, reports):
+    """Reads the job: {"code", "tests", "setup", "calls", "tolerance", "seconds"}. A line for each verdict goes to
+    reports."""
     link = exact.Link()
-    with open(0, "rb") as file:
-        job = json.load(file)
+    job = json.load(text)
     candidate.silence()
     for index, verdict in enumerate(Judge(link, job).verdicts()):
         candidate.send(reports, json.dumps({"test": index, **verdict}).encode() + b"\n")
+        candidate.reap()
 
 
 class Unjudged(Exception):
@@ -57,7 +57,6 @@ class Judge:
         self.end = time.monotonic() + job["seconds"]
         self.left = len(job["calls"]) + len(job["tests"])
         signal.signal(signal.SIGALRM, late)
-        sys.modules.setdefault("pytest", sys.modules.get("pytest") or imported("pytest") or stand_in.module())
 
     def verdicts(self) -> Iterator[dict[str, Any]]:
         """One verdict a call or test."""

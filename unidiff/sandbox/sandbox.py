@@ -71,8 +71,7 @@ class Sandbox(Limits):
     def run(self, code: str, stdin: str = "") -> Outcome:
         """Runs a program. Raises SandboxError if the sandbox cannot be built."""
         with ExitStack() as stack:
-            process = Process(self, stack, {"mode": "program", "code": code}, stdin=stdin)
-            return process.finish()
+            return Process(self, stack, "program", code, stdin).finish()
 
     def test(self, code: str, tests: Sequence[str], setup: str = "") -> TestReport:
         """Runs tests of the functions and classes that the code defines.
@@ -136,7 +135,7 @@ class Sandbox(Limits):
     def _lines(self, mode: str, job: dict[str, Any]) -> list[dict[str, Any]]:
         """What a job reports, one JSON line each. Raises SandboxError if it could not begin."""
         with ExitStack() as stack:
-            outcome = Process(self, stack, {"mode": mode}, stdin=json.dumps(job)).finish()
+            outcome = Process(self, stack, mode, json.dumps(job)).finish()
         found = []
         for line in outcome.stdout.splitlines():
             with suppress(ValueError):  # the last line may be cut off
