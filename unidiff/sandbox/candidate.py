@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import types
+from typing import Any
 
 import wire
 
@@ -95,14 +96,19 @@ class Server:
         try:
             parts = ("call", "args", "named")
             function, arguments, named = (wire.decode(request[part], self.find) for part in parts)
-            value, given = function(*arguments, **named), dict(enumerate(arguments)) | named
+            result = [function(*arguments, **named)]
+            given = dict(enumerate(arguments)) | named
             sent = dict(enumerate(request["args"])) | dict(request["named"]["dict"])
-            mutable = {place: one for place, one in given.items() if type(one) in wire.MUTABLE or hasattr(one, "dtype")}
-            after = {place: wire.encode(one, keep) for place, one in mutable.items()}
-            reply = {"changed": [[place, one] for place, one in after.items() if one != sent[place]]}
-            for place, one in mutable.items():
-                if one is value and type(one) in wire.MUTABLE:  # the test gets its own argument back
-                    return reply | {"same": place}
+            after = {place: wire.encode(one, keep) for place, one in given.items() if wire.can_change(one)}
+            changed = [[place, one] for place, one in after.items() if one != sent[place]]
+            same = [place for place, one in given.items() if one is result[0] and type(one) in wire.MUTABLE]
+            del given
+            if same:  # the test gets its own argument back
+                result = []
+            reply: dict[str, Any] = {"changed": changed, "shared": wire.shared(arguments, named, result)}
+            if same:
+                return reply | {"same": same[0]}
+            (value,) = result
             if request["items"] and hasattr(type(value), "__next__"):
                 value = list(itertools.islice(value, LONGEST_ITERATOR))
             return reply | {"value": wire.encode(value, keep)}

@@ -139,8 +139,8 @@ class Judge:
         if why:
             return {"weak": why}
         try:
-            space |= link.names() | {own: exact.Name(link, name) for name, own in piece.imports.items()}
-            run(piece, translate.Noted(), space)
+            space |= {own: exact.Name(link, name) for name, own in piece.imports.items()}
+            run(piece, translate.Noted(), space, link.names())
             error = None
         except BaseException as raised:
             error = raised
@@ -148,7 +148,7 @@ class Judge:
             link.stop()
             if not link.calls:
                 return {"unjudged": "it does not end, and has not called the code yet"}
-        elif link.reason or (link.handles and (error or link.failed)):
+        elif link.reason or ((link.handles or link.shared) and (error or link.failed)):
             return {"weak": link.reason or "the test looks at an object of the code"}
         elif isinstance(error, SystemExit) and not error.code and link.calls and link.raised is not error:
             error = None  # the test has ended itself
@@ -212,21 +212,20 @@ class Judge:
         os._exit(0)
 
     def run_beside(self, piece, guard):
-        genuine = {f"_builtin_{name}": getattr(builtins, name) for name in translate.GENUINE} | guard.names()
+        genuine = {name: getattr(builtins, name) for name in translate.GENUINE} | guard.names()
         if "unittest" in self.setup.text + piece.text:
             guard.watch_unittest()
         before = dict(sys.modules)
         module = candidate.module_of(self.job["code"], translate.SOLUTION)
         sys.modules.update(before)
         space = module.__dict__
-        space |= genuine
         for name in self.named - space.keys():
             with contextlib.suppress(NameError):
                 space[name] = candidate.found(module, name)
         provide(self.modules, space)
         for one in (self.setup, piece):
             space |= {own: space[name] for name, own in one.imports.items() if name in space}
-            run(one, translate.Guarded(self.named | one.defined | self.setup.defined), space)
+            run(one, translate.Guarded(self.named | one.defined | self.setup.defined), space, genuine)
 
     # --- calls ---
 
@@ -260,12 +259,12 @@ def provide(modules, space):
         exec(statement, space)
 
 
-def run(piece, transformer, space):
-    """Runs a test's statements, then the test functions and classes that it defines."""
+def run(piece, transformer, space, objects):
+    """Runs a test's statements, then the test functions and classes that it defines, with objects as in `program`."""
     if "unittest" in sys.modules:
         vars(sys.modules["unittest"])["main"] = lambda *_, **__: None
     cases = piece.cases()
-    exec(translate.program(piece, transformer), space)
+    exec(translate.program(piece, transformer, objects), space)
     for name in cases:
         for call in calls_of(space[name], space):
             call()

@@ -4,6 +4,8 @@ import ast
 import builtins
 import symtable
 import sys
+import types
+import warnings
 
 MODULES = {"np": "numpy", "pd": "pandas"}  # names that tests use without an import
 HELPERS = {
@@ -14,12 +16,16 @@ HELPERS = {
         "typing": "List Dict Tuple Set Optional Any Union Callable", "pytest": "approx raises",
     }.items() for name in names.split()
 }  # fmt: skip
+MARK = "\0unidiff "
 SOLUTION = "solution"  # tests may import the code under this name
 BUILTINS = frozenset(dir(builtins))
 GENUINE = frozenset(name for name in BUILTINS - {"super"} if not name.startswith("__"))  # the compiler looks for super
 CONSTRUCTORS = {"list", "set", "tuple", "dict", "int", "float", "str", "bool", "complex", "range", "frozenset", "bytes"}
 LOOKS = {"callable", "type", "id", "hasattr", "getattr"}  # what these answer, the object is not always asked
-STREAMS = {"stdin", "stdout", "stderr", "redirect_stdout", "redirect_stderr", "patch", "environ"}
+STATE = """stdin stdout stderr redirect_stdout redirect_stderr environ putenv chdir patch seed setstate
+setrecursionlimit set_int_max_str_digits getcontext setcontext localcontext setlocale catch_warnings simplefilter
+filterwarnings warns assertWarns assertWarnsRegex assertLogs getLogger basicConfig Thread ThreadPoolExecutor"""
+OF_INTERPRETERS = frozenset(STATE.split())  # what tests set or read for the code, in its interpreter alone
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -109,7 +115,7 @@ def tested_builtins(pieces):
 
 
 def callee(node):
-    return node.func.id if isinstance(node.func, ast.Name) else None
+    return node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
 
 
 def shares_interpreter(piece):
@@ -120,8 +126,8 @@ def shares_interpreter(piece):
                 return "it compares identities"
         elif isinstance(node, ast.Import) and any(alias.name == SOLUTION for alias in node.names):
             return "it imports the module of the code"
-        elif name_of(node) in STREAMS or getattr(node, "name", None) in STREAMS:
-            return "it replaces what the code reads or prints"
+        elif {getattr(node, "attr", None), getattr(node, "name", None), callee(node)} & OF_INTERPRETERS:
+            return "it sets or reads what belongs to the code's interpreter"
     return None
 
 
@@ -154,14 +160,14 @@ def has(module, attribute):
 
 
 class Noted(ast.NodeTransformer):
-    """`assert x` becomes `assert _noted(_begun(swallowed), x)`: if it has failed, the test has, even where its own
+    """`assert x` becomes `assert noted(begun(swallowed), x)`: if it has failed, the test has, even where its own
     `except` takes the error; and where that takes any error, also if the condition was never known."""
 
     swallowed = False
 
     def visit_Assert(self, node):
         self.generic_visit(node)
-        node.test = call("_noted", call("_begun", ast.Constant(int(self.swallowed))), node.test)
+        node.test = call("noted", call("begun", ast.Constant(int(self.swallowed))), node.test)
         return node
 
     def visit_Try(self, node):
@@ -175,13 +181,13 @@ class Noted(ast.NodeTransformer):
     def visit_Call(self, node):
         self.generic_visit(node)
         if callee(node) in LOOKS:
-            node.args = [call("_seen", argument) for argument in node.args]
+            node.args = [call("seen", argument) for argument in node.args]
         return node
 
     def visit_Compare(self, node):
         self.generic_visit(node)
         if isinstance(node.ops[0], ast.Is | ast.IsNot):
-            node.left = call("_seen", node.left)
+            node.left = call("seen", node.left)
         return node
 
     def visit_ImportFrom(self, node):
@@ -204,15 +210,15 @@ class Guarded(Noted):
     def visit_Compare(self, node):
         self.generic_visit(node)
         operators = ast.Tuple([ast.Constant(type(op).__name__) for op in node.ops], ast.Load())
-        return call("_compared", operators, node.left, *node.comparators)
+        return call("compared", operators, node.left, *node.comparators)
 
     def visit_Call(self, node):
         self.generic_visit(node)
-        return call("_given", node)
+        return call("given", node)
 
     def visit_BinOp(self, node):
         self.generic_visit(node)
-        return call("_computed", ast.Constant(type(node.op).__name__), node.left, node.right)
+        return call("computed", ast.Constant(type(node.op).__name__), node.left, node.right)
 
     def visit_Attribute(self, node):
         self.generic_visit(node)
@@ -220,11 +226,11 @@ class Guarded(Noted):
             "__"
         )  # of a class of the test, which renames it
         asked = isinstance(node.ctx, ast.Load) and not private
-        return call("_attribute", node.value, ast.Constant(node.attr)) if asked else node
+        return call("attribute", node.value, ast.Constant(node.attr)) if asked else node
 
     def visit_Name(self, node):
         genuine = isinstance(node.ctx, ast.Load) and node.id in GENUINE and node.id not in self.own
-        return ast.Name(f"_builtin_{node.id}", node.ctx) if genuine else node
+        return object_named(node.id) if genuine else node
 
     def visit_MatchValue(self, node):  # the grammar wants a plain attribute here
         return node
@@ -233,10 +239,29 @@ class Guarded(Noted):
         return node
 
 
+def object_named(name):
+    """Stands for an object that the test gets with its compiled code. In a namespace the code under test could replace
+    it."""
+    return ast.Constant(MARK + name)
+
+
 def call(name, *arguments):
-    return ast.Call(ast.Name(name, ast.Load()), list(arguments), [])
+    return ast.Call(object_named(name), list(arguments), [])
 
 
-def program(piece, transformer):
-    tree = transformer.visit(ast.parse(piece.text))
-    return compile(ast.fix_missing_locations(tree), "test", "exec", dont_inherit=True)
+def program(piece, transformer, objects):
+    """The compiled test. objects: what the transformer's names stand for."""
+    tree = ast.fix_missing_locations(transformer.visit(ast.parse(piece.text)))
+    with warnings.catch_warnings(action="ignore"):  # a constant is called
+        return filled(compile(tree, "test", "exec", dont_inherit=True), objects)
+
+
+def filled(constant, objects):
+    """A constant of compiled code with objects in their places."""
+    if isinstance(constant, str) and constant.startswith(MARK):
+        return objects[constant.removeprefix(MARK)]
+    if isinstance(constant, tuple | frozenset):
+        return type(constant)(filled(one, objects) for one in constant)
+    if isinstance(constant, types.CodeType):
+        return constant.replace(co_consts=filled(constant.co_consts, objects))
+    return constant

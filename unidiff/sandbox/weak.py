@@ -21,7 +21,7 @@ from exact import HIDDEN, Assertions
 # What no solution of a task needs: names, wherever they are; `owner.name`, of a module or class; modules (`name.`).
 ATTACKS = """__builtins__ __globals__ _getframe _current_frames _exit currentframe f_back f_globals f_locals f_builtins
 tb_frame gi_frame cr_frame ag_frame settrace setprofile meta_path path_hooks addaudithook get_referrers get_referents
-_begun _noted _compared _computed _attribute _given gc.get_objects inspect.stack inspect.trace sys.excepthook os.abort
+gc.get_objects inspect.stack inspect.trace sys.excepthook os.abort
 object.__subclasses__ type.__subclasses__ mock.ANY mock.Mock mock.MagicMock os.getpid os.getppid
 atexit.register ctypes. mock. faulthandler."""
 TRICKS = frozenset(ATTACKS.split())
@@ -109,8 +109,8 @@ class Guard(Assertions):
         self.named = named
 
     def names(self):
-        return {**super().names(), "_compared": self.compared, "_computed": self.computed,
-                "_attribute": self.attribute, "_given": self.given}  # fmt: skip
+        return {**super().names(), "compared": self.compared, "computed": self.computed,
+                "attribute": self.attribute, "given": self.given}  # fmt: skip
 
     def begun(self, swallowed):
         self.leave(False)  # in a copy: the condition was never known
