@@ -97,7 +97,7 @@ class Judge:
             raise Unjudged(f"it needs the fixture {name}, which is not defined")
         for node in piece.tree.body:
             for name in imports(node):
-                if name != translate.SOLUTION and name not in sys.modules and imported(name) is None:
+                if name != translate.SOLUTION and translate.library(name) is None:
                     raise Unjudged(f"it imports {name}, which is not installed; the sandbox has `paths` for packages")
         return piece
 
@@ -263,9 +263,8 @@ def run(piece, transformer, space, objects):
     """Runs a test's statements, then the test functions and classes that it defines, with objects as in `program`."""
     if "unittest" in sys.modules:
         vars(sys.modules["unittest"])["main"] = lambda *_, **__: None
-    cases = piece.cases()
     exec(translate.program(piece, transformer, objects), space)
-    for name in cases:
+    for name in piece.cases:
         for call in calls_of(space[name], space):
             call()
 
@@ -314,13 +313,6 @@ def imports(node):
             yield from (alias.name.split(".")[0] for alias in part.names)
         elif isinstance(part, ast.ImportFrom) and part.module and not part.level:
             yield part.module.split(".")[0]
-
-
-def imported(name):
-    try:
-        return __import__(name)
-    except ImportError:
-        return None
 
 
 def same(value: Any, wanted: Any, tolerance: float) -> bool:

@@ -10,7 +10,6 @@ import math
 import os
 import secrets
 import select
-import selectors
 import signal
 import socket
 import subprocess
@@ -26,9 +25,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from unidiff.config import check_fields
-
-from . import folders
+from . import folders, streams
 
 CHILD = Path(__file__).with_name("child.py")
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/libx32")  # what programs need; not /etc
@@ -96,13 +93,30 @@ class Limits:
     network: Literal["deny", "allow"] = "deny"
 
     def __post_init__(self) -> None:
-        check_fields(self)
         for name in ("seconds", "memory", "disk", "processes", "open_files", "output"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}; it must be above 0")
+            number = _number(name, getattr(self, name), float if name == "seconds" else int)
+            object.__setattr__(self, name, number)
+        if isinstance(self.paths, str):
+            raise ValueError(f"paths is {self.paths!r}; it must be a list")
+        object.__setattr__(self, "paths", tuple(map(os.fspath, self.paths)))
         for path in self.paths:
             if not os.path.isabs(path) or not os.path.isdir(path):
                 raise ValueError(f"paths: {path!r} is not a folder with an absolute path")
+        if self.network not in ("deny", "allow"):
+            raise ValueError(f"network is {self.network!r}; choose one of deny, allow")
+
+
+def _number(name: str, value: Any, kind: type[float]) -> float:
+    """A positive number of a kind, also from a scalar of numpy. Raises ValueError with the name."""
+    try:
+        number = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if isinstance(value, str | bool) or number != value or math.isinf(number):
+        raise ValueError(f"{name} is {value!r}; it must be a {'whole' if kind is int else 'finite'} number")
+    if number <= 0:
+        raise ValueError(f"{name}={number!r}; it must be above 0")
+    return number
 
 
 @functools.cache
@@ -291,41 +305,18 @@ class Process:
 
     def finish(self) -> Outcome:
         """Reads what the process says until it ends or has to be stopped."""
-        said = {file: bytearray() for file in (self.status, self.stdout, self.stderr)}
-        stop = self._read(said)
+        status, *printed = (file.fileno() for file in (self.status, self.stdout, self.stderr))
+        limits = dict.fromkeys(printed, self.limits.output) | {status: math.inf}
+        said, stop = streams.read(limits, self.started + self.limits.seconds)
         seconds = time.monotonic() - self.started
         self.kill()
-        how, _, detail = said[self.status].decode(errors="replace").partition("\n")[0].partition(" ")
-        code = None
-        if stop is None:
-            if how not in ("exit", "signal"):
-                last = bytes(said[self.stderr][-500:]).decode(errors="replace").strip()
-                raise SandboxError(f"{NOT_BUILT}: {detail or last or 'it ended without a word'}")
-            stop, code = (Ending.EXITED if how == "exit" else Ending.SIGNAL), int(detail)
-        stdout, stderr = (
-            bytes(said[file][: self.limits.output]).decode(errors="replace") for file in (self.stdout, self.stderr)
-        )
-        return Outcome(stop, code, stdout, stderr, seconds)
-
-    def _read(self, said: dict[io.FileIO, bytearray]) -> Ending | None:
-        """Fills the buffers until all streams are closed (None), the time is over, or too much was printed."""
-        deadline = self.started + self.limits.seconds
-        with selectors.DefaultSelector() as selector:
-            for file in said:
-                selector.register(file, selectors.EVENT_READ)
-            while selector.get_map():
-                left = deadline - time.monotonic()
-                ready = selector.select(max(left, 0))
-                if not ready and left <= 0:
-                    return Ending.TIMEOUT
-                for key, _ in ready:
-                    chunk = os.read(key.fd, 1 << 16)
-                    if not chunk:
-                        selector.unregister(key.fileobj)
-                    said[key.fileobj].extend(chunk)  # type: ignore[index]
-                if any(len(said[file]) > self.limits.output for file in (self.stdout, self.stderr)):
-                    return Ending.OUTPUT
-        return None
+        stdout, stderr = (said[fd][: self.limits.output].decode(errors="replace") for fd in printed)
+        if stop is not None:
+            return Outcome(Ending(stop), None, stdout, stderr, seconds)
+        how, _, detail = said[status].decode(errors="replace").partition("\n")[0].partition(" ")
+        if how not in ("exit", "signal"):
+            raise SandboxError(f"{NOT_BUILT}: {detail or stderr[-500:].strip() or 'it ended without a word'}")
+        return Outcome(Ending.EXITED if how == "exit" else Ending.SIGNAL, int(detail), stdout, stderr, seconds)
 
     def kill(self) -> None:
         """Ends the launcher and with it everything that it started. Does nothing if it is over."""

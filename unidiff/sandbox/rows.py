@@ -144,16 +144,6 @@ def _parsed(value: Any) -> Any:
 
 def _from_json(value: Any) -> Any:
     try:
-        return json.loads(value, parse_int=_integer)
+        return json.loads(value, parse_int=lambda digits: int(decimal.Decimal(digits)))  # of any length
     except (ValueError, TypeError, RecursionError):
         return value
-
-
-def _integer(digits: str) -> int:
-    """An integer of any length: Python's own reading stops at 4,300 digits."""
-    sign, digits = (-1, digits[1:]) if digits.startswith("-") else (1, digits)
-    value = 0
-    for start in range(0, len(digits), 4000):
-        part = digits[start : start + 4000]
-        value = value * 10 ** len(part) + int(part)
-    return sign * value

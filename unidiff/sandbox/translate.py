@@ -34,53 +34,39 @@ class Piece:
 
     def __init__(self, text):
         self.text, self.tree = text, ast.parse(text)
-        top = symtable.symtable(text, "test", "exec")
-        self.defined = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
-        used, tables = set(), [top]
+        self.nodes = list(ast.walk(self.tree))
+        from_code = [n for n in self.nodes if isinstance(n, ast.ImportFrom) and n.module == SOLUTION]
+        self.imports = {alias.asname or alias.name: alias.name for node in from_code for alias in node.names}
+        self.used, self.defined = set(self.imports), set()
+        tables = [top := symtable.symtable(text, "test", "exec")]
         while tables:
             table = tables.pop()
             tables += table.get_children()
-            for s in table.get_symbols():
-                if s.is_referenced() and (table is top or s.is_global()):
-                    used.add(s.get_name())
-                if s.is_declared_global() and s.is_assigned():
-                    self.defined.add(s.get_name())
-        imported = {
-            alias.name: alias.asname or alias.name
-            for node in ast.walk(self.tree) if isinstance(node, ast.ImportFrom) and node.module == SOLUTION
-            for alias in node.names
-        }  # fmt: skip
-        self.imports = {own: name for name, own in imported.items()}
-        self.defined -= set(self.imports)
-        self.used = used | set(self.imports)
-        self.names = self.used - self.defined - BUILTINS | set(self.imports) - {"*"}
+            for symbol in table.get_symbols():
+                if table is top or symbol.is_global():
+                    if symbol.is_referenced():
+                        self.used.add(symbol.get_name())
+                    if symbol.is_assigned() or symbol.is_imported():
+                        self.defined.add(symbol.get_name())
+        self.defined -= self.imports.keys()
+        self.names = self.used - self.defined - BUILTINS | self.imports.keys() - {"*"}
         self.definitions = {node.name: node for node in self.tree.body if isinstance(node, DEFINITIONS)}
+        self.statements = [node for node in self.tree.body if not isinstance(node, DEFINITIONS)]
+        called = {name_of(n.func) for s in self.statements for n in ast.walk(s) if isinstance(n, ast.Call)}
+        self.cases = [name for name, node in self.definitions.items() if name not in called and is_case(node)]
 
-    def called(self):
-        """Names that module-level statements call."""
-        statements = [node for node in self.tree.body if not isinstance(node, DEFINITIONS)]
-        return {name_of(n.func) for s in statements for n in ast.walk(s) if isinstance(n, ast.Call)}
 
-    def cases(self):
-        """Test functions and classes that nothing else calls, in their order."""
-        called = self.called()
-        return [
-            name for name, node in self.definitions.items()
-            if name not in called and (name.lower().startswith("test") or is_case(node))
-        ]  # fmt: skip
+def is_case(node):
+    """Whether a definition is a test function or class."""
+    bases = [name_of(base) or "" for base in getattr(node, "bases", ())]
+    return node.name.lower().startswith("test") or any("TestCase" in base for base in bases)
 
 
 def fixtures(test, setup):
     """Parameters of test functions that nothing gives."""
-    for node in map(test.definitions.get, test.cases()):
+    for node in map(test.definitions.get, test.cases):
         if isinstance(node, ast.FunctionDef) and not node.decorator_list:
-            yield from (
-                {argument.arg for argument in node.args.args} - test.definitions.keys() - setup.definitions.keys()
-            )
-
-
-def is_case(node):
-    return isinstance(node, ast.ClassDef) and any("TestCase" in (name_of(base) or "") for base in node.bases)
+            yield from {one.arg for one in node.args.args} - test.definitions.keys() - setup.definitions.keys()
 
 
 def name_of(node):
@@ -90,10 +76,8 @@ def name_of(node):
 
 def asserts(test, setup):
     """Whether anything that the test runs can fail by its own judgement."""
-    nodes = [*ast.walk(setup.tree), *ast.walk(test.tree)]
-    known = {node.name: node for node in nodes if isinstance(node, DEFINITIONS)}
-    todo = [node for node in test.tree.body if not isinstance(node, DEFINITIONS)]
-    todo += [test.definitions[name] for name in test.cases()]
+    known = {node.name: node for node in setup.nodes + test.nodes if isinstance(node, DEFINITIONS)}
+    todo = test.statements + [test.definitions[name] for name in test.cases]
     while todo:
         for node in ast.walk(todo.pop()):
             called = (name_of(node.func) or "") if isinstance(node, ast.Call) else ""
@@ -109,7 +93,7 @@ def tested_builtins(pieces):
     """The builtin functions that tests call which use nothing else of the code: the innermost calls of each."""
     found = set()
     for piece in pieces:
-        calls = [n for n in ast.walk(piece.tree) if isinstance(n, ast.Call) and callee(n) in BUILTINS - CONSTRUCTORS]
+        calls = [node for node in piece.nodes if callee(node) in BUILTINS - CONSTRUCTORS]
         found |= {callee(n) for n in calls if not any(m is not n and m in calls for m in ast.walk(n))}
     return found - set().union(*(piece.defined for piece in pieces))
 
@@ -120,7 +104,7 @@ def callee(node):
 
 def shares_interpreter(piece):
     """Why a test cannot be run apart from the code, where that would not show. None if it can."""
-    for node in ast.walk(piece.tree):
+    for node in piece.nodes:
         if isinstance(node, ast.Compare) and any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
             if not all(isinstance(o, ast.Constant) or getattr(o, "id", "") in BUILTINS for o in node.comparators):
                 return "it compares identities"
@@ -138,11 +122,11 @@ def modules(pieces, code):
     """
     found = {}
     for piece in pieces:
-        for node in ast.walk(piece.tree):
+        for node in piece.nodes:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in piece.names:
                 name = node.value.id
                 module = MODULES.get(name, name if name in sys.stdlib_module_names else "")
-                if module and has(module, node.attr):
+                if module and hasattr(library(module), node.attr):
                     found[name] = f"import {module} as {name}"
     names = set().union(*(piece.names for piece in pieces)) - found.keys()
     others = names - HELPERS.keys() - set().union(*(piece.defined for piece in pieces))
@@ -152,11 +136,12 @@ def modules(pieces, code):
     return found
 
 
-def has(module, attribute):
+def library(name):
+    """A module that can be imported, or None."""
     try:
-        return hasattr(__import__(module), attribute)
+        return __import__(name)
     except ImportError:
-        return False
+        return None
 
 
 class Noted(ast.NodeTransformer):
@@ -222,11 +207,9 @@ class Guarded(Noted):
 
     def visit_Attribute(self, node):
         self.generic_visit(node)
-        private = node.attr.startswith("__") and not node.attr.endswith(
-            "__"
-        )  # of a class of the test, which renames it
-        asked = isinstance(node.ctx, ast.Load) and not private
-        return call("attribute", node.value, ast.Constant(node.attr)) if asked else node
+        if not isinstance(node.ctx, ast.Load) or (node.attr.startswith("__") and not node.attr.endswith("__")):
+            return node  # a class of the test renames it
+        return call("attribute", node.value, ast.Constant(node.attr))
 
     def visit_Name(self, node):
         genuine = isinstance(node.ctx, ast.Load) and node.id in GENUINE and node.id not in self.own
