@@ -117,3 +117,26 @@ def test_a_test_that_hangs_before_it_calls_the_code_says_nothing_about_it(test):
 def test_a_name_that_neither_the_code_nor_the_test_defines_is_not_judged(test, unjudged):
     report = Sandbox(seconds=20).test(HANGS, [test])
     assert report.passed == (False,) and bool(report.unjudged) == unjudged
+
+
+def test_what_a_program_reads_has_any_length():
+    code = "import sys\nprint(len(sys.stdin.read()))"
+    pairs = [("x" * size, str(size)) for size in (0, 10, 1 << 16, (1 << 16) + 1, 3_000_000)]
+    assert Sandbox(seconds=20).programs(code, pairs).passed == (True,) * len(pairs)
+    assert Sandbox(seconds=20, processes=4).programs("print(1)", [("x" * 1_000_000, "1")] * 12).rate == 1
+
+
+def test_orphans_of_one_test_do_not_use_up_the_processes_of_the_next():
+    """The judge is the first process of its namespace, to which they come."""
+    code = """
+import os
+def daemon(x):
+    if os.fork() == 0:
+        os.fork()
+        os._exit(0)
+    os.wait()
+    return x
+"""
+    tests = [f"assert daemon({i}) == {i}" for i in range(24)]
+    report = Sandbox(seconds=30, processes=4).test(code, tests)
+    assert report.passed == (True,) * 24, report

@@ -62,7 +62,7 @@ def code_tests(
         JSON text of any of these
         None                                                 nothing: the text gets None
     sandbox: limits for one run; `Sandbox()` unless given.
-    workers: texts judged at a time; one a core unless given.
+    workers: texts judged at a time; unless given, two more than there are cores, since a sandbox waits as it starts.
     tolerance: relative and absolute, of numbers that a program prints or a function gives.
     block: which of several fenced blocks is the answer: "first", "last" or "best" (see `code_of`).
     gated: 0 for a text without a closed block of code without a syntax error (see `code_format`); nothing of it is run.
@@ -75,7 +75,7 @@ def code_tests(
         raise ValueError(f"workers={workers!r}; it must be 1 or more, or None")
     check_block(block)
     box = sandbox or Sandbox()
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, "unidiff-code")
+    pool = ThreadPoolExecutor(workers or (os.cpu_count() or 1) + 2, "unidiff-code")
 
     async def code_tests(
         segments: Sequence[SegmentView], log_metric: Callable[[str, float], None] | None = None
