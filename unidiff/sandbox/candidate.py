@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import types
-from typing import Any
 
 import wire
 
@@ -89,29 +88,28 @@ class Server:
         self.module, self.kept = module, []
 
     def answer(self, request):
-        """The value of a call, with the arguments that it has changed; or what it raised."""
+        """What a call gave or raised, what it changed of its arguments, and whether the code keeps any of these."""
         if "defined" in request:
             return {"defined": [name for name in request["defined"] if defines(self.module, name)]}
         keep = wire.refuse if request["items"] else self.keep
         try:
             parts = ("call", "args", "named")
             function, arguments, named = (wire.decode(request[part], self.find) for part in parts)
-            result = [function(*arguments, **named)]
-            given = dict(enumerate(arguments)) | named
+            result, reply = called(function, arguments, named)
+            given = {**dict(enumerate(arguments)), **named}
             sent = dict(enumerate(request["args"])) | dict(request["named"]["dict"])
             after = {place: wire.encode(one, keep) for place, one in given.items() if wire.can_change(one)}
             changed = [[place, one] for place, one in after.items() if one != sent[place]]
-            same = [place for place, one in given.items() if one is result[0] and type(one) in wire.MUTABLE]
-            del given
+            same = [place for place, one in given.items() if type(one) in wire.MUTABLE and result and one is result[0]]
             if same:  # the test gets its own argument back
-                result = []
-            reply: dict[str, Any] = {"changed": changed, "shared": wire.shared(arguments, named, result)}
-            if same:
-                return reply | {"same": same[0]}
-            (value,) = result
-            if request["items"] and hasattr(type(value), "__next__"):
-                value = list(itertools.islice(value, LONGEST_ITERATOR))
-            return reply | {"value": wire.encode(value, keep)}
+                result, reply = [], {"same": same[0]}
+            del given
+            shared = wire.shared(arguments, named, result)
+            for value in result:
+                if request["items"] and hasattr(type(value), "__next__"):
+                    value = list(itertools.islice(value, LONGEST_ITERATOR))
+                reply = {"value": wire.encode(value, keep)}
+            return {**reply, "changed": changed, "shared": shared}
         except wire.NotPlain as why:
             return {"not_plain": f"the result: {why}"}
         except BaseException as error:
@@ -124,6 +122,14 @@ class Server:
         place = next((i for i, one in enumerate(self.kept) if one is value), len(self.kept))
         self.kept[place:] = self.kept[place:] or [value]
         return {"name": [place]}
+
+
+def called(function, arguments, named):
+    """What a call gives, in a list; empty if it raises. And what it raises, as a reply."""
+    try:
+        return [function(*arguments, **named)], {}
+    except BaseException as error:
+        return [], fault(error)
 
 
 def defines(module, name):

@@ -110,17 +110,17 @@ class Link(Assertions):
         reply = self.ask({"call": {"name": [name]}, "args": sent[0], "named": sent[1], "items": items})
         if "not_plain" in reply:
             raise self.not_plain(str(reply["not_plain"]))
-        if "error" in reply:
-            raise self.error(**reply)
         try:
             given = dict(enumerate(arguments)) | named
-            changed = {place: wire.decode(after, self.handle) for place, after in reply["changed"]}
-            self.shared |= bool(reply["shared"]) or any(wire.shared(given[place]) for place in changed)
+            changed = {place: wire.decode(after, self.handle) for place, after in reply.get("changed", ())}
+            self.shared |= bool(reply.get("shared")) or any(wire.shared(given[place]) for place in changed)
             for place, after in changed.items():
                 restore(given[place], after)
-            return given[reply["same"]] if "same" in reply else wire.decode(reply["value"], self.handle)
+            if "error" not in reply:
+                return given[reply["same"]] if "same" in reply else wire.decode(reply["value"], self.handle)
         except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, ImportError) as error:
             raise self.halt(f"a result cannot be read: {type(error).__name__}: {error}") from None
+        raise self.error(reply["error"], reply["arguments"], reply["message"])
 
     def handle(self, place):
         self.handles = True

@@ -102,7 +102,7 @@ class Judge:
         return piece
 
     def verdict(self, piece) -> dict[str, Any]:
-        if not piece.used & (self.named | self.setup.defined):
+        if not piece.used & (self.named | self.setup.defined | {translate.SOLUTION}):
             return {"unjudged": "it uses nothing of the code"}
         link = self.link
         if link.ended:
@@ -139,7 +139,7 @@ class Judge:
         if why:
             return {"weak": why}
         try:
-            space |= {own: exact.Name(link, name) for name, own in piece.imports.items()}
+            space |= {own: exact.Name(link, name) for own, name in piece.imports.items()}
             run(piece, translate.Noted(), space, link.names())
             error = None
         except BaseException as raised:
@@ -224,7 +224,7 @@ class Judge:
                 space[name] = candidate.found(module, name)
         provide(self.modules, space)
         for one in (self.setup, piece):
-            space |= {own: space[name] for name, own in one.imports.items() if name in space}
+            space |= {own: space[name] for own, name in one.imports.items() if name in space}
             run(one, translate.Guarded(self.named | one.defined | self.setup.defined), space, genuine)
 
     # --- calls ---

@@ -38,6 +38,8 @@ class Piece:
         from_code = [n for n in self.nodes if isinstance(n, ast.ImportFrom) and n.module == SOLUTION]
         self.imports = {alias.asname or alias.name: alias.name for node in from_code for alias in node.names}
         self.used, self.defined = set(self.imports), set()
+        if any(alias.name == SOLUTION for n in self.nodes if isinstance(n, ast.Import) for alias in n.names):
+            self.used.add(SOLUTION)
         tables = [top := symtable.symtable(text, "test", "exec")]
         while tables:
             table = tables.pop()
@@ -104,12 +106,12 @@ def callee(node):
 
 def shares_interpreter(piece):
     """Why a test cannot be run apart from the code, where that would not show. None if it can."""
+    if SOLUTION in piece.used:
+        return "it imports the module of the code"
     for node in piece.nodes:
         if isinstance(node, ast.Compare) and any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
             if not all(isinstance(o, ast.Constant) or getattr(o, "id", "") in BUILTINS for o in node.comparators):
                 return "it compares identities"
-        elif isinstance(node, ast.Import) and any(alias.name == SOLUTION for alias in node.names):
-            return "it imports the module of the code"
         elif {getattr(node, "attr", None), getattr(node, "name", None), callee(node)} & OF_INTERPRETERS:
             return "it sets or reads what belongs to the code's interpreter"
     return None
