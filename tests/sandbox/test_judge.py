@@ -140,3 +140,23 @@ def daemon(x):
     tests = [f"assert daemon({i}) == {i}" for i in range(24)]
     report = Sandbox(seconds=30, processes=4).test(code, tests)
     assert report.passed == (True,) * 24, report
+
+
+ENDS = {
+    "a thread that nobody joins": "import threading, time\ndef main():\n    time.sleep(0.1)\n"
+    "    print(int(input()) + 1)\nthreading.stack_size(1 << 26)\nthreading.Thread(target=main).start()",
+    "atexit": "import atexit\natexit.register(lambda: print(int(input()) + 1))",
+    "an executor": "from concurrent.futures import ThreadPoolExecutor\n"
+    "ThreadPoolExecutor(1).submit(lambda: print(int(input()) + 1))",
+    "a thread that goes on for ever": "import threading, time\nprint(int(input()) + 1)\n"
+    "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+    "a pool of processes": "from multiprocessing import Pool\ndef f(x): return x + 1\nif __name__ == '__main__':\n"
+    "    with Pool(2) as pool: print(pool.map(f, [int(input())])[0])",
+    "its own file": "import os\nassert os.path.basename(__file__)\nprint(int(input()) + 1)",
+    "exit": "print(int(input()) + 1)\nexit()",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_program_ends_as_python_ends(end):
+    assert Sandbox(seconds=10).programs(ENDS[end], [("1", "2"), ("5", "6"), ("5", "7")]).passed == (True, True, False)

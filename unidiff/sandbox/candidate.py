@@ -17,6 +17,7 @@ LONGEST_ITERATOR = 100_000
 def module_of(code, name):
     """A new module in which the code has run. `exit()` is the end of the code, not a fault."""
     module = types.ModuleType(name)
+    module.__file__ = f"{name}.py"
     sys.modules[name] = module
     try:
         exec(compile(code, f"{name}.py", "exec", dont_inherit=True), module.__dict__)

@@ -126,6 +126,7 @@ def build_root(readable, disk):
     for name in ("null", "zero", "random", "urandom"):
         write(f"/dev/{name}", "")
         mount(f"/old/dev/{name}", f"/dev/{name}", None, MS_BIND)
+    os.symlink("/tmp", "/dev/shm")  # locks of multiprocessing, bounded as all files are
     checked("umount", libc.umount2(b"/old", MNT_DETACH))
     os.rmdir("/old")
     set_attributes("/", RECURSIVE, READ_ONLY | NO_SUID, 0)

@@ -1,5 +1,6 @@
 """Runs a program once for each input, every run in a process of its own. What it should print is not known here."""
 
+import atexit
 import json
 import math
 import os
@@ -71,6 +72,14 @@ def become_program(job, number, stdin, stdout):
     except BaseException:
         code = 1
     try:
-        sys.stdout.flush()
+        wait_for_threads()
     finally:
         os._exit(code & 255)
+
+
+def wait_for_threads():
+    """What Python does at its end, but for the destruction of all objects, which takes long."""
+    if "threading" in sys.modules:
+        vars(sys.modules["threading"])["_shutdown"]()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()

@@ -203,6 +203,10 @@ class Guarded(Noted):
         self.generic_visit(node)
         return call("given", node)
 
+    def visit_Subscript(self, node):
+        self.generic_visit(node)
+        return call("given", node) if isinstance(node.ctx, ast.Load) else node
+
     def visit_BinOp(self, node):
         self.generic_visit(node)
         return call("computed", ast.Constant(type(node.op).__name__), node.left, node.right)

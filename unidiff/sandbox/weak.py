@@ -175,15 +175,20 @@ class Guard(Assertions):
     def asked(self, name, left, right):
         """The answer to one comparison, in a copy to another one."""
         ask = OPERATORS[name]
-        if name in ("Is", "IsNot") or not (own(left) or own(right)) or not self.touched():
+        if name in ("Is", "IsNot") or not (own(left) or own(right)):
             return ask(left, right)
+        one, other = (left, right) if own(left) else (right, left)
+        one, other = (list(side) if type(side) in (set, frozenset) else side for side in (one, other))
+        if not self.touched():
+            answer = ask(left, right)
+            said_equal = name in ("Eq", "NotEq") and answer is (name == "Eq")
+            if said_equal and all(is_equal(one, altered(other, sign, one)) for sign in (1, -1)):
+                self.refuse(f"a {type(one).__name__} of the code is equal to other values too")
+            return answer
         if name in ("Eq", "NotEq"):
-            one, other = (left, right) if own(left) else (right, left)
             if self.mutant == 3:
                 return ask(one, one)
-            kinds = (set, frozenset)
-            one = list(one) if type(one) in kinds else one
-            other = self.other(list(other) if type(other) in kinds else other, one)
+            other = self.other(other, one)
             return ask(one, other) if own(left) else ask(other, one)
         if name in ("In", "NotIn"):
             return self.contained(left, right) == (name == "In")
