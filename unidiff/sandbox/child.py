@@ -42,6 +42,8 @@ RLIMIT_SIGPENDING, SIGNALS = 11, 64  # signals that wait, which use memory of th
 FILE_RIGHTS = 0b100000000000111 | 1 << 15  # execute, write, read, truncate, ioctl: those that a single file can have
 
 libc = ctypes.CDLL(None, use_errno=True)
+for function in ("mount", "umount2", "unshare", "syscall", "prctl"):
+    getattr(libc, function)  # looked up here, once, and not in each fork
 
 
 def checked(what, result):
