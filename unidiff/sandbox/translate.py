@@ -16,6 +16,12 @@ HELPERS = {
         "typing": "List Dict Tuple Set Optional Any Union Callable", "pytest": "approx raises",
     }.items() for name in names.split()
 }  # fmt: skip
+METHODS = {  # of unittest's TestCase, and the operators that they ask
+    f"assert{name}": operator for operator, names in {
+        "Eq": "Equal AlmostEqual ListEqual TupleEqual DictEqual SetEqual", "NotEq": "NotEqual", "In": "In",
+        "NotIn": "NotIn", "Gt": "Greater", "GtE": "GreaterEqual", "Lt": "Less", "LtE": "LessEqual",
+    }.items() for name in names.split()
+}  # fmt: skip
 MARK = "\0unidiff "
 SOLUTION = "solution"  # tests may import the code under this name
 BUILTINS = frozenset(dir(builtins))
@@ -200,7 +206,11 @@ class Guarded(Noted):
         return call("compared", operators, node.left, *node.comparators)
 
     def visit_Call(self, node):
+        operator = METHODS.get(name_of(node.func) or "")
         self.generic_visit(node)
+        if operator and len(node.args) >= 2 and not any(isinstance(one, ast.Starred) for one in node.args):
+            both = call("operands", ast.Constant(operator), *node.args[:2])
+            node.args[:2] = [ast.Starred(both, ast.Load())]
         return call("given", node)
 
     def visit_Subscript(self, node):
