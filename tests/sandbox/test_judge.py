@@ -142,6 +142,21 @@ def daemon(x):
     assert report.passed == (True,) * 24, report
 
 
+def test_a_wrong_value_is_judged_beside_the_code_only_where_the_code_keeps_it():
+    code = """
+import functools
+def fresh(): return {'a': ([7], {1})}
+def same(xs): return xs
+def copy(m): return [list(row) for row in m]
+@functools.cache
+def kept(): return [7]
+"""
+    tests = ["assert fresh() == 1", "xs = [1]\nassert same(xs) == [2]", "m = [[1], [2]]\nassert copy(m) == m[:1]"]
+    report = Sandbox(seconds=20).test(code, [*tests, "assert kept() == [7]", "assert kept() == [9]"])
+    assert report.passed == (False, False, False, True, False)
+    assert report.weak == {4: "the code keeps what it got or gave"}
+
+
 ENDS = {
     "a thread that nobody joins": "import threading, time\ndef main():\n    time.sleep(0.1)\n"
     "    print(int(input()) + 1)\nthreading.stack_size(1 << 26)\nthreading.Thread(target=main).start()",

@@ -149,7 +149,8 @@ class Judge:
             if not link.calls:
                 return {"unjudged": "it does not end, and has not called the code yet"}
         elif link.reason or ((link.handles or link.shared) and (error or link.failed)):
-            return {"weak": link.reason or "the test looks at an object of the code"}
+            kept = "the test looks at an object of the code" if link.handles else "the code keeps what it got or gave"
+            return {"weak": link.reason or kept}
         elif isinstance(error, SystemExit) and not error.code and link.calls and link.raised is not error:
             error = None  # the test has ended itself
         if error is None and (link.failed or link.open):
