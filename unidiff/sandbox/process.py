@@ -320,15 +320,10 @@ class Process:
 
     def kill(self) -> None:
         """Ends the launcher and with it everything that it started. Does nothing if it is over."""
-        for number, patience in ((signal.SIGTERM, SWEEP_SECONDS), (signal.SIGKILL, None)):
+        ended = select.poll()
+        ended.register(self.process, select.POLLIN)
+        for number, milliseconds in ((signal.SIGTERM, SWEEP_SECONDS * 1000), (signal.SIGKILL, None)):
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.process, number)  # the launcher ends when all others have
-            if _ended(self.process, patience):
+            if ended.poll(milliseconds):
                 return
-
-
-def _ended(process: int, seconds: float | None) -> bool:
-    """Waits for the end of a process by its descriptor."""
-    poll = select.poll()
-    poll.register(process, select.POLLIN)
-    return bool(poll.poll(None if seconds is None else seconds * 1000))
