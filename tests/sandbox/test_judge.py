@@ -117,3 +117,61 @@ def test_a_test_that_hangs_before_it_calls_the_code_says_nothing_about_it(test):
 def test_a_name_that_neither_the_code_nor_the_test_defines_is_not_judged(test, unjudged):
     report = Sandbox(seconds=20).test(HANGS, [test])
     assert report.passed == (False,) and bool(report.unjudged) == unjudged
+
+
+def test_what_a_program_reads_has_any_length():
+    code = "import sys\nprint(len(sys.stdin.read()))"
+    pairs = [("x" * size, str(size)) for size in (0, 10, 1 << 16, (1 << 16) + 1, 3_000_000)]
+    assert Sandbox(seconds=20).programs(code, pairs).passed == (True,) * len(pairs)
+    assert Sandbox(seconds=20, processes=4).programs("print(1)", [("x" * 1_000_000, "1")] * 12).rate == 1
+
+
+def test_orphans_of_one_test_do_not_use_up_the_processes_of_the_next():
+    """The judge is the first process of its namespace, to which they come."""
+    code = """
+import os
+def daemon(x):
+    if os.fork() == 0:
+        os.fork()
+        os._exit(0)
+    os.wait()
+    return x
+"""
+    tests = [f"assert daemon({i}) == {i}" for i in range(24)]
+    report = Sandbox(seconds=30, processes=4).test(code, tests)
+    assert report.passed == (True,) * 24, report
+
+
+def test_a_wrong_value_is_judged_beside_the_code_only_where_the_code_keeps_it():
+    code = """
+import functools
+def fresh(): return {'a': ([7], {1})}
+def same(xs): return xs
+def copy(m): return [list(row) for row in m]
+@functools.cache
+def kept(): return [7]
+"""
+    tests = ["assert fresh() == 1", "xs = [1]\nassert same(xs) == [2]", "m = [[1], [2]]\nassert copy(m) == m[:1]"]
+    report = Sandbox(seconds=20).test(code, [*tests, "assert kept() == [7]", "assert kept() == [9]"])
+    assert report.passed == (False, False, False, True, False)
+    assert report.weak == {4: "the code keeps what it got or gave"}
+
+
+ENDS = {
+    "a thread that nobody joins": "import threading, time\ndef main():\n    time.sleep(0.1)\n"
+    "    print(int(input()) + 1)\nthreading.stack_size(1 << 26)\nthreading.Thread(target=main).start()",
+    "atexit": "import atexit\natexit.register(lambda: print(int(input()) + 1))",
+    "an executor": "from concurrent.futures import ThreadPoolExecutor\n"
+    "ThreadPoolExecutor(1).submit(lambda: print(int(input()) + 1))",
+    "a thread that goes on for ever": "import threading, time\nprint(int(input()) + 1)\n"
+    "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+    "a pool of processes": "from multiprocessing import Pool\ndef f(x): return x + 1\nif __name__ == '__main__':\n"
+    "    with Pool(2) as pool: print(pool.map(f, [int(input())])[0])",
+    "its own file": "import os\nassert os.path.basename(__file__)\nprint(int(input()) + 1)",
+    "exit": "print(int(input()) + 1)\nexit()",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_program_ends_as_python_ends(end):
+    assert Sandbox(seconds=10).programs(ENDS[end], [("1", "2"), ("5", "6"), ("5", "7")]).passed == (True, True, False)

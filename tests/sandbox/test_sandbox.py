@@ -64,13 +64,35 @@ def test_packages_can_be_made_readable(tmp_path, walls):
     assert run(code, walls, paths=(str(tmp_path / "mine"),)).stdout == "a book\n"
 
 
+def test_a_folder_behind_a_link_can_be_made_readable(tmp_path, walls):
+    if os.geteuid() == 0 and "network" in walls:
+        return  # as above
+    (tmp_path / "real" / "inner").mkdir(parents=True)
+    (tmp_path / "real" / "inner" / "gift.py").write_text("present = 'a book'")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "last").symlink_to(tmp_path / "real" / "inner")
+    os.chmod(tmp_path, 0o755)
+    code = "import gift\nprint(gift.present, open(gift.__file__).read()[:7])"
+    for path in (tmp_path / "link" / "inner", tmp_path / "last"):
+        assert run(code, walls, paths=(str(path),)).stdout == "a book present\n"
+    both = (str(tmp_path / "real" / "inner"), str(tmp_path / "last"), str(tmp_path / "real"))
+    assert run(code, walls, paths=both).stdout == "a book present\n"
+
+
+def test_it_is_imported_without_the_rest(tmp_path):
+    words = [sys.executable, "-I", "-S", "-c", f"{ALONE}import sandbox\nprint(sandbox.Sandbox(seconds=3).seconds)"]
+    assert subprocess.run(words, capture_output=True, text=True, cwd=tmp_path).stdout == "3.0\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"seconds": 0}, r"seconds=0\.0; it must be above 0"),
         ({"network": "open"}, "network is 'open'; choose one of deny, allow"),
         ({"seconds": float("inf")}, "seconds is inf; it must be a finite number"),
+        ({"seconds": "6"}, "seconds is '6'; it must be a finite number"),
         ({"memory": 0.5}, r"memory is 0\.5; it must be a whole number"),
+        ({"memory": None}, "memory is None; it must be a whole number"),
         ({"paths": "/usr"}, "paths is '/usr'; it must be a list"),
         ({"paths": ("nowhere",)}, "'nowhere' is not a folder with an absolute path"),
     ],

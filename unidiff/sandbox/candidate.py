@@ -1,6 +1,7 @@
 """The side of the code under test: runs it, then answers calls of its functions. It never sees a test."""
 
 import builtins
+import contextlib
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ LONGEST_ITERATOR = 100_000
 def module_of(code, name):
     """A new module in which the code has run. `exit()` is the end of the code, not a fault."""
     module = types.ModuleType(name)
+    module.__file__ = f"{name}.py"
     sys.modules[name] = module
     try:
         exec(compile(code, f"{name}.py", "exec", dont_inherit=True), module.__dict__)
@@ -87,24 +89,28 @@ class Server:
         self.module, self.kept = module, []
 
     def answer(self, request):
-        """The value of a call, with the arguments that it has changed; or what it raised."""
+        """What a call gave or raised, what it changed of its arguments, and whether the code keeps any of these."""
         if "defined" in request:
             return {"defined": [name for name in request["defined"] if defines(self.module, name)]}
         keep = wire.refuse if request["items"] else self.keep
         try:
             parts = ("call", "args", "named")
             function, arguments, named = (wire.decode(request[part], self.find) for part in parts)
-            value, given = function(*arguments, **named), dict(enumerate(arguments)) | named
+            result, reply = called(function, arguments, named)
+            given = {**dict(enumerate(arguments)), **named}
             sent = dict(enumerate(request["args"])) | dict(request["named"]["dict"])
-            mutable = {place: one for place, one in given.items() if type(one) in wire.MUTABLE or hasattr(one, "dtype")}
-            after = {place: wire.encode(one, keep) for place, one in mutable.items()}
-            reply = {"changed": [[place, one] for place, one in after.items() if one != sent[place]]}
-            for place, one in mutable.items():
-                if one is value and type(one) in wire.MUTABLE:  # the test gets its own argument back
-                    return reply | {"same": place}
-            if request["items"] and hasattr(type(value), "__next__"):
-                value = list(itertools.islice(value, LONGEST_ITERATOR))
-            return reply | {"value": wire.encode(value, keep)}
+            after = {place: wire.encode(one, keep) for place, one in given.items() if wire.can_change(one)}
+            changed = [[place, one] for place, one in after.items() if one != sent[place]]
+            same = [place for place, one in given.items() if type(one) in wire.MUTABLE and result and one is result[0]]
+            if same:  # the test gets its own argument back
+                result, reply = [], {"same": same[0]}
+            del given
+            shared = wire.shared(arguments, named, result)
+            for value in result:
+                if request["items"] and hasattr(type(value), "__next__"):
+                    value = list(itertools.islice(value, LONGEST_ITERATOR))
+                reply = {"value": wire.encode(value, keep)}
+            return {**reply, "changed": changed, "shared": shared}
         except wire.NotPlain as why:
             return {"not_plain": f"the result: {why}"}
         except BaseException as error:
@@ -117,6 +123,14 @@ class Server:
         place = next((i for i, one in enumerate(self.kept) if one is value), len(self.kept))
         self.kept[place:] = self.kept[place:] or [value]
         return {"name": [place]}
+
+
+def called(function, arguments, named):
+    """What a call gives, in a list; empty if it raises. And what it raises, as a reply."""
+    try:
+        return [function(*arguments, **named)], {}
+    except BaseException as error:
+        return [], fault(error)
 
 
 def defines(module, name):
@@ -153,6 +167,13 @@ def alone(*kept):
         os.closerange(first, fd)
         first = fd + 1
     silence()
+
+
+def reap():
+    """Forgets children that have ended: orphans come to the first process of the sandbox."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def silence():

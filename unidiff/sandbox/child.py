@@ -1,12 +1,15 @@
 """The inside of the sandbox. Runs as a script of its own (standard library alone), started by sandbox.py.
 
+    server     a warm interpreter that forks a launcher for each sandbox; what can be prepared is prepared here
     launcher   enters new namespaces, builds a small read-only root, forks; ends with the trainer, and has its own clock
-    init       first process of the new process namespace: when it ends, the kernel kills all that is left
-    payload    without privileges, under limits: the program, the functions under test, or the tests
+    payload    without privileges, under limits: a program, or what judges (payload.py). In a process namespace a judge
+               is the first process: when it ends, the kernel kills all that is left. For a program, which may send
+               itself signals that a first process does not get, there is an `init` between the two.
 
 What happened is reported over a pipe that the payload does not have. See sandbox.py for what is promised.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -17,25 +20,30 @@ import socket
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
+import candidate
 import filter as sandbox_filter
 import folders
 import lifeline
-import payload as sandbox_payload
+import payload
+from payload import TEXT
 
 NOBODY = 65534
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 0x20, 0x1000, 0x4000, 0x40000
-MNT_DETACH = 2
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 0x1000, 0x4000, 0x40000
+MNT_DETACH, RECURSIVE, READ_ONLY, NO_SUID = 2, 0x8000, 1, 2
 SET_DUMPABLE, SET_CHILD_SUBREAPER, SET_NO_NEW_PRIVS = 4, 36, 38
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
 CAPSET = {"x86_64": 126, "aarch64": 91, "riscv64": 91}
 MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 442, 444, 445, 446  # the same everywhere
 INODES = 8192  # files and folders in /tmp: empty ones use memory of the kernel, which `disk` does not count
 GRACE_SECONDS = 5  # after which a sandbox ends that nobody has stopped
+LONGEST_JOB = 1 << 16  # bytes, but for what it reads
 RLIMIT_SIGPENDING, SIGNALS = 11, 64  # signals that wait, which use memory of the kernel; resource lacks the name
 FILE_RIGHTS = 0b100000000000111 | 1 << 15  # execute, write, read, truncate, ioctl: those that a single file can have
 
 libc = ctypes.CDLL(None, use_errno=True)
+for function in ("mount", "umount2", "unshare", "syscall", "prctl"):
+    getattr(libc, function)  # looked up here, once, and not in each fork
 
 
 def checked(what, result):
@@ -62,29 +70,35 @@ def mount(source, target, kind, flags, data=None):
 # --- namespaces -------------------------------------------------------------------------------------------------------
 
 
-def enter_namespaces(network):
-    """New user, mount, process, ipc, host name and, unless network is allowed, network namespaces."""
+def enter_namespaces(network, mapper):
+    """New user, mount, process, ipc, host name and, unless network is allowed, network namespaces.
+
+    mapper: a socket of the server, which maps root's user ids: the payload becomes nobody, and only a process outside
+    may map a second id.
+    """
     flags = NEWUSER | NEWNS | NEWPID | NEWIPC | NEWUTS | (0 if network else NEWNET)
     uid, gid = os.geteuid(), os.getegid()
-    if uid == 0:  # the payload becomes nobody; only a process outside may map a second id
-        ready, go = os.pipe()
-        launcher, mapper = os.getpid(), os.fork()
-        if mapper == 0:
-            os.close(go)
-            if os.read(ready, 1):  # nothing comes if the launcher was refused, or has ended
-                for kind in ("uid", "gid"):
-                    write(f"/proc/{launcher}/{kind}_map", f"0 0 1\n{NOBODY} {NOBODY} 1")
-            os._exit(0)
-        checked("unshare", libc.unshare(flags))
-        os.write(go, b"x")
-        if os.waitpid(mapper, 0)[1] != 0:
+    checked("unshare", libc.unshare(flags))
+    if uid == 0:
+        mapped, done = os.pipe()
+        socket.send_fds(mapper, [str(os.getpid()).encode()], [done])
+        os.close(done)
+        if not os.read(mapped, 1):
             raise OSError("the user ids of the new namespace could not be mapped")
     else:
-        checked("unshare", libc.unshare(flags))
         write("/proc/self/setgroups", "deny")
         write("/proc/self/uid_map", f"{uid} {uid} 1")
         write("/proc/self/gid_map", f"{gid} {gid} 1")
     write("/proc/sys/user/max_user_namespaces", "0")  # the payload makes none of its own
+
+
+def map_ids(launcher, *done):
+    """Lets a launcher's namespace have root and nobody, and says so to it. Does nothing if it has ended."""
+    with contextlib.suppress(OSError):
+        for kind in ("uid", "gid"):
+            write(f"/proc/{launcher}/{kind}_map", f"0 0 1\n{NOBODY} {NOBODY} 1")
+        for fd in done:
+            os.write(fd, b"x")
 
 
 def write(path, text):
@@ -94,7 +108,7 @@ def write(path, text):
 
 def build_root(readable, disk):
     """A root that holds the readable folders, a few devices and an empty /tmp; nothing else is there, and nothing but
-    /tmp can be written."""
+    /tmp can be written. readable: where each is to be, and where it is."""
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
     os.chdir("/tmp")
@@ -103,26 +117,27 @@ def build_root(readable, disk):
     os.chdir("/")
     os.mkdir("/tmp")
     mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},nr_inodes={INODES},mode=777")
-    for path in readable:
-        if os.path.islink(f"/old{path}"):  # /lib -> usr/lib
-            os.symlink(os.readlink(f"/old{path}"), path)
+    for path, place in readable:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if os.path.isdir(place) and path != place:  # /lib -> /usr/lib, which is there already
+            os.symlink(place, path)
         else:
             os.makedirs(path, exist_ok=True)
-            bind(path)
+            mount(f"/old{place}", path, None, MS_BIND | MS_REC)
     os.mkdir("/dev")
     for name in ("null", "zero", "random", "urandom"):
         write(f"/dev/{name}", "")
-        bind(f"/dev/{name}")
+        mount(f"/old/dev/{name}", f"/dev/{name}", None, MS_BIND)
+    os.symlink("/tmp", "/dev/shm")  # locks of multiprocessing, bounded as all files are
     checked("umount", libc.umount2(b"/old", MNT_DETACH))
     os.rmdir("/old")
-    mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+    set_attributes("/", RECURSIVE, READ_ONLY | NO_SUID, 0)
+    set_attributes("/tmp", 0, 0, READ_ONLY)
 
 
-def bind(path):
-    mount(f"/old{path}", path, None, MS_BIND | MS_REC)
-    attributes = (ctypes.c_uint64 * 4)(1 | 2, 0, 0, 0)  # read-only, nosuid
-    recursive, here = 0x8000, -100
-    done = libc.syscall(MOUNT_SETATTR, here, os.fsencode(path), recursive, attributes, ctypes.sizeof(attributes))
+def set_attributes(path, flags, on, off):
+    attributes = (ctypes.c_uint64 * 4)(on, off, 0, 0)
+    done = libc.syscall(MOUNT_SETATTR, -1, path.encode(), flags, attributes, ctypes.sizeof(attributes))
     checked(f"mount_setattr {path}", done)
 
 
@@ -222,61 +237,62 @@ def drop_privileges(root):
     checked("capset", libc.syscall(CAPSET[os.uname().machine], header, none))
 
 
-def become_payload(job, root, others, launcher):
-    """Gives up everything that the payload is not to have; raises OSError if something cannot be given up."""
-    os.setsid()
-    os.chdir(job["folder"] or "/tmp")
-    drop_privileges(root)
-    if not job["namespaces"]:
-        lifeline.tie(launcher)
-        if not os.access(os.path.dirname(os.__file__), os.R_OK):
-            raise OSError(f"{sys.executable} may not be read by user {os.getuid()}; give another with python='…'")
-        landlock(job["readable"], job["folder"])
-    limit(job, others)
-    sandbox_filter.install(libc, others=not job["namespaces"], network=job["network"])
-    os.closerange(3, 1 << 16)  # the pipe of the launcher among them
+def become_payload(job, fds, others, launcher):
+    """Gives up everything that the payload is not to have, and keeps what it reads as descriptor TEXT. Ends the process
+    with a report if something cannot be given up."""
+    text, status = fds
+    try:
+        os.setsid()
+        os.chdir(job["folder"] or "/tmp")
+        drop_privileges(os.geteuid() == 0)
+        if not job["namespaces"]:
+            lifeline.tie(launcher)
+            if not os.access(os.path.dirname(os.__file__), os.R_OK):
+                raise OSError(f"{sys.executable} may not be read by user {os.getuid()}; give another with python='…'")
+            landlock([place for _, place in job["readable"]], job["folder"])
+        limit(job, others)
+        sandbox_filter.install(libc, job["filter"])
+    except BaseException as error:
+        report(status, f"refused {error}")
+        os._exit(1)
+    if text != TEXT:
+        os.dup2(text, TEXT, inheritable=False)
+    os.closerange(TEXT + 1, 1 << 16)  # the pipe of the launcher among them
 
 
 def report(status, line):
     os.write(status, line.encode() + b"\n")
 
 
-def wait_for(child, status):
-    """Reaps until the payload itself ends, and says how it did."""
-    while True:
-        pid, how = os.waitpid(-1, 0)
-        if pid == child:
-            code = os.waitstatus_to_exitcode(how)
-            report(status, f"exit {code}" if code >= 0 else f"signal {-code}")
-            return
+def report_end(status, how):
+    code = os.waitstatus_to_exitcode(how)
+    report(status, f"exit {code}" if code >= 0 else f"signal {-code}")
 
 
-def fork_payload(job, status, root, others):
-    """Forks the payload. Returns True in the payload; the parent reports its end and returns False."""
-    prctl(SET_DUMPABLE, 0)
+def fork_payload(job, fds, others):
+    """Forks the payload. Returns True in the payload; the parent reaps all, reports its end and returns False."""
     parent, child = os.getpid(), os.fork()
-    if child:
-        wait_for(child, status)
-        return False
-    try:
-        become_payload(job, root, others, parent)
-    except BaseException as error:
-        report(status, f"refused {error}")
-        os._exit(1)
-    return True
+    if not child:
+        become_payload(job, fds, others, parent)
+        return True
+    while (ended := os.waitpid(-1, 0))[0] != child:
+        pass
+    report_end(fds[1], ended[1])
+    return False
 
 
-def launch_with_limits(job, status, trainer):
+def launch_with_limits(job, fds, server):
     """Returns True in the payload, False in its parent when all is over."""
     root = os.geteuid() == 0
     for number in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, lambda *_: abandon(job["folder"]))
-    lifeline.tie(trainer, signal.SIGTERM)
+    lifeline.tie(server, signal.SIGTERM)
     os.mkdir(job["folder"], 0o700)  # here, where whatever ends the launcher also removes it
     if root:
         os.chown(job["folder"], NOBODY, NOBODY)
     prctl(SET_CHILD_SUBREAPER, 1)
-    inside = fork_payload(job, status, root, tasks_of(NOBODY if root else os.getuid()))
+    prctl(SET_DUMPABLE, 0)
+    inside = fork_payload(job, fds, tasks_of(NOBODY if root else os.getuid()))
     if inside:
         for number in (signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
@@ -285,35 +301,41 @@ def launch_with_limits(job, status, trainer):
     return inside
 
 
-def launch_in_namespaces(job, status, trainer):
+def launch_in_namespaces(job, fds, server, mapper):
     """Returns True in the payload, False in its parents when all is over."""
-    root = os.geteuid() == 0
-    lifeline.tie(trainer)
-    enter_namespaces(job["network"])
-    lifeline.tie(trainer)  # again: new credentials can end a tie
+    lifeline.tie(server)
+    with mapper:
+        enter_namespaces(job["network"], mapper)
+    lifeline.tie(server)  # again: new credentials can end a tie
     build_root(job["readable"], job["disk"])
+    prctl(SET_DUMPABLE, 0)
     alive, held = os.pipe()
-    init = os.fork()
-    if init:
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(init, signal.SIGKILL))
-        os.waitpid(init, 0)  # returns when all of the process namespace are gone
+    first = os.fork()
+    if first:
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(first, signal.SIGKILL))
+        report_end(fds[1], os.waitpid(first, 0)[1])  # when all of the process namespace are gone
         return False
     os.close(held)
     prctl(lifeline.SET_PDEATHSIG, signal.SIGKILL)
     if select.select([alive], [], [], 0)[0]:  # the launcher, whose id cannot be asked for from here, has ended before
         os._exit(1)
-    return fork_payload(job, status, root, 2)
+    if job["mode"] == "program":
+        return fork_payload(job, fds, 2)
+    become_payload(job, fds, 1, 0)
+    return True
 
 
-def launched(source, status, server):
-    """Becomes a launcher, and returns the job in the payload alone."""
-    with os.fdopen(source) as file:
-        job = json.load(file)
+def launched(job, fds, server, mapper):
+    """Becomes a launcher, and returns the job in the payload alone. fds: what the payload reads, and for reports."""
     signal.alarm(job["cpu_seconds"] + GRACE_SECONDS)
     try:
-        inside = (launch_in_namespaces if job["namespaces"] else launch_with_limits)(job, status, server)
+        if job["namespaces"]:
+            inside = launch_in_namespaces(job, fds, server, mapper)
+        else:
+            mapper.close()
+            inside = launch_with_limits(job, fds, server)
     except Exception as error:
-        report(status, f"refused {error}")
+        report(fds[1], f"refused {error}")
         inside = False
     if not inside:
         os._exit(0)
@@ -322,50 +344,56 @@ def launched(source, status, server):
 
 
 def serve(asked, trainer):
-    """Forks a launcher for each message, with the descriptors that come with it: the job, a pipe for what happened,
-    and its standard streams. Answers with a descriptor of its process. Returns the job in a payload alone."""
+    """Forks a launcher for each message, a job with the descriptors that come with it: what the payload reads, a pipe
+    for reports, and its standard streams. Answers with a descriptor of its process. Returns the job in a payload alone.
+
+    Launchers send it their ids by a socket of their own, to have user ids mapped.
+    """
     lifeline.tie(trainer)
     prctl(SET_DUMPABLE, 0)
     server = os.getpid()
+    mapper, launchers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     while True:
-        message, fds, _, _ = socket.recv_fds(asked, 16, 5)
-        if not message:
-            os._exit(0)
-        try:
-            if len(fds) < 5:
-                raise OSError("no descriptors are left")
-            child = os.fork()
-            if child == 0:
-                return become_launcher(asked, fds, server)
-            fds.append(os.pidfd_open(child))
-            socket.send_fds(asked, [b"forked"], fds[-1:])
-        except OSError as error:
-            asked.send(str(error).encode())
-        for fd in fds:
-            os.close(fd)
-        reap()
+        for ready in select.select([asked, launchers], [], [])[0]:
+            message, fds, _, _ = socket.recv_fds(ready, LONGEST_JOB, 5)
+            if not message:
+                os._exit(0)
+            if ready is launchers:
+                map_ids(int(message), *fds)
+            else:
+                try:
+                    job = read_job(message, fds)
+                    child = os.fork()
+                    if child == 0:
+                        asked.close()
+                        launchers.close()
+                        become_launcher(fds[2:])
+                        return launched(job, fds[:2], server, mapper)
+                    fds.append(os.pidfd_open(child))
+                    socket.send_fds(asked, [b"forked"], fds[-1:])
+                except OSError as error:
+                    asked.send(str(error).encode())
+            for fd in fds:
+                os.close(fd)
+        candidate.reap()
 
 
-def become_launcher(asked, fds, server):
-    asked.close()
+def read_job(message, fds):
+    """The job with its filter: what is prepared here is prepared once, in an interpreter that is warm."""
+    if len(fds) < 5:
+        raise OSError("no descriptors are left")
+    job = json.loads(message)
+    return {**job, "filter": sandbox_filter.prepared(not job["namespaces"], job["network"])}
+
+
+def become_launcher(streams):
     os.setsid()
     prctl(SET_DUMPABLE, 1)  # its own files in /proc are written for the new namespaces
-    source, status, *streams = fds
     for fd, stream in enumerate(streams):
         os.dup2(stream, fd)
         os.close(stream)
-    return launched(source, status, server)
-
-
-def reap():
-    """Forgets launchers that have ended."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
 
 
 if __name__ == "__main__":
     sys.path[0:1] = []
-    sandbox_payload.run(serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])))
+    payload.run(serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])))

@@ -31,7 +31,7 @@ class Assertions:
     failed, open = False, 0
 
     def names(self):
-        return {"_begun": self.begun, "_noted": self.noted}
+        return {"begun": self.begun, "noted": self.noted}
 
     def begun(self, swallowed):
         self.open += swallowed
@@ -48,7 +48,8 @@ class Link(Assertions):
     """The tests' end of the two pipes, and what is known about the test that runs.
 
     calls: calls that it made. waiting: one has not answered. reason: why it needs the code's interpreter. raised: what
-    the code raised last. handles: it got objects of the code.
+    the code raised last. handles: it got objects of the code. shared: the code keeps something that it got or gave, or
+    the test holds a part of what the code has changed; here they have copies.
     """
 
     def __init__(self):
@@ -57,13 +58,13 @@ class Link(Assertions):
         self.begin()
 
     def names(self):
-        return {**super().names(), "_seen": self.seen}
+        return {**super().names(), "seen": self.seen}
 
     def seen(self, value):
         return Name.refuse(value) if type(value) is Name else value
 
     def begin(self):
-        self.calls, self.reason, self.raised, self.handles = 0, None, None, False
+        self.calls, self.reason, self.raised, self.handles, self.shared = 0, None, None, False, False
         self.failed, self.open, self.waiting = False, 0, False
 
     def stop(self):
@@ -109,15 +110,17 @@ class Link(Assertions):
         reply = self.ask({"call": {"name": [name]}, "args": sent[0], "named": sent[1], "items": items})
         if "not_plain" in reply:
             raise self.not_plain(str(reply["not_plain"]))
-        if "error" in reply:
-            raise self.error(**reply)
         try:
             given = dict(enumerate(arguments)) | named
-            for place, after in reply["changed"]:
-                restore(given[place], wire.decode(after, self.handle))
-            return given[reply["same"]] if "same" in reply else wire.decode(reply["value"], self.handle)
+            changed = {place: wire.decode(after, self.handle) for place, after in reply.get("changed", ())}
+            self.shared |= bool(reply.get("shared")) or any(wire.shared(given[place]) for place in changed)
+            for place, after in changed.items():
+                restore(given[place], after)
+            if "error" not in reply:
+                return given[reply["same"]] if "same" in reply else wire.decode(reply["value"], self.handle)
         except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, ImportError) as error:
             raise self.halt(f"a result cannot be read: {type(error).__name__}: {error}") from None
+        raise self.error(reply["error"], reply["arguments"], reply["message"])
 
     def handle(self, place):
         self.handles = True
@@ -152,9 +155,13 @@ class Link(Assertions):
 
 def restore(argument, after):
     """Does to an argument what the call did to its copy: functions may work in place."""
-    if type(argument) is not type(after):
+    if type(argument) is not type(after) or (isinstance(after, tuple) and len(argument) != len(after)):
         raise ValueError("an argument has changed its type")
-    if isinstance(argument, (list, bytearray)):
+    if isinstance(argument, tuple):
+        for part, new in zip(argument, after):
+            if wire.can_change(part):
+                restore(part, new)
+    elif isinstance(argument, (list, bytearray)):
         argument[:] = after
     elif hasattr(argument, "dtype"):
         argument[...] = after

@@ -9,6 +9,7 @@ Landlock does not restrict: modes, owners, times and attributes of files, socket
 
 import ctypes
 import errno
+import functools
 import os
 
 # name: number on x86_64, and on machines with the generic table (None: it does not have the call)
@@ -128,12 +129,16 @@ def program(machine, others, network):
     return [*lines, (RETURN, 0, 0, ALLOW)]
 
 
-def install(libc, others, network):
-    """For this process and all that it starts, for good. It must have given up gaining privileges. Raises OSError."""
+@functools.cache
+def prepared(others, network):
+    """The filter for this machine, as the kernel reads it. Raises OSError for a machine that is not known."""
     lines = program(os.uname().machine, others, network)
-    instructions = (Instruction * len(lines))(*lines)
-    wanted = Program(len(lines), instructions)
+    return Program(len(lines), (Instruction * len(lines))(*lines))
+
+
+def install(libc, filter):
+    """For this process and all that it starts, for good. It must have given up gaining privileges. Raises OSError."""
     set_seccomp, with_filter = 22, 2
-    if libc.prctl(set_seccomp, with_filter, ctypes.byref(wanted), 0, 0) != 0:
+    if libc.prctl(set_seccomp, with_filter, ctypes.byref(filter), 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"seccomp: {os.strerror(number)}")

@@ -17,7 +17,6 @@ from typing import Any
 
 import candidate
 import exact
-import stand_in
 import translate
 import weak
 import wire
@@ -26,14 +25,15 @@ AGAIN_SECONDS = 0.5  # a test that takes all exceptions is told again
 UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
-def judge(reports):
-    """Reads the job from stdin: {"code", "tests", "setup", "calls", "tolerance", "seconds"}. One line a verdict."""
+def judge(text, reports):
+    """Reads the job: {"code", "tests", "setup", "calls", "tolerance", "seconds"}. A line for each verdict goes to
+    reports."""
     link = exact.Link()
-    with open(0, "rb") as file:
-        job = json.load(file)
+    job = json.load(text)
     candidate.silence()
     for index, verdict in enumerate(Judge(link, job).verdicts()):
         candidate.send(reports, json.dumps({"test": index, **verdict}).encode() + b"\n")
+        candidate.reap()
 
 
 class Unjudged(Exception):
@@ -57,7 +57,6 @@ class Judge:
         self.end = time.monotonic() + job["seconds"]
         self.left = len(job["calls"]) + len(job["tests"])
         signal.signal(signal.SIGALRM, late)
-        sys.modules.setdefault("pytest", sys.modules.get("pytest") or imported("pytest") or stand_in.module())
 
     def verdicts(self) -> Iterator[dict[str, Any]]:
         """One verdict a call or test."""
@@ -98,12 +97,12 @@ class Judge:
             raise Unjudged(f"it needs the fixture {name}, which is not defined")
         for node in piece.tree.body:
             for name in imports(node):
-                if name != translate.SOLUTION and name not in sys.modules and imported(name) is None:
+                if name != translate.SOLUTION and translate.library(name) is None:
                     raise Unjudged(f"it imports {name}, which is not installed; the sandbox has `paths` for packages")
         return piece
 
     def verdict(self, piece) -> dict[str, Any]:
-        if not piece.used & (self.named | self.setup.defined):
+        if not piece.used & (self.named | self.setup.defined | {translate.SOLUTION}):
             return {"unjudged": "it uses nothing of the code"}
         link = self.link
         if link.ended:
@@ -140,8 +139,8 @@ class Judge:
         if why:
             return {"weak": why}
         try:
-            space |= link.names() | {own: exact.Name(link, name) for name, own in piece.imports.items()}
-            run(piece, translate.Noted(), space)
+            space |= {own: exact.Name(link, name) for own, name in piece.imports.items()}
+            run(piece, translate.Noted(), space, link.names())
             error = None
         except BaseException as raised:
             error = raised
@@ -149,8 +148,9 @@ class Judge:
             link.stop()
             if not link.calls:
                 return {"unjudged": "it does not end, and has not called the code yet"}
-        elif link.reason or (link.handles and (error or link.failed)):
-            return {"weak": link.reason or "the test looks at an object of the code"}
+        elif link.reason or ((link.handles or link.shared) and (error or link.failed)):
+            kept = "the test looks at an object of the code" if link.handles else "the code keeps what it got or gave"
+            return {"weak": link.reason or kept}
         elif isinstance(error, SystemExit) and not error.code and link.calls and link.raised is not error:
             error = None  # the test has ended itself
         if error is None and (link.failed or link.open):
@@ -213,21 +213,18 @@ class Judge:
         os._exit(0)
 
     def run_beside(self, piece, guard):
-        genuine = {f"_builtin_{name}": getattr(builtins, name) for name in translate.GENUINE} | guard.names()
-        if "unittest" in self.setup.text + piece.text:
-            guard.watch_unittest()
+        genuine = {name: getattr(builtins, name) for name in translate.GENUINE} | guard.names()
         before = dict(sys.modules)
         module = candidate.module_of(self.job["code"], translate.SOLUTION)
         sys.modules.update(before)
         space = module.__dict__
-        space |= genuine
         for name in self.named - space.keys():
             with contextlib.suppress(NameError):
                 space[name] = candidate.found(module, name)
         provide(self.modules, space)
         for one in (self.setup, piece):
-            space |= {own: space[name] for name, own in one.imports.items() if name in space}
-            run(one, translate.Guarded(self.named | one.defined | self.setup.defined), space)
+            space |= {own: space[name] for own, name in one.imports.items() if name in space}
+            run(one, translate.Guarded(self.named | one.defined | self.setup.defined), space, genuine)
 
     # --- calls ---
 
@@ -261,13 +258,12 @@ def provide(modules, space):
         exec(statement, space)
 
 
-def run(piece, transformer, space):
-    """Runs a test's statements, then the test functions and classes that it defines."""
+def run(piece, transformer, space, objects):
+    """Runs a test's statements, then the test functions and classes that it defines, with objects as in `program`."""
     if "unittest" in sys.modules:
         vars(sys.modules["unittest"])["main"] = lambda *_, **__: None
-    cases = piece.cases()
-    exec(translate.program(piece, transformer), space)
-    for name in cases:
+    exec(translate.program(piece, transformer, objects), space)
+    for name in piece.cases:
         for call in calls_of(space[name], space):
             call()
 
@@ -316,13 +312,6 @@ def imports(node):
             yield from (alias.name.split(".")[0] for alias in part.names)
         elif isinstance(part, ast.ImportFrom) and part.module and not part.level:
             yield part.module.split(".")[0]
-
-
-def imported(name):
-    try:
-        return __import__(name)
-    except ImportError:
-        return None
 
 
 def same(value: Any, wanted: Any, tolerance: float) -> bool:

@@ -10,12 +10,13 @@ import signal
 import sys
 
 SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
 
 
 def tie(parent: int, number: int = signal.SIGKILL) -> None:
     """Lets this process get a signal when the thread that started it ends, or now if `parent`, its process, is gone."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(SET_PDEATHSIG, number, 0, 0, 0)
+        LIBC.prctl(SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
 

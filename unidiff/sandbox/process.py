@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import io
 import json
 import math
 import os
 import secrets
 import select
-import selectors
 import signal
 import socket
 import subprocess
@@ -25,15 +25,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from unidiff.config import check_fields
-
-from . import folders
+from . import folders, streams
 
 CHILD = Path(__file__).with_name("child.py")
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/libx32")  # what programs need; not /etc
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
 LANDLOCK_CREATE, SET_DUMPABLE = 444, 4
 MEBIBYTE = 1 << 20
+NOT_BUILT = "the sandbox could not be built"
 SWEEP_SECONDS = 2.0
 FORK_SECONDS = 30.0  # for a server to start and fork, on a machine that is busy
 
@@ -94,22 +93,38 @@ class Limits:
     network: Literal["deny", "allow"] = "deny"
 
     def __post_init__(self) -> None:
-        check_fields(self)
         for name in ("seconds", "memory", "disk", "processes", "open_files", "output"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}; it must be above 0")
+            number = _number(name, getattr(self, name), float if name == "seconds" else int)
+            object.__setattr__(self, name, number)
+        if isinstance(self.paths, str):
+            raise ValueError(f"paths is {self.paths!r}; it must be a list")
+        object.__setattr__(self, "paths", tuple(map(os.fspath, self.paths)))
         for path in self.paths:
             if not os.path.isabs(path) or not os.path.isdir(path):
                 raise ValueError(f"paths: {path!r} is not a folder with an absolute path")
+        if self.network not in ("deny", "allow"):
+            raise ValueError(f"network is {self.network!r}; choose one of deny, allow")
+
+
+def _number(name: str, value: Any, kind: type[float]) -> float:
+    """A positive number of a kind, also from a scalar of numpy. Raises ValueError with the name."""
+    try:
+        number = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if isinstance(value, str | bool) or number != value or math.isinf(number):
+        raise ValueError(f"{name} is {value!r}; it must be a {'whole' if kind is int else 'finite'} number")
+    if number <= 0:
+        raise ValueError(f"{name}={number!r}; it must be above 0")
+    return number
 
 
 @functools.cache
 def namespaces_refused() -> str | None:
     """Why the system does not let a sandbox have namespaces; None if it does. Asked once a process."""
     with ExitStack() as stack:
-        probe = Process(Limits(), stack, {"mode": "program", "code": ""}, namespaces=True)
         try:
-            probe.finish()
+            Process(Limits(), stack, "program", "", namespaces=True).finish()
         except SandboxError as error:
             return str(error)
     return None
@@ -147,29 +162,17 @@ def _prefix(python: str) -> str:
         raise SandboxError(f"python={python!r} is not a Python interpreter: {error}") from error
 
 
-def _readable(prefix: str, paths: Sequence[str]) -> list[str]:
-    """The folders that a sandbox sees: the system's, Python's own and those given, none inside another."""
-    kept: list[str] = []
-    for path in [*SYSTEM, os.path.realpath(prefix), prefix, *paths]:
-        inside = any(Path(path).is_relative_to(other) for other in kept)
+@functools.cache
+def _readable(prefix: str, paths: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The folders that a sandbox sees, and where each is without links: the system's, Python's own and those given,
+    none inside another. Those that are links come last, since most lead into the others."""
+    kept: list[tuple[str, str]] = []
+    places = {path: os.path.realpath(path) for path in (*SYSTEM, os.path.realpath(prefix), prefix, *paths)}
+    for path, place in sorted(places.items(), key=lambda one: (one[0] != one[1], one[0])):
+        inside = any(os.path.commonpath((path, other)) == other for other, _ in kept)
         if os.path.exists(path) and path != "/" and not inside:
-            kept.append(path)
+            kept.append((path, place))
     return kept
-
-
-def pipe(stack: ExitStack) -> tuple[int, int]:
-    """A pipe whose ends are closed at the latest when the stack is."""
-    ends = os.pipe()
-    for fd in ends:
-        stack.callback(_close, fd, os.fstat(fd).st_ino)
-    return ends
-
-
-def _close(fd: int, inode: int) -> None:
-    """Closes a descriptor unless it is closed already, and perhaps another's."""
-    with suppress(OSError):
-        if os.fstat(fd).st_ino == inode:
-            os.close(fd)
 
 
 class Server:
@@ -207,19 +210,19 @@ class Server:
             self.started.set()
         self.said = process.communicate()[1]
 
-    def fork(self, fds: Sequence[int]) -> int:
-        """Starts a launcher with these descriptors (see child.py); gives a descriptor of its process. Raises
+    def fork(self, job: dict[str, Any], fds: Sequence[int]) -> int:
+        """Starts a launcher with a job and these descriptors (see child.py); gives a descriptor of its process. Raises
         SandboxError."""
         message = b""
         with self.lock, suppress(OSError):
-            socket.send_fds(self.socket, [b"fork"], fds)
+            socket.send_fds(self.socket, [json.dumps(job).encode()], fds)
             message, received, _, _ = socket.recv_fds(self.socket, 1000, 1)
             if received:
                 return received[0]
         if not message:  # it has ended, or hangs
             _SERVERS.pop((self.python, os.getpid()), None)
         said = (message or self.said).decode(errors="replace").strip().splitlines() or ["its server has ended"]
-        raise SandboxError(f"the sandbox could not be built: {said[-1]}")
+        raise SandboxError(f"{NOT_BUILT}: {said[-1]}")
 
 
 _SERVERS: dict[tuple[str, int], Server] = {}
@@ -237,49 +240,46 @@ def server(python: str) -> Server:
         return _SERVERS[key]
 
 
-@dataclass
+def _namespaces(limits: Limits) -> bool:
+    """Whether a sandbox has namespaces. Raises SandboxError where it needs them and they are refused."""
+    reason = namespaces_refused()
+    if reason is None:
+        return True
+    if limits.network == "deny":
+        raise SandboxError(
+            f"{reason}. Without namespaces the network cannot be closed. Allow unprivileged user namespaces, or "
+            "run the code elsewhere (tools/reward_server.py), or accept limits without isolation: network='allow'"
+        )
+    warn_unisolated(reason)
+    hide()
+    return False
+
+
 class Process:
-    """One sandboxed process, started at once."""
+    """One sandboxed process, started at once. mode: what it does with a text (payload.py). All that it needs here is
+    closed, and it is ended, when the stack is closed."""
 
-    limits: Limits
-    stack: ExitStack
-    job: dict[str, Any]
-    stdin: str = ""
-    namespaces: bool | None = None
-
-    def __post_init__(self) -> None:
-        namespaces = self._namespaces() if self.namespaces is None else self.namespaces
-        box = self.limits
-        readable = _readable(_prefix(box.python), box.paths)
-        folder = None if namespaces else self._folder()
+    def __init__(
+        self, limits: Limits, stack: ExitStack, mode: str, text: str, stdin: str = "", namespaces: bool | None = None
+    ) -> None:
+        self.limits, self.stack = limits, stack
+        if namespaces is None:
+            namespaces = _namespaces(limits)
         job = {
-            **self.job, "namespaces": namespaces, "folder": folder,
-            "network": box.network == "allow", "readable": readable, "paths": list(box.paths),
-            "memory": box.memory * MEBIBYTE, "disk": box.disk * MEBIBYTE, "processes": box.processes,
-            "open_files": box.open_files, "cpu_seconds": math.ceil(box.seconds),
+            "mode": mode, "namespaces": namespaces, "folder": None if namespaces else self._folder(),
+            "network": limits.network == "allow", "readable": _readable(_prefix(limits.python), limits.paths),
+            "paths": limits.paths, "memory": limits.memory * MEBIBYTE, "disk": limits.disk * MEBIBYTE,
+            "processes": limits.processes, "open_files": limits.open_files, "cpu_seconds": math.ceil(limits.seconds),
         }  # fmt: skip
         own = getattr(sys, "_base_executable", None) or sys.executable  # a virtual environment's folder is not seen
-        (self.status, status), (self.stdout, stdout), (self.stderr, stderr) = (pipe(self.stack) for _ in range(3))
-        given = [self._file(json.dumps(job)), status, self._file(self.stdin), stdout, stderr]
+        (self.status, status), (self.stdout, stdout), (self.stderr, stderr) = (self._pipe() for _ in range(3))
+        given = [self._text(text), status, self._text(stdin), stdout, stderr]
         self.started = time.monotonic()
-        self.process = server(box.python or own).fork(given)
-        self.stack.callback(os.close, self.process)
-        self.stack.callback(self.kill)
-        for fd in given:
-            os.close(fd)
-
-    def _namespaces(self) -> bool:
-        reason = namespaces_refused()
-        if reason is None:
-            return True
-        if self.limits.network == "deny":
-            raise SandboxError(
-                f"{reason}. Without namespaces the network cannot be closed. Allow unprivileged user namespaces, or "
-                "run the code elsewhere (tools/reward_server.py), or accept limits without isolation: network='allow'"
-            )
-        warn_unisolated(reason)
-        hide()
-        return False
+        self.process = server(limits.python or own).fork(job, [file.fileno() for file in given])
+        stack.callback(os.close, self.process)
+        stack.callback(self.kill)
+        for file in given:
+            file.close()
 
     def _folder(self) -> str:
         """A new name; the launcher makes the folder."""
@@ -287,66 +287,43 @@ class Process:
         self.stack.callback(folders.remove, folder)
         return folder
 
-    def _file(self, text: str) -> int:
+    def _file(self, fd: int, mode: str) -> io.FileIO:
+        return self.stack.enter_context(io.FileIO(fd, mode))
+
+    def _pipe(self) -> tuple[io.FileIO, io.FileIO]:
+        ends = os.pipe()
+        return self._file(ends[0], "r"), self._file(ends[1], "w")
+
+    def _text(self, text: str) -> io.FileIO:
         """A file in memory with this text, at its start: unlike a pipe it takes any length at once."""
-        fd = os.memfd_create("unidiff-sandbox")
-        self.stack.callback(_close, fd, os.fstat(fd).st_ino)
-        with os.fdopen(os.dup(fd), "wb") as file:
-            file.write(text.encode("utf-8", "surrogatepass"))
-        os.lseek(fd, 0, os.SEEK_SET)
-        return fd
+        file = self._file(os.memfd_create("unidiff-sandbox"), "w+")
+        left = memoryview(text.encode("utf-8", "surrogatepass"))
+        while left:
+            left = left[file.write(left) :]
+        file.seek(0)
+        return file
 
     def finish(self) -> Outcome:
         """Reads what the process says until it ends or has to be stopped."""
-        streams = {fd: bytearray() for fd in (self.status, self.stdout, self.stderr)}
-        printed = [streams[self.stdout], streams[self.stderr]]
-        stop = self._read(streams, printed)
+        status, *printed = (file.fileno() for file in (self.status, self.stdout, self.stderr))
+        limits = dict.fromkeys(printed, self.limits.output) | {status: math.inf}
+        said, stop = streams.read(limits, self.started + self.limits.seconds)
         seconds = time.monotonic() - self.started
         self.kill()
-        words = streams[self.status].decode(errors="replace").partition("\n")[0].partition(" ")
-        code = None
-        if stop is None:
-            if words[0] not in ("exit", "signal"):
-                raise SandboxError(self._refusal(words[2], printed[1]))
-            stop, code = (Ending.EXITED if words[0] == "exit" else Ending.SIGNAL), int(words[2])
-        stdout, stderr = (bytes(text[: self.limits.output]).decode(errors="replace") for text in printed)
-        return Outcome(stop, code, stdout, stderr, seconds)
-
-    def _refusal(self, reason: str, stderr: bytearray) -> str:
-        said = reason or bytes(stderr[-500:]).decode(errors="replace").strip() or "it ended without a word"
-        return f"the sandbox could not be built: {said}"
-
-    def _read(self, streams: dict[int, bytearray], printed: list[bytearray]) -> Ending | None:
-        """Fills the buffers until all streams are closed (None), the time is over, or too much was printed."""
-        deadline = self.started + self.limits.seconds
-        with selectors.DefaultSelector() as selector:
-            for fd, buffer in streams.items():
-                selector.register(fd, selectors.EVENT_READ, buffer)
-            while selector.get_map():
-                left = deadline - time.monotonic()
-                ready = selector.select(max(left, 0))
-                if not ready and left <= 0:
-                    return Ending.TIMEOUT
-                for key, _ in ready:
-                    chunk = os.read(key.fd, 1 << 16)
-                    if not chunk:
-                        selector.unregister(key.fd)
-                    key.data.extend(chunk)
-                if any(len(buffer) > self.limits.output for buffer in printed):
-                    return Ending.OUTPUT
-        return None
+        stdout, stderr = (said[fd][: self.limits.output].decode(errors="replace") for fd in printed)
+        if stop is not None:
+            return Outcome(Ending(stop), None, stdout, stderr, seconds)
+        how, _, detail = said[status].decode(errors="replace").partition("\n")[0].partition(" ")
+        if how not in ("exit", "signal"):
+            raise SandboxError(f"{NOT_BUILT}: {detail or stderr[-500:].strip() or 'it ended without a word'}")
+        return Outcome(Ending.EXITED if how == "exit" else Ending.SIGNAL, int(detail), stdout, stderr, seconds)
 
     def kill(self) -> None:
         """Ends the launcher and with it everything that it started. Does nothing if it is over."""
-        for number, patience in ((signal.SIGTERM, SWEEP_SECONDS), (signal.SIGKILL, None)):
+        ended = select.poll()
+        ended.register(self.process, select.POLLIN)
+        for number, milliseconds in ((signal.SIGTERM, SWEEP_SECONDS * 1000), (signal.SIGKILL, None)):
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.process, number)  # the launcher ends when all others have
-            if _ended(self.process, patience):
+            if ended.poll(milliseconds):
                 return
-
-
-def _ended(process: int, seconds: float | None) -> bool:
-    """Waits for the end of a process by its descriptor."""
-    poll = select.poll()
-    poll.register(process, select.POLLIN)
-    return bool(poll.poll(None if seconds is None else seconds * 1000))

@@ -79,8 +79,8 @@ def _pairs(name: str | None, inputs: list[Any], outputs: list[Any]) -> Row:
     if not inputs or len(inputs) != len(outputs):
         raise ValueError(f"{len(inputs)} inputs and {len(outputs)} outputs: there must be as many, and at least one")
     if name is None:
-        read_and_printed = zip(_printed("inputs", inputs), _printed("outputs", outputs))
-        return Row(programs=tuple(read_and_printed))
+        pairs = enumerate(zip(inputs, outputs))
+        return Row(programs=tuple((_text(f"inputs[{i}]", a), _text(f"outputs[{i}]", b)) for i, (a, b) in pairs))
     if not isinstance(name, str) or not name:
         raise ValueError(f"fn_name is {name!r}; it must be the name of a function")
     boxed = all(isinstance(one, list) and len(one) == 1 for one in outputs)  # some data sets wrap each value in a list
@@ -93,10 +93,6 @@ def _pairs(name: str | None, inputs: list[Any], outputs: list[Any]) -> Row:
         arguments = given if isinstance(given, list) else [given]
         cases.append(Case(tuple(arguments), (wanted, wanted[0]) if boxed and isinstance(wanted, list) else (wanted,)))
     return Row(name=name, cases=tuple(cases))
-
-
-def _printed(name: str, values: list[Any]) -> list[str]:
-    return [_text(f"{name}[{i}]", value) for i, value in enumerate(values)]
 
 
 def _text(name: str, value: Any) -> str:
@@ -144,16 +140,6 @@ def _parsed(value: Any) -> Any:
 
 def _from_json(value: Any) -> Any:
     try:
-        return json.loads(value, parse_int=_integer)
+        return json.loads(value, parse_int=lambda digits: int(decimal.Decimal(digits)))  # of any length
     except (ValueError, TypeError, RecursionError):
         return value
-
-
-def _integer(digits: str) -> int:
-    """An integer of any length: Python's own reading stops at 4,300 digits."""
-    sign, digits = (-1, digits[1:]) if digits.startswith("-") else (1, digits)
-    value = 0
-    for start in range(0, len(digits), 4000):
-        part = digits[start : start + 4000]
-        value = value * 10 ** len(part) + int(part)
-    return sign * value

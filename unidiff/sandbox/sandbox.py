@@ -1,26 +1,11 @@
 """A sandbox for code that a model wrote: a process without rights, without a network, under hard limits.
 
-What it promises where the system allows namespaces (the default, `network="deny"`, insists on them):
+What it promises, and what it does not, is in docs/scorers.md ("The sandbox"). In short, where the system allows
+namespaces: a read-only root with the system's libraries and Python alone, an empty /tmp in memory, no other processes,
+no network, a filter of system calls, limits, and an end for all that it starts. `network="allow"` leaves the network
+open, and where namespaces are refused goes on with the limits, the filter and Landlock.
 
-- A root of its own: the system's libraries and Python, read-only; a few devices; an empty /tmp in memory. No /etc,
-  /home, /proc, nor any other file of the machine, so neither the trainer's environment nor its processes can be seen.
-- Its own process, network, ipc and host name namespaces, no capabilities, no further namespaces; as root's child it
-  becomes nobody.
-- A filter of system calls (filter.py): no memory that no limit counts, no sockets of families that know no
-  network namespace, none of the kernel's corners.
-- Hard limits: wall clock, CPU seconds, address space, number of processes, open files, size of files, size of /tmp and
-  files in it, and of what it prints. When it ends or is stopped, the kernel kills everything that it started.
-- Verdicts that it cannot forge, where they are exact. Output is compared in the trainer's process; functions are called
-  in one process and judged in another, which gets plain data alone (judge.py). Tests that look at objects of the code
-  run beside it and are marked `weak`: code that attacks its own test can forge them.
-
-It does not promise to stop an attack on the kernel itself, or timing channels. Limits hold for each process: at worst
-`processes` times `memory` are used, and `disk` once more.
-
-`network="allow"` leaves the network open; and where namespaces are refused (many containers), it runs with the limits
-and the filter alone, and with Landlock, which restricts files, where the kernel has it (a table in docs/scorers.md says
-what holds on which kernel). Then other processes can be seen, though neither traced nor signalled, and `disk` bounds
-each file, not their sum.
+Verdicts are exact where the code and what judges it are two processes (judge.py), or else are marked `weak`.
 """
 
 from __future__ import annotations
@@ -71,8 +56,7 @@ class Sandbox(Limits):
     def run(self, code: str, stdin: str = "") -> Outcome:
         """Runs a program. Raises SandboxError if the sandbox cannot be built."""
         with ExitStack() as stack:
-            process = Process(self, stack, {"mode": "program", "code": code}, stdin=stdin)
-            return process.finish()
+            return Process(self, stack, "program", code, stdin).finish()
 
     def test(self, code: str, tests: Sequence[str], setup: str = "") -> TestReport:
         """Runs tests of the functions and classes that the code defines.
@@ -136,7 +120,7 @@ class Sandbox(Limits):
     def _lines(self, mode: str, job: dict[str, Any]) -> list[dict[str, Any]]:
         """What a job reports, one JSON line each. Raises SandboxError if it could not begin."""
         with ExitStack() as stack:
-            outcome = Process(self, stack, {"mode": mode}, stdin=json.dumps(job)).finish()
+            outcome = Process(self, stack, mode, json.dumps(job)).finish()
         found = []
         for line in outcome.stdout.splitlines():
             with suppress(ValueError):  # the last line may be cut off

@@ -4,6 +4,8 @@ import ast
 import builtins
 import symtable
 import sys
+import types
+import warnings
 
 MODULES = {"np": "numpy", "pd": "pandas"}  # names that tests use without an import
 HELPERS = {
@@ -14,12 +16,22 @@ HELPERS = {
         "typing": "List Dict Tuple Set Optional Any Union Callable", "pytest": "approx raises",
     }.items() for name in names.split()
 }  # fmt: skip
+METHODS = {  # of unittest's TestCase, and the operators that they ask
+    f"assert{name}": operator for operator, names in {
+        "Eq": "Equal AlmostEqual ListEqual TupleEqual DictEqual SetEqual", "NotEq": "NotEqual", "In": "In",
+        "NotIn": "NotIn", "Gt": "Greater", "GtE": "GreaterEqual", "Lt": "Less", "LtE": "LessEqual",
+    }.items() for name in names.split()
+}  # fmt: skip
+MARK = "\0unidiff "
 SOLUTION = "solution"  # tests may import the code under this name
 BUILTINS = frozenset(dir(builtins))
 GENUINE = frozenset(name for name in BUILTINS - {"super"} if not name.startswith("__"))  # the compiler looks for super
 CONSTRUCTORS = {"list", "set", "tuple", "dict", "int", "float", "str", "bool", "complex", "range", "frozenset", "bytes"}
 LOOKS = {"callable", "type", "id", "hasattr", "getattr"}  # what these answer, the object is not always asked
-STREAMS = {"stdin", "stdout", "stderr", "redirect_stdout", "redirect_stderr", "patch", "environ"}
+STATE = """stdin stdout stderr redirect_stdout redirect_stderr environ putenv chdir patch seed setstate
+setrecursionlimit set_int_max_str_digits getcontext setcontext localcontext setlocale catch_warnings simplefilter
+filterwarnings warns assertWarns assertWarnsRegex assertLogs getLogger basicConfig Thread ThreadPoolExecutor"""
+OF_INTERPRETERS = frozenset(STATE.split())  # what tests set or read for the code, in its interpreter alone
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -28,53 +40,41 @@ class Piece:
 
     def __init__(self, text):
         self.text, self.tree = text, ast.parse(text)
-        top = symtable.symtable(text, "test", "exec")
-        self.defined = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
-        used, tables = set(), [top]
+        self.nodes = list(ast.walk(self.tree))
+        from_code = [n for n in self.nodes if isinstance(n, ast.ImportFrom) and n.module == SOLUTION]
+        self.imports = {alias.asname or alias.name: alias.name for node in from_code for alias in node.names}
+        self.used, self.defined = set(self.imports), set()
+        if any(alias.name == SOLUTION for n in self.nodes if isinstance(n, ast.Import) for alias in n.names):
+            self.used.add(SOLUTION)
+        tables = [top := symtable.symtable(text, "test", "exec")]
         while tables:
             table = tables.pop()
             tables += table.get_children()
-            for s in table.get_symbols():
-                if s.is_referenced() and (table is top or s.is_global()):
-                    used.add(s.get_name())
-                if s.is_declared_global() and s.is_assigned():
-                    self.defined.add(s.get_name())
-        imported = {
-            alias.name: alias.asname or alias.name
-            for node in ast.walk(self.tree) if isinstance(node, ast.ImportFrom) and node.module == SOLUTION
-            for alias in node.names
-        }  # fmt: skip
-        self.imports = {own: name for name, own in imported.items()}
-        self.defined -= set(self.imports)
-        self.used = used | set(self.imports)
-        self.names = self.used - self.defined - BUILTINS | set(self.imports) - {"*"}
+            for symbol in table.get_symbols():
+                if table is top or symbol.is_global():
+                    if symbol.is_referenced():
+                        self.used.add(symbol.get_name())
+                    if symbol.is_assigned() or symbol.is_imported():
+                        self.defined.add(symbol.get_name())
+        self.defined -= self.imports.keys()
+        self.names = self.used - self.defined - BUILTINS | self.imports.keys() - {"*"}
         self.definitions = {node.name: node for node in self.tree.body if isinstance(node, DEFINITIONS)}
+        self.statements = [node for node in self.tree.body if not isinstance(node, DEFINITIONS)]
+        called = {name_of(n.func) for s in self.statements for n in ast.walk(s) if isinstance(n, ast.Call)}
+        self.cases = [name for name, node in self.definitions.items() if name not in called and is_case(node)]
 
-    def called(self):
-        """Names that module-level statements call."""
-        statements = [node for node in self.tree.body if not isinstance(node, DEFINITIONS)]
-        return {name_of(n.func) for s in statements for n in ast.walk(s) if isinstance(n, ast.Call)}
 
-    def cases(self):
-        """Test functions and classes that nothing else calls, in their order."""
-        called = self.called()
-        return [
-            name for name, node in self.definitions.items()
-            if name not in called and (name.lower().startswith("test") or is_case(node))
-        ]  # fmt: skip
+def is_case(node):
+    """Whether a definition is a test function or class."""
+    bases = [name_of(base) or "" for base in getattr(node, "bases", ())]
+    return node.name.lower().startswith("test") or any("TestCase" in base for base in bases)
 
 
 def fixtures(test, setup):
     """Parameters of test functions that nothing gives."""
-    for node in map(test.definitions.get, test.cases()):
+    for node in map(test.definitions.get, test.cases):
         if isinstance(node, ast.FunctionDef) and not node.decorator_list:
-            yield from (
-                {argument.arg for argument in node.args.args} - test.definitions.keys() - setup.definitions.keys()
-            )
-
-
-def is_case(node):
-    return isinstance(node, ast.ClassDef) and any("TestCase" in (name_of(base) or "") for base in node.bases)
+            yield from {one.arg for one in node.args.args} - test.definitions.keys() - setup.definitions.keys()
 
 
 def name_of(node):
@@ -84,10 +84,8 @@ def name_of(node):
 
 def asserts(test, setup):
     """Whether anything that the test runs can fail by its own judgement."""
-    nodes = [*ast.walk(setup.tree), *ast.walk(test.tree)]
-    known = {node.name: node for node in nodes if isinstance(node, DEFINITIONS)}
-    todo = [node for node in test.tree.body if not isinstance(node, DEFINITIONS)]
-    todo += [test.definitions[name] for name in test.cases()]
+    known = {node.name: node for node in setup.nodes + test.nodes if isinstance(node, DEFINITIONS)}
+    todo = test.statements + [test.definitions[name] for name in test.cases]
     while todo:
         for node in ast.walk(todo.pop()):
             called = (name_of(node.func) or "") if isinstance(node, ast.Call) else ""
@@ -103,25 +101,25 @@ def tested_builtins(pieces):
     """The builtin functions that tests call which use nothing else of the code: the innermost calls of each."""
     found = set()
     for piece in pieces:
-        calls = [n for n in ast.walk(piece.tree) if isinstance(n, ast.Call) and callee(n) in BUILTINS - CONSTRUCTORS]
+        calls = [node for node in piece.nodes if callee(node) in BUILTINS - CONSTRUCTORS]
         found |= {callee(n) for n in calls if not any(m is not n and m in calls for m in ast.walk(n))}
     return found - set().union(*(piece.defined for piece in pieces))
 
 
 def callee(node):
-    return node.func.id if isinstance(node.func, ast.Name) else None
+    return node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
 
 
 def shares_interpreter(piece):
     """Why a test cannot be run apart from the code, where that would not show. None if it can."""
-    for node in ast.walk(piece.tree):
+    if SOLUTION in piece.used:
+        return "it imports the module of the code"
+    for node in piece.nodes:
         if isinstance(node, ast.Compare) and any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
             if not all(isinstance(o, ast.Constant) or getattr(o, "id", "") in BUILTINS for o in node.comparators):
                 return "it compares identities"
-        elif isinstance(node, ast.Import) and any(alias.name == SOLUTION for alias in node.names):
-            return "it imports the module of the code"
-        elif name_of(node) in STREAMS or getattr(node, "name", None) in STREAMS:
-            return "it replaces what the code reads or prints"
+        elif {getattr(node, "attr", None), getattr(node, "name", None), callee(node)} & OF_INTERPRETERS:
+            return "it sets or reads what belongs to the code's interpreter"
     return None
 
 
@@ -132,11 +130,11 @@ def modules(pieces, code):
     """
     found = {}
     for piece in pieces:
-        for node in ast.walk(piece.tree):
+        for node in piece.nodes:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in piece.names:
                 name = node.value.id
                 module = MODULES.get(name, name if name in sys.stdlib_module_names else "")
-                if module and has(module, node.attr):
+                if module and hasattr(library(module), node.attr):
                     found[name] = f"import {module} as {name}"
     names = set().union(*(piece.names for piece in pieces)) - found.keys()
     others = names - HELPERS.keys() - set().union(*(piece.defined for piece in pieces))
@@ -146,22 +144,23 @@ def modules(pieces, code):
     return found
 
 
-def has(module, attribute):
+def library(name):
+    """A module that can be imported, or None."""
     try:
-        return hasattr(__import__(module), attribute)
+        return __import__(name)
     except ImportError:
-        return False
+        return None
 
 
 class Noted(ast.NodeTransformer):
-    """`assert x` becomes `assert _noted(_begun(swallowed), x)`: if it has failed, the test has, even where its own
+    """`assert x` becomes `assert noted(begun(swallowed), x)`: if it has failed, the test has, even where its own
     `except` takes the error; and where that takes any error, also if the condition was never known."""
 
     swallowed = False
 
     def visit_Assert(self, node):
         self.generic_visit(node)
-        node.test = call("_noted", call("_begun", ast.Constant(int(self.swallowed))), node.test)
+        node.test = call("noted", call("begun", ast.Constant(int(self.swallowed))), node.test)
         return node
 
     def visit_Try(self, node):
@@ -175,13 +174,13 @@ class Noted(ast.NodeTransformer):
     def visit_Call(self, node):
         self.generic_visit(node)
         if callee(node) in LOOKS:
-            node.args = [call("_seen", argument) for argument in node.args]
+            node.args = [call("seen", argument) for argument in node.args]
         return node
 
     def visit_Compare(self, node):
         self.generic_visit(node)
         if isinstance(node.ops[0], ast.Is | ast.IsNot):
-            node.left = call("_seen", node.left)
+            node.left = call("seen", node.left)
         return node
 
     def visit_ImportFrom(self, node):
@@ -204,27 +203,33 @@ class Guarded(Noted):
     def visit_Compare(self, node):
         self.generic_visit(node)
         operators = ast.Tuple([ast.Constant(type(op).__name__) for op in node.ops], ast.Load())
-        return call("_compared", operators, node.left, *node.comparators)
+        return call("compared", operators, node.left, *node.comparators)
 
     def visit_Call(self, node):
+        operator = METHODS.get(name_of(node.func) or "")
         self.generic_visit(node)
-        return call("_given", node)
+        if operator and len(node.args) >= 2 and not any(isinstance(one, ast.Starred) for one in node.args):
+            both = call("operands", ast.Constant(operator), *node.args[:2])
+            node.args[:2] = [ast.Starred(both, ast.Load())]
+        return call("given", node)
+
+    def visit_Subscript(self, node):
+        self.generic_visit(node)
+        return call("given", node) if isinstance(node.ctx, ast.Load) else node
 
     def visit_BinOp(self, node):
         self.generic_visit(node)
-        return call("_computed", ast.Constant(type(node.op).__name__), node.left, node.right)
+        return call("computed", ast.Constant(type(node.op).__name__), node.left, node.right)
 
     def visit_Attribute(self, node):
         self.generic_visit(node)
-        private = node.attr.startswith("__") and not node.attr.endswith(
-            "__"
-        )  # of a class of the test, which renames it
-        asked = isinstance(node.ctx, ast.Load) and not private
-        return call("_attribute", node.value, ast.Constant(node.attr)) if asked else node
+        if not isinstance(node.ctx, ast.Load) or (node.attr.startswith("__") and not node.attr.endswith("__")):
+            return node  # a class of the test renames it
+        return call("attribute", node.value, ast.Constant(node.attr))
 
     def visit_Name(self, node):
         genuine = isinstance(node.ctx, ast.Load) and node.id in GENUINE and node.id not in self.own
-        return ast.Name(f"_builtin_{node.id}", node.ctx) if genuine else node
+        return object_named(node.id) if genuine else node
 
     def visit_MatchValue(self, node):  # the grammar wants a plain attribute here
         return node
@@ -233,10 +238,29 @@ class Guarded(Noted):
         return node
 
 
+def object_named(name):
+    """Stands for an object that the test gets with its compiled code. In a namespace the code under test could replace
+    it."""
+    return ast.Constant(MARK + name)
+
+
 def call(name, *arguments):
-    return ast.Call(ast.Name(name, ast.Load()), list(arguments), [])
+    return ast.Call(object_named(name), list(arguments), [])
 
 
-def program(piece, transformer):
-    tree = transformer.visit(ast.parse(piece.text))
-    return compile(ast.fix_missing_locations(tree), "test", "exec", dont_inherit=True)
+def program(piece, transformer, objects):
+    """The compiled test. objects: what the transformer's names stand for."""
+    tree = ast.fix_missing_locations(transformer.visit(ast.parse(piece.text)))
+    with warnings.catch_warnings(action="ignore"):  # a constant is called
+        return filled(compile(tree, "test", "exec", dont_inherit=True), objects)
+
+
+def filled(constant, objects):
+    """A constant of compiled code with objects in their places."""
+    if isinstance(constant, str) and constant.startswith(MARK):
+        return objects[constant.removeprefix(MARK)]
+    if isinstance(constant, tuple | frozenset):
+        return type(constant)(filled(one, objects) for one in constant)
+    if isinstance(constant, types.CodeType):
+        return constant.replace(co_consts=filled(constant.co_consts, objects))
+    return constant

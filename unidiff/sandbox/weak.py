@@ -21,7 +21,7 @@ from exact import HIDDEN, Assertions
 # What no solution of a task needs: names, wherever they are; `owner.name`, of a module or class; modules (`name.`).
 ATTACKS = """__builtins__ __globals__ _getframe _current_frames _exit currentframe f_back f_globals f_locals f_builtins
 tb_frame gi_frame cr_frame ag_frame settrace setprofile meta_path path_hooks addaudithook get_referrers get_referents
-_begun _noted _compared _computed _attribute _given gc.get_objects inspect.stack inspect.trace sys.excepthook os.abort
+gc.get_objects inspect.stack inspect.trace sys.excepthook os.abort
 object.__subclasses__ type.__subclasses__ mock.ANY mock.Mock mock.MagicMock os.getpid os.getppid
 atexit.register ctypes. mock. faulthandler."""
 TRICKS = frozenset(ATTACKS.split())
@@ -109,8 +109,8 @@ class Guard(Assertions):
         self.named = named
 
     def names(self):
-        return {**super().names(), "_compared": self.compared, "_computed": self.computed,
-                "_attribute": self.attribute, "_given": self.given}  # fmt: skip
+        return {**super().names(), "compared": self.compared, "computed": self.computed,
+                "attribute": self.attribute, "given": self.given, "operands": self.operands}  # fmt: skip
 
     def begun(self, swallowed):
         self.leave(False)  # in a copy: the condition was never known
@@ -143,21 +143,13 @@ class Guard(Assertions):
         self.leave(value)
         return super().noted(swallowed, value)
 
-    def watch_unittest(self):
-        import unittest
-
-        for name in ("assertEqual", "assertAlmostEqual"):
-            self.watch(unittest.TestCase, name, getattr(unittest.TestCase, name))
-
-    def watch(self, kind, name, original):
-        def method(case, first, second, *rest, **named):
-            self.begun(0)
-            if (own(first) or own(second)) and self.touched():
-                first, second = (first, self.other(second)) if own(first) else (self.other(first), second)
-            original(case, first, second, *rest, **named)
-            self.noted(0, True)
-
-        setattr(kind, name, method)
+    def operands(self, name, first, second):
+        """What a method such as assertEqual gets. Copies answer instead of it, as the operator does."""
+        self.begun(0)
+        if (own(first) or own(second)) and self.touched():
+            self.leave(self.asked(name, first, second))
+        self.armed = False
+        return first, second
 
     def refuse(self, what):
         self.failed = True
@@ -175,15 +167,20 @@ class Guard(Assertions):
     def asked(self, name, left, right):
         """The answer to one comparison, in a copy to another one."""
         ask = OPERATORS[name]
-        if name in ("Is", "IsNot") or not (own(left) or own(right)) or not self.touched():
+        if name in ("Is", "IsNot") or not (own(left) or own(right)):
             return ask(left, right)
+        one, other = (left, right) if own(left) else (right, left)
+        one, other = (list(side) if type(side) in (set, frozenset) else side for side in (one, other))
+        if not self.touched():
+            answer = ask(left, right)
+            said_equal = name in ("Eq", "NotEq") and answer is (name == "Eq")
+            if said_equal and all(is_equal(one, altered(other, sign, one)) for sign in (1, -1)):
+                self.refuse(f"a {type(one).__name__} of the code is equal to other values too")
+            return answer
         if name in ("Eq", "NotEq"):
-            one, other = (left, right) if own(left) else (right, left)
             if self.mutant == 3:
                 return ask(one, one)
-            kinds = (set, frozenset)
-            one = list(one) if type(one) in kinds else one
-            other = self.other(list(other) if type(other) in kinds else other, one)
+            other = self.other(other, one)
             return ask(one, other) if own(left) else ask(other, one)
         if name in ("In", "NotIn"):
             return self.contained(left, right) == (name == "In")

@@ -58,6 +58,34 @@ NAMES = {kind.__name__: make for kind, (_, make) in KINDS.items()}
 PLAIN = (type(None), bool, int, float, str, list, *KINDS)
 MUTABLE = (list, dict, set, bytearray, collections.deque, collections.Counter, collections.defaultdict,
            collections.OrderedDict)  # fmt: skip
+CONTAINERS = (tuple, *MUTABLE)
+
+
+def can_change(value: Any) -> bool:
+    return type(value) in CONTAINERS or hasattr(value, "dtype")
+
+
+def shared(*holders: Any) -> bool:
+    """Whether anything else holds what is mutable in these containers, or one of them holds it twice. Copies of it do
+    not change together."""
+    todo = list(holders)
+    while todo:
+        holder = todo.pop()
+        for part in holder.values() if isinstance(holder, dict) else holder:
+            if type(part) in MUTABLE and sys.getrefcount(part) > HELD_ONCE:
+                return True
+            if type(part) in CONTAINERS:
+                todo.append(part)
+    return False
+
+
+def held_once() -> int:
+    for part in [[]]:  # as `shared` goes through them
+        return sys.getrefcount(part)
+    return 0
+
+
+HELD_ONCE = held_once()
 
 
 def refuse(value: Any) -> Any:

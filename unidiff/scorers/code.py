@@ -62,7 +62,7 @@ def code_tests(
         JSON text of any of these
         None                                                 not applicable
     sandbox: limits for one run; default `Sandbox()`.
-    workers: texts judged concurrently; default one per core.
+    workers: texts judged concurrently; default two more than there are cores, since a sandbox waits while it starts.
     tolerance: relative and absolute, for numbers that a program prints or a function returns.
     block: which of several fenced blocks is the answer: "first", "last" or "best" (see `code_of`).
     gated: a text gets 0, and is not run, unless it has a closed code block without a syntax error (see `code_format`).
@@ -75,7 +75,7 @@ def code_tests(
         raise ValueError(f"workers={workers!r}; it must be 1 or more, or None")
     check_block(block)
     box = sandbox or Sandbox()
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, "unidiff-code")
+    pool = ThreadPoolExecutor(workers or (os.cpu_count() or 1) + 2, "unidiff-code")
 
     async def code_tests(
         segments: Sequence[SegmentView], log_metric: Callable[[str, float], None] | None = None
