@@ -227,6 +227,23 @@ def test_one_step_and_wd1(toy: Toy, modality: Modality) -> None:
 
 
 @pytest.mark.parametrize("modality", Modality)
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_elbo_at_the_nodes_of_a_quadrature(toy: Toy, modality: Modality, samples: int) -> None:
+    """Its mean is the weighted sum of the exact means over all sets of the nodes' sizes."""
+    nodes = {1: [(0.5, 1.0)], 2: [(0.5 - 12**-0.5, 0.5), (0.5 + 12**-0.5, 0.5)]}
+    nodes[3] = [(0.5 - 0.15**0.5, 5 / 18), (0.5, 8 / 18), (0.5 + 0.15**0.5, 5 / 18)]
+    n, expected = toy.length, 0.0
+    for node, weight in nodes[samples]:
+        sets = list(itertools.combinations(range(n), max(1, round(node * n))))
+        expected += weight * sum(toy.exact(m)[list(m)].mean().item() for m in sets) / len(sets)
+    options = {"samples": samples, "antithetic": False, "quadrature": True}
+    found = values(toy, "elbo", copies(modality, 4000, story=toy.story), **options)
+    assert close(found.sum(1, keepdim=True), expected)
+    with pytest.raises(ValueError, match="quadrature gives each view a mask ratio of its own: set antithetic=no"):
+        make("elbo", quadrature=True)
+
+
+@pytest.mark.parametrize("modality", Modality)
 @pytest.mark.parametrize(("samples", "antithetic"), [(1, False), (3, False), (2, True), (4, True)])
 @pytest.mark.parametrize("iteration", [0, 1])
 def test_elbo_is_unbiased(toy: Toy, modality: Modality, samples: int, antithetic: bool, iteration: int) -> None:
