@@ -238,7 +238,7 @@ def test_elbo_at_the_nodes_of_a_quadrature(toy: Toy, modality: Modality, samples
         expected += weight * sum(toy.exact(m)[list(m)].mean().item() for m in sets) / len(sets)
     options = {"samples": samples, "antithetic": False, "quadrature": True}
     found = values(toy, "elbo", copies(modality, 4000, story=toy.story), **options)
-    assert close(found.sum(1, keepdim=True), expected)
+    assert close(found.min(1).values, expected)
     with pytest.raises(ValueError, match="quadrature gives each view a mask ratio of its own: set antithetic=no"):
         make("elbo", quadrature=True)
 
