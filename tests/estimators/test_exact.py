@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.covering import pairs
 from unidiff import noise
 from unidiff.canvas import Canvas, render
 from unidiff.estimators import Place, draw_views, make, parse, run_views, values_of
@@ -143,9 +144,14 @@ def test_left_to_right_is_the_joint_probability(toy: Toy, modality: Modality) ->
         assert logp.item() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("modality", Modality)
 @pytest.mark.parametrize(
-    ("steps", "merge"), [((2, 0, 2, 5, 1), 1), ((2, 0, 2, 5, 1), 2), ((3, 1, 0, 7, 3), 3), ((0, 0, 0, 0, 0), 1)]
+    ("modality", "steps", "merge"),
+    [
+        (Modality.TEXT, (2, 0, 2, 5, 1), 1),
+        (Modality.IMAGE, (2, 0, 2, 5, 1), 2),
+        (Modality.TEXT, (3, 1, 0, 7, 3), 3),
+        (Modality.IMAGE, (0, 0, 0, 0, 0), 1),
+    ],
 )
 def test_trace_replays_the_steps(toy: Toy, modality: Modality, steps: tuple[int, ...], merge: int) -> None:
     step = list(steps[: toy.length])
@@ -169,8 +175,9 @@ def test_a_replay_needs_steps(name: str) -> None:
         values(TOYS[0], name, copies(Modality.TEXT, 1))
 
 
-@pytest.mark.parametrize("modality", Modality)
-@pytest.mark.parametrize("steps", [(2, 0, 2, 5, 1), (0, 0, 0, 0, 0), (4, 3, 2, 1, 0)])
+@pytest.mark.parametrize(
+    ("modality", "steps"), zip([*Modality, Modality.TEXT], [(2, 0, 2, 5, 1), (0, 0, 0, 0, 0), (4, 3, 2, 1, 0)])
+)
 def test_two_times_sees_one_state_of_the_rollout(toy: Toy, modality: Modality, steps: tuple[int, ...]) -> None:
     """Each value is that of all masked, or of a state; every state of the rollout occurs, and no other."""
     step = list(steps[: toy.length])
@@ -185,9 +192,7 @@ def test_two_times_sees_one_state_of_the_rollout(toy: Toy, modality: Modality, s
     assert bool((matches.sum(0) == 1).all()) and bool(matches.any(1).all())
 
 
-@pytest.mark.parametrize("modality", Modality)
-@pytest.mark.parametrize("mean", [False, True])
-@pytest.mark.parametrize("samples", [1, 2, 9])
+@pytest.mark.parametrize(("samples", "mean", "modality"), pairs((1, 2, 9), (False, True), Modality))
 def test_transition_is_the_probability_of_a_step(toy: Toy, modality: Modality, samples: int, mean: bool) -> None:
     """Of one drawn from the rollout's; of all of them, where more are drawn than there are. Its mean is the joint
     log-probability over the number of steps."""
@@ -226,11 +231,12 @@ def test_one_step_and_wd1(toy: Toy, modality: Modality) -> None:
 # ---------------------------------------------------------------- bounds
 
 
-@pytest.mark.parametrize("modality", Modality)
-@pytest.mark.parametrize(("samples", "antithetic"), [(1, False), (3, False), (2, True), (4, True)])
-@pytest.mark.parametrize("iteration", [0, 1])
-def test_elbo_is_unbiased(toy: Toy, modality: Modality, samples: int, antithetic: bool, iteration: int) -> None:
+@pytest.mark.parametrize(
+    ("views", "modality", "iteration"), pairs([(1, False), (3, False), (2, True), (4, True)], Modality, (0, 1))
+)
+def test_elbo_is_unbiased(toy: Toy, views: tuple[int, bool], modality: Modality, iteration: int) -> None:
     """Its mean is the any-order bound, which is what t ~ U(0, 1) with weights 1/t gives as well."""
+    samples, antithetic = views
     options = {"iteration": iteration, "samples": samples, "antithetic": antithetic}
     found, n = values(toy, "elbo", copies(modality, 4000, story=toy.story), **options), toy.length
     value = found.min(1, keepdim=True).values
@@ -257,8 +263,7 @@ def test_more_views_have_less_variance_and_strata_no_more_than_independent_ones(
         assert deviation[n, False] < 1.03 * deviation[1, False] / n**0.5  # 3 % is what 4,000 draws leave open
 
 
-@pytest.mark.parametrize("block", [2, 3, 32])
-@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize(("block", "samples"), [(2, 1), (3, 3), (32, 1)])
 def test_spg_lower_bound_is_unbiased(toy: Toy, block: int, samples: int) -> None:
     found = values(toy, "spg", copies(Modality.TEXT, 4000, story=toy.story), samples=samples, block=block)
     assert close(found.min(1).values, sum(map(toy.any_order_bound, toy.blocks(block))) / toy.length)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.covering import couples
 from unidiff.estimators import ESTIMATORS
 from unidiff.grpo.losses import LOSSES
 from unidiff.model import UnifiedModel
@@ -26,11 +27,10 @@ SETTINGS = [
     {"loss_type": "gspo", "assignment": "joint", "num_iterations": 2},
     {"lora_rank": 4, "beta": 0.1, "num_iterations": 2, "gradient_checkpointing": True},
 ]
-# Every estimator for text and for images, with every loss.
-LOSS_OF = dict(zip(ESTIMATORS, cycle(name for name in LOSSES if name != "rtb")))
+# Every estimator, for texts or for images, and every loss.
 SETTINGS += [
-    {"text_estimator": text, "image_estimator": image, "loss_type": LOSS_OF[text], "num_iterations": 2, "max_steps": 1}
-    for text, image in zip(ESTIMATORS, [*list(ESTIMATORS)[3:], *list(ESTIMATORS)[:3]])
+    {"text_estimator": text, "image_estimator": image, "loss_type": loss, "num_iterations": 2, "max_steps": 1}
+    for (text, image), loss in zip(couples(ESTIMATORS), cycle(name for name in LOSSES if name != "rtb"))
 ]
 SETTINGS += [
     {
@@ -44,15 +44,9 @@ SETTINGS += [
     {"schedule": "planner", "schedule_turns": "together", "text_steps": 8},
 ]
 # A bidirectional model, guided in sampling and scoring.
-GUIDED = {
-    "start": "dimoo",
-    "text_guidance": 0.5,
-    "image_guidance": 1.0,
-    "max_rounds": 1,
-    "num_iterations": 2,
-    "max_steps": 1,
-}
-SETTINGS += [{"text_estimator": "trace", "image_estimator": "coupled", **GUIDED}, {"beta": 0.1, **GUIDED}]
+GUIDED = {"start": "dimoo", "text_guidance": 0.5, "image_guidance": 1.0, "max_rounds": 1, "max_steps": 1}
+GUIDED |= {"num_iterations": 2, "eval_size": 3, "beta": 0.1, "text_estimator": "trace", "image_estimator": "coupled"}
+SETTINGS += [GUIDED]
 UNGUIDED = {"text_guidance": 0.5, "image_guidance": 1.0, "score_guidance": False}
 SETTINGS += [{**UNGUIDED, "micro_batch_size": 1, "max_steps": 1}]
 # Nothing to learn from on the second process, or on both.

@@ -28,11 +28,17 @@ LOSS_TYPES = tuple(name for name in LOSSES if name != "rtb")  # see test_balance
 # ---------------------------------------------------------------------------------------------- a step
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_every_estimator_loss_and_assignment_runs_a_step(make_trainer, estimator, loss_type, weights):
-    at = list(ESTIMATORS).index(estimator) + LOSS_TYPES.index(loss_type)
-    assignment = list(ASSIGNMENTS)[at % len(ASSIGNMENTS)]  # each with several estimators and losses
+# Each estimator with two losses, each loss and assignment with several. All estimators with all losses:
+# test_estimator_updates.py.
+STEPS = [
+    (name, LOSS_TYPES[(i + 3 * k) % len(LOSS_TYPES)], list(ASSIGNMENTS)[(i + k) % len(ASSIGNMENTS)])
+    for i, name in enumerate(ESTIMATORS)
+    for k in range(2)
+]
+
+
+@pytest.mark.parametrize(("estimator", "loss_type", "assignment"), STEPS)
+def test_every_estimator_loss_and_assignment_runs_a_step(make_trainer, estimator, loss_type, assignment, weights):
     settings = {"text_estimator": estimator, "image_estimator": estimator, "loss_type": loss_type}
     trainer = make_trainer(assignment=assignment, num_iterations=2, **settings)
     before = weights(trainer)
