@@ -116,9 +116,12 @@ def ids_of(model: UnifiedModel) -> torch.Tensor:
     return torch.randint(model.spec.logit_rows, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
+# Adapters of every family: test_its_config_runs.
+WAYS = [*((family, "full") for family in FAMILIES), ("llada", "lora"), ("dimoo", "lora")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["full", "lora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "way"), WAYS)
 def test_a_run(family: str, way: str, run: Callable[..., Path], start: Callable[[str], Path], tmp_path: Path) -> None:
     folder = run(family, tmp_path / "run", *((*LORA, *IN_COMPANY) if way == "lora" else ()))
     metrics = read_metrics(folder / "metrics.jsonl")
