@@ -18,7 +18,7 @@ from unidiff.tasks.names import TASKS
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ("text_math", "text_code", "text_to_image", "image_edit")
 PRESETS = sorted(path for name in RECIPES for path in (ROOT / "recipes/configs" / name).glob("*.yaml"))
-TINY = {"max_steps": 1, "num_prompts": 2, "num_generations": 2, "rollout_parts": 1, "eval_size": 12, "threads": 1}
+TINY = {"max_steps": 1, "num_prompts": 2, "num_generations": 2, "rollout_parts": 1, "eval_size": 4, "threads": 1}
 
 
 @pytest.mark.slow
