@@ -67,8 +67,7 @@ def test_given_pictures(
     assert seen > 4
 
 
-@pytest.mark.parametrize("pictures", ["none", "oracle", "shuffled"])
-@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(("pictures", "cache"), [("none", True), ("oracle", False), ("shuffled", True)])
 def test_texts_are_scored_as_they_were_drawn(
     model: UnifiedModel, sampled: Callable[..., list[Rollout]], pictures: str, cache: bool
 ) -> None:

@@ -74,8 +74,13 @@ def check(model: UnifiedModel, guided: Guided, done: Filled) -> None:
         assert bool(torch.isin(done.ids[texts][: int(masked.int().argmax())], end).any())
 
 
-@pytest.mark.parametrize(("family", "task"), CASES)
-@pytest.mark.parametrize("scales", [{}, {"text_guidance": 0.5, "image_guidance": 2.0, "picture_guidance": 1.0}])
+# Every task, and every family with guidance and without.
+GUIDED = {"text_guidance": 0.5, "image_guidance": 2.0, "picture_guidance": 1.0}
+SCALED = [(*case, ({}, GUIDED)[i % 2]) for i, case in enumerate(CASES)]
+SCALED += [("mmada_parallel", "parallel", (GUIDED, {})[[c[0] for c in CASES].index("mmada_parallel") % 2])]
+
+
+@pytest.mark.parametrize(("family", "task", "scales"), SCALED, ids=str)
 def test_every_task(models: Callable[[str], UnifiedModel], family: str, task: str, scales: dict[str, float]) -> None:
     model = models(family)
     guided = TASKS[family][task](model.template)

@@ -41,8 +41,10 @@ def guided(exact_model: UnifiedModel, task: FrozenLake, locate: Locate) -> Calla
     return run
 
 
-@EACH
-@pytest.mark.parametrize("edit", ["region", "confidence", "full"])
+EDITS = ("region", "confidence", "full")
+
+
+@pytest.mark.parametrize(("scales", "edit"), [*zip(SCALES, EDITS), *((SCALES[-1], edit) for edit in EDITS)], ids=str)
 def test_sampled_probabilities_are_guided_scores(
     exact_model: UnifiedModel, guided: Callable[..., list[Rollout]], scales: dict[str, float], edit: str
 ) -> None:

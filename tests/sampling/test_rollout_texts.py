@@ -156,10 +156,13 @@ def test_greedy_needs_no_key(threshold: float | None, prompts: list[Interleaved]
 # ---------------------------------------------------------------- how rollouts end
 
 
+ENDS = [("answer", Stop.ANSWERED, 0), ("image", Stop.MAX_ROUNDS, 2), ("none", Stop.NO_END, 0)]
+WAYS = [{}, {"text_threshold": None}, {"text_block": 4}, {"greedy": True}]
+
+
 @pytest.mark.parametrize(
-    ("end", "stop", "rounds"), [("answer", Stop.ANSWERED, 0), ("image", Stop.MAX_ROUNDS, 2), ("none", Stop.NO_END, 0)]
+    ("end", "stop", "rounds", "settings"), [(*ENDS[i % 3], WAYS[(i + i // 3) % 4]) for i in range(6)], ids=str
 )
-@pytest.mark.parametrize("settings", [{}, {"text_threshold": None}, {"text_block": 4}, {"greedy": True}])
 def test_every_stop_can_be_reached(
     end: str,
     stop: Stop,
