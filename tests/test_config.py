@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from tests.tables import each
 from unidiff.command_line import parse
 from unidiff.config import FilePath, Unbounded, build, check_fields, convert
 from unidiff.settings_file import from_yaml
@@ -49,7 +50,7 @@ def given(*words: str) -> Settings:
 # ---------------------------------------------------------------- values
 
 
-@pytest.mark.parametrize(
+@each(
     ("words", "name", "value"),
     [
         (["--steps", "7"], "steps", 7),
@@ -102,7 +103,7 @@ def test_nothing_given_is_the_default() -> None:
     assert given() == Settings()
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "value", "expected"),
     [
         (int, 3, 3),
@@ -149,7 +150,7 @@ class Checked:
         check_fields(self, "Checked.")
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "value", "message"),
     [
         ("count", 2.5, "it must be a whole number"),
@@ -186,7 +187,7 @@ def test_a_value_of_another_type_is_named(name: str, value: object, message: str
     assert str(error.value) == f"Checked.{name} is {value!r}; {message}"
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "value", "kept"),
     [
         ("count", np.int64(3), 3),
@@ -234,14 +235,14 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), WRONG)
+@each(("words", "message"), WRONG)
 def test_wrong_words_are_named(words: list[str], message: str) -> None:
     with pytest.raises(SystemExit) as caught:
         given(*words)
     assert caught.value.code == f"error: {message}"
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "value", "message"),
     [
         ("steps", 1.5, "steps is 1.5; it must be a whole number"),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.covering import pairs
+from tests.tables import each
 from unidiff import noise
 from unidiff.canvas import Canvas, render
 from unidiff.estimators import Place, draw_views, make, parse, run_views, values_of
@@ -169,7 +170,7 @@ def test_trace_merged_to_one_slice_is_one_step_and_unmerged_in_order_is_left_to_
     assert torch.equal(values(toy, "trace", canvas, merge=5), values(toy, "one_step", canvas, hide_prompt=0.0))
 
 
-@pytest.mark.parametrize("name", ["trace", "two_times", "transition"])
+@each("name", ["trace", "two_times", "transition"])
 def test_a_replay_needs_steps(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: a sampled text segment has no steps"):
         values(TOYS[0], name, copies(Modality.TEXT, 1))
@@ -381,7 +382,7 @@ def test_order_ranks_chosen_tokens_inside_their_segments() -> None:
             assert [order[b, c].item() for c in expected] == list(range(len(columns)))
 
 
-@pytest.mark.parametrize("name", ["elbo:samples=1:antithetic=no", "elbo", "spg:block=2", "wd1"])
+@each("name", ["elbo:samples=1:antithetic=no", "elbo", "spg:block=2", "wd1"])
 def test_a_segment_counts_as_if_all_of_its_tokens_were_scored(name: str) -> None:
     canvas, method = copies(Modality.TEXT, 40), parse(name)
     (draw,) = draw_views(canvas, method, method, 1, torch.tensor([noise.key(31, i) for i in range(40)]))

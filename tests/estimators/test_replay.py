@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.covering import pairs
+from tests.tables import each
 from unidiff import noise
 from unidiff.canvas import Canvas
 from unidiff.estimators import draw_views, make, parse, run_views, values_of
@@ -81,7 +82,7 @@ def test_texts_written_token_by_token(model: UnifiedModel, sample: Callable[...,
     assert (found - recorded(canvas, rollouts))[own].abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(
+@each(
     "settings",
     [
         {"text_threshold": 0.4},
@@ -90,7 +91,6 @@ def test_texts_written_token_by_token(model: UnifiedModel, sample: Callable[...,
         {"text_order": "dilated"},
         {"text_threshold": 0.0, "text_gap": 3},
     ],
-    ids=str,
 )
 def test_texts_written_in_any_order(
     model: UnifiedModel, sample: Callable[..., list[Rollout]], lean: Callable[..., UnifiedModel], settings: dict

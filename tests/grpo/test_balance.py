@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tables import each
 from unidiff import GRPOConfig
 from unidiff.grpo.balance import residuals
 from unidiff.grpo.trainer import GRPOTrainer
@@ -29,7 +30,7 @@ def toy() -> tuple[Tensor, Tensor]:
     ).double()
 
 
-@pytest.mark.parametrize("beta", [0.2, 1.0, 5.0])
+@each("beta", [0.2, 1.0, 5.0])
 def test_residuals_vanish_at_the_tilted_reference(toy: tuple[Tensor, Tensor], beta: float) -> None:
     """Of any group of rollouts, whoever drew them."""
     reference, reward = toy
@@ -98,7 +99,7 @@ def test_a_run_with_several_iterations(make_trainer: Callable[..., GRPOTrainer])
     assert metrics[-1]["kl/text"] > 0
 
 
-@pytest.mark.parametrize(
+@each(
     ("settings", "message"),
     [
         ({"beta": 0.0}, "beta is 0; loss_type rtb needs its temperature"),

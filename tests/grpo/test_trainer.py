@@ -28,8 +28,7 @@ LOSS_TYPES = tuple(name for name in LOSSES if name != "rtb")  # see test_balance
 # ---------------------------------------------------------------------------------------------- a step
 
 
-# Each estimator with two losses, each loss and assignment with several. All estimators with all losses:
-# test_estimator_updates.py.
+# Each estimator with two losses, each loss and assignment with several. All with all: test_estimator_updates.py.
 STEPS = [
     (name, LOSS_TYPES[(i + 3 * k) % len(LOSS_TYPES)], list(ASSIGNMENTS)[(i + k) % len(ASSIGNMENTS)])
     for i, name in enumerate(ESTIMATORS)
@@ -220,10 +219,6 @@ def test_kl_holds_the_policy_back(make_trainer, rewards):
     pulled.model.load_state_dict(far.model.state_dict())  # nothing but the KL term has a gradient here
     gaps = [pulled.step(0)[0]["kl/text"] for _ in range(5)]
     assert gaps[-1] < gaps[0]
-
-
-def test_beta_0_keeps_no_reference(make_trainer):
-    assert make_trainer(beta=0.0).reference is None
 
 
 @pytest.mark.parametrize(
@@ -437,6 +432,7 @@ def test_a_prompt_that_is_too_long(make_trainer, model):
 
 
 def test_the_reference_is_no_part_of_the_policy(make_trainer, model):
+    assert make_trainer(beta=0.0).reference is None
     trainer = make_trainer(beta=0.1, policy=copy.deepcopy(model))
     trained = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for p in trainer.model.parameters()}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tables import each
 from unidiff import reward
 from unidiff.command_line import parse, ungrouped
 from unidiff.config import build
@@ -35,7 +36,7 @@ def test_one_step(program, name, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@each("path", PRESETS)
 def test_presets_are_read(program, path):
     config = program(f"recipes/{path.parent.name}.py").Config
     made = parse(config, ["--config", str(path)])

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from tests.tables import each
 from unidiff.report.curves import draw_curves
 from unidiff.report.page import write_page
 from unidiff.report.progress import Progress, results_table
@@ -79,7 +80,7 @@ def test_an_odd_name_is_shown_in_a_terminal(name):
     assert name in results_table({"base": {name: 0.1}, "final": {name: 0.2}})
 
 
-@pytest.mark.parametrize("name", ["", " ", "a\nb", "\ud800", "a\x00", "\u2028", 3])
+@each("name", ["", " ", "a\nb", "\ud800", "a\x00", "\u2028", 3])
 def test_a_name_that_cannot_be_shown_on_a_line_is_refused(name):
     with pytest.raises((ValueError, TypeError), match=r"a reward cannot be named .*printable text, on one line"):
         reward(lambda segments: [], name=name or "\t")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.families.checkpoints import CODES, make_checkpoint
+from tests.tables import each
 from unidiff import noise
 from unidiff.model import UnifiedModel
 from unidiff.sampling.completion import complete
@@ -155,7 +156,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("family", "layout", "message"), WRONG.values(), ids=WRONG)
+@each(("family", "layout", "message"), WRONG.values())
 def test_what_is_no_part_of_a_layout_is_named(
     family: str, layout: Callable[[Any], Guided], message: str, models: Callable[[str], UnifiedModel]
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tables import each
 from unidiff import noise
 from unidiff.sampling import image, text
 from unidiff.sampling.draw import draw
@@ -150,7 +151,7 @@ def test_confidence_kinds() -> None:
 # ---------------------------------------------------------------- text: how much and what to commit
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 8])
+@each("steps", [1, 2, 3, 5, 8])
 def test_commit_count_spreads_tokens_as_published(steps: int) -> None:
     sizes = torch.arange(20)
     masked = torch.arange(20) < sizes[:, None]
@@ -178,7 +179,7 @@ def test_commit_threshold_takes_at_least_the_best() -> None:
     assert commit.int().tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("factor", [0.1, 0.5, 1.0, 2.0])
+@each("factor", [0.1, 0.5, 1.0, 2.0])
 def test_commit_factor_agrees_with_a_loop(factor: float) -> None:
     p = noise.uniform(keys(200), (3,), 6).float() ** 0.3
     eligible = noise.uniform(keys(200), (4,), 6) < 0.7
@@ -190,7 +191,7 @@ def test_commit_factor_agrees_with_a_loop(factor: float) -> None:
         assert not (commit[row] & ~eligible[row]).any()
 
 
-@pytest.mark.parametrize("bound", [0.0, 0.1, 0.7, 3.0])
+@each("bound", [0.0, 0.1, 0.7, 3.0])
 def test_commit_entropy_agrees_with_a_loop(bound: float) -> None:
     entropy = noise.uniform(keys(200), (5,), 6).float() ** 2
     eligible = noise.uniform(keys(200), (6,), 6) < 0.7
@@ -202,7 +203,7 @@ def test_commit_entropy_agrees_with_a_loop(bound: float) -> None:
         assert not (commit[row] & ~eligible[row]).any()
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 6, 8, 32, 33])
+@each("size", [1, 2, 3, 6, 8, 32, 33])
 def test_dilated_steps_halve_the_distance(size: int) -> None:
     steps = text.dilated_steps(size)
     assert steps == max(math.ceil(math.log2(size)), 1)
@@ -366,7 +367,7 @@ def test_emerge_rows_go_their_own_pace() -> None:
             masked = masked & ~commit
 
 
-@pytest.mark.parametrize("name", ["cumulative", "linear", "constant"])
+@each("name", ["cumulative", "linear", "constant"])
 def test_the_noise_is_annealed_as_the_references_do(name: str) -> None:
     for case in GOLDEN["maskgit"]:
         steps_B = torch.tensor([case["T"], case["T"]])

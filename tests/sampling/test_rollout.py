@@ -15,6 +15,7 @@ from PIL import Image
 
 import unidiff
 from tests.covering import pairs
+from tests.tables import each
 from unidiff import noise
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
@@ -408,7 +409,7 @@ def test_an_approximate_cache_is_for_bidirectional_models(model: UnifiedModel) -
         InterleavedSampler(model, SamplerConfig(edit="full", approximate_cache="dual"))
 
 
-@pytest.mark.parametrize(("rows", "keys"), [(2, 3), (3, 2), (2, 0), (0, 2)])
+@each(("rows", "keys"), [(2, 3), (3, 2), (2, 0), (0, 2)])
 def test_keys_have_to_fit(rows: int, keys: int, model: UnifiedModel, prompts: list[Interleaved]) -> None:
     sampler = InterleavedSampler(model, SamplerConfig(edit="full"))
     with pytest.raises(ValueError, match=f"{keys} keys do not fit {rows} prompts"):

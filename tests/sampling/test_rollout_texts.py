@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.tables import each
 from unidiff.model import UnifiedModel
 from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sampling.sampler import rollout as respond
@@ -73,7 +74,7 @@ def test_fixed_steps_commit_the_published_plan(order: str, steps: int, endless: 
         assert text.step.long().bincount().tolist() == plan
 
 
-@pytest.mark.parametrize(("block", "steps"), [(4, 8), (4, 4), (4, 2), (3, 8), (1, 8), (8, 4), (50, 4)])
+@each(("block", "steps"), [(4, 8), (4, 4), (4, 2), (3, 8), (1, 8), (8, 4), (50, 4)])
 def test_blocks_are_written_from_left_to_right(block: int, steps: int, endless: UnifiedModel, sample: Sample) -> None:
     found = sample(of=endless, text_threshold=None, text_steps=steps, text_block=block)
     for rollout in found:
@@ -120,7 +121,7 @@ def test_entropy_bounds(endless: UnifiedModel, sample: Sample) -> None:
     assert {int(s.step.max()) for s in some} - {0, 7}
 
 
-@pytest.mark.parametrize(("block", "passes"), [(None, 3), (4, 4), (3, 5), (1, 8)])
+@each(("block", "passes"), [(None, 3), (4, 4), (3, 5), (1, 8)])
 def test_dilated_texts(block: int | None, passes: int, endless: UnifiedModel, sample: Sample) -> None:
     for rollout in sample(of=endless, text_order="dilated", text_block=block):
         (text,) = rollout.segments
@@ -184,9 +185,7 @@ def test_every_stop_can_be_reached(
         assert len(rollout.segments[-1]) == (model.spec.text_length if wanted is None else 1)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"image_temperature": 1e-46}, {"text_temperature": 1e-320}, {"text_guidance": 1e39}]
-)
+@each("settings", [{"image_temperature": 1e-46}, {"text_temperature": 1e-320}, {"text_guidance": 1e39}])
 def test_settings_too_extreme_for_float32_end_in_one_line(
     settings: dict[str, Any], model: UnifiedModel, lean: Lean
 ) -> None:
@@ -195,7 +194,7 @@ def test_settings_too_extreme_for_float32_end_in_one_line(
         respond(drawing, ["find the goal"], edit="full", **settings)
 
 
-@pytest.mark.parametrize(
+@each(
     ("settings", "error", "message"),
     [
         ({"text_step": 3}, TypeError, "the sampler has no setting 'text_step'; did you mean 'text_steps'?"),
