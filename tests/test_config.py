@@ -332,7 +332,7 @@ def test_wrong_files_are_named(content: str, message: str, tmp_path: Path) -> No
     assert str(caught.value).startswith("error: ") and message in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each(
     ("line", "value"),
     [
         ("name: 1.10", "1.10"),
@@ -375,7 +375,7 @@ def test_a_byte_order_mark_is_not_part_of_a_key(tmp_path: Path) -> None:
 BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghijklm", "bcdefghijklmn"))
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "message"),
     [
         ("steps: 3\nrate: 1\nsteps: 3", "c.yaml: line 3: 'steps' is given again, first in line 1"),
@@ -395,7 +395,6 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("a
         ("place: ~nobody-here/x", "place is '~nobody-here/x'; ~nobody-here is not known here"),
         ("origin: ${NOT_SET}/x", "origin is '${NOT_SET}/x'; ${NOT_SET} is not known here"),
     ],
-    ids=lambda text: text[:24],
 )
 def test_a_file_that_says_two_things_or_too_much_is_refused(content: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:

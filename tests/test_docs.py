@@ -164,7 +164,7 @@ def check_settings(module: Any, given: list[str], program: Program) -> None:
 SPEAKING = [*PAGES, *CARDS, *CODE, *sorted(ROOT.glob("recipes/**/*.yaml"))]
 
 
-@pytest.mark.parametrize("path", [p for p in SPEAKING if commands(p)], ids=_name)
+@each("path", [p for p in SPEAKING if commands(p)])
 def test_commands_name_what_exists(program: Program, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     mine = ModuleType("my_rewards")  # the file of a reader of docs/rewards.md

@@ -130,7 +130,7 @@ def close(found: Tensor, expected: Tensor | float) -> bool:
 # ---------------------------------------------------------------- exact methods
 
 
-@pytest.mark.parametrize("modality", Modality)
+@each("modality", Modality)
 def test_left_to_right_is_the_joint_probability(toy: Toy, modality: Modality) -> None:
     """Of every sequence of the toy vocabulary: they sum to 1, and each is the product of its conditionals."""
     stories = list(itertools.product(range(toy.words), repeat=toy.length))
@@ -145,7 +145,7 @@ def test_left_to_right_is_the_joint_probability(toy: Toy, modality: Modality) ->
         assert logp.item() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize(
+@each(
     ("modality", "steps", "merge"),
     [
         (Modality.TEXT, (2, 0, 2, 5, 1), 1),
@@ -176,9 +176,7 @@ def test_a_replay_needs_steps(name: str) -> None:
         values(TOYS[0], name, copies(Modality.TEXT, 1))
 
 
-@pytest.mark.parametrize(
-    ("modality", "steps"), zip([*Modality, Modality.TEXT], [(2, 0, 2, 5, 1), (0, 0, 0, 0, 0), (4, 3, 2, 1, 0)])
-)
+@each(("modality", "steps"), zip([*Modality, Modality.TEXT], [(2, 0, 2, 5, 1), (0, 0, 0, 0, 0), (4, 3, 2, 1, 0)]))
 def test_two_times_sees_one_state_of_the_rollout(toy: Toy, modality: Modality, steps: tuple[int, ...]) -> None:
     """Each value is that of all masked, or of a state; every state of the rollout occurs, and no other."""
     step = list(steps[: toy.length])
@@ -193,7 +191,7 @@ def test_two_times_sees_one_state_of_the_rollout(toy: Toy, modality: Modality, s
     assert bool((matches.sum(0) == 1).all()) and bool(matches.any(1).all())
 
 
-@pytest.mark.parametrize(("samples", "mean", "modality"), pairs((1, 2, 9), (False, True), Modality))
+@each(("samples", "mean", "modality"), pairs((1, 2, 9), (False, True), Modality))
 def test_transition_is_the_probability_of_a_step(toy: Toy, modality: Modality, samples: int, mean: bool) -> None:
     """Of one drawn from the rollout's; of all of them, where more are drawn than there are. Its mean is the joint
     log-probability over the number of steps."""
@@ -222,7 +220,7 @@ def test_weighted_elbo_is_elbo_with_the_weights_of_the_group(toy: Toy) -> None:
     assert credit[3:5].tolist() == [0.0, 0.0] and credit[5:].sum().item() == pytest.approx(2.0) and credit[6] > 0
 
 
-@pytest.mark.parametrize("modality", Modality)
+@each("modality", Modality)
 def test_one_step_and_wd1(toy: Toy, modality: Modality) -> None:
     canvas, expected = copies(modality, 3, story=toy.story), toy.exact(tuple(range(toy.length)))
     assert torch.allclose(values(toy, "one_step", canvas), expected.expand(3, -1))
@@ -232,9 +230,7 @@ def test_one_step_and_wd1(toy: Toy, modality: Modality) -> None:
 # ---------------------------------------------------------------- bounds
 
 
-@pytest.mark.parametrize(
-    ("views", "modality", "iteration"), pairs([(1, False), (3, False), (2, True), (4, True)], Modality, (0, 1))
-)
+@each(("views", "modality", "iteration"), pairs([(1, False), (3, False), (2, True), (4, True)], Modality, (0, 1)))
 def test_elbo_is_unbiased(toy: Toy, views: tuple[int, bool], modality: Modality, iteration: int) -> None:
     """Its mean is the any-order bound, which is what t ~ U(0, 1) with weights 1/t gives as well."""
     samples, antithetic = views
@@ -264,7 +260,7 @@ def test_more_views_have_less_variance_and_strata_no_more_than_independent_ones(
         assert deviation[n, False] < 1.03 * deviation[1, False] / n**0.5  # 3 % is what 4,000 draws leave open
 
 
-@pytest.mark.parametrize(("block", "samples"), [(2, 1), (3, 3), (32, 1)])
+@each(("block", "samples"), [(2, 1), (3, 3), (32, 1)])
 def test_spg_lower_bound_is_unbiased(toy: Toy, block: int, samples: int) -> None:
     found = values(toy, "spg", copies(Modality.TEXT, 4000, story=toy.story), samples=samples, block=block)
     assert close(found.min(1).values, sum(map(toy.any_order_bound, toy.blocks(block))) / toy.length)
@@ -311,7 +307,7 @@ def test_coupled_has_the_mean_that_its_formula_says(toy: Toy) -> None:
     assert close(found, expected)
 
 
-@pytest.mark.parametrize("name", ["random", "fading_out", "image_random"])
+@each("name", ["random", "fading_out", "image_random"])
 def test_ladder_methods_score_each_masked_token_in_its_state(toy: Toy, name: str) -> None:
     canvas = copies(Modality.IMAGE, 50, story=toy.story)
     found = values(toy, name, canvas)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import unidiff.grpo.trainer as trainer_module
 from tests.covering import pairs
+from tests.tables import each
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, noise
 from unidiff.canvas import Canvas
 from unidiff.estimators import ESTIMATORS, Draw, draw_views, make
@@ -289,7 +290,7 @@ def test_each_of_the_masks_is_used_exactly_once(update: Update, text: str, image
         assert len({str([view.mask.nonzero() for view in draw.views]) for draw in experience.draws}) > 1
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@each("name", ESTIMATORS)
 def test_masks_do_not_depend_on_order_or_company(policy: UnifiedModel, rows: list[Interleaved], name: str) -> None:
     method, keys = make(name), torch.tensor([noise.key(9, i) for i in range(ROWS)])
 

@@ -149,7 +149,7 @@ def test_threads(compare, monkeypatch, tmp_path, words, expected) -> None:
     assert value(runs.calls[0], "threads") == expected and (tmp_path / "compare.md").is_file()
 
 
-@pytest.mark.parametrize(
+@each(
     ("words", "message"),
     [
         (("--threads", "0"), "threads is 0; it must be at least 1"),

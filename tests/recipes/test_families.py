@@ -58,7 +58,7 @@ def start(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
             (place / "config.json").write_text(json.dumps(config))
             if family != "llada":
                 announce_pictures(place)
-            (place / "toy_rewards.py").write_text(REWARDS)
+            (place / "family_rewards.py").write_text(REWARDS)
             made[family] = place
         return made[family]
 
@@ -94,12 +94,12 @@ def run(recipe: ModuleType, start: Callable[[str], Path]) -> Callable[..., Path]
     def call(family: str, folder: Path, *more: str) -> Path:
         words = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
         words += ["--model", str(start(family)), "--output_dir", str(folder), "--quiet"]
-        words += ["--rewards", "toy_rewards:parity" + ("" if family == "llada" else ",toy_rewards:bright")]
+        words += ["--rewards", "family_rewards:parity" + ("" if family == "llada" else ",family_rewards:bright")]
         words += ["--pictures", "false", "--text_length", "24"] if family == "llada" else []
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ACCELERATE_USE_CPU", "true")
             patch.syspath_prepend(start(family))
-            patch.delitem(sys.modules, "toy_rewards", raising=False)
+            patch.delitem(sys.modules, "family_rewards", raising=False)
             patch.setattr(sys, "argv", [str(RECIPE), *words, *more])
             recipe.main()
         return folder

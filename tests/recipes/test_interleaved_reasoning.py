@@ -19,6 +19,7 @@ import accelerate.tracking
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff import UnifiedModel
 from unidiff.grpo.trainer import GRPOTrainer
 from unidiff.run_folder import read_metrics
@@ -186,7 +187,7 @@ def test_settings_from_a_file(run, tmp_path):
 # ---------------------------------------------------------------------------------------------- what it refuses
 
 
-@pytest.mark.parametrize(
+@each(
     ("more", "message"),
     [
         (["--assignmet", "joint"], "unknown setting 'assignmet'; did you mean 'assignment'?"),
@@ -218,7 +219,6 @@ def test_settings_from_a_file(run, tmp_path):
         (["--resume"], "does not exist, so nothing can be resumed"),
         (["--config", "missing.yaml"], "config file missing.yaml does not exist"),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_refusals(run, tmp_path, more, message):
     with pytest.raises(SystemExit) as refused:

@@ -116,9 +116,10 @@ def test_normalize_then_sum_by_its_definition():
     torch.testing.assert_close(routed.advantage_BS, expected.float(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("assignment", ["factorized", "segment"])
-@pytest.mark.parametrize("scale", ["group", "batch", "none"])
-@pytest.mark.parametrize("leave_one_out", [False, True])
+@each(
+    ("assignment", "scale", "leave_one_out"),
+    itertools.product(("factorized", "segment"), ("group", "batch", "none"), (False, True)),
+)
 def test_a_modalitys_rewards_do_not_touch_the_other(assignment, scale, leave_one_out):
     router = RewardRouter(assignment, scale, leave_one_out)
     given = random_table(3, drop=0.1)

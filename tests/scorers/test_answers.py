@@ -102,7 +102,7 @@ def test_numeric_answers(right, text, value):
     assert reward_table([numeric_answer()], [row(text, answer=right)]).values_BSF.item() == value
 
 
-@pytest.mark.parametrize(
+@each(
     "part",
     [
         ",111",

@@ -239,7 +239,7 @@ def test_swaps() -> None:
 
 
 @every_puzzle
-@pytest.mark.parametrize("text", ["", "go", "{move} ", " {move}", "{move} {move}", "{MOVE}", "please {move}", "answer"])
+@each("text", ["", "go", "{move} ", " {move}", "{move} {move}", "{MOVE}", "please {move}", "answer"])
 def test_malformed_moves_earn_nothing(task: Puzzle, text: str) -> None:
     example = task.example("test", 0)
     move = task.best(example)[0]
@@ -304,7 +304,7 @@ def test_two_workers_are_not_exact() -> None:
 # ---------------------------------------------------------------- settings
 
 
-@pytest.mark.parametrize(
+@each(
     ("make", "message"),
     [
         (lambda: Maze(size=7), "size: expected 3 to 6 cells, got 7"),
