@@ -57,8 +57,7 @@ def scores(model: UnifiedModel, rows: list[Interleaved]) -> Tensor:
 def test_embedding_is_its_formula(model: UnifiedModel, rows: list[Interleaved]) -> None:
     clean, parts = model.render(rows).clean, model.embedding
     table = model.backbone.get_input_embeddings().weight
-    found = model.embed(clean).detach()
-    kinds = set()
+    found, kinds = model.embed(clean).detach(), set()
     for b, n in clean.valid.nonzero().tolist():
         token, offset, previous = (int(getattr(clean, f)[b, n]) for f in ("ids", "offset", "previous"))
         expected = table[token]

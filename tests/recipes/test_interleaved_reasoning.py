@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -222,7 +223,7 @@ def test_settings_from_a_file(run, tmp_path):
 )
 def test_refusals(run, tmp_path, more, message):
     with pytest.raises(SystemExit) as refused:
-        run(tmp_path / "run", "--quiet", *more)
+        run(Path(tempfile.mkdtemp(dir=tmp_path)) / "run", "--quiet", *more)
     assert str(refused.value).startswith("error: ") and message in str(refused.value)
 
 
