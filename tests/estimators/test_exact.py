@@ -266,6 +266,7 @@ def test_spg_lower_bound_is_unbiased(toy: Toy, block: int, samples: int) -> None
     assert close(found.min(1).values, sum(map(toy.any_order_bound, toy.blocks(block))) / toy.length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("block", "power", "mix"), [(2, 1.5, 1.0), (4, 1.0, 1.0), (4, 2.0, 0.25)])
 def test_spg_upper_bound(toy: Toy, block: int, power: float, mix: float) -> None:
     """With many views the mean inside the logarithm is the exact one."""

@@ -61,8 +61,7 @@ def test_the_gradient_leads_to_the_tilted_reference(toy: tuple[Tensor, Tensor], 
     assert torch.allclose(logits.detach().softmax(0), tilted(reference, reward, beta), atol=1e-6)
 
 
-@pytest.mark.parametrize("micro", [1, 2, 6])
-@pytest.mark.parametrize("estimator", ["trace", "elbo"])
+@pytest.mark.parametrize(("micro", "estimator"), [(1, "trace"), (2, "elbo"), (6, "trace"), (1, "elbo")])
 def test_the_update_has_the_gradient_of_the_loss(
     make_trainer: Callable[..., GRPOTrainer], exact: torch.dtype, micro: int, estimator: str
 ) -> None:

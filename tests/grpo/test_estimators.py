@@ -93,6 +93,7 @@ def gradients(make_trainer, **settings):
     return kept, trainer.step(0)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("both", "size"), list(zip(couples(ESTIMATORS), cycle((1, 4)))))
 def test_same_gradient_for_any_micro_batch_size(make_trainer, difference, same_metrics, exact, both, size):
     """Of both iterations, and the same metrics. In test_every_estimator: for every method, modality and attention."""
@@ -130,8 +131,8 @@ class Mixed(Halves):
     ("text", "image", "loss_type", "times"),
     [
         ("trace", "left_to_right", "dapo", 1),  # a token's loss depends on the pass that scores it, and on no other
-        ("trace", "left_to_right", "gmpo", 2),
-        ("elbo:samples=4", "trace", "grpo", 2),
+        pytest.param("trace", "left_to_right", "gmpo", 2, marks=pytest.mark.slow),
+        pytest.param("elbo:samples=4", "trace", "grpo", 2, marks=pytest.mark.slow),
         ("coupled", "coupled", "grpo", 2),
         (Halves(), Halves(), "grpo", 2),
         (Mixed(), Halves(), "grpo", 2),

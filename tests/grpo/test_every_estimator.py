@@ -46,9 +46,14 @@ ROWS = 8
 PAIRS = list(zip(ESTIMATORS, [*list(ESTIMATORS)[3:], *list(ESTIMATORS)[:3]]))
 
 
+def on_the_fast_model(cases: list[tuple]) -> list[Any]:
+    """All of them, and those of the other models are slow."""
+    return [case if case[0] == "native" else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 def on_models(*axes: Any, names: str = "") -> pytest.MarkDecorator:
     """Cases of a model, methods for texts and pictures, and values of further axes of these names."""
-    cases = [(model, *both, *more) for model, both, *more in pairs(MODELS, PAIRS, *axes)]
+    cases = on_the_fast_model([(model, *both, *more) for model, both, *more in pairs(MODELS, PAIRS, *axes)])
     return pytest.mark.parametrize(["policy", "text", "image", *names.split()], cases, indirect=["policy"])
 
 
@@ -244,7 +249,7 @@ CUTS = [
 ]
 
 
-@pytest.mark.parametrize(("policy", "text", "image", "size"), CUTS, indirect=["policy"])
+@pytest.mark.parametrize(("policy", "text", "image", "size"), on_the_fast_model(CUTS), indirect=["policy"])
 def test_same_gradient_for_1_times_8_and_2_times_4_and_8_times_1(
     update: Update, text: str, image: str, size: int, exact: torch.dtype
 ) -> None:

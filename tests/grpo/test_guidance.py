@@ -10,7 +10,10 @@ from unidiff.estimators import ESTIMATORS
 SCALES = {"text_guidance": 0.5, "image_guidance": 1.5, "picture_guidance": 0.7}
 
 
-@pytest.mark.parametrize(("text", "image"), couples(ESTIMATORS))
+@pytest.mark.parametrize(
+    ("text", "image"),
+    [both if i < 2 else pytest.param(*both, marks=pytest.mark.slow) for i, both in enumerate(couples(ESTIMATORS))],
+)
 def test_guided_scoring_has_ratio_one(make_trainer, text, image):
     """Invariant 1, of guided rollouts that the policy sampled, for every estimator."""
     trainer = make_trainer(num_iterations=2, text_estimator=text, image_estimator=image, **SCALES)

@@ -110,7 +110,11 @@ def test_texts_that_were_cut_off_are_judged_and_not_trained(make_trainer: Make) 
         assert own.routed.advantage_BS[b, s] == experience.routed.advantage_BS[b, s]
 
 
-@pytest.mark.parametrize("adapters", [{}, {"lora_rank": 4, "lora_alpha": 8.0}], ids=["weights", "adapters"])
+@pytest.mark.parametrize(
+    "adapters",
+    [{}, pytest.param({"lora_rank": 4, "lora_alpha": 8.0}, marks=pytest.mark.slow)],
+    ids=["weights", "adapters"],
+)
 def test_the_reference_follows(
     make_trainer: Make, weights: Any, difference: Any, timeless: Any, tmp_path: Any, adapters: dict[str, Any]
 ) -> None:

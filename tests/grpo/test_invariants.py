@@ -167,7 +167,9 @@ CUTS += [{"scale_rewards": "batch"}, {"beta": 0.1, "text_estimator": "one_step"}
 CUTS += [{"text_guidance": 0.5, "image_guidance": 1.0, "score_guidance": False}]
 
 
-@pytest.mark.parametrize("settings", CUTS, ids=str)
+@pytest.mark.parametrize(
+    "settings", [*CUTS[:2], *(pytest.param(own, marks=pytest.mark.slow) for own in CUTS[2:])], ids=str
+)
 def test_same_parameters_for_any_micro_batch_size(make_trainer, weights, difference, same_metrics, exact, settings):
     whole, gradients, metrics = after_a_step(make_trainer, weights, dtype=exact, micro_batch_size=100, **settings)
     for size in (1, 4):  # single rows, and cuts through groups

@@ -220,7 +220,10 @@ def test_the_model_is_saved_merged_and_the_adapter_beside_it(make_trainer, model
 # ---------------------------------------------------------------------------------------------- checkpointing
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_iterations": 2, "beta": 0.1}, {"text_estimator": "spg"}, LORA])
+SLOW = [pytest.param(own, marks=pytest.mark.slow) for own in ({"num_iterations": 2, "beta": 0.1}, LORA)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"text_estimator": "spg"}, *SLOW])
 def test_gradient_checkpointing_changes_nothing_but_memory(make_trainer, weights, difference, settings, tmp_path):
     runs = []
     for on in (False, True):

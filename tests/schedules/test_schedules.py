@@ -310,6 +310,7 @@ def test_a_plugin(endless: UnifiedModel, sample: Sample) -> None:
         register_schedule("x")(int)  # type: ignore[type-var]
 
 
+@pytest.mark.slow
 def test_small_edits_act_alike_beside_wide_ones(model: UnifiedModel, prompts: list[Any], locate: Any) -> None:
     """A picture's edit may be padded to a wider one's: what a schedule sees of it does not change."""
     model = copy.deepcopy(model)
