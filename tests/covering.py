@@ -9,6 +9,8 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
+
 
 def pairs(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
     """Combinations, a value of each axis in turn, in which every two values of different axes meet. Always the same.
@@ -44,3 +46,9 @@ def couples(values: Iterable[Any]) -> list[tuple[Any, Any]]:
     known = list(values)
     half = (len(known) + 1) // 2
     return list(zip(known[:half], [*known[half:], *known[:1]]))
+
+
+def slow_after(count: int, cases: Iterable[Any]) -> list[Any]:
+    """The same cases, of which all behind the first ones are slow: for tests of a tenth of a second and many cases."""
+    known = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*case, marks=[pytest.mark.slow] * (i >= count)) for i, case in enumerate(known)]

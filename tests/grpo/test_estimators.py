@@ -12,7 +12,7 @@ from itertools import cycle
 import pytest
 import torch
 
-from tests.covering import couples
+from tests.covering import couples, slow_after
 from unidiff.estimators import ESTIMATORS, Estimator, View, make
 from unidiff.memory import PeakMemory
 from unidiff.sequence import Modality
@@ -178,7 +178,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(("text", "image"), [("spg", "coupled"), ("trace", "random")])
+@pytest.mark.parametrize(("text", "image"), slow_after(1, [("spg", "coupled"), ("trace", "random")]))
 def test_a_resumed_run_draws_the_same_masks(make_trainer, timeless, tmp_path, text, image):
     settings = {"text_estimator": text, "image_estimator": image, "num_iterations": 2, "max_steps": 2, "save_steps": 1}
     settings |= {"num_generations": 2, "eval_size": 1, "max_rounds": 1}

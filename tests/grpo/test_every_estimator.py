@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import unidiff.grpo.trainer as trainer_module
-from tests.covering import pairs
+from tests.covering import pairs, slow_after
 from tests.tables import each
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, noise
 from unidiff.canvas import Canvas
@@ -48,7 +48,8 @@ PAIRS = list(zip(ESTIMATORS, [*list(ESTIMATORS)[3:], *list(ESTIMATORS)[:3]]))
 
 def on_the_fast_model(cases: list[tuple]) -> list[Any]:
     """All of them, and those of the other models are slow."""
-    return [case if case[0] == "native" else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+    ordered = sorted(cases, key=lambda case: case[0] != "native")
+    return slow_after(sum(case[0] == "native" for case in cases), ordered)
 
 
 def on_models(*axes: Any, names: str = "") -> pytest.MarkDecorator:

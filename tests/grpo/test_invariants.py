@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import unidiff.grpo.update as update_module
-from tests.covering import couples, pairs
+from tests.covering import couples, pairs, slow_after
 from unidiff.estimators import ESTIMATORS
 from unidiff.grpo.losses import LOSSES
 from unidiff.rewards.reward import reward
@@ -61,7 +61,10 @@ COMPANY = {
 }
 
 
-@pytest.mark.parametrize(("fault", "micro_batch_size", "num_iterations"), pairs(COMPANY, (1, 2, 4, 5, 8), (1, 2)))
+@pytest.mark.parametrize(
+    ("fault", "micro_batch_size", "num_iterations"),
+    slow_after(8, sorted(pairs(COMPANY, (1, 2, 4, 5, 8), (1, 2)), key=lambda case: case[1])),
+)
 def test_the_metric_sees_a_score_that_depends_on_company(make_trainer, model, fault, micro_batch_size, num_iterations):
     policy = copy.deepcopy(model)
 
@@ -167,9 +170,7 @@ CUTS += [{"scale_rewards": "batch"}, {"beta": 0.1, "text_estimator": "one_step"}
 CUTS += [{"text_guidance": 0.5, "image_guidance": 1.0, "score_guidance": False}]
 
 
-@pytest.mark.parametrize(
-    "settings", [*CUTS[:2], *(pytest.param(own, marks=pytest.mark.slow) for own in CUTS[2:])], ids=str
-)
+@pytest.mark.parametrize("settings", slow_after(2, CUTS), ids=str)
 def test_same_parameters_for_any_micro_batch_size(make_trainer, weights, difference, same_metrics, exact, settings):
     whole, gradients, metrics = after_a_step(make_trainer, weights, dtype=exact, micro_batch_size=100, **settings)
     for size in (1, 4):  # single rows, and cuts through groups

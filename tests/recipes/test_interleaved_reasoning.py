@@ -20,6 +20,7 @@ import accelerate.tracking
 import pytest
 import torch
 
+from tests.covering import slow_after
 from tests.tables import each
 from unidiff import UnifiedModel
 from unidiff.grpo.trainer import GRPOTrainer
@@ -257,7 +258,7 @@ def test_a_finished_run_is_extended_with_the_settings_of_its_folder(recipe, star
     assert changed - {"resume"} == {"max_steps", "output_dir"}
 
 
-@pytest.mark.parametrize("content", [None, "", '{"greedy": ', "[]", '{"success": 0.5}'])
+@pytest.mark.parametrize("content", slow_after(2, [None, '{"greedy": ', "", "[]", '{"success": 0.5}']))
 def test_the_figures_before_training_are_found_again(run, copy, finished, content):
     (copy / "base.json").unlink()
     if content is not None:
@@ -267,6 +268,7 @@ def test_the_figures_before_training_are_found_again(run, copy, finished, conten
     assert summary_of(copy)["final"] == summary_of(finished)["final"]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_steps_and_nothing_else(run, words, finished, tmp_path):
     folder = run(tmp_path / "run", "--quiet", "--save_steps", "1", "--log_rollouts_every", "1", "--eval_steps", "1")
     for name in ("model.safetensors", "optimizer.bin"):
@@ -402,6 +404,7 @@ def told_to_go_on(out: str, *command: str) -> list[str]:
     return hint
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_saves_what_it_has_and_goes_on(run, recipe, start, unbroken, tmp_path, monkeypatch, capsys):
     """By the command that it prints last."""
     folder, steps, step = tmp_path / "a run", [], GRPOTrainer.step

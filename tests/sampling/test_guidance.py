@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.covering import slow_after
 from unidiff import noise
 from unidiff.grpo.experience import guidance_of
 from unidiff.model import UnifiedModel
@@ -24,7 +25,7 @@ SCALES: list[dict[str, float]] = [
     {"picture_guidance": 2.0},
     {"text_guidance": 0.5, "image_guidance": 1.5, "picture_guidance": 0.7},
 ]
-EACH = pytest.mark.parametrize("scales", SCALES, ids=lambda s: "-".join(s))
+EACH = pytest.mark.parametrize("scales", slow_after(1, SCALES[::-1]), ids=lambda s: "-".join(s))
 
 
 @pytest.fixture

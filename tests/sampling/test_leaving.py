@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.covering import pairs
+from tests.covering import pairs, slow_after
 from tests.families.checkpoints import make_checkpoint
 from unidiff import noise
 from unidiff.model import UnifiedModel
@@ -58,7 +58,7 @@ KINDS = ({"text_temperature": 0.0}, {}, {"text_guidance": 0.8})
 
 
 @pytest.mark.parametrize(
-    ("cache", "how", "kind"), pairs(("none", "prefix", "dual"), (THRESHOLD, STEPS), KINDS), ids=str
+    ("cache", "how", "kind"), slow_after(3, pairs(("none", "prefix", "dual"), (THRESHOLD, STEPS), KINDS)), ids=str
 )
 def test_tokens_are_those_of_a_row_alone(
     writer: UnifiedModel, run: list[int], cache: str, how: dict[str, Any], kind: dict[str, Any]

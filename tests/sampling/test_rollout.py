@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import unidiff
-from tests.covering import pairs
+from tests.covering import pairs, slow_after
 from tests.tables import each
 from unidiff import noise
 from unidiff.model import UnifiedModel
@@ -44,7 +44,7 @@ SETTINGS: list[dict[str, Any]] = [
         ],
     )
 ]
-ALL = pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s['edit']}-{s['image_sampler']}")
+ALL = pytest.mark.parametrize("settings", slow_after(4, SETTINGS), ids=lambda s: f"{s['edit']}-{s['image_sampler']}")
 
 
 def texts(rollouts: list[Rollout]) -> list[Segment]:

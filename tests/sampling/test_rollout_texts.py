@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.covering import slow_after
 from tests.tables import each
 from unidiff.model import UnifiedModel
 from unidiff.sampling.rollout import Rollout, Stop
@@ -145,7 +146,7 @@ def test_tokens_of_one_step_stand_apart(rule: dict[str, Any], gap: int, endless:
     assert any(len(s.step.unique()) < 8 for s in found) or gap == 8
 
 
-@pytest.mark.parametrize("threshold", [0.9, None])
+@pytest.mark.parametrize("threshold", slow_after(1, [0.9, None]))
 def test_greedy_needs_no_key(threshold: float | None, prompts: list[Interleaved], sample: Sample) -> None:
     for edit in ("region", "full"):
         settings = {"text_threshold": threshold, "edit": edit}
