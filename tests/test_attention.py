@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff.attention import (
     Context,
     SegmentCache,
@@ -26,7 +27,7 @@ RandomRows = Callable[..., list[Interleaved]]
 Spec = Callable[..., ModelSpec]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@each("seed", range(6))
 def test_a_token_sees_its_own_and_earlier_segments(seed: int, toy_spec: Spec, random_rows: RandomRows) -> None:
     clean = render(random_rows(toy_spec(), 4, seed), toy_spec()).clean
     seen = seen_block_causal(clean, clean)
@@ -36,7 +37,7 @@ def test_a_token_sees_its_own_and_earlier_segments(seed: int, toy_spec: Spec, ra
         assert seen[b].tolist() == expected
 
 
-@pytest.mark.parametrize("seed", range(6))
+@each("seed", range(6))
 def test_a_noisy_token_sees_what_it_saw_when_sampled(seed: int, toy_spec: Spec, random_rows: RandomRows) -> None:
     canvas = render(random_rows(toy_spec(), 4, seed), toy_spec())
     seen = seen_clean_and_noisy(canvas.clean, canvas.noisy, torch.zeros_like(canvas.noisy.ids))
@@ -54,7 +55,7 @@ def test_a_noisy_token_sees_what_it_saw_when_sampled(seed: int, toy_spec: Spec, 
         assert seen[b].tolist() == [[sees(query, key) for key in both] for query in both]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@each("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_masks_hide_and_never_overflow(dtype: torch.dtype) -> None:
     seen = torch.tensor([[[True, False, True], [False, False, False]]])
     mask = additive(seen, dtype)
@@ -153,7 +154,7 @@ def test_a_context_without_cache_has_none() -> None:
     assert Context(2, 10, cache=False).cache is None
 
 
-@pytest.mark.parametrize(
+@each(
     ("lengths", "groups"),
     [
         ([7], [[0]]),

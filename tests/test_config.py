@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from tests.tables import each
 from unidiff.command_line import parse
 from unidiff.config import FilePath, Unbounded, build, check_fields, convert
 from unidiff.settings_file import from_yaml
@@ -49,7 +50,7 @@ def given(*words: str) -> Settings:
 # ---------------------------------------------------------------- values
 
 
-@pytest.mark.parametrize(
+@each(
     ("words", "name", "value"),
     [
         (["--steps", "7"], "steps", 7),
@@ -102,7 +103,7 @@ def test_nothing_given_is_the_default() -> None:
     assert given() == Settings()
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "value", "expected"),
     [
         (int, 3, 3),
@@ -149,7 +150,7 @@ class Checked:
         check_fields(self, "Checked.")
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "value", "message"),
     [
         ("count", 2.5, "it must be a whole number"),
@@ -186,7 +187,7 @@ def test_a_value_of_another_type_is_named(name: str, value: object, message: str
     assert str(error.value) == f"Checked.{name} is {value!r}; {message}"
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "value", "kept"),
     [
         ("count", np.int64(3), 3),
@@ -234,14 +235,14 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), WRONG)
+@each(("words", "message"), WRONG)
 def test_wrong_words_are_named(words: list[str], message: str) -> None:
     with pytest.raises(SystemExit) as caught:
         given(*words)
     assert caught.value.code == f"error: {message}"
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "value", "message"),
     [
         ("steps", 1.5, "steps is 1.5; it must be a whole number"),
@@ -331,7 +332,7 @@ def test_wrong_files_are_named(content: str, message: str, tmp_path: Path) -> No
     assert str(caught.value).startswith("error: ") and message in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each(
     ("line", "value"),
     [
         ("name: 1.10", "1.10"),
@@ -374,7 +375,7 @@ def test_a_byte_order_mark_is_not_part_of_a_key(tmp_path: Path) -> None:
 BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghijklm", "bcdefghijklmn"))
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "message"),
     [
         ("steps: 3\nrate: 1\nsteps: 3", "c.yaml: line 3: 'steps' is given again, first in line 1"),
@@ -394,7 +395,6 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("a
         ("place: ~nobody-here/x", "place is '~nobody-here/x'; ~nobody-here is not known here"),
         ("origin: ${NOT_SET}/x", "origin is '${NOT_SET}/x'; ${NOT_SET} is not known here"),
     ],
-    ids=lambda text: text[:24],
 )
 def test_a_file_that_says_two_things_or_too_much_is_refused(content: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -23,6 +23,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command,
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
+from tests.tables import each
 from unidiff import reward
 from unidiff.command_line import parse, ungrouped
 from unidiff.config import build
@@ -163,7 +164,7 @@ def check_settings(module: Any, given: list[str], program: Program) -> None:
 SPEAKING = [*PAGES, *CARDS, *CODE, *sorted(ROOT.glob("recipes/**/*.yaml"))]
 
 
-@pytest.mark.parametrize("path", [p for p in SPEAKING if commands(p)], ids=_name)
+@each("path", [p for p in SPEAKING if commands(p)])
 def test_commands_name_what_exists(program: Program, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     mine = ModuleType("my_rewards")  # the file of a reader of docs/rewards.md
@@ -201,7 +202,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-@pytest.mark.parametrize("page", [*PAGES, *CARDS], ids=_name)
+@each("page", [*PAGES, *CARDS])
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
         file, _, anchor = target.partition("#")
@@ -239,7 +240,7 @@ def test_every_setting_is_read(program: Program) -> None:
     assert not {f.name for f in fields(config)} - read
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/accelerate/*.yaml")), ids=_name)
+@each("path", sorted(ROOT.glob("recipes/accelerate/*.yaml")))
 def test_accelerate_takes_its_configs(path: Path) -> None:
     config = load_config_from_file(str(path))  # raises ValueError for a key that it does not know
     expected = {"cpu": (1, 1, "NO"), "1_gpu": (1, 1, "NO"), "8_gpu": (8, 1, "MULTI_GPU")}
@@ -288,7 +289,7 @@ def test_the_zero2_config_is_what_the_trainer_takes(monkeypatch: pytest.MonkeyPa
     assert plugin.deepspeed_config["gradient_clipping"] == 0.5 and plugin.deepspeed_config["bf16"]["enabled"]
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/configs/*.yaml")), ids=_name)
+@each("path", sorted(ROOT.glob("recipes/configs/*.yaml")))
 def test_the_recipe_takes_its_configs(program: Program, path: Path) -> None:
     config = program("recipes/interleaved_reasoning.py").Config
     parse(config, ["--config", str(path)])
@@ -296,7 +297,7 @@ def test_the_recipe_takes_its_configs(program: Program, path: Path) -> None:
         build(config, {**ungrouped(config, from_yaml(path)), "lora_rnk": 1})
 
 
-@pytest.mark.parametrize("name", ["llada", "mmada", "mmada_parallel", "dimoo"])
+@each("name", ["llada", "mmada", "mmada_parallel", "dimoo"])
 def test_published_hyper_parameters(program: Program, name: str) -> None:
     """Those of MaskGRPO's scripts, which the families' configs name as their source."""
     file = from_yaml(ROOT / "recipes" / "configs" / f"{name}.yaml")
@@ -313,7 +314,7 @@ def test_published_hyper_parameters(program: Program, name: str) -> None:
     assert {key: written[key] for key in expected if key in file} == expected
 
 
-@pytest.mark.parametrize("name", ["mmada", "mmada_parallel", "dimoo"])
+@each("name", ["mmada", "mmada_parallel", "dimoo"])
 def test_rounds_of_the_published_configs_fit_the_positions(program: Program, name: str) -> None:
     """With pictures of the given tiles, row separators and 128 tokens of a question."""
     config = build(

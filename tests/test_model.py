@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import unidiff.head
+from tests.tables import each
 from unidiff import noise
 from unidiff.attention import additive
 from unidiff.canvas import Canvas, Tokens
@@ -187,7 +188,7 @@ def test_every_kind_of_context_counts(model: UnifiedModel, rows: list[Interleave
     assert ((hidden - all_masked)[canvas.sampled].abs() > 1e-4).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("wrong", ["prompt", "delimiter", "kept", "pad"])
+@each("wrong", ["prompt", "delimiter", "kept", "pad"])
 def test_only_sampled_tokens_are_scored(wrong: str, model: UnifiedModel, rows: list[Interleaved]) -> None:
     canvas = model.render(rows)
     prompt = torch.tensor(
@@ -323,7 +324,7 @@ def test_images_of_a_batch_are_encoded_as_alone(model: UnifiedModel, task: Froze
     assert model.decode_pixels(stacked, (8, 8)).shape == (3, 1, 3, 64, 64)
 
 
-@pytest.mark.parametrize(
+@each(
     ("part", "message"),
     [
         ("", "the text '' has no tokens"),
@@ -353,7 +354,7 @@ NO_PARTS = [
 ]
 
 
-@pytest.mark.parametrize(("parts", "message"), NO_PARTS)
+@each(("parts", "message"), NO_PARTS)
 def test_what_is_no_list_of_parts_is_refused(
     parts: Any, message: str, model: UnifiedModel, published: Callable[[str], Path]
 ) -> None:
@@ -411,7 +412,7 @@ def test_no_call_moves_the_global_random_state(
             model.score(canvas, view.mask, view.hide)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.complex64, "float16", None])
+@each("dtype", [torch.int8, torch.float8_e4m3fn, torch.complex64, "float16", None])
 def test_a_dtype_that_weights_cannot_have_is_named(dtype: Any, published: Callable[[str], Path]) -> None:
     with pytest.raises(ValueError, match=r"dtype is .*; choose one of torch\.float64, torch\.float32, torch\.float16"):
         UnifiedModel.from_pretrained(published("llada"), dtype=dtype)

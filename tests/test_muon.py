@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.tables import each
 from unidiff.muon import Muon, orthogonalised
 
 SHAPES = [(16, 16), (48, 16), (16, 48), (1, 8), (8, 1)]
@@ -15,8 +18,7 @@ def gradients(count: int, *shape: int, seed: int = 0) -> Tensor:
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@each(("shape", "scale"), itertools.product(SHAPES, [1e-3, 1.0, 1e3]))
 def test_update_is_nearly_orthogonal(shape: tuple[int, int], scale: float) -> None:
     g = gradients(4, *shape) * scale
     update = orthogonalised(g)
@@ -35,7 +37,7 @@ def test_a_matrix_moves_alike_alone_and_among_others() -> None:
     torch.testing.assert_close(orthogonalised(g)[3], orthogonalised(g[3:4])[0], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@each("shape", SHAPES)
 def test_step_is_nesterov_momentum_scaled_by_shape(shape: tuple[int, int]) -> None:
     weights = [nn.Parameter(gradients(1, *shape, seed=9)[0]) for _ in range(2)]
     reference = [w.detach().clone() for w in weights]
@@ -67,7 +69,7 @@ def test_parameters_without_gradient_stay() -> None:
     assert not torch.equal(moved, torch.ones(3, 3)) and torch.equal(still, torch.ones(3, 3))
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 3, 4), ()])
+@each("shape", [(3,), (2, 3, 4), ()])
 def test_only_matrices_are_taken(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"matrices, got a parameter of shape"):
         Muon([nn.Parameter(torch.zeros(shape))])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tables import each
 from unidiff import noise
 
 WORD, GAMMA = (1 << 64) - 1, 0x9E3779B97F4A7C15
@@ -72,8 +73,7 @@ NEIGHBOURS = {
 }
 
 
-@pytest.mark.parametrize("name", NEIGHBOURS)
-@pytest.mark.parametrize("seed", range(3))
+@each(("name", "seed"), itertools.product(NEIGHBOURS, range(3)))
 def test_neighbours_are_independent(name: str, seed: int) -> None:
     a, b = (u.flatten() for u in NEIGHBOURS[name](seed, 20_000))
     assert not (a == b).any()

@@ -25,6 +25,7 @@ def test_the_package_alone_imports_nothing_heavy() -> None:
     assert not loaded("import unidiff; dir(unidiff)") & {"torch", "numpy", "transformers", "PIL", "yaml", "accelerate"}
 
 
+@pytest.mark.slow
 def test_a_model_waits_for_no_trainer() -> None:
     heavy = {
         "accelerate",

@@ -10,6 +10,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from tests.tables import each
 from unidiff.model import UnifiedModel
 from unidiff.plain_text import PlainText
 from unidiff.sequence import Interleaved, Modality
@@ -137,7 +138,7 @@ TYPED = [
 ]
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
+@each("kind", TOKENIZERS)
 def test_ordinary_text_is_tokenized_as_ever(kind: str, toy_spec: Callable[..., ModelSpec]) -> None:
     tokenizer = TOKENIZERS[kind]()
     plain = PlainText(tokenizer, spec_of(tokenizer, toy_spec))
@@ -145,7 +146,7 @@ def test_ordinary_text_is_tokenized_as_ever(kind: str, toy_spec: Callable[..., M
         assert plain(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
+@each("kind", TOKENIZERS)
 def test_what_is_typed_stays_characters(kind: str, toy_spec: Callable[..., ModelSpec]) -> None:
     tokenizer = TOKENIZERS[kind]()
     plain = PlainText(tokenizer, spec_of(tokenizer, toy_spec))
@@ -156,9 +157,7 @@ def test_what_is_typed_stays_characters(kind: str, toy_spec: Callable[..., Model
         assert tokenizer.decode(ids).lower() == text.lower()  # nothing is lost
 
 
-@pytest.mark.parametrize(
-    "typed", ["<tóol>", "<to\u0301ol>", "＜ｔｏｏｌ＞", "＜tool＞", "<TO\u200bOL>", "a <ｔｏｏｌ>\n<TOOL> b"]
-)
+@each("typed", ["<tóol>", "<to\u0301ol>", "＜ｔｏｏｌ＞", "＜tool＞", "<TO\u200bOL>", "a <ｔｏｏｌ>\n<TOOL> b"])
 def test_what_a_normalizer_makes_a_special_token_stays_characters(
     typed: str, toy_spec: Callable[..., ModelSpec]
 ) -> None:
@@ -170,7 +169,7 @@ def test_what_a_normalizer_makes_a_special_token_stays_characters(
     assert tokenizer.decode(plain(typed)) == tokenizer.backend_tokenizer.normalizer.normalize_str(typed)
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "error", "message"),
     [
         (["go"], TypeError, r"the text is a list \(\['go'\]\); it must be a str"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tables import each
 from unidiff import estimators
 from unidiff.plugins import imported, split
 from unidiff.rewards.names import resolve
@@ -34,7 +35,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["good_plugin:polite", "good_plugin.polite", "plugin_package.rewards:kind"])
+@each("name", ["good_plugin:polite", "good_plugin.polite", "plugin_package.rewards:kind"])
 def test_a_colon_or_a_point(name: str) -> None:
     assert isinstance(imported(name), Reward) and isinstance(resolve(f"{name}=2"), Reward)
     assert resolve(f"{name}=2").weight == 2
@@ -66,7 +67,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+@each("name", WRONG)
 def test_errors_are_one_clear_line_for_rewards_and_estimators(name: str) -> None:
     with pytest.raises(ValueError) as error:
         resolve(name)
@@ -77,7 +78,7 @@ def test_errors_are_one_clear_line_for_rewards_and_estimators(name: str) -> None
         assert str(error.value).startswith(f"estimator {name}: {WRONG[name]}")
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "said"),
     [
         ("good_plugin:Task", "<class 'good_plugin.Task'> is not a reward: mark the function with @reward"),

@@ -41,7 +41,7 @@ def holder(tmp_path):
     process.wait()
 
 
-@pytest.mark.parametrize("going_on", [False, True])
+@pytest.mark.parametrize("going_on", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_folder_in_use_is_not_taken_until_its_process_ends(tmp_path, holder, going_on):
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(ValueError, match=rf"run is in use by process {holder.pid} on .*; wait until it ends"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff.canvas import Canvas, Tokens, Window, render, wrap
 from unidiff.sequence import Interleaved, Modality, Segment
 from unidiff.spec import ModelSpec
@@ -30,13 +32,13 @@ def image(*ids: int, grid: tuple[int, int], prompt: bool = False, edited: list[b
 # ---------------------------------------------------------------- segments and sequences
 
 
-@pytest.mark.parametrize("grid", [None, (2, 2), (0, 3), (3, 2)])
+@each("grid", [None, (2, 2), (0, 3), (3, 2)])
 def test_an_image_needs_its_grid(grid: tuple[int, int] | None) -> None:
     with pytest.raises(ValueError, match=r"Segment\.grid is .* an image of 5 tokens"):
         Segment(Modality.IMAGE, torch.arange(5), grid=grid)
 
 
-@pytest.mark.parametrize("name", ["edited", "step", "probability"])
+@each("name", ["edited", "step", "probability"])
 def test_fields_of_a_segment_have_its_length(name: str) -> None:
     with pytest.raises(ValueError, match=rf"Segment\.{name} has 3 values for 4 tokens"):
         Segment(Modality.TEXT, torch.arange(4), **{name: torch.zeros(3)})
@@ -117,8 +119,7 @@ def laid_out(row: Interleaved, spec: ModelSpec) -> tuple[list[Column], list[Colu
     return clean, noisy
 
 
-@pytest.mark.parametrize("variant", range(len(VARIANTS)))
-@pytest.mark.parametrize("seed", range(8))
+@each(("variant", "seed"), itertools.product(range(len(VARIANTS)), range(8)))
 def test_render_is_the_definition(variant: int, seed: int, toy_spec: Spec, random_rows: RandomRows) -> None:
     spec = toy_spec(**VARIANTS[variant])
     rows = random_rows(spec, 5, seed, GRIDS)
@@ -134,7 +135,7 @@ def test_render_is_the_definition(variant: int, seed: int, toy_spec: Spec, rando
         assert canvas.source[i].tolist() == [c.source for c in noisy]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@each("seed", range(20))
 def test_only_chosen_content_is_sampled(seed: int, toy_spec: Spec, random_rows: RandomRows) -> None:
     """Invariant 2: no delimiter, no kept image token, no prompt, no pad, nothing after an end token."""
     spec = toy_spec(row_separator=8)
@@ -157,7 +158,7 @@ def test_only_chosen_content_is_sampled(seed: int, toy_spec: Spec, random_rows: 
                 assert chosen.sum() == (ends[0] + 1 if ends else len(part)) and not chosen[int(chosen.sum()) :].any()
 
 
-@pytest.mark.parametrize("seed", range(10))
+@each("seed", range(10))
 def test_a_window_is_a_part_of_the_layout(seed: int, toy_spec: Spec, random_rows: RandomRows) -> None:
     """Of the columns of the whole those of segments that are seen, close together, of which some are scored."""
     spec = toy_spec(**VARIANTS[seed % len(VARIANTS)])
@@ -206,7 +207,7 @@ def test_images_of_another_grid_are_no_image_before(toy_spec: Spec) -> None:
     assert canvas.clean.previous[0].tolist() == [-1] * 12 + [21] * 6
 
 
-@pytest.mark.parametrize("seed", range(5))
+@each("seed", range(5))
 def test_padding_and_company_change_no_row(seed: int, toy_spec: Spec, random_rows: RandomRows) -> None:
     spec = toy_spec(row_separator=8)
     rows = random_rows(spec, 6, seed, GRIDS)

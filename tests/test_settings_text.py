@@ -9,6 +9,7 @@ from typing import Literal
 
 import pytest
 
+from tests.tables import each
 from unidiff.command_line import parse, ungrouped
 from unidiff.config import setting
 from unidiff.settings_text import help_text
@@ -60,7 +61,7 @@ def test_a_setting_may_be_given_with_its_group(tmp_path: Path) -> None:
     assert ungrouped(Grouped, {"loss.beta": 1, "other": 2}) == {"beta": 1, "other": 2}
 
 
-@pytest.mark.parametrize(
+@each(
     ("words", "message"),
     [
         (["--beta", "1", "--loss.beta", "2"], "setting 'beta' is given twice, with its group and without"),

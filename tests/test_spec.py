@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff.sequence import Modality, Segment
 from unidiff.spec import ModelSpec
 
@@ -67,7 +68,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), WRONG)
+@each(("change", "message"), WRONG)
 def test_contradictions_are_named(change: dict[str, Any], message: str, toy_spec: Spec) -> None:
     with pytest.raises(ValueError, match=message):
         toy_spec(**change)
@@ -106,7 +107,7 @@ def segment(kind: str, ids: list[int]) -> Segment:
     return Segment(Modality.TEXT, torch.tensor(ids, dtype=torch.int64), prompt=kind == "prompt")
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "ids"),
     [
         ("text", [3, 19, 4]),
@@ -121,7 +122,7 @@ def test_good_segments_pass(kind: str, ids: list[int], toy_spec: Spec) -> None:
     toy_spec().check_segment(segment(kind, ids))
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "ids", "message"),
     [
         ("text", [9, 2], r"text\[2\]: ids \[2\] are not in \[3, 20\), the text range of family 'toy'"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff import noise, supervised
 from unidiff.canvas import Window, render
 from unidiff.model import UnifiedModel
@@ -270,7 +271,7 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert min(factors[:100]) > 0
 
 
-@pytest.mark.parametrize(("steps", "warmup", "decay"), [(1, 0, 0.0), (1, 50, 0.5), (5, 50, 1.0), (20, 0, 0.0)])
+@each(("steps", "warmup", "decay"), [(1, 0, 0.0), (1, 50, 0.5), (5, 50, 1.0), (20, 0, 0.0)])
 def test_learning_rate_of_short_runs(steps: int, warmup: int, decay: float) -> None:
     factors = [lr_factor(step, steps, warmup, decay) for step in range(steps)]
     assert all(0 < f <= 1 for f in factors)

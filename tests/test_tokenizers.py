@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from tests.tables import each
 from unidiff.images import to_pil, to_pixels
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.tasks import FrozenLake
@@ -89,7 +90,7 @@ def test_larger_boards_are_encoded_too(image_tokenizer):
 # --- text -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "from b2 go right to b3",

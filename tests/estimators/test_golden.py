@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.tables import each
 from unidiff.estimators import Place, fading_out, independent, ladder, make
 from unidiff.estimators.spg import bounds
 from unidiff.estimators.trace import slices
@@ -36,7 +37,7 @@ def one_segment(rows: int, length: int) -> Place:
 # ---------------------------------------------------------------- masks
 
 
-@pytest.mark.parametrize("case", GOLDEN["arlike_keep"], ids=lambda c: f"{c['L']}-{c['ratio']}")
+@each("case", GOLDEN["arlike_keep"])
 def test_keep_curve_matches_the_reference(case: dict) -> None:
     n = case["L"]
     keep = fading_out.keep(torch.arange(n), torch.full((n,), n), case["ratio"])
@@ -44,7 +45,7 @@ def test_keep_curve_matches_the_reference(case: dict) -> None:
     assert (1 - keep).sum().item() == pytest.approx(case["expected_masked"], abs=1e-6)
 
 
-@pytest.mark.parametrize("case", GOLDEN["ratio_ladder"], ids=lambda c: str(c["num_iterations"]))
+@each("case", GOLDEN["ratio_ladder"])
 def test_ladder_matches_the_reference(case: dict) -> None:
     n = case["num_iterations"]
     ratios = [ladder.ratio(case["min_mask_rate"], i, n) for i in range(n)]
@@ -74,7 +75,7 @@ def pads_after(case: dict, sample: int) -> set[int]:
     return set() if case["post_num"] is None else set(pads[case["post_num"] :])
 
 
-@pytest.mark.parametrize("case", GOLDEN["trace"], ids=lambda c: f"{c['L']}-{c['shrink']}-{c['post_num']}")
+@each("case", GOLDEN["trace"])
 def test_trace_slices_match_the_reference(case: dict) -> None:
     """The reference keeps pads behind the end token, of which it scores `post_num`; our segments have none."""
     step = torch.tensor(case["step_maps"])
@@ -217,7 +218,7 @@ def test_coupled_values_match_the_reference() -> None:
         torch.testing.assert_close(found, TENSORS["coupled_logps"][i], atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("case", GOLDEN["spg"]["cases"], ids=lambda c: f"{c['negative_bound']}-{c['eubo_beta']}")
+@each("case", GOLDEN["spg"]["cases"])
 def test_spg_bounds_and_loss_match_the_reference(case: dict) -> None:
     zero = case["negative_bound"] == "zero"  # an ablation, not offered: rollouts with a negative advantage are left out
     mix = {"elbo": 0.0, "eubo": 1.0, "mix": case["mix_weight"], "zero": 0.0}[case["negative_bound"]]

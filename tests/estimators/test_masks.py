@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff import estimators, noise
 from unidiff.canvas import Canvas, render
 from unidiff.estimators import Ask, Estimator, Place, View, draw_views, fading_out, ladder, make
@@ -86,8 +87,7 @@ def test_place_counts_sampled_tokens_of_each_segment() -> None:
             assert len(set(place.run[b, columns].tolist())) == 1
 
 
-@pytest.mark.parametrize("text_name", NAMES)
-@pytest.mark.parametrize("image_name", NAMES)
+@each(("text_name", "image_name"), zip(NAMES, [*NAMES[1:], NAMES[0]]))
 def test_masks_are_sampled_tokens_and_no_segment_is_left_out(text_name: str, image_name: str) -> None:
     canvas = render(ROWS, SPEC)
     for view in only_views(canvas, make(text_name), make(image_name), 4, keys(len(ROWS))):
@@ -97,8 +97,7 @@ def test_masks_are_sampled_tokens_and_no_segment_is_left_out(text_name: str, ima
             assert masked == segments_with_samples(canvas, b)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("modality", list(Modality))
+@each(("name", "modality"), itertools.product(NAMES, list(Modality)))
 def test_an_estimator_masks_its_modality_only(name: str, modality: Modality) -> None:
     canvas = render(ROWS, SPEC)
     (view,) = make(name).views(Ask(canvas, Place.of(canvas), modality, 0, 3, keys(len(ROWS))))
@@ -128,7 +127,7 @@ def test_a_low_ratio_still_masks_one_token_the_nearest() -> None:
         assert torch.equal(mask[:, columns].int().argmax(1), uniform[:, columns].argmin(1))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_a_lone_token_is_masked(name: str) -> None:
     canvas = copies(Interleaved([text(2, True), text(1)]), 100)
     for view in only_views(canvas, make(name), make(name), 3, keys(100)):
@@ -161,7 +160,7 @@ def per_row(rows: list[Interleaved], k: torch.Tensor, name: str) -> list[list[to
     return [[f[b, : lengths[b]] for f in fields] for b in range(len(rows))]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_views_do_not_depend_on_padding_order_or_batch(name: str) -> None:
     k = keys(len(ROWS))
     together = per_row(ROWS, k, name)
@@ -173,7 +172,7 @@ def test_views_do_not_depend_on_padding_order_or_batch(name: str) -> None:
             assert torch.equal(x, y) and torch.equal(x, z)
 
 
-@pytest.mark.parametrize("name", ["random", "fading_out", "image_random"])
+@each("name", ["random", "fading_out", "image_random"])
 def test_masks_do_not_depend_on_the_column(name: str) -> None:
     longer = Interleaved([text(6, True), *EDIT[1:]])  # the same segments, three columns further right
     a, b = (render([row], SPEC) for row in (EDIT, longer))
@@ -198,7 +197,7 @@ def test_keys_iterations_segments_and_modalities_have_their_own_numbers() -> Non
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(parts, 2))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_views_are_repeatable_and_leave_global_random_states_alone(name: str) -> None:
     canvas, k = render(ROWS, SPEC), keys(len(ROWS))
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
@@ -290,7 +289,7 @@ def mask_probabilities(name: str, ratio: float) -> tuple[torch.Tensor, torch.Ten
     return masks, weight
 
 
-@pytest.mark.parametrize("name, min_ratio", [("fading_out", 0.6), ("fading_out", 0.0), ("image_random", 0.3)])
+@each(("name", "min_ratio"), [("fading_out", 0.6), ("fading_out", 0.0), ("image_random", 0.3)])
 def test_estimator_mean_is_that_of_exact_enumeration(name: str, min_ratio: float) -> None:
     draws, iterations = 6000, 3
     segment = image(1, LENGTH) if name == "image_random" else text(LENGTH)

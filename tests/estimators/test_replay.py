@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.covering import pairs
+from tests.tables import each
 from unidiff import noise
 from unidiff.canvas import Canvas
 from unidiff.estimators import draw_views, make, parse, run_views, values_of
@@ -49,9 +51,9 @@ def replayed(model: UnifiedModel, rollouts: list[Rollout], text: str, image: str
     return canvas, values_of(canvas, draw, logp, *pair, torch.ones(canvas.shape))
 
 
-@pytest.mark.parametrize("image_sampler", ["maskgit", "emerge"])
-@pytest.mark.parametrize("edit", ["random", "full"])
-@pytest.mark.parametrize("axes", [False, True], ids=["segments", "axes"])
+@pytest.mark.parametrize(
+    ("image_sampler", "edit", "axes"), pairs(("maskgit", "emerge"), ("random", "full"), (False, True))
+)
 def test_images_are_scored_as_they_were_drawn(
     build_model: Callable[..., UnifiedModel],
     model: UnifiedModel,
@@ -80,7 +82,7 @@ def test_texts_written_token_by_token(model: UnifiedModel, sample: Callable[...,
     assert (found - recorded(canvas, rollouts))[own].abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(
+@each(
     "settings",
     [
         {"text_threshold": 0.4},
@@ -89,7 +91,6 @@ def test_texts_written_token_by_token(model: UnifiedModel, sample: Callable[...,
         {"text_order": "dilated"},
         {"text_threshold": 0.0, "text_gap": 3},
     ],
-    ids=str,
 )
 def test_texts_written_in_any_order(
     model: UnifiedModel, sample: Callable[..., list[Rollout]], lean: Callable[..., UnifiedModel], settings: dict
@@ -109,7 +110,7 @@ def test_texts_written_in_any_order(
 # ---------------------------------------------------------------- both attentions, with guidance and without
 
 
-@pytest.fixture(scope="module", params=["native", "llada", "mmada", "dimoo"])
+@pytest.fixture(scope="module")
 def any_model(request: pytest.FixtureRequest, model: UnifiedModel, published: Callable[[str], Path]) -> UnifiedModel:
     if request.param == "native":
         return model
@@ -121,11 +122,15 @@ def any_model(request: pytest.FixtureRequest, model: UnifiedModel, published: Ca
     return other
 
 
-@pytest.mark.parametrize("image_sampler", ["maskgit", "emerge"])
+GUIDED = {"text_guidance": 0.7, "image_guidance": 1.5, "picture_guidance": 0.8}
+
+
 @pytest.mark.parametrize(
-    "guidance", [{}, {"text_guidance": 0.7, "image_guidance": 1.5, "picture_guidance": 0.8}], ids=str
+    ("any_model", "image_sampler", "guidance", "edit"),
+    pairs(("native", "llada", "mmada", "dimoo"), ("maskgit", "emerge"), ({}, GUIDED), ("random", "full")),
+    indirect=["any_model"],
+    ids=str,
 )
-@pytest.mark.parametrize("edit", ["random", "full"])
 def test_every_token_is_scored_as_it_was_drawn(
     any_model: UnifiedModel, image_sampler: Any, guidance: dict[str, float], edit: Any
 ) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
+from tests.tables import each
 from unidiff import families
 from unidiff.attention import pad_bias
 from unidiff.families import architecture, backbone, checkpoint
@@ -422,7 +423,7 @@ def test_a_tied_head_is_the_token_table(folder: Path) -> None:
     assert "model.transformer.ff_out.weight" not in checkpoint.read_headers(folder)
 
 
-@pytest.mark.parametrize(
+@each(
     ("config", "name"),
     [
         ({"model_type": "llada", "vocab_size": 126464}, "llada"),

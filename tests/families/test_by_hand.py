@@ -252,6 +252,7 @@ SPOILED: dict[str, tuple[str, Callable[..., object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", SPOILED)
 def test_what_is_wrong_is_said_when_loading_and_by_the_tool(
     what: str, by_hand: Callable[[str], Path], inspected: Callable[..., Any], tmp_path: Path

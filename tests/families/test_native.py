@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from tests.tables import each
 from unidiff import families
 from unidiff.families import native
 from unidiff.images.patch_vq import PatchVQ
@@ -56,8 +57,7 @@ def scores(model: UnifiedModel, rows: list[Interleaved]) -> Tensor:
 def test_embedding_is_its_formula(model: UnifiedModel, rows: list[Interleaved]) -> None:
     clean, parts = model.render(rows).clean, model.embedding
     table = model.backbone.get_input_embeddings().weight
-    found = model.embed(clean).detach()
-    kinds = set()
+    found, kinds = model.embed(clean).detach(), set()
     for b, n in clean.valid.nonzero().tolist():
         token, offset, previous = (int(getattr(clean, f)[b, n]) for f in ("ids", "offset", "previous"))
         expected = table[token]
@@ -359,7 +359,7 @@ def test_spoiled_folders_are_named(name: str, folder: Path) -> None:
         UnifiedModel.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "message"),
     [
         ({"text_lenght": 16}, "ModelSpec has no field text_lenght; did you mean 'text_length'"),
@@ -383,8 +383,8 @@ def test_any_field_of_the_spec_may_be_given(folder: Path) -> None:
     given = {"text_length": 16, "max_positions": 2048, "sampler": {"text_steps": 3}, "pad_policy": "attend"}
     model = UnifiedModel.from_pretrained(folder, **given)
     assert {name: getattr(model.spec, name) for name in given} == given
-    assert model.spec.sampler_config().text_steps == 3
-    assert model.encode(["find the goal"]) and len(model.encode(["find the goal " * 3], prompt=False)[0]) == 10
+    assert model.spec.sampler_config().text_steps == 3 and model.encode(["find the goal"])
+    assert len(model.encode(["find the goal " * 3], prompt=False)[0]) == 10
 
 
 def test_the_folder_that_was_meant_is_named(folder: Path, tmp_path: Path) -> None:

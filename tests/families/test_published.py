@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from tests.tables import each
 from unidiff import families
 from unidiff.families import checkpoint
 from unidiff.families.dimoo import DIMOO_TOKENS
@@ -188,7 +189,7 @@ def test_dimoo_as_published(variant: str) -> None:
     assert spec.special["filler"] == 126339 and spec.special["system_start"] >= 1000  # the tokenizer's
 
 
-@pytest.mark.parametrize("family", ALL)
+@each("family", ALL)
 def test_sampler_defaults_are_settings_of_the_sampler(family: str, published: Published) -> None:
     spec = UnifiedModel.from_pretrained(published(family)).spec
     names = {f.name for f in fields(SamplerConfig)}
@@ -218,7 +219,7 @@ def test_ids_that_the_config_states_win_and_are_checked() -> None:
     assert published_spec("mmada", 134656, 126348, unidiff={"spec": {"image_grid": [16, 16]}}).image_grid == (16, 16)
 
 
-@pytest.mark.parametrize("token", ["uncondition", "system_start", "mask"])
+@each("token", ["uncondition", "system_start", "mask"])
 def test_tokens_that_a_prompt_is_cut_at_must_be_tokens(token: str) -> None:
     tokens = {k: t for k, t in DIMOO_TOKENS.items() if k != token}
     with pytest.raises(ValueError, match=r"the tokenizer has no '<.*: it is not one of family dimoo"):
@@ -381,7 +382,7 @@ def test_spoiled_folders_are_named(name: str, published: Published, tmp_path: Pa
         UnifiedModel.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(
+@each(
     ("family", "fields", "message"),
     [
         ("mmada", {"image_offset": +1}, r"image_offset is \d+, but the tokenizer ends .* 1 token too few"),
@@ -409,14 +410,13 @@ def test_fields_that_are_given_are_checked_as_the_config_s(
     family: str, fields: dict[str, Any], message: str, published: Published
 ) -> None:
     if "image_offset" in fields:
-        fields = {
-            "image_offset": UnifiedModel.from_pretrained(published(family)).spec.image_offset + fields["image_offset"]
-        }
+        plain = UnifiedModel.from_pretrained(published(family)).spec
+        fields = {"image_offset": plain.image_offset + fields["image_offset"]}
     with pytest.raises(ValueError, match=message):
         UnifiedModel.from_pretrained(published(family), **fields)
 
 
-@pytest.mark.parametrize("family", ALL)
+@each("family", ALL)
 def test_any_field_of_the_spec_may_be_given(family: str, published: Published) -> None:
     given = {"text_length": 16, "max_positions": 400, "sampler": {"text_steps": 3}, "pad_policy": "attend"}
     spec = UnifiedModel.from_pretrained(published(family), **given).spec

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.tables import each
 from unidiff import UnifiedModel, families
 from unidiff.families.dimoo import Dimoo
 from unidiff.families.llada import Llada
@@ -148,7 +149,7 @@ def _tagged(own: AnswerTagTemplates, task: str, inputs: dict[str, Any]) -> Layou
     return guided.unconditional["image" if task.endswith("_image") else "text"]
 
 
-@pytest.mark.parametrize("name", CASES)
+@each("name", CASES)
 def test_golden(name):
     case = CASES[name]
     layout, expected = build(case), case["expected"]
@@ -197,7 +198,7 @@ def guided_layouts() -> dict[str, Guided]:
     return found | {f"{name} interleaved": guided for name, guided in rounds.items()}
 
 
-@pytest.mark.parametrize(("name", "guided"), guided_layouts().items())
+@each(("name", "guided"), guided_layouts().items())
 def test_guidance_has_the_same_targets_and_another_prompt(name, guided):
     wanted = guided.conditional
     assert guided.unconditional
@@ -222,7 +223,7 @@ def test_masked_prompt_of_text_guidance():
 # --- edits ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["mmada", "parallel_m", "dimoo", "parallel_a"])
+@each("family", ["mmada", "parallel_m", "dimoo", "parallel_a"])
 def test_an_edit_masks_its_cells_and_no_separator(family):
     dog = Picture(tuple(range(100, 124)), (4, 6))
     mask = grid.from_box((16, 20, 40, 40), (64, 96), 16)  # pixels: rows 1 and 2, columns 1 and 2
@@ -369,7 +370,7 @@ def test_tokenizers_that_are_not_the_family_s():
         Dimoo().templates(replace(spec_of("dimoo"), special=left), plain("dimoo"))
 
 
-@pytest.mark.parametrize("family", SPECIAL)
+@each("family", SPECIAL)
 def test_words_write_no_special_token(family):
     """A mark in what a user says is characters: the layout has the special tokens of any other words, no more."""
     words = " ".join(w for w in GOLDEN["tokenizers"]["dimoo" if "row" in family else "mmada"] if w[0] == "<")

@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
     "lr_schedule": "constant",
     "max_steps": 2,
     "save_steps": 0,
-    "eval_size": 3,
+    "eval_size": 2,
     "check_ratio_every": 1,
     "quiet": True,
 }

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tables import each
 from unidiff import GRPOConfig
 from unidiff.grpo.balance import residuals
 from unidiff.grpo.trainer import GRPOTrainer
@@ -29,7 +30,7 @@ def toy() -> tuple[Tensor, Tensor]:
     ).double()
 
 
-@pytest.mark.parametrize("beta", [0.2, 1.0, 5.0])
+@each("beta", [0.2, 1.0, 5.0])
 def test_residuals_vanish_at_the_tilted_reference(toy: tuple[Tensor, Tensor], beta: float) -> None:
     """Of any group of rollouts, whoever drew them."""
     reference, reward = toy
@@ -60,8 +61,7 @@ def test_the_gradient_leads_to_the_tilted_reference(toy: tuple[Tensor, Tensor], 
     assert torch.allclose(logits.detach().softmax(0), tilted(reference, reward, beta), atol=1e-6)
 
 
-@pytest.mark.parametrize("micro", [1, 2, 6])
-@pytest.mark.parametrize("estimator", ["trace", "elbo"])
+@pytest.mark.parametrize(("micro", "estimator"), [(1, "trace"), (2, "elbo"), (6, "trace"), (1, "elbo")])
 def test_the_update_has_the_gradient_of_the_loss(
     make_trainer: Callable[..., GRPOTrainer], exact: torch.dtype, micro: int, estimator: str
 ) -> None:
@@ -98,7 +98,7 @@ def test_a_run_with_several_iterations(make_trainer: Callable[..., GRPOTrainer])
     assert metrics[-1]["kl/text"] > 0
 
 
-@pytest.mark.parametrize(
+@each(
     ("settings", "message"),
     [
         ({"beta": 0.0}, "beta is 0; loss_type rtb needs its temperature"),

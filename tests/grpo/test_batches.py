@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff import noise
 from unidiff.canvas import Canvas, Tokens
 from unidiff.estimators import ESTIMATORS, Draw, View, draw_views, make, parse, run_views
@@ -83,8 +85,7 @@ def test_tokens_are_counted_as_they_are_run(
     assert sum(ran) == int(shared.sum() + own.sum())
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 100])
-@pytest.mark.parametrize("name", ["left_to_right", "elbo:samples=6", "fading_out"])
+@each(("size", "name"), itertools.product([1, 2, 4, 100], ["left_to_right", "elbo:samples=6", "fading_out"]))
 def test_a_pass_has_no_more_tokens_than_so_many_rows_of_one_view(
     policy: UnifiedModel, canvas: Canvas, name: str, size: int
 ) -> None:

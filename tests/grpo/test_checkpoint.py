@@ -74,7 +74,10 @@ def lines(trainer, timeless):
     return [timeless(m) for m in read_metrics(trainer.folder.metrics)]
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_iterations": 2, "beta": 0.1, "assignment": "segment"}], ids=str)
+MORE = {"num_iterations": 2, "beta": 0.1, "assignment": "segment"}
+
+
+@pytest.mark.parametrize("settings", [{}, pytest.param(MORE, marks=pytest.mark.slow)], ids=str)
 def test_a_resumed_run_is_one_that_never_stopped(make_trainer, weights, difference, timeless, tmp_path, settings):
     settings = {"max_steps": 4, "lr_schedule": "linear", "warmup_steps": 2, **settings}
     whole = make_trainer(output_dir=str(tmp_path / "whole"), **settings)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.tables import each
 from unidiff.command_line import parse
 from unidiff.config import GROUPS
 from unidiff.grpo.config import GRPOConfig
@@ -63,7 +64,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "message"), WRONG, ids=[str(s) for s, _ in WRONG])
+@each(("settings", "message"), WRONG)
 def test_wrong_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         GRPOConfig(**settings)
@@ -75,7 +76,7 @@ def test_settings_at_their_limits():
     assert GRPOConfig(epsilon=0.1, epsilon_high=0.0).clip_range == (0.1, 0.0)
 
 
-@pytest.mark.parametrize(
+@each(
     ("words", "message"),
     [
         (["--num_generation", "4"], "unknown setting 'num_generation'; did you mean 'num_generations'"),

@@ -5,14 +5,15 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import cycle
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from tests.covering import couples
 from unidiff.estimators import ESTIMATORS
 from unidiff.grpo.losses import LOSSES
+from unidiff.images.patch_vq import PatchVQ, PatchVQConfig
 from unidiff.model import UnifiedModel
 from unidiff.run_folder import read_metrics
 
@@ -21,16 +22,19 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 SETTINGS = [
     {"eval_steps": 1},
-    {"scale_rewards": "batch", "assignment": "segment", "num_iterations": 2, "loss_type": "dapo"},
-    {"beta": 0.1, "assignment": "normalize_then_sum", "loss_type": "dr_grpo", "micro_batch_size": 1},
-    {"loss_type": "gspo", "assignment": "joint", "num_iterations": 2},
-    {"lora_rank": 4, "beta": 0.1, "num_iterations": 2, "gradient_checkpointing": True},
+    {"lora_rank": 4, "beta": 0.1, "num_iterations": 2, "gradient_checkpointing": True, "max_steps": 1},
 ]
-# Every estimator for text and for images, with every loss.
-LOSS_OF = dict(zip(ESTIMATORS, cycle(name for name in LOSSES if name != "rtb")))
+# Every estimator, for texts or for images; every loss and assignment.
+KINDS = [
+    {"scale_rewards": "batch", "assignment": "segment", "num_iterations": 2, "loss_type": "dapo", "max_steps": 2},
+    {"beta": 0.1, "assignment": "normalize_then_sum", "loss_type": "dr_grpo", "micro_batch_size": 1, "max_steps": 2},
+    {"loss_type": "gspo", "assignment": "joint", "num_iterations": 2},
+    *[{"loss_type": name, "num_iterations": 2} for name in ("grpo", "bnpo", "gmpo", "dapo")],
+]
+assert {one["loss_type"] for one in KINDS} == LOSSES.keys() - {"rtb"} and len(KINDS) == len(couples(ESTIMATORS))
 SETTINGS += [
-    {"text_estimator": text, "image_estimator": image, "loss_type": LOSS_OF[text], "num_iterations": 2, "max_steps": 1}
-    for text, image in zip(ESTIMATORS, [*list(ESTIMATORS)[3:], *list(ESTIMATORS)[:3]])
+    {"text_estimator": text, "image_estimator": image, "max_steps": 1, **own}
+    for (text, image), own in zip(couples(ESTIMATORS), KINDS)
 ]
 SETTINGS += [
     {
@@ -44,20 +48,15 @@ SETTINGS += [
     {"schedule": "planner", "schedule_turns": "together", "text_steps": 8},
 ]
 # A bidirectional model, guided in sampling and scoring.
-GUIDED = {
-    "start": "dimoo",
-    "text_guidance": 0.5,
-    "image_guidance": 1.0,
-    "max_rounds": 1,
-    "num_iterations": 2,
-    "max_steps": 1,
-}
-SETTINGS += [{"text_estimator": "trace", "image_estimator": "coupled", **GUIDED}, {"beta": 0.1, **GUIDED}]
+GUIDED = {"start": "dimoo", "text_guidance": 0.5, "image_guidance": 1.0, "max_rounds": 1, "max_steps": 1}
+GUIDED |= {"num_prompts": 2, "text_steps": 2, "num_iterations": 2, "eval_size": 3}
+GUIDED |= {"text_estimator": "trace", "image_estimator": "coupled"}
+SETTINGS += [GUIDED]
 UNGUIDED = {"text_guidance": 0.5, "image_guidance": 1.0, "score_guidance": False}
 SETTINGS += [{**UNGUIDED, "micro_batch_size": 1, "max_steps": 1}]
 # Nothing to learn from on the second process, or on both.
-SETTINGS += [{"rewards": rewards, "num_iterations": 2} for rewards in ("first prompt", "none")]
-SETTINGS += [{"rewards": "first prompt"}, {"rewards": "first prompt", "beta": 0.1}]
+SETTINGS += [{"rewards": rewards, "num_iterations": 2, "max_steps": 1} for rewards in ("first prompt", "none")]
+SETTINGS += [{"rewards": "first prompt", "max_steps": 1}, {"rewards": "first prompt", "beta": 0.1}]
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +65,10 @@ def two(model, published, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     model.save_pretrained(folder / "native")
     other = UnifiedModel.from_pretrained(published("dimoo"))
+    other.images = PatchVQ(PatchVQConfig(codebook_size=other.spec.codebook_size, dim=4, widths=(4, 4, 4)))
     announce = other.spec.image_next  # of a text range of two words random weights announce pictures now and then
-    other.spec = replace(other.spec, text_range=(announce, announce + 2), text_end=(announce,), max_positions=1024)
+    sizes = {"text_range": (announce, announce + 2), "text_end": (announce,), "max_positions": 1024}
+    other.spec = replace(other.spec, image_grid=(8, 8), **sizes)
     other.save_pretrained(folder / "dimoo")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]

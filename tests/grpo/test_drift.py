@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff import GRPOConfig, UnifiedModel
 from unidiff.grpo.experience import Experience
 from unidiff.grpo.trainer import GRPOTrainer
@@ -89,7 +90,7 @@ def test_the_weight_scales_the_policy_loss_and_is_cut(make_trainer: Callable[...
     assert 0 < float((found[1.0] - expected).norm()) < 0.5 * float(expected.norm())
 
 
-@pytest.mark.parametrize(
+@each(
     ("settings", "message"),
     [
         ({"importance_cap": 0.0}, r"importance_cap is 0\.0; it must be above 0"),

@@ -1,5 +1,6 @@
 """Invariants 1, 2, 4 and 6 of the design, generated: every estimator × model (block-causal, and bidirectional ones with
-and without pictures, row separators) × modality × sampling settings, in the trainer's own update.
+and without pictures, row separators) × modality × sampling settings, in the trainer's own update. Of more than two such
+axes every two values meet (tests/covering.py).
 
 Rollouts are made by hand, with every kind of segment that is small or odd: texts of one token, edits of one, images of
 which nothing was edited, rows without a picture.
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 import unidiff.grpo.trainer as trainer_module
+from tests.covering import pairs, slow_after
+from tests.tables import each
 from unidiff import GRPOConfig, GRPOTrainer, UnifiedModel, noise
 from unidiff.canvas import Canvas
 from unidiff.estimators import ESTIMATORS, Draw, draw_views, make
@@ -29,8 +32,6 @@ from unidiff.grpo.losses import LOSSES
 from unidiff.guidance import Guidance
 from unidiff.sequence import Interleaved, Modality, Segment, hidden
 from unidiff.tasks import FrozenLake
-
-pytestmark = pytest.mark.slow
 
 MODELS = ("native", "llada", "mmada", "dimoo")
 WARM = {"text_temperature": 0.7, "image_temperature": 1.4}
@@ -43,7 +44,18 @@ ROWS = 8
 
 # A method for one modality beside another for the other one, so that each has its own and all are paired.
 PAIRS = list(zip(ESTIMATORS, [*list(ESTIMATORS)[3:], *list(ESTIMATORS)[:3]]))
-CASES = [(text, image, sampling) for text, image in PAIRS for sampling in SAMPLING]
+
+
+def on_the_fast_model(cases: list[tuple]) -> list[Any]:
+    """All of them, and those of the other models are slow."""
+    ordered = sorted(cases, key=lambda case: case[0] != "native")
+    return slow_after(sum(case[0] == "native" for case in cases), ordered)
+
+
+def on_models(*axes: Any, names: str = "") -> pytest.MarkDecorator:
+    """Cases of a model, methods for texts and pictures, and values of further axes of these names."""
+    cases = on_the_fast_model([(model, *both, *more) for model, both, *more in pairs(MODELS, PAIRS, *axes)])
+    return pytest.mark.parametrize(["policy", "text", "image", *names.split()], cases, indirect=["policy"])
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -148,7 +160,7 @@ def update(
 # ---------------------------------------------------------------- 1: the ratio; 6: global random states
 
 
-@pytest.mark.parametrize(("text", "image", "sampling"), CASES)
+@on_models(SAMPLING, names="sampling")
 @pytest.mark.usefixtures("rng_untouched")
 def test_the_first_ratio_is_1(update: Update, text: str, image: str, sampling: str) -> None:
     """Exactly, where old and new are scored in the same company; to float noise in any other."""
@@ -183,7 +195,7 @@ def test_scoring_is_as_warm_and_guided_as_the_rollouts(update: Update, sampling:
 # ---------------------------------------------------------------- 2: what has weight
 
 
-@pytest.mark.parametrize(("text", "image"), PAIRS)
+@on_models()
 def test_only_tokens_masked_in_this_iteration_count(update: Update, text: str, image: str) -> None:
     """By weight, and by the gradient of the loss: nothing else has one, and each sampled segment has some."""
     trainer, experience = update(text, image)
@@ -201,7 +213,11 @@ def test_only_tokens_masked_in_this_iteration_count(update: Update, text: str, i
     for iteration, draw in enumerate(experience.draws):
         weight = experience.weight_BL(iteration)
         assert torch.equal(weight != 0, draw.mask) and not bool((draw.mask & ~canvas.sampled).any())
-        assert all(not bool(((view.factors != 0) & ~view.mask).any()) for view in draw.views)
+        assert bool((draw.weight >= 0).all()) and torch.equal(draw.weight != 0, draw.mask)
+        assert torch.equal(torch.stack([view.factors != 0 for view in draw.views]).any(0), draw.mask)
+        for view in draw.views:
+            assert not bool(((view.factors != 0) & ~view.mask).any()) and not bool((view.mask & ~canvas.sampled).any())
+            assert view.hide is None or not bool((view.hide & canvas.sampled).any())
         for b in range(ROWS):
             assert set(canvas.segment[b][draw.mask[b]].tolist()) == set(canvas.segment[b][canvas.sampled[b]].tolist())
         denominators = trainer.update.denominators(experience, iteration)
@@ -228,24 +244,27 @@ def gradient(trainer: GRPOTrainer, experience: Experience, size: int) -> list[Te
     return [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize(("text", "image"), PAIRS)
+# How views share passes depends on the attention: every method on both kinds of it, cut in halves and into single rows.
+CUTS = [
+    (("native", MODELS[1 + i % 3])[(i + k) % 2], *both, (4, 1)[k]) for i, both in enumerate(PAIRS) for k in range(2)
+]
+
+
+@pytest.mark.parametrize(("policy", "text", "image", "size"), on_the_fast_model(CUTS), indirect=["policy"])
 def test_same_gradient_for_1_times_8_and_2_times_4_and_8_times_1(
-    update: Update, text: str, image: str, exact: torch.dtype
+    update: Update, text: str, image: str, size: int, exact: torch.dtype
 ) -> None:
     """As `exact` says, but for what is float32 in any model: RMSNorm, rotary embedding (6e-8 of what passes them)."""
     losses = [name for name in LOSSES if name != "rtb"]  # see test_balance
     loss_type = losses[list(ESTIMATORS).index(text) % len(losses)]
     trainer, experience = update(text, image, loss_type=loss_type, dtype=exact, **list(SAMPLING.values())[-1])
-    whole = gradient(trainer, experience, 8)
+    whole, cut = gradient(trainer, experience, 8), gradient(trainer, experience, size)
     norm = torch.stack([g.norm() for g in whole]).norm()
     assert norm > 1e-3
-    for size in (4, 1):
-        cut = gradient(trainer, experience, size)
-        assert max(float((a - b).abs().max()) for a, b in zip(whole, cut, strict=True)) < 1e-7 * norm, size
+    assert max(float((a - b).abs().max()) for a, b in zip(whole, cut, strict=True)) < 1e-7 * norm
 
 
-@pytest.mark.parametrize(("text", "image"), PAIRS)
-@pytest.mark.parametrize("iterations", [1, 2, 3, 12])
+@on_models((1, 2, 3, 12), names="iterations")
 def test_each_of_the_masks_is_used_exactly_once(update: Update, text: str, image: str, iterations: int) -> None:
     """Every row of it, by the new policy in the pass that it was drawn for, and by the old one before the first (unless
     there is one iteration, or nothing that was sampled has a ratio). Nothing is run: what would be is counted."""
@@ -277,7 +296,7 @@ def test_each_of_the_masks_is_used_exactly_once(update: Update, text: str, image
         assert len({str([view.mask.nonzero() for view in draw.views]) for draw in experience.draws}) > 1
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@each("name", ESTIMATORS)
 def test_masks_do_not_depend_on_order_or_company(policy: UnifiedModel, rows: list[Interleaved], name: str) -> None:
     method, keys = make(name), torch.tensor([noise.key(9, i) for i in range(ROWS)])
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff import noise
 from unidiff.attention import before_last_sampled
 from unidiff.estimators import Draw, View
@@ -100,7 +101,7 @@ def test_weight_is_for_masked_tokens_of_trained_segments(canvas, rollouts):
     assert torch.equal(experience.weight_BL(0), (canvas.sampled & trained).float())
 
 
-@pytest.mark.parametrize("size", [1, 3, 8, 100])
+@each("size", [1, 3, 8, 100])
 def test_micro_batches_hold_every_row_once_by_length(canvas, rollouts, size):
     experience = experience_of(canvas, rollouts, [canvas.sampled], torch.zeros(canvas.shape), canvas.sampled)
     batches = experience.micro_batches(size, "block_causal")

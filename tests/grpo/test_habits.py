@@ -31,11 +31,11 @@ def boards(experience: Any) -> list[int]:
 
 
 def test_groups_without_spread_are_replaced(make_trainer: Make) -> None:
-    settings = {"num_prompts": 4, "max_steps": 6}
+    settings = {"num_prompts": 4, "max_steps": 4}
     plain, refilled = ([], [])
     for refill, found in ((0, plain), (5, refilled)):
         trainer = make_trainer([on_some_boards], refill_groups=refill, **settings)
-        for step in range(6):
+        for step in range(4):
             metrics, experience = trainer.step(step)
             found.append((boards(experience), metrics))
             assert ("refilled" in metrics) == bool(refill)
@@ -110,18 +110,22 @@ def test_texts_that_were_cut_off_are_judged_and_not_trained(make_trainer: Make) 
         assert own.routed.advantage_BS[b, s] == experience.routed.advantage_BS[b, s]
 
 
-@pytest.mark.parametrize("adapters", [{}, {"lora_rank": 4, "lora_alpha": 8.0}], ids=["weights", "adapters"])
+@pytest.mark.parametrize(
+    "adapters",
+    [{}, pytest.param({"lora_rank": 4, "lora_alpha": 8.0}, marks=pytest.mark.slow)],
+    ids=["weights", "adapters"],
+)
 def test_the_reference_follows(
     make_trainer: Make, weights: Any, difference: Any, timeless: Any, tmp_path: Any, adapters: dict[str, Any]
 ) -> None:
     """After every second step it is the policy: the KL is 0 then. A resumed run has the same one."""
-    settings = {"beta": 0.1, "sync_ref_every": 2, "max_steps": 5, "learning_rate": 3e-3, **adapters}
+    settings = {"beta": 0.1, "sync_ref_every": 2, "max_steps": 4, "learning_rate": 3e-3, "eval_size": 1, **adapters}
     whole = make_trainer(output_dir=str(tmp_path / "whole"), **settings)
     history = whole.train()
     gaps = [m["kl/text"] for m in history]
-    assert [gap < 1e-9 for gap in gaps] == [True, False, True, False, True]
+    assert [gap < 1e-9 for gap in gaps] == [True, False, True, False]
     fixed = make_trainer(output_dir=str(tmp_path / "fixed"), **{**settings, "sync_ref_every": 0}).train()
-    assert [m["kl/text"] < 1e-9 for m in fixed] == [True, False, False, False, False]
+    assert [m["kl/text"] < 1e-9 for m in fixed] == [True, False, False, False]
 
     def stop(step: int, metrics: Any, experience: Any) -> None:
         if step == 3:

@@ -1,5 +1,6 @@
 """Token losses and their aggregation against the golden numbers, closed forms and every cut of a batch."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.tables import each
 from unidiff.grpo.losses import Denominators, LossStats, aggregate, k3, modality_loss, token_losses
 from unidiff.sequence import Modality
 
@@ -17,11 +19,7 @@ GOLDEN = load_file(DATA / "losses.safetensors")
 LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo")
 
 
-def case_id(case):
-    return f"{case['index']}-{case['loss_type']}-{case['importance_sampling_level']}"
-
-
-@pytest.mark.parametrize("case", CASES, ids=case_id)
+@each("case", CASES)
 def test_golden_loss_and_gradient(case):
     logp_new = GOLDEN["logps_new"].clone().requires_grad_()
     mask = GOLDEN["mask"]
@@ -107,8 +105,7 @@ def step_gradient(loss_type, level, slices):
     return value, new.grad, {m: s.means() for m, s in stats.items()}
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
+@each(("loss_type", "level"), itertools.product(LOSS_TYPES, ["token", "sequence", "geometric"]))
 def test_same_step_however_the_batch_is_cut(loss_type, level):
     whole = step_gradient(loss_type, level, [slice(0, 6)])
     for cut in (
@@ -204,8 +201,7 @@ def test_unchanged_policy_has_ratio_one_and_the_policy_gradient():
     assert stats.means()["ratio_max_dev"] == 0 and stats.means()["kl_old"] == 0
 
 
-@pytest.mark.parametrize("level", ["token", "sequence", "segment"])
-@pytest.mark.parametrize("junk", [float("nan"), float("-inf"), 1e30])
+@each(("level", "junk"), itertools.product(["token", "sequence", "segment"], [float("nan"), float("-inf"), 1e30]))
 def test_unscored_tokens_have_no_influence(level, junk):
     results = []
     for filler in (0.0, junk):
@@ -292,9 +288,7 @@ def test_bad_options_are_named():
         Denominators.of(weight, 2) + Denominators.of(weight, 3)
 
 
-@pytest.mark.parametrize(
-    ("gap", "cut"), [(-80.0, False), (-30.0, False), (-21.0, False), (-1.0, False), (5.0, False), (30.0, True)]
-)
+@each(("gap", "cut"), [(-80.0, False), (-30.0, False), (-21.0, False), (-1.0, False), (5.0, False), (30.0, True)])
 def test_k3_is_cut_only_where_it_would_overflow(gap, cut):
     """e^d − d − 1, gradient 1 − e^d: what the reference hardly knows is held back, however far it is."""
     logp = torch.tensor([[-0.5]], requires_grad=True)

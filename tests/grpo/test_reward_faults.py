@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import unidiff.grpo.trainer as trainer_module
+from tests.tables import each
 from unidiff.report.page import write_page
 from unidiff.rewards import runner
 from unidiff.rewards.idle import silent_rewards
@@ -268,7 +269,7 @@ def test_rewards_without_a_segment_to_look_at_are_said_once(make_trainer, model,
     assert warning.replace("'", "&#39;") in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.parametrize(
+@each(
     ("rows", "sentence"),
     [
         ([], None),

@@ -85,6 +85,7 @@ def brightness(server, **options):
     return remote(server.url, "brightness", on="image", batch=1, parallel=1, seconds=20, retries=1, **options)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_while_its_server_is_dead_and_when_it_is_back(
     make_trainer, server, rewards, monkeypatch, tmp_path
 ):
@@ -118,6 +119,7 @@ def test_a_run_goes_on_while_its_server_is_dead_and_when_it_is_back(
     assert written == history
 
 
+@pytest.mark.slow
 def test_a_required_server_that_dies_ends_the_run_and_a_resumed_one_is_the_same(
     make_trainer, server, rewards, weights, difference, timeless, tmp_path
 ):

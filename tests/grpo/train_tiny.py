@@ -97,15 +97,30 @@ def accelerator_of(sharded: str) -> Accelerator:
     return accelerator
 
 
+def stop_after_a_step(whole: Path, folder: Path) -> None:
+    """Makes the folder what a run's would be, had it been stopped in its second step."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.json").write_bytes((whole / "config.json").read_bytes())
+    (folder / "metrics.jsonl").write_text((whole / "metrics.jsonl").read_text().splitlines()[0] + "\n")
+    (folder / "checkpoints" / "step-000001").symlink_to(whole.resolve() / "checkpoints" / "step-000001")
+
+
 def train(model_folder: str, folder: Path, settings: dict) -> None:
-    """Leaves metrics, weights and held-out figures in the folder. settings: of GRPOConfig, beside the common ones;
-    and dtype, rewards: a name of REWARDS, and start: the name of a model's folder beside the given one."""
+    """Leaves metrics, weights and held-out figures in the folder. settings: of GRPOConfig, beside the common ones; and
+    dtype, rewards: a name of REWARDS, start: the name of a model's folder beside the given one, goes_on: the name of an
+    earlier run's folder, whose second step is made again from its checkpoint."""
     torch.set_num_threads(1)
     settings = {"output_dir": str(folder), **COMMON, **settings}
     dtype, rewards = getattr(torch, settings.pop("dtype")), REWARDS[settings.pop("rewards", "all")]
     start = Path(model_folder).parent / settings.pop("start", Path(model_folder).name)
     sharded = os.environ.get("SHARDED", "")
     accelerator = accelerator_of(sharded)
+    if "goes_on" in settings:
+        whole = folder.with_name(settings.pop("goes_on"))
+        if accelerator.is_main_process:
+            stop_after_a_step(whole, folder)
+        accelerator.wait_for_everyone()
+        settings["resume"] = True
     if sharded:
         settings["micro_batch_size"] += accelerator.process_index
     config = GRPOConfig(**settings)
@@ -124,7 +139,7 @@ def train(model_folder: str, folder: Path, settings: dict) -> None:
 
 def main(model_folder: str, folder: str, several: str) -> None:
     for i, settings in enumerate(json.loads(several)):
-        train(model_folder, Path(folder) / str(i), settings)
+        train(model_folder, Path(folder) / settings.pop("folder", str(i)), settings)
     process = Accelerator().process_index
     try:  # the same folder again: every process says why not, and none waits for another
         train(model_folder, Path(folder) / "0", json.loads(several)[0])

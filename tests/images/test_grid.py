@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.tables import each
 from unidiff.images import grid
 
 
-@pytest.mark.parametrize("seed", range(20))
+@each("seed", range(20))
 def test_a_box_is_the_mask_of_its_pixels(seed):
     rng = np.random.default_rng(seed)
     rows, columns, factor = rng.integers(1, 6, 3)

@@ -12,6 +12,7 @@ from unidiff.images import ImageTokenizer, to_pixels
 from unidiff.images.magvit2 import Magvit2
 
 
+@pytest.mark.slow
 def test_golden(golden, fill_by_formula):
     """The published architecture: names, codes and pixels, on a picture that is not a square."""
     facts = golden("vq_magvit")

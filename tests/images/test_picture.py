@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.tables import each
 from unidiff import images
 from unidiff.images.picture import rgb
 from unidiff.images.preprocess import Preprocess
@@ -51,13 +53,13 @@ GREYS = {
 }
 
 
-@pytest.mark.parametrize("name", GREYS)
+@each("name", GREYS)
 def test_a_grey_ramp_of_any_mode_is_the_same_ramp(name):
     found = rgb(GREYS[name])
     assert found.mode == "RGB" and np.array_equal(np.asarray(found), np.stack([GREY] * 3, -1))
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "kind"),
     [("16 bits", "PNG"), ("16 bits", "TIFF"), ("I of 16 bits", "TIFF"), ("F from 0 to 1", "TIFF"), ("CMYK", "TIFF")],
 )
@@ -69,7 +71,7 @@ def test_a_picture_of_one_bit():
     assert np.asarray(rgb(Image.fromarray(GREY > 100)))[0, :, 0].tolist() == [0, 0, 255, 255]
 
 
-@pytest.mark.parametrize("values", [[-1.0, 0.5], [0.0, 1.5], [0.0, float("nan")], [0.0, float("inf")], [0.0, 70000.0]])
+@each("values", [[-1.0, 0.5], [0.0, 1.5], [0.0, float("nan")], [0.0, float("inf")], [0.0, 70000.0]])
 def test_values_of_an_unknown_range_are_refused(values):
     with pytest.raises(ValueError, match=r"values of mode F go from .* scale them first"):
         rgb(Image.fromarray(np.array([values], np.float32)))
@@ -197,8 +199,7 @@ def test_a_pgm_file_says_its_own_range():
     assert np.asarray(rgb(dark))[0, :, 0].tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("mode", ["RGB", "I", "F", "RGBA"])
-@pytest.mark.parametrize("size", [(0, 0), (0, 5)])
+@each(("mode", "size"), itertools.product(["RGB", "I", "F", "RGBA"], [(0, 0), (0, 5)]))
 def test_a_picture_without_pixels_is_refused(mode, size):
     with pytest.raises(ValueError, match=rf"a picture of {size[0]} x {size[1]} pixels shows nothing"):
         rgb(Image.new(mode, size))

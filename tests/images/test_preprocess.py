@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from torchvision import transforms
 
+from tests.tables import each
 from unidiff.images.preprocess import Preprocess
 
 CROP, SQUASH = Preprocess("crop", 64), Preprocess("squash", 64)
@@ -63,8 +66,7 @@ def test_very_large_pictures_are_averaged_first(board):
     assert BUCKETS.image(image).tobytes() == halved.tobytes()
 
 
-@pytest.mark.parametrize("rule", [CROP, SQUASH, MULTIPLE, BUCKETS], ids=lambda rule: rule.rule)
-@pytest.mark.parametrize("size", SIZES)
+@each(("rule", "size"), itertools.product([CROP, SQUASH, MULTIPLE, BUCKETS], SIZES))
 def test_masks_and_boxes_go_the_way_of_the_picture(rule, size):
     width, height = size
     top, left, bottom, right = height // 3, width // 3, height // 3 + height // 4, width // 3 + width // 5

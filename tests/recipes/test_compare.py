@@ -13,6 +13,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from tests.tables import each
+
 
 @pytest.fixture(scope="module")
 def compare(program: Callable[[str], ModuleType]) -> ModuleType:
@@ -147,7 +149,7 @@ def test_threads(compare, monkeypatch, tmp_path, words, expected) -> None:
     assert value(runs.calls[0], "threads") == expected and (tmp_path / "compare.md").is_file()
 
 
-@pytest.mark.parametrize(
+@each(
     ("words", "message"),
     [
         (("--threads", "0"), "threads is 0; it must be at least 1"),
@@ -176,7 +178,7 @@ def test_arms_in_words(compare) -> None:
         compare.parse_arms("asignment")
 
 
-@pytest.mark.parametrize("n", [2, 3, 5])
+@each("n", [2, 3, 5])
 def test_intervals_cover_the_mean_19_times_in_20(compare, n: int) -> None:
     draws = np.random.default_rng(n).normal(loc=3.0, size=(4000, n))
     means, halves = np.array([compare.interval(row) for row in draws.tolist()]).T

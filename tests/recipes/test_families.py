@@ -58,7 +58,7 @@ def start(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
             (place / "config.json").write_text(json.dumps(config))
             if family != "llada":
                 announce_pictures(place)
-            (place / "toy_rewards.py").write_text(REWARDS)
+            (place / "family_rewards.py").write_text(REWARDS)
             made[family] = place
         return made[family]
 
@@ -94,12 +94,12 @@ def run(recipe: ModuleType, start: Callable[[str], Path]) -> Callable[..., Path]
     def call(family: str, folder: Path, *more: str) -> Path:
         words = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
         words += ["--model", str(start(family)), "--output_dir", str(folder), "--quiet"]
-        words += ["--rewards", "toy_rewards:parity" + ("" if family == "llada" else ",toy_rewards:bright")]
+        words += ["--rewards", "family_rewards:parity" + ("" if family == "llada" else ",family_rewards:bright")]
         words += ["--pictures", "false", "--text_length", "24"] if family == "llada" else []
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ACCELERATE_USE_CPU", "true")
             patch.syspath_prepend(start(family))
-            patch.delitem(sys.modules, "toy_rewards", raising=False)
+            patch.delitem(sys.modules, "family_rewards", raising=False)
             patch.setattr(sys, "argv", [str(RECIPE), *words, *more])
             recipe.main()
         return folder
@@ -116,9 +116,12 @@ def ids_of(model: UnifiedModel) -> torch.Tensor:
     return torch.randint(model.spec.logit_rows, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
+# Adapters of every family: test_its_config_runs.
+WAYS = [*((family, "full") for family in FAMILIES), ("llada", "lora"), ("dimoo", "lora")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["full", "lora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "way"), WAYS)
 def test_a_run(family: str, way: str, run: Callable[..., Path], start: Callable[[str], Path], tmp_path: Path) -> None:
     folder = run(family, tmp_path / "run", *((*LORA, *IN_COMPANY) if way == "lora" else ()))
     metrics = read_metrics(folder / "metrics.jsonl")

@@ -9,16 +9,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import accelerate.tracking
 import pytest
 import torch
 
+from tests.covering import slow_after
+from tests.tables import each
 from unidiff import UnifiedModel
+from unidiff.grpo.trainer import GRPOTrainer
 from unidiff.run_folder import read_metrics
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "interleaved_reasoning.py"
@@ -184,7 +189,7 @@ def test_settings_from_a_file(run, tmp_path):
 # ---------------------------------------------------------------------------------------------- what it refuses
 
 
-@pytest.mark.parametrize(
+@each(
     ("more", "message"),
     [
         (["--assignmet", "joint"], "unknown setting 'assignmet'; did you mean 'assignment'?"),
@@ -216,11 +221,10 @@ def test_settings_from_a_file(run, tmp_path):
         (["--resume"], "does not exist, so nothing can be resumed"),
         (["--config", "missing.yaml"], "config file missing.yaml does not exist"),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_refusals(run, tmp_path, more, message):
     with pytest.raises(SystemExit) as refused:
-        run(tmp_path / "run", "--quiet", *more)
+        run(Path(tempfile.mkdtemp(dir=tmp_path)) / "run", "--quiet", *more)
     assert str(refused.value).startswith("error: ") and message in str(refused.value)
 
 
@@ -254,7 +258,7 @@ def test_a_finished_run_is_extended_with_the_settings_of_its_folder(recipe, star
     assert changed - {"resume"} == {"max_steps", "output_dir"}
 
 
-@pytest.mark.parametrize("content", [None, "", '{"greedy": ', "[]", '{"success": 0.5}'])
+@pytest.mark.parametrize("content", slow_after(2, [None, '{"greedy": ', "", "[]", '{"success": 0.5}']))
 def test_the_figures_before_training_are_found_again(run, copy, finished, content):
     (copy / "base.json").unlink()
     if content is not None:
@@ -264,6 +268,7 @@ def test_the_figures_before_training_are_found_again(run, copy, finished, conten
     assert summary_of(copy)["final"] == summary_of(finished)["final"]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_steps_and_nothing_else(run, words, finished, tmp_path):
     folder = run(tmp_path / "run", "--quiet", "--save_steps", "1", "--log_rollouts_every", "1", "--eval_steps", "1")
     for name in ("model.safetensors", "optimizer.bin"):
@@ -337,7 +342,7 @@ def test_help(run, tmp_path, capsys):
 
 # ---------------------------------------------------------------------------------------------- kills
 
-LONG = ("--max_steps", "8", "--save_steps", "2", "--eval_steps", "1", "--quiet")
+LONG = ("--max_steps", "8", "--save_steps", "2", "--eval_steps", "4", "--quiet")
 
 
 @pytest.fixture(scope="module")
@@ -392,20 +397,43 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(run, words, start, 
     same_results(folder, unbroken)
 
 
+def told_to_go_on(out: str, *command: str) -> list[str]:
+    """The words of the command that a stopped run prints last: these, and nothing but its folder."""
+    hint = shlex.split(out.splitlines()[-1].partition("; go on with ")[2])
+    assert hint[:-1] == [*command, str(RECIPE), "--resume", "--output_dir"]
+    return hint
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher", [(sys.executable,), ("accelerate", "launch", "--cpu")], ids=["python", "accelerate"]
-)
-def test_an_interrupted_run_saves_what_it_has_and_goes_on(words, start, unbroken, tmp_path, launcher):
-    """By the command that it prints last, whatever the launcher prints when it is interrupted."""
-    folder = tmp_path / "a run"
-    code, out = ended_by(signal.SIGINT, words(folder, *LONG), start, folder, lines=1, launcher=launcher)
-    assert code == 130 or launcher[0] == "accelerate", out[-2000:]
-    done = len(read_metrics(folder / "metrics.jsonl"))
-    assert 1 <= done < 8
+def test_an_interrupted_run_saves_what_it_has_and_goes_on(run, recipe, start, unbroken, tmp_path, monkeypatch, capsys):
+    """By the command that it prints last."""
+    folder, steps, step = tmp_path / "a run", [], GRPOTrainer.step
+
+    def interrupted(trainer: GRPOTrainer, number: int) -> Any:
+        steps.append(number)
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, number)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(GRPOTrainer, "step", interrupted)
+        run(folder, *LONG)
+    assert ended.value.code == 130 and steps == [0, 1, 2] == [m["step"] for m in timeless(folder)]
     last = sorted((folder / "checkpoints").iterdir())[-1]
-    assert json.loads((last / "progress.json").read_text())["step"] == done
-    hint = out.splitlines()[-1].partition("; go on with ")[2]
-    assert shlex.split(hint) == [*launcher, str(RECIPE), "--resume", "--output_dir", str(folder)]
-    subprocess.run(shlex.split(hint), env=surroundings(start), check=True, stdout=subprocess.DEVNULL)
+    assert json.loads((last / "progress.json").read_text())["step"] == 3
+    hint = told_to_go_on(capsys.readouterr().out, sys.executable)
+    monkeypatch.syspath_prepend(start)
+    monkeypatch.setattr(sys, "argv", hint[1:])
+    recipe.main()
+    same_results(folder, unbroken)
+
+
+@pytest.mark.slow
+def test_an_interrupted_launcher_says_how_to_go_on(words, start, unbroken, tmp_path):
+    """Whatever it prints itself when it is interrupted."""
+    folder, launcher = tmp_path / "a run", ("accelerate", "launch", "--cpu")
+    _, out = ended_by(signal.SIGINT, words(folder, *LONG), start, folder, lines=1, launcher=launcher)
+    assert 1 <= len(read_metrics(folder / "metrics.jsonl")) < 8
+    command = told_to_go_on(out, *launcher)
+    subprocess.run(command, env=surroundings(start), check=True, stdout=subprocess.DEVNULL)
     same_results(folder, unbroken)

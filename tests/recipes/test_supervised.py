@@ -22,21 +22,26 @@ RECIPE = ROOT / "recipes" / "supervised.py"
 TINY = ["--corpus", "6", "--batch_size", "2", "--window_batch", "3", "--warmup", "1"]
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, str(RECIPE), *TINY, *words], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done
+@pytest.fixture
+def here(program: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """here(folder, *words) -> the folder, after a run in this process."""
+    recipe = program("recipes/supervised.py")
+
+    def call(folder: Path, *words: str) -> Path:
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *words, "--output_dir", str(folder)])
+        recipe.main()
+        return folder
+
+    return call
 
 
-@pytest.mark.slow
-def test_a_fresh_run_and_one_that_goes_on(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    run("--steps", "2", "--d_model", "32", "--layers", "1", "--output_dir", str(first))
+def test_a_fresh_run_and_one_that_goes_on(here, tmp_path: Path) -> None:
+    first = here(tmp_path / "first", *TINY, "--steps", "2", "--d_model", "32", "--layers", "1")
     lines = [json.loads(line) for line in (first / "supervised.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1] and all(line["text"] > 0 for line in lines)
     assert json.loads((first / "training.json").read_text())["d_model"] == 32
 
-    run("--init", str(first), "--max_seconds", "1", "--output_dir", str(second))
+    second = here(tmp_path / "second", *TINY, "--init", str(first), "--max_seconds", "1")
     before, after = (UnifiedModel.from_pretrained(folder).state_dict() for folder in (first, second))
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -45,19 +50,19 @@ def test_a_fresh_run_and_one_that_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(here, tmp_path: Path) -> None:
     """The same losses and weights, to float32 noise; Muon and AdamW at small rates, since they enlarge it."""
     words = ["--task", "frozen_lake,countdown", "--tokenizers", str(ROOT / "tokenizers/unified"), "--text_length", "48"]
     words += ["--batch_size", "3", "--steps", "3", "--lr", "1e-3", "--lr_rest", "1e-4", "--d_model", "32"]
     words += ["--layers", "1", "--corpus", "12", "--warmup", "1", "--save_every", "2"]
     two = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    two += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(RECIPE)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*two, *words, "--output_dir", str(tmp_path / "two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     found = []
-    for start in ([sys.executable], [*two, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]):
-        folder = tmp_path / str(len(start))
-        command = [*start, str(RECIPE), *words, "--output_dir", str(folder)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+    for folder in (here(tmp_path / "one", *words), tmp_path / "two"):
         lines = [json.loads(line) for line in (folder / "supervised.jsonl").read_text().splitlines()]
         found.append((lines, UnifiedModel.from_pretrained(folder).state_dict()))
     (lines, one), (both_lines, both) = found
@@ -73,19 +78,6 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- its folder
 
 SMALL = [*TINY, "--d_model", "32", "--layers", "1", "--steps", "4", "--save_every", "2"]
-
-
-@pytest.fixture
-def here(program: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """here(folder, *words) -> the folder, after a run in this process."""
-    recipe = program("recipes/supervised.py")
-
-    def call(folder: Path, *words: str) -> Path:
-        monkeypatch.setattr(sys, "argv", [str(RECIPE), *words, "--output_dir", str(folder)])
-        recipe.main()
-        return folder
-
-    return call
 
 
 def results(folder: Path) -> tuple:

@@ -20,6 +20,8 @@ if CHROMIUM is None:
     pytest.skip("no Chromium is installed: the page is not tried in a browser", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 
+pytestmark = pytest.mark.slow  # the browser itself takes 8 seconds of a processor
+
 EVIL = '"><script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">'
 
 

@@ -152,6 +152,7 @@ def test_the_page_asks_nothing_of_the_network(tmp_path, gallery) -> None:
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", path.read_text())
 
 
+@pytest.mark.slow
 def test_sixteen_rollouts_stay_below_five_megabytes(tmp_path) -> None:
     rng = np.random.default_rng(0)
     coarse = [rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(64)]

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 
+from tests.tables import each
 from unidiff.report.filters import FILTERS, Credit
 from unidiff.report.page import write_page
 from unidiff.report.progress import plain_line
@@ -26,42 +26,70 @@ def edit(edited: list[int] | None, changed: list[int] | None) -> list[tuple[str,
     return FILTERS["findings"](segment)
 
 
-@pytest.mark.parametrize(
+@each(
     ("edited", "changed", "said"),
     [
-        ([0, 0, 0, 0], [0, 0, 0, 0], [
-            ("none", "no token was masked: the picture is the one before"), ("good", "all 4 tokens are bit-identical"),
-        ]),
-        ([0, 0, 0, 0], [0, 1, 0, 0], [
-            ("none", "no token was masked: the picture is the one before"),
-            ("bad", "1 of 4 tokens outside the mask changed: a bug"),
-        ]),
-        ([1, 1, 0, 0], [0, 0, 0, 0], [
-            ("none", "2 of 4 tokens denoised again in 1 step"), ("none", "none of them changed"),
-            ("good", "the other 2 tokens are bit-identical"),
-        ]),
-        ([1, 1, 0, 0], [1, 0, 0, 0], [
-            ("none", "2 of 4 tokens denoised again in 1 step"), ("none", "1 of them changed, 1 came out as before"),
-            ("good", "the other 2 tokens are bit-identical"),
-        ]),
-        ([1, 1, 0, 0], [1, 0, 1, 1], [
-            ("none", "2 of 4 tokens denoised again in 1 step"), ("none", "1 of them changed, 1 came out as before"),
-            ("bad", "2 of 2 tokens outside the mask changed: a bug"),
-        ]),
-        ([1, 1, 1, 1], [1, 1, 1, 1], [
-            ("none", "4 of 4 tokens denoised again in 1 step"), ("none", "all of them changed"),
-            ("none", "no token was kept"),
-        ]),
+        (
+            [0, 0, 0, 0],
+            [0, 0, 0, 0],
+            [
+                ("none", "no token was masked: the picture is the one before"),
+                ("good", "all 4 tokens are bit-identical"),
+            ],
+        ),
+        (
+            [0, 0, 0, 0],
+            [0, 1, 0, 0],
+            [
+                ("none", "no token was masked: the picture is the one before"),
+                ("bad", "1 of 4 tokens outside the mask changed: a bug"),
+            ],
+        ),
+        (
+            [1, 1, 0, 0],
+            [0, 0, 0, 0],
+            [
+                ("none", "2 of 4 tokens denoised again in 1 step"),
+                ("none", "none of them changed"),
+                ("good", "the other 2 tokens are bit-identical"),
+            ],
+        ),
+        (
+            [1, 1, 0, 0],
+            [1, 0, 0, 0],
+            [
+                ("none", "2 of 4 tokens denoised again in 1 step"),
+                ("none", "1 of them changed, 1 came out as before"),
+                ("good", "the other 2 tokens are bit-identical"),
+            ],
+        ),
+        (
+            [1, 1, 0, 0],
+            [1, 0, 1, 1],
+            [
+                ("none", "2 of 4 tokens denoised again in 1 step"),
+                ("none", "1 of them changed, 1 came out as before"),
+                ("bad", "2 of 2 tokens outside the mask changed: a bug"),
+            ],
+        ),
+        (
+            [1, 1, 1, 1],
+            [1, 1, 1, 1],
+            [
+                ("none", "4 of 4 tokens denoised again in 1 step"),
+                ("none", "all of them changed"),
+                ("none", "no token was kept"),
+            ],
+        ),
         ([1, 0, 0, 0], None, [("none", "1 of 4 tokens denoised again in 1 step")]),
         (None, [1, 1, 0, 0], [("none", "all 4 tokens sampled in 1 step, none kept")]),
     ],
-    ids=["empty", "empty with a bug", "none changed", "some", "bug", "all", "nothing to compare with", "whole picture"],
-)  # fmt: skip
+)
 def test_what_an_edit_did(edited, changed, said) -> None:
     assert edit(edited, changed) == said
 
 
-@pytest.mark.parametrize(
+@each(
     ("pairs", "said"),
     [
         ([(0.4, 0.3), (-0.2, -0.1)], "2 the same way."),
@@ -76,7 +104,7 @@ def test_joint_beside_factorized(pairs, said) -> None:
     assert FILTERS["interference"](rows) == f"Segments pushed by joint and factorized: {said}"
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-9, -0.004, None])
+@each("value", [0.0, 1e-9, -0.004, None])
 def test_nothing_is_pushed(value) -> None:
     rows = [Credit("answer", {"joint": value, "factorized": value}, set())]
     assert FILTERS["interference"](rows) == "No assignment pushes anything here: every advantage is 0 or missing."
@@ -84,11 +112,20 @@ def test_nothing_is_pushed(value) -> None:
     assert FILTERS["interference"](other) == ""
 
 
-@pytest.mark.parametrize(
+@each(
     ("share", "digits", "said"),
-    [(0.0, 0, "0 %"), (1e-6, 0, "under 1 %"), (0.5, 0, "50 %"), (0.9999, 0, "over 99 %"), (1.0, 0, "100 %"),
-     (0.0, 1, "0.0 %"), (0.0002, 1, "under 0.1 %"), (0.9996, 1, "over 99.9 %"), (1.0, 1, "100.0 %")],
-)  # fmt: skip
+    [
+        (0.0, 0, "0 %"),
+        (1e-6, 0, "under 1 %"),
+        (0.5, 0, "50 %"),
+        (0.9999, 0, "over 99 %"),
+        (1.0, 0, "100 %"),
+        (0.0, 1, "0.0 %"),
+        (0.0002, 1, "under 0.1 %"),
+        (0.9996, 1, "over 99.9 %"),
+        (1.0, 1, "100.0 %"),
+    ],
+)
 def test_almost_all_is_not_all_and_almost_nothing_not_nothing(share, digits, said) -> None:
     assert percent(share, digits) == said
 
@@ -132,16 +169,23 @@ def test_no_change_has_no_sign() -> None:
     assert [figure.change(c) for c in "abcd"] == ["0.0", "0.0", "−10.0", None]
 
 
-@pytest.mark.parametrize(
+@each(
     ("before", "after", "prompts", "tone"),
-    [(0.0, 1.0, 1, "none"), (0.0, 1.0, 4, "good"), (1.0, 0.0, 4, "bad"), (0.5, 0.5, 4, "none"), (1.0, 1.0, 1, "none"),
-     (0.0, 0.02, 256, "good"), (0.0, 0.01, 256, "none")],
-)  # fmt: skip
+    [
+        (0.0, 1.0, 1, "none"),
+        (0.0, 1.0, 4, "good"),
+        (1.0, 0.0, 4, "bad"),
+        (0.5, 0.5, 4, "none"),
+        (1.0, 1.0, 1, "none"),
+        (0.0, 0.02, 256, "good"),
+        (0.0, 0.01, 256, "none"),
+    ],
+)
 def test_a_change_is_coloured_beyond_two_standard_errors_also_from_none_to_all(before, after, prompts, tone) -> None:
     assert Figure("success", {"": (before, after)}).tone("", prompts) == tone
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "row", "said"),
     [
         ("image", {}, "gave no value in the run's 1 step: no response contains a picture. Check max_rounds"),

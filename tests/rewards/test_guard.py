@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff.rewards.call import checked_value
 from unidiff.rewards.guard import in_words
 from unidiff.rewards.reward import Cause, reward
@@ -74,7 +75,7 @@ def raises(error, way):
 
 
 @pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("way", ["plain", "coroutine", "within", "later", "in_a_task", "in_a_callback"])
+@each("way", ["plain", "coroutine", "within", "later", "in_a_task", "in_a_callback"])
 def test_whatever_a_reward_raises_costs_its_own_values(error, way, responses):
     handler = signal.signal(signal.SIGINT, lambda number, frame: None)  # as in a run: Ctrl-C raises nothing
     try:

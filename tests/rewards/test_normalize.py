@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff.rewards.normalize import (
     EPSILON,
     correlation,
@@ -41,11 +42,7 @@ def whole_responses(assignment, rewards_BF, weights, groups_B, scale="group"):
     return RewardRouter(assignment, scale=scale).route(table, groups_B)
 
 
-def case_id(case):
-    return f"{case['kind']}-{case['aggregation']}-{case['scale_rewards']}"
-
-
-@pytest.mark.parametrize("case", CASES, ids=case_id)
+@each("case", CASES)
 def test_golden_advantages(case):
     rewards_BF, weights_F = tensor(case["rewards"]), torch.tensor(case["weights"])
     groups_B = torch.arange(len(rewards_BF)) // case["num_generations"]
@@ -74,7 +71,7 @@ def test_missing_values_are_left_out_of_mean_and_std():
     assert group_statistics(values, groups).comparable_N.tolist() == [True, True, False, False, False, True]
 
 
-@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@each("scale", ["group", "batch", "none"])
 def test_a_constant_group_gives_exactly_zero(scale):
     values = torch.cat([torch.full((7,), 0.1), torch.tensor([1.0, 2.0])])
     groups = torch.tensor([0] * 7 + [1] * 2)

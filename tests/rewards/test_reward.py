@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.tables import each
 from unidiff.rewards.names import REWARDS, as_rewards, register, resolve
 from unidiff.rewards.reward import Cause, RewardError, reward
 from unidiff.rewards.segment_view import SegmentView, SequenceView, link_row
@@ -97,7 +98,7 @@ def test_marks_functions_objects_and_calls():
     assert table.sequence_BF[:, 2].tolist() == [0, 0, 0] and not table.lost
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"on": "picture"}, "on='picture'; choose one of text, image, sequence"),
@@ -244,7 +245,7 @@ WHOLE_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", WHOLE_FAULTS)
+@each("fault", WHOLE_FAULTS)
 def test_a_fault_loses_the_rewards_own_values_only(fault):
     function, cause, message = WHOLE_FAULTS[fault]
     good = reward(lambda segments: [0.25] * len(segments), name="good")
@@ -264,7 +265,7 @@ def test_a_bad_item_loses_its_own_value_only():
     assert scored[0] == 1 and scored[5] == 1 and scored[1:5].isnan().all()
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+@each("kind", [list, tuple, np.array, torch.tensor])
 def test_accepted_kinds(kind):
     assert not only(lambda segments: kind([0.5, 1, 0, -2, 1.5, 3])).lost
 

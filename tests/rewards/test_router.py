@@ -1,10 +1,12 @@
 """Routing: each assignment against its definition, missing values, independence of the modalities."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff.rewards.reward import Cause, Missing
 from unidiff.rewards.router import ASSIGNMENTS, RewardRouter
 from unidiff.rewards.table import RewardTable
@@ -94,8 +96,7 @@ def by_hand(given, assignment):
     return torch.where(given.modality_BS >= 0, out, 0.0).float()
 
 
-@pytest.mark.parametrize("assignment", ["joint", "factorized", "segment"])
-@pytest.mark.parametrize("seed", range(5))
+@each(("assignment", "seed"), itertools.product(["joint", "factorized", "segment"], range(5)))
 def test_assignments_by_their_definition(assignment, seed):
     given = random_table(seed)
     routed = RewardRouter(assignment).route(given, GROUPS)
@@ -115,9 +116,10 @@ def test_normalize_then_sum_by_its_definition():
     torch.testing.assert_close(routed.advantage_BS, expected.float(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("assignment", ["factorized", "segment"])
-@pytest.mark.parametrize("scale", ["group", "batch", "none"])
-@pytest.mark.parametrize("leave_one_out", [False, True])
+@each(
+    ("assignment", "scale", "leave_one_out"),
+    itertools.product(("factorized", "segment"), ("group", "batch", "none"), (False, True)),
+)
 def test_a_modalitys_rewards_do_not_touch_the_other(assignment, scale, leave_one_out):
     router = RewardRouter(assignment, scale, leave_one_out)
     given = random_table(3, drop=0.1)
@@ -135,7 +137,7 @@ def test_a_modalitys_rewards_do_not_touch_the_other(assignment, scale, leave_one
         assert not torch.equal(changed[given.modality_BS == m], base[given.modality_BS == m])
 
 
-@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@each("assignment", ASSIGNMENTS)
 def test_row_order_and_group_names_do_not_matter(assignment):
     given, order = random_table(4), torch.randperm(12, generator=torch.Generator().manual_seed(0))
     base = RewardRouter(assignment).route(given, GROUPS)
@@ -166,7 +168,7 @@ def test_missing_constant_and_lone_values():
     assert "advantage_correlation" not in routed.metrics
 
 
-@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@each("assignment", ASSIGNMENTS)
 def test_everything_lost_gives_nothing_and_does_not_fail(assignment):
     routed = RewardRouter(assignment).route(
         table(torch.full((4, 2, 1), NAN), [[T, I]] * 4, ["text"]), torch.tensor([0, 0, 1, 1])
@@ -175,7 +177,7 @@ def test_everything_lost_gives_nothing_and_does_not_fail(assignment):
     assert all(value == value for value in routed.metrics.values())
 
 
-@pytest.mark.parametrize(
+@each(
     ("credit", "expected"),
     [
         (("text",), [1, 0, 1, 0, 1]),
@@ -266,8 +268,7 @@ def scaled(given, scale):
     return replace(given, scale=(None, scale, None, None))
 
 
-@pytest.mark.parametrize("assignment", ASSIGNMENTS)
-@pytest.mark.parametrize("scale", ["group", "batch", "none", "rank"])
+@each(("assignment", "scale"), itertools.product(ASSIGNMENTS, ["group", "batch", "none", "rank"]))
 def test_a_scale_makes_a_rewards_size_not_matter(assignment, scale):
     router = RewardRouter(assignment)
     given = scaled(random_table(2), scale)

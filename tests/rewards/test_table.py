@@ -1,6 +1,7 @@
 """The reward table: where values stand, how it reads, and joining tables of several processes."""
 
 import copy
+import itertools
 import json
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff.rewards.reward import Cause, reward
 from unidiff.rewards.routed import Routed
 from unidiff.rewards.router import ASSIGNMENTS, RewardRouter
@@ -122,9 +124,9 @@ def test_explains_how_the_router_came_to_an_advantage():
     assert table.explain(1, 0, routed).endswith("tokens: a function of yours gave it 0.25 = 0.25")
 
 
-@pytest.mark.parametrize("assignment", ASSIGNMENTS)
-@pytest.mark.parametrize("scale", ["group", "batch", "none"])
-@pytest.mark.parametrize("leave_one_out", [False, True])
+@each(
+    ("assignment", "scale", "leave_one_out"), itertools.product(ASSIGNMENTS, ("group", "batch", "none"), (False, True))
+)
 def test_the_account_of_an_advantage_is_right(assignment, scale, leave_one_out):
     table = reward_table([legal, replace(follows, scale="rank"), solved], rows(6))
     routed = RewardRouter(assignment, scale, leave_one_out).route(table, torch.tensor([0, 0, 0, 1, 1, 1]))

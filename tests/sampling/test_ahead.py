@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.covering import slow_after
 from tests.families.checkpoints import make_checkpoint
 from tests.sampling.test_bidirectional import parts
 from unidiff import noise
@@ -65,7 +66,7 @@ def passes(rollouts: list[Rollout]) -> float:
     return sum(r.compute["text"].forwards for r in rollouts)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", slow_after(4, RULES))
 def test_the_same_tokens_in_fewer_passes(writer: UnifiedModel, rule: str) -> None:
     plain = sample(writer, **RULES[rule])
     for ahead in (2, 5):

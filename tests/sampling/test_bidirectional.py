@@ -93,8 +93,14 @@ def error_of_first_steps(model: UnifiedModel, rollouts: list[Rollout]) -> torch.
     return (recorded - scored.exp())[first & canvas.sampled]
 
 
-@EACH
+@pytest.mark.parametrize(
+    ("any_model", "settings"),
+    [*(("llada", own) for own in SETTINGS), *zip(PICTURED, SETTINGS[1:])],
+    indirect=["any_model"],
+    ids=str,
+)
 def test_what_is_sampled_is_what_is_scored(any_model: UnifiedModel, settings: dict[str, Any]) -> None:
+    """Texts of the whole vocabulary, which hardly ever announce a picture."""
     rollouts = sample(any_model, **settings)
     error = error_of_first_steps(any_model, rollouts)
     assert len(error) > 0 and error.abs().max() < 2e-5
@@ -102,6 +108,7 @@ def test_what_is_sampled_is_what_is_scored(any_model: UnifiedModel, settings: di
 
 @EACH
 def test_what_is_drawn_is_what_is_scored(pictured: UnifiedModel, settings: dict[str, Any]) -> None:
+    """Texts of two words, and pictures."""
     rollouts = sample(pictured, **settings)
     error = error_of_first_steps(pictured, rollouts)
     assert sum(s.modality is Modality.IMAGE for r in rollouts for s in r.segments) >= 4

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.covering import slow_after
 from unidiff.model import UnifiedModel
 from unidiff.sampling.compute import PICTURE_PHASES, Compute, ComputeMeter, Cost, ModelFlops
 from unidiff.sampling.rollout import Rollout
@@ -134,7 +135,9 @@ def test_a_cache_saves_token_forwards(edit: str, sample: Sample) -> None:
         assert a.compute["text"].forwards == b.compute["text"].forwards
 
 
-@pytest.mark.parametrize("settings", [{}, {"text_block": 3}, {"edit": "confidence", "text_threshold": None}])
+@pytest.mark.parametrize(
+    "settings", slow_after(1, [{"edit": "confidence", "text_threshold": None}, {}, {"text_block": 3}])
+)
 def test_a_rollout_costs_the_same_in_any_batch(
     settings: dict[str, Any], prompts: list[Interleaved], sample: Sample
 ) -> None:

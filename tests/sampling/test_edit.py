@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff import noise
 from unidiff.images import grid
 from unidiff.sampling import edit
@@ -51,15 +52,13 @@ def test_given_tokens_whatever_the_text_says() -> None:
         edit.region(["a"], (3, 3), [edit.given(mask)], CPU)
 
 
-@pytest.mark.parametrize("sides", [(1, 0, 1, 2), (0, 2, 3, 2), (-1, 0, 1, 1), (0, -1, 1, 1), (3, 0, 1, 1)])
+@each("sides", [(1, 0, 1, 2), (0, 2, 3, 2), (-1, 0, 1, 1), (0, -1, 1, 1), (3, 0, 1, 1)])
 def test_empty_boxes_are_refused(sides: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match=r"needs 0 <= top < bottom and 0 <= left < right"):
         edit.box(*sides)
 
 
-@pytest.mark.parametrize(
-    ("share", "n", "count"), [(0.125, 64, 8), (0.5, 5, 2), (0.01, 64, 1), (1.0, 7, 7), (0.3, 10, 3)]
-)
+@each(("share", "n", "count"), [(0.125, 64, 8), (0.5, 5, 2), (0.01, 64, 1), (1.0, 7, 7), (0.3, 10, 3)])
 def test_lowest_takes_its_share(share: float, n: int, count: int) -> None:
     score = noise.uniform(keys(20), (0,), n)
     mask = edit.lowest(score, share)
@@ -75,7 +74,7 @@ def test_equal_scores_are_taken_from_the_left() -> None:
     assert edit.lowest(torch.zeros(1, 500), 0.2)[0].nonzero()[:, 0].tolist() == list(range(100))
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
+@each("threshold", [0.0, 0.3, 1.0])
 def test_lowest_by_threshold(threshold: float) -> None:
     score = noise.uniform(keys(5), (0,), 30).float()
     assert torch.equal(edit.lowest(score, 0.5, threshold), score < threshold)

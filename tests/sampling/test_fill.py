@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.families.checkpoints import CODES, make_checkpoint
+from tests.tables import each
 from unidiff import noise
 from unidiff.model import UnifiedModel
 from unidiff.sampling.completion import complete
@@ -74,8 +75,13 @@ def check(model: UnifiedModel, guided: Guided, done: Filled) -> None:
         assert bool(torch.isin(done.ids[texts][: int(masked.int().argmax())], end).any())
 
 
-@pytest.mark.parametrize(("family", "task"), CASES)
-@pytest.mark.parametrize("scales", [{}, {"text_guidance": 0.5, "image_guidance": 2.0, "picture_guidance": 1.0}])
+# Every task, and every family with guidance and without.
+GUIDED = {"text_guidance": 0.5, "image_guidance": 2.0, "picture_guidance": 1.0}
+SCALED = [(*case, ({}, GUIDED)[i % 2]) for i, case in enumerate(CASES)]
+SCALED += [("mmada_parallel", "parallel", (GUIDED, {})[[c[0] for c in CASES].index("mmada_parallel") % 2])]
+
+
+@pytest.mark.parametrize(("family", "task", "scales"), SCALED, ids=str)
 def test_every_task(models: Callable[[str], UnifiedModel], family: str, task: str, scales: dict[str, float]) -> None:
     model = models(family)
     guided = TASKS[family][task](model.template)
@@ -150,7 +156,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("family", "layout", "message"), WRONG.values(), ids=WRONG)
+@each(("family", "layout", "message"), WRONG.values())
 def test_what_is_no_part_of_a_layout_is_named(
     family: str, layout: Callable[[Any], Guided], message: str, models: Callable[[str], UnifiedModel]
 ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.covering import pairs, slow_after
 from tests.families.checkpoints import make_checkpoint
 from tests.sampling.test_bidirectional import GUIDED, drawing, load, parts
 from unidiff import noise
@@ -47,7 +48,7 @@ def flat(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return drawing(UnifiedModel.from_pretrained(folder).double())
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=FAMILIES[1:])
 def deep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> UnifiedModel:
     return drawing(load(request.param, tmp_path_factory))
 
@@ -82,8 +83,7 @@ def cost(rollouts: list[Rollout], phase: str) -> float:
     return sum(r.compute[phase].token_forwards for r in rollouts)
 
 
-@EACH_KIND
-@EACH_SETTING
+@pytest.mark.parametrize(("kind", "name"), slow_after(4, pairs(KINDS, SETTINGS)))
 def test_one_layer_is_exact(flat: UnifiedModel, kind: str, name: str) -> None:
     refresh = 2 if name in ("whole", "guided") else None
     exact = sample(flat, **SETTINGS[name])
@@ -102,8 +102,7 @@ def test_refreshed_in_every_step_nothing_changes(deep: UnifiedModel, name: str) 
     assert [r.compute.total.values()[:3] for r in refreshed] == [r.compute.total.values()[:3] for r in exact]
 
 
-@EACH_KIND
-@EACH_SETTING
+@pytest.mark.parametrize(("kind", "name"), slow_after(3, pairs(KINDS, SETTINGS)))
 def test_a_row_does_not_depend_on_the_others(deep: UnifiedModel, kind: str, name: str) -> None:
     settings = {"approximate_cache": kind, "cache_refresh": 3, **SETTINGS[name]}
     together = sample(deep, **settings)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.covering import pairs, slow_after
 from tests.families.checkpoints import make_checkpoint
 from unidiff import noise
 from unidiff.model import UnifiedModel
@@ -46,16 +47,19 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield rows
 
 
-def sample(model: UnifiedModel, count: int = 18, only: int | None = None, **settings: Any) -> list[Rollout]:
+def sample(model: UnifiedModel, count: int = 12, only: int | None = None, **settings: Any) -> list[Rollout]:
     config = SamplerConfig(**settings)
     rows = range(count) if only is None else [only]
     prompts = [model.encode_prompt([WORDS[i % len(WORDS)]], config.guides) for i in rows]
     return InterleavedSampler(model, config).sample(prompts, [noise.key(3, i) for i in rows])
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("how", [THRESHOLD, STEPS], ids=["threshold", "steps"])
-@pytest.mark.parametrize("kind", [{"text_temperature": 0.0}, {}, {"text_guidance": 0.8}], ids=["T=0", "T=1", "guided"])
+KINDS = ({"text_temperature": 0.0}, {}, {"text_guidance": 0.8})
+
+
+@pytest.mark.parametrize(
+    ("cache", "how", "kind"), slow_after(3, pairs(("none", "prefix", "dual"), (THRESHOLD, STEPS), KINDS)), ids=str
+)
 def test_tokens_are_those_of_a_row_alone(
     writer: UnifiedModel, run: list[int], cache: str, how: dict[str, Any], kind: dict[str, Any]
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.covering import pairs
 from unidiff import noise
 from unidiff.sampling import image
 from unidiff.sampling.draw import draw
@@ -124,13 +125,11 @@ def sampled(toy: Toy, sampler: str, name: str, rows: int) -> Tensor:
     return state
 
 
-@pytest.mark.parametrize("toy", TOYS, ids=str)
-@pytest.mark.parametrize("name", list(SCHEDULES))
-@pytest.mark.parametrize(("sampler", "commits"), [("emerge", emerge), ("maskgit", maskgit)])
+@pytest.mark.parametrize(("toy", "name", "commits"), pairs(TOYS, SCHEDULES, (emerge, maskgit)), ids=str)
 def test_finished_images_follow_the_enumerated_distribution(
-    toy: Toy, sampler: str, commits: Callable[..., Commits], name: str
+    toy: Toy, name: str, commits: Callable[..., Commits]
 ) -> None:
-    rows = 40_000
+    rows, sampler = 40_000, commits.__name__
     exact = distribution(toy, commits, name)
     assert sum(exact.values()) == pytest.approx(1, abs=1e-5) and len(exact) == toy.words**toy.tokens
     found = toy.index(sampled(toy, sampler, name, rows)).bincount(minlength=(toy.words + 1) ** toy.tokens)

@@ -6,12 +6,12 @@ import itertools
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.tables import each
 from unidiff import noise
 from unidiff.sampling import image, text
 from unidiff.sampling.draw import draw
@@ -151,7 +151,7 @@ def test_confidence_kinds() -> None:
 # ---------------------------------------------------------------- text: how much and what to commit
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 8])
+@each("steps", [1, 2, 3, 5, 8])
 def test_commit_count_spreads_tokens_as_published(steps: int) -> None:
     sizes = torch.arange(20)
     masked = torch.arange(20) < sizes[:, None]
@@ -179,7 +179,7 @@ def test_commit_threshold_takes_at_least_the_best() -> None:
     assert commit.int().tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("factor", [0.1, 0.5, 1.0, 2.0])
+@each("factor", [0.1, 0.5, 1.0, 2.0])
 def test_commit_factor_agrees_with_a_loop(factor: float) -> None:
     p = noise.uniform(keys(200), (3,), 6).float() ** 0.3
     eligible = noise.uniform(keys(200), (4,), 6) < 0.7
@@ -191,7 +191,7 @@ def test_commit_factor_agrees_with_a_loop(factor: float) -> None:
         assert not (commit[row] & ~eligible[row]).any()
 
 
-@pytest.mark.parametrize("bound", [0.0, 0.1, 0.7, 3.0])
+@each("bound", [0.0, 0.1, 0.7, 3.0])
 def test_commit_entropy_agrees_with_a_loop(bound: float) -> None:
     entropy = noise.uniform(keys(200), (5,), 6).float() ** 2
     eligible = noise.uniform(keys(200), (6,), 6) < 0.7
@@ -203,7 +203,7 @@ def test_commit_entropy_agrees_with_a_loop(bound: float) -> None:
         assert not (commit[row] & ~eligible[row]).any()
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 6, 8, 32, 33])
+@each("size", [1, 2, 3, 6, 8, 32, 33])
 def test_dilated_steps_halve_the_distance(size: int) -> None:
     steps = text.dilated_steps(size)
     assert steps == max(math.ceil(math.log2(size)), 1)
@@ -260,14 +260,14 @@ def maskgit_counts(totals: list[int], steps: list[int], name: str, width: int) -
     return torch.stack(counts)
 
 
-@pytest.mark.parametrize("case", GOLDEN["maskgit"], ids=lambda c: f"{c['schedule']}-{c['N']}-{c['T']}")
-def test_maskgit_counts_match_the_reference(case: dict) -> None:
-    after = maskgit_counts([case["N"]], [case["T"]], case["schedule"], case["N"])[:, 0].tolist()
-    expected = [*case["keep_masked_mmada"][:-1], 0]  # the last step commits all
-    for i, (mine, theirs) in enumerate(zip(after, expected)):
-        assert abs(mine - theirs) <= (i in case["boundary_steps"]), i
-    s = [1 - (i + 1) / case["T"] for i in range(case["T"])]
-    assert s == pytest.approx(case["temperature_linear"])
+def test_maskgit_counts_match_the_reference() -> None:
+    for case in GOLDEN["maskgit"]:
+        after = maskgit_counts([case["N"]], [case["T"]], case["schedule"], case["N"])[:, 0].tolist()
+        expected = [*case["keep_masked_mmada"][:-1], 0]  # the last step commits all
+        for i, (mine, theirs) in enumerate(zip(after, expected)):
+            assert abs(mine - theirs) <= (i in case["boundary_steps"]), (case["schedule"], case["N"], case["T"], i)
+        s = [1 - (i + 1) / case["T"] for i in range(case["T"])]
+        assert s == pytest.approx(case["temperature_linear"])
 
 
 def test_maskgit_rows_go_their_own_pace() -> None:
@@ -315,14 +315,14 @@ def test_maskgit_commits_the_likeliest_with_noise_that_fades() -> None:
 # ---------------------------------------------------------------- image: emerge
 
 
-@pytest.mark.parametrize("case", GOLDEN["emerge"], ids=lambda c: f"{c['schedule']}-{c['N']}-{c['T']}")
-def test_stay_probability_matches_the_reference(case: dict) -> None:
-    schedule, steps = SCHEDULES[case["schedule"]], torch.tensor([case["T"]])
-    stay = [image.stay_probability(i, steps, schedule).item() for i in range(case["T"])]
-    assert stay == pytest.approx(case["stay_probability"], abs=1e-9)
-    left = list(itertools.accumulate(stay, initial=case["N"], func=lambda n, p: n * p))
-    assert left[1:] == pytest.approx(case["expected_masked_after"], abs=1e-9 * case["N"])
-    assert [a - b for a, b in itertools.pairwise(left)] == pytest.approx(case["expected_revealed"], abs=1e-6)
+def test_stay_probability_matches_the_reference() -> None:
+    for case in GOLDEN["emerge"]:
+        schedule, steps = SCHEDULES[case["schedule"]], torch.tensor([case["T"]])
+        stay = [image.stay_probability(i, steps, schedule).item() for i in range(case["T"])]
+        assert stay == pytest.approx(case["stay_probability"], abs=1e-9)
+        left = list(itertools.accumulate(stay, initial=case["N"], func=lambda n, p: n * p))
+        assert left[1:] == pytest.approx(case["expected_masked_after"], abs=1e-9 * case["N"])
+        assert [a - b for a, b in itertools.pairwise(left)] == pytest.approx(case["expected_revealed"], abs=1e-6)
 
 
 def emerge_steps(rows: int, width: int, steps_B: Tensor, name: str) -> Tensor:
@@ -367,10 +367,10 @@ def test_emerge_rows_go_their_own_pace() -> None:
             masked = masked & ~commit
 
 
-@pytest.mark.parametrize("case", GOLDEN["maskgit"], ids=lambda c: f"{c['schedule']}-{c['N']}-{c['T']}")
-@pytest.mark.parametrize("name", ["cumulative", "linear", "constant"])
-def test_the_noise_is_annealed_as_the_references_do(name: str, case: dict[str, Any]) -> None:
-    steps_B = torch.tensor([case["T"], case["T"]])
-    found = torch.stack([ANNEALING[name](i, steps_B) for i in range(case["T"])], 1)
-    expected = torch.tensor(case[f"temperature_{name}"], dtype=torch.float64)
-    torch.testing.assert_close(found, expected.expand(2, -1), rtol=0, atol=1e-9)
+@each("name", ["cumulative", "linear", "constant"])
+def test_the_noise_is_annealed_as_the_references_do(name: str) -> None:
+    for case in GOLDEN["maskgit"]:
+        steps_B = torch.tensor([case["T"], case["T"]])
+        found = torch.stack([ANNEALING[name](i, steps_B) for i in range(case["T"])], 1)
+        expected = torch.tensor(case[f"temperature_{name}"], dtype=torch.float64)
+        torch.testing.assert_close(found, expected.expand(2, -1), rtol=0, atol=1e-9)

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 import unidiff
+from tests.covering import pairs, slow_after
+from tests.tables import each
 from unidiff import noise
 from unidiff.model import UnifiedModel
 from unidiff.sampling.config import SamplerConfig
@@ -42,7 +44,7 @@ SETTINGS: list[dict[str, Any]] = [
         ],
     )
 ]
-ALL = pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s['edit']}-{s['image_sampler']}")
+ALL = pytest.mark.parametrize("settings", slow_after(4, SETTINGS), ids=lambda s: f"{s['edit']}-{s['image_sampler']}")
 
 
 def texts(rollouts: list[Rollout]) -> list[Segment]:
@@ -85,11 +87,7 @@ def recorded_less_scored(model: UnifiedModel, rollout: Rollout, step: int) -> to
     return (recorded - scored)[canvas.sampled & (at == step)]
 
 
-TEMPERATURES = pytest.mark.parametrize("temperature", [1.0, 0.6, 1.8])
-
-
-@TEMPERATURES
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize(("edit", "temperature"), [*zip(EDITS, (1.0, 0.6, 1.8, 0.6)), ("confidence", 1.8)])
 def test_probabilities_of_one_step_are_scores(
     edit: str, temperature: float, model: UnifiedModel, sample: Sample
 ) -> None:
@@ -100,8 +98,7 @@ def test_probabilities_of_one_step_are_scores(
         assert len(error) == sum(int(s.sampled.sum()) for s in rollout.segments) and error.abs().max() < 1e-5
 
 
-@TEMPERATURES
-@pytest.mark.parametrize("threshold", [0.5, None])
+@pytest.mark.parametrize(("threshold", "temperature"), [(0.5, 0.6), (None, 1.0), (0.5, 1.8), (None, 1.8)])
 def test_first_tokens_are_scored_with_everything_masked(
     threshold: float | None, temperature: float, model: UnifiedModel, sample: Sample
 ) -> None:
@@ -111,9 +108,9 @@ def test_first_tokens_are_scored_with_everything_masked(
     assert sum(map(len, errors)) > 10 and torch.cat(errors).max() < 1e-5
 
 
-@pytest.mark.parametrize("sampler", ["maskgit", "emerge"])
-@pytest.mark.parametrize("edit", ["region", "full"])
-@pytest.mark.parametrize("which", ["model", "plain_model"])
+@pytest.mark.parametrize(
+    ("which", "edit", "sampler"), pairs(("model", "plain_model"), ("region", "full"), ("maskgit", "emerge"))
+)
 def test_every_step_is_scored_as_it_was_sampled(
     which: str, edit: str, sampler: str, sample: Sample, request: pytest.FixtureRequest
 ) -> None:
@@ -132,10 +129,10 @@ def test_every_step_is_scored_as_it_was_sampled(
 # ---------------------------------------------------------------- edits
 
 
-@pytest.mark.parametrize("edit", ["region", "confidence", "random"])
-@pytest.mark.parametrize("sampler", ["maskgit", "emerge"])
-@pytest.mark.parametrize("steps", [1, 5, 16])
-@pytest.mark.parametrize("share", [0.05, 0.5])
+@pytest.mark.parametrize(
+    ("edit", "sampler", "steps", "share"),
+    pairs(("region", "confidence", "random"), ("maskgit", "emerge"), (1, 5, 16), (0.05, 0.5)),
+)
 def test_tokens_outside_an_edit_are_the_image_before(
     edit: str, sampler: str, steps: int, share: float, prompts: list[Interleaved], sample: Sample
 ) -> None:
@@ -159,10 +156,12 @@ def test_full_regenerates_everything(sample: Sample) -> None:
         assert segment.edited is None and segment.sampled.all() and (segment.step >= 0).all()
 
 
-@pytest.mark.parametrize(("edit", "share"), [("random", 0.125), ("confidence", 0.125), ("random", 0.4), ("full", 1.0)])
-@pytest.mark.parametrize("steps", [1, 4, 12])
-@pytest.mark.parametrize("sampler", ["maskgit", "emerge"])
-def test_steps_scale_with_the_edit(edit: str, share: float, steps: int, sampler: str, sample: Sample) -> None:
+SHARES = [("random", 0.125), ("confidence", 0.125), ("random", 0.4), ("full", 1.0)]
+
+
+@pytest.mark.parametrize(("chosen", "steps", "sampler"), pairs(SHARES, (1, 4, 12), ("maskgit", "emerge")))
+def test_steps_scale_with_the_edit(chosen: tuple[str, float], steps: int, sampler: str, sample: Sample) -> None:
+    edit, share = chosen
     for segment in images(sample(edit=edit, edit_share=share, image_steps=steps, image_sampler=sampler)):
         count = int(segment.sampled.sum())
         assert count == round(share * 64)
@@ -356,44 +355,44 @@ def test_one_prompt_in_one_call(model: UnifiedModel, task: FrozenLake) -> None:
 # ---------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("text_order", "best", r"text_order is 'best'; choose one of confidence, margin, entropy, random, dilated"),
-        ("edit", "some", r"edit is 'some'; choose one of region, confidence, random, full"),
-        ("image_sampler", "x", r"image_sampler is 'x'; choose one of maskgit, emerge"),
-        ("image_schedule", "x", r"image_schedule is 'x'; choose one of"),
-        ("text_steps", 0, r"text_steps is 0; it must be at least 1"),
-        ("image_steps", 0, r"image_steps is 0"),
-        ("max_rounds", 0, r"max_rounds is 0"),
-        ("text_block", 0, r"text_block is 0; it must be at least 1, or None"),
-        ("text_temperature", -1.0, r"text_temperature is -1\.0; it must be a number that is not negative"),
-        ("image_guidance", -1.0, r"image_guidance is -1\.0; it must be a number that is not negative"),
-        ("image_temperature", 0.0, r"image_temperature is 0\.0; it must be above 0 \(use greedy"),
-        ("image_temperature", -1.0, r"image_temperature is -1\.0"),
-        ("image_noise", -0.1, r"image_noise is -0\.1; it must be a number that is not negative"),
-        ("image_temperature", float("nan"), "image_temperature is nan; it must be a finite number"),
-        ("image_noise", float("nan"), "image_noise is nan; it must be a finite number"),
-        ("image_noise", float("inf"), "image_noise is inf; it must be a finite number"),
-        ("text_threshold", float("nan"), "text_threshold is nan; it must be a finite number"),
-        ("greedy", "no", "greedy is 'no'; it must be true or false"),
-        ("cache", 1, "cache is 1; it must be true or false"),
-        ("text_steps", 2.5, r"text_steps is 2\.5; it must be a whole number"),
-        ("text_steps", True, "text_steps is True; it must be a whole number"),
-        ("text_block", "32", "text_block is '32'; it must be a whole number"),
-        ("max_rounds", None, "max_rounds is None; it must be a whole number"),
-        ("edit", "Region", "edit is 'Region'; choose one of region, .*; did you mean 'region'"),
-        ("edit_share", 0.0, r"edit_share is 0\.0; it must be in \(0, 1\]"),
-        ("edit_share", 1.1, r"edit_share is 1\.1"),
-        ("text_threshold", 1.5, r"text_threshold is 1\.5; a probability is in \[0, 1\]"),
-        ("edit_threshold", -0.5, r"edit_threshold is -0\.5"),
-        ("text_entropy_bound", -0.1, r"text_entropy_bound is -0\.1; it must not be negative, or None"),
-        ("text_gap", 0, r"text_gap is 0; it must be at least 1"),
-    ],
-)
-def test_wrong_settings_are_named(field: str, value: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SamplerConfig(**{field: value})
+WRONG_SETTINGS: list[tuple[str, object, str]] = [
+    ("text_order", "best", r"text_order is 'best'; choose one of confidence, margin, entropy, random, dilated"),
+    ("edit", "some", r"edit is 'some'; choose one of region, confidence, random, full"),
+    ("image_sampler", "x", r"image_sampler is 'x'; choose one of maskgit, emerge"),
+    ("image_schedule", "x", r"image_schedule is 'x'; choose one of"),
+    ("text_steps", 0, r"text_steps is 0; it must be at least 1"),
+    ("image_steps", 0, r"image_steps is 0"),
+    ("max_rounds", 0, r"max_rounds is 0"),
+    ("text_block", 0, r"text_block is 0; it must be at least 1, or None"),
+    ("text_temperature", -1.0, r"text_temperature is -1\.0; it must be a number that is not negative"),
+    ("image_guidance", -1.0, r"image_guidance is -1\.0; it must be a number that is not negative"),
+    ("image_temperature", 0.0, r"image_temperature is 0\.0; it must be above 0 \(use greedy"),
+    ("image_temperature", -1.0, r"image_temperature is -1\.0"),
+    ("image_noise", -0.1, r"image_noise is -0\.1; it must be a number that is not negative"),
+    ("image_temperature", float("nan"), "image_temperature is nan; it must be a finite number"),
+    ("image_noise", float("nan"), "image_noise is nan; it must be a finite number"),
+    ("image_noise", float("inf"), "image_noise is inf; it must be a finite number"),
+    ("text_threshold", float("nan"), "text_threshold is nan; it must be a finite number"),
+    ("greedy", "no", "greedy is 'no'; it must be true or false"),
+    ("cache", 1, "cache is 1; it must be true or false"),
+    ("text_steps", 2.5, r"text_steps is 2\.5; it must be a whole number"),
+    ("text_steps", True, "text_steps is True; it must be a whole number"),
+    ("text_block", "32", "text_block is '32'; it must be a whole number"),
+    ("max_rounds", None, "max_rounds is None; it must be a whole number"),
+    ("edit", "Region", "edit is 'Region'; choose one of region, .*; did you mean 'region'"),
+    ("edit_share", 0.0, r"edit_share is 0\.0; it must be in \(0, 1\]"),
+    ("edit_share", 1.1, r"edit_share is 1\.1"),
+    ("text_threshold", 1.5, r"text_threshold is 1\.5; a probability is in \[0, 1\]"),
+    ("edit_threshold", -0.5, r"edit_threshold is -0\.5"),
+    ("text_entropy_bound", -0.1, r"text_entropy_bound is -0\.1; it must not be negative, or None"),
+    ("text_gap", 0, r"text_gap is 0; it must be at least 1"),
+]
+
+
+def test_wrong_settings_are_named() -> None:
+    for field, value, message in WRONG_SETTINGS:
+        with pytest.raises(ValueError, match=message):
+            SamplerConfig(**{field: value})
 
 
 def test_region_without_a_way_to_find_it_is_confidence(model: UnifiedModel, prompts: list[Interleaved]) -> None:
@@ -410,7 +409,7 @@ def test_an_approximate_cache_is_for_bidirectional_models(model: UnifiedModel) -
         InterleavedSampler(model, SamplerConfig(edit="full", approximate_cache="dual"))
 
 
-@pytest.mark.parametrize(("rows", "keys"), [(2, 3), (3, 2), (2, 0), (0, 2)])
+@each(("rows", "keys"), [(2, 3), (3, 2), (2, 0), (0, 2)])
 def test_keys_have_to_fit(rows: int, keys: int, model: UnifiedModel, prompts: list[Interleaved]) -> None:
     sampler = InterleavedSampler(model, SamplerConfig(edit="full"))
     with pytest.raises(ValueError, match=f"{keys} keys do not fit {rows} prompts"):

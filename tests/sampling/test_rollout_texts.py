@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.covering import slow_after
+from tests.tables import each
 from unidiff.model import UnifiedModel
 from unidiff.sampling.rollout import Rollout, Stop
 from unidiff.sampling.sampler import rollout as respond
@@ -62,8 +64,9 @@ def test_blocks_of_a_row_do_not_wait_for_others(
         assert steps.unique().tolist() == list(range(int(steps.max()) + 1))  # no gap in its step map
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("steps", [1, 3, 5, 8, 20])
+@pytest.mark.parametrize(
+    ("order", "steps"), [*zip(ORDERS, (1, 3, 5, 20)), ("confidence", 8), ("random", 3), ("margin", 5)]
+)
 def test_fixed_steps_commit_the_published_plan(order: str, steps: int, endless: UnifiedModel, sample: Sample) -> None:
     """k // T tokens a step, and one more in the first k mod T."""
     taken = min(steps, 8)
@@ -72,7 +75,7 @@ def test_fixed_steps_commit_the_published_plan(order: str, steps: int, endless: 
         assert text.step.long().bincount().tolist() == plan
 
 
-@pytest.mark.parametrize(("block", "steps"), [(4, 8), (4, 4), (4, 2), (3, 8), (1, 8), (8, 4), (50, 4)])
+@each(("block", "steps"), [(4, 8), (4, 4), (4, 2), (3, 8), (1, 8), (8, 4), (50, 4)])
 def test_blocks_are_written_from_left_to_right(block: int, steps: int, endless: UnifiedModel, sample: Sample) -> None:
     found = sample(of=endless, text_threshold=None, text_steps=steps, text_block=block)
     for rollout in found:
@@ -119,7 +122,7 @@ def test_entropy_bounds(endless: UnifiedModel, sample: Sample) -> None:
     assert {int(s.step.max()) for s in some} - {0, 7}
 
 
-@pytest.mark.parametrize(("block", "passes"), [(None, 3), (4, 4), (3, 5), (1, 8)])
+@each(("block", "passes"), [(None, 3), (4, 4), (3, 5), (1, 8)])
 def test_dilated_texts(block: int | None, passes: int, endless: UnifiedModel, sample: Sample) -> None:
     for rollout in sample(of=endless, text_order="dilated", text_block=block):
         (text,) = rollout.segments
@@ -143,7 +146,7 @@ def test_tokens_of_one_step_stand_apart(rule: dict[str, Any], gap: int, endless:
     assert any(len(s.step.unique()) < 8 for s in found) or gap == 8
 
 
-@pytest.mark.parametrize("threshold", [0.9, None])
+@pytest.mark.parametrize("threshold", slow_after(1, [0.9, None]))
 def test_greedy_needs_no_key(threshold: float | None, prompts: list[Interleaved], sample: Sample) -> None:
     for edit in ("region", "full"):
         settings = {"text_threshold": threshold, "edit": edit}
@@ -155,10 +158,13 @@ def test_greedy_needs_no_key(threshold: float | None, prompts: list[Interleaved]
 # ---------------------------------------------------------------- how rollouts end
 
 
+ENDS = [("answer", Stop.ANSWERED, 0), ("image", Stop.MAX_ROUNDS, 2), ("none", Stop.NO_END, 0)]
+WAYS = [{}, {"text_threshold": None}, {"text_block": 4}, {"greedy": True}]
+
+
 @pytest.mark.parametrize(
-    ("end", "stop", "rounds"), [("answer", Stop.ANSWERED, 0), ("image", Stop.MAX_ROUNDS, 2), ("none", Stop.NO_END, 0)]
+    ("end", "stop", "rounds", "settings"), [(*ENDS[i % 3], WAYS[(i + i // 3) % 4]) for i in range(6)], ids=str
 )
-@pytest.mark.parametrize("settings", [{}, {"text_threshold": None}, {"text_block": 4}, {"greedy": True}])
 def test_every_stop_can_be_reached(
     end: str,
     stop: Stop,
@@ -180,9 +186,7 @@ def test_every_stop_can_be_reached(
         assert len(rollout.segments[-1]) == (model.spec.text_length if wanted is None else 1)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"image_temperature": 1e-46}, {"text_temperature": 1e-320}, {"text_guidance": 1e39}]
-)
+@each("settings", [{"image_temperature": 1e-46}, {"text_temperature": 1e-320}, {"text_guidance": 1e39}])
 def test_settings_too_extreme_for_float32_end_in_one_line(
     settings: dict[str, Any], model: UnifiedModel, lean: Lean
 ) -> None:
@@ -191,7 +195,7 @@ def test_settings_too_extreme_for_float32_end_in_one_line(
         respond(drawing, ["find the goal"], edit="full", **settings)
 
 
-@pytest.mark.parametrize(
+@each(
     ("settings", "error", "message"),
     [
         ({"text_step": 3}, TypeError, "the sampler has no setting 'text_step'; did you mean 'text_steps'?"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.covering import pairs
 from unidiff import noise
 from unidiff.guidance import Guidance
 from unidiff.model import UnifiedModel
@@ -28,7 +29,16 @@ WARM = {"text_temperature": 0.8, "image_temperature": 1.3}
 GUIDED = {"text_guidance": 0.7, "image_guidance": 1.5}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+PICTURED = tuple(family for family in FAMILIES if family != "llada")  # the others' models are of text alone
+
+
+def on(families: tuple[str, ...], names: str = "", *cases: tuple) -> pytest.MarkDecorator:
+    """Cases of a model of each of these families, or of a model and values of further names."""
+    found = cases or [(family,) for family in families]
+    return pytest.mark.parametrize(["model", *names.split()], found, indirect=["model"], ids=str)
+
+
+@pytest.fixture(scope="module")
 def model(request: pytest.FixtureRequest, published: Callable[[str], Path]) -> UnifiedModel:
     if request.param == "native":
         return request.getfixturevalue("exact_model")
@@ -55,15 +65,16 @@ def sampled(model: UnifiedModel, writes: Writes, **settings: object) -> list[Rol
     return sampler.sample(prompts(model, writes, config.guides), [noise.key(i) for i in range(4)])
 
 
-def draws(model: UnifiedModel, writes: Writes) -> bool:
-    return model.images is not None or not {"image", "edit"} & {writes, *(writes if isinstance(writes, tuple) else ())}
+def draws(writes: Writes) -> bool:
+    return bool({"image", "edit"} & {writes, *(writes if isinstance(writes, tuple) else ())})
 
 
-@pytest.mark.parametrize("settings", [WARM, WARM | GUIDED], ids=["plain", "guided"])
-@pytest.mark.parametrize("writes", KINDS, ids=str)
+CASES = [case for case in pairs(FAMILIES, KINDS, (WARM, WARM | GUIDED)) if case[0] != "llada" or not draws(case[1])]
+
+
+@on(FAMILIES, "writes settings", *CASES)
 def test_what_is_scored_is_what_was_sampled(model: UnifiedModel, writes: Writes, settings: dict[str, float]) -> None:
-    if not draws(model, writes):
-        pytest.skip("a model of text alone")
+    """And a response has the parts of its plan."""
     done = sampled(model, writes, **settings)
     canvas = model.render([r.sequence for r in done])
     without = {name: [r.without[name] for r in done] for name in done[0].without}
@@ -78,28 +89,23 @@ def test_what_is_scored_is_what_was_sampled(model: UnifiedModel, writes: Writes,
         if guidance is None:  # in company or alone
             own = alone[row][apart[row].sampled]
             assert torch.allclose(own, logp[row][canvas.sampled[row]], atol=2e-5, rtol=0)
+        has_its_parts(rollout, writes)
 
 
-@pytest.mark.parametrize("writes", KINDS, ids=str)
-def test_a_response_has_the_parts_of_its_plan(model: UnifiedModel, writes: Writes) -> None:
-    if not draws(model, writes):
-        pytest.skip("a model of text alone")
-    for rollout in sampled(model, writes):
-        kinds = [s.modality for s in rollout.segments]
-        named = {"text": Modality.TEXT, "understand": Modality.TEXT, "image": Modality.IMAGE, "edit": Modality.IMAGE}
-        if writes == "interleaved":
-            assert kinds[0] is Modality.TEXT and kinds[-1] is Modality.TEXT
-        else:
-            plan = (writes,) if isinstance(writes, str) else writes
-            assert kinds == [named[part] for part in plan]
-            assert (rollout.stop is Stop.DRAWN) == (kinds[-1] is Modality.IMAGE)
-        assert rollout.writes == writes
+def has_its_parts(rollout: Rollout, writes: Writes) -> None:
+    kinds = [s.modality for s in rollout.segments]
+    named = {"text": Modality.TEXT, "understand": Modality.TEXT, "image": Modality.IMAGE, "edit": Modality.IMAGE}
+    if writes == "interleaved":
+        assert kinds[0] is Modality.TEXT and kinds[-1] is Modality.TEXT
+    else:
+        plan = (writes,) if isinstance(writes, str) else writes
+        assert kinds == [named[part] for part in plan]
+        assert (rollout.stop is Stop.DRAWN) == (kinds[-1] is Modality.IMAGE)
+    assert rollout.writes == writes
 
 
-@pytest.mark.parametrize("edit", ["confidence", "random", "region", "full"])
+@on(PICTURED, "edit", *pairs(PICTURED, ("confidence", "random", "region", "full")))
 def test_an_edit_keeps_what_it_does_not_choose(model: UnifiedModel, edit: str) -> None:
-    if model.images is None:
-        pytest.skip("a model of text alone")
     config = SamplerConfig(edit=edit, image_steps=3)  # type: ignore[arg-type]
     sampler = InterleavedSampler(model, config, box(1, 0, 3, 2) if edit == "region" else None)
     for prompt, rollout in zip(prompts(model, "edit", ()), sampler.sample(prompts(model, "edit", ()), [1, 2])):
@@ -114,9 +120,8 @@ def test_an_edit_keeps_what_it_does_not_choose(model: UnifiedModel, edit: str) -
             assert new.edited.reshape(new.grid).nonzero().tolist() == [[1, 0], [1, 1], [2, 0], [2, 1]]
 
 
+@on(PICTURED)
 def test_a_batch_of_several_kinds_and_grids(model: UnifiedModel) -> None:
-    if model.images is None:
-        pytest.skip("a model of text alone")
     shown, wide = picture(model), picture(model, 2, 3)
     given: list[tuple[list, Writes]] = [([shown, "go"], "edit"), ([wide, "go right"], "edit"), (["a goal"], "image")]
     given += [([shown, wide, "go"], "understand"), (["go"], ("image", "text")), ([wide, "go"], "interleaved")]
@@ -128,9 +133,8 @@ def test_a_batch_of_several_kinds_and_grids(model: UnifiedModel) -> None:
             assert [s.tokens.tolist() for s in one.segments] == [s.tokens.tolist() for s in other.segments]
 
 
+@on(PICTURED)
 def test_a_prompt_s_own_place_is_edited(model: UnifiedModel) -> None:
-    if model.images is None:
-        pytest.skip("a model of text alone")
     said = []
 
     def locate(text: str, grid: tuple[int, int]) -> np.ndarray:
@@ -143,6 +147,7 @@ def test_a_prompt_s_own_place_is_edited(model: UnifiedModel) -> None:
     assert int(rollout.segments[0].edited.sum()) == min(rollout.segments[0].grid)
 
 
+@on(FAMILIES)
 def test_room_is_a_text_s_canvas(model: UnifiedModel) -> None:
     prompt = model.encode_prompt(["go right"], writes="text", room=3)
     (rollout,) = InterleavedSampler(model, SamplerConfig()).sample([prompt], [3])
@@ -151,6 +156,7 @@ def test_room_is_a_text_s_canvas(model: UnifiedModel) -> None:
         model.encode_prompt(["go right"], writes="text", room=100000)
 
 
+@on(FAMILIES)
 def test_what_a_model_cannot_write_is_refused(model: UnifiedModel) -> None:
     if model.images is None:
         with pytest.raises(ValueError, match="writes is 'image', but family llada is one of text alone"):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tables import each
 from unidiff import UnifiedModel, noise
 from unidiff.estimators import draw_views, make, run_views, values_of
 from unidiff.rewards.table import RewardTable
@@ -263,7 +264,7 @@ def test_a_damaged_schedule_is_named(about: Any, message: str, model: UnifiedMod
         UnifiedModel.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "message"),
     [
         ("control", "schedule 'control' is not known; did you mean 'controls'"),
@@ -309,6 +310,7 @@ def test_a_plugin(endless: UnifiedModel, sample: Sample) -> None:
         register_schedule("x")(int)  # type: ignore[type-var]
 
 
+@pytest.mark.slow
 def test_small_edits_act_alike_beside_wide_ones(model: UnifiedModel, prompts: list[Any], locate: Any) -> None:
     """A picture's edit may be padded to a wider one's: what a schedule sees of it does not change."""
     model = copy.deepcopy(model)
@@ -351,7 +353,7 @@ class _Own(Schedule):
         }.get(self.wrong, Choice(count=count))
 
 
-@pytest.mark.parametrize(
+@each(
     ("wrong", "message"),
     [
         ("action", r"schedule _Own: action must be a float tensor \[4, …\]"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff.rewards.reward import Cause
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import reward_table
@@ -67,14 +68,14 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("text", NUMBERS)
+@each("text", NUMBERS)
 def test_the_last_number_of_a_text_is_read(text):
     found = last_number(text)
     wanted = NUMBERS[text]
     assert found is None if wanted is None else found.value == pytest.approx(wanted, rel=1e-12)
 
 
-@pytest.mark.parametrize(
+@each(
     ("right", "text", "value"),
     [
         (0.5, "so 50 %", 1.0),
@@ -101,7 +102,7 @@ def test_numeric_answers(right, text, value):
     assert reward_table([numeric_answer()], [row(text, answer=right)]).values_BSF.item() == value
 
 
-@pytest.mark.parametrize(
+@each(
     "part",
     [
         ",111",
@@ -186,7 +187,7 @@ def test_lists_and_arrays_of_right_answers():
 # ---------------------------------------------------------------------------------------------- final answers
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "boxes"),
     [
         (r"\boxed{3} no wait, \boxed{5}", ["5"]),
@@ -202,7 +203,7 @@ def test_the_last_boxes(text, boxes):
     assert last_boxes(text) == boxes
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "answer"),
     [
         ("<answer> 3 </answer> thanks, 4 you", "3"),

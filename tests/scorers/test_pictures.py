@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.tables import each
 from unidiff.rewards.names import resolve
 from unidiff.rewards.reward import Cause, Missing
 from unidiff.rewards.segment_view import SegmentView, link_row
@@ -110,7 +111,7 @@ def test_enlarged():
     assert enlarged(np.array([[True, False]]), 2, 4).tolist() == [[True, True, False, False]] * 2
 
 
-@pytest.mark.parametrize(
+@each(
     ("reward", "target", "message"),
     [
         (pixel_agreement(), np.zeros((8, 16, 3), np.uint8), "picture and target differ in size: "),

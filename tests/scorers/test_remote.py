@@ -21,6 +21,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.tables import each
+
 pytest.importorskip("fastapi")
 
 from unidiff import backoff
@@ -390,7 +392,7 @@ def test_a_server_killed_in_the_middle_of_a_run(tmp_path):
     assert isinstance(ask(reward, views[:1])[0], Missing)  # the next step goes on without it
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"url": "host:8000"}, "url='host:8000'; it must start with http"),

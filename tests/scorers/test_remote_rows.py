@@ -5,10 +5,10 @@ import datetime
 import io
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
+from tests.tables import each
 from unidiff.rewards.reward import Cause
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.scorers.remote import request_of
@@ -20,7 +20,7 @@ def row(prompt="q", **columns):
     return link_row([view], prompt=[prompt], columns=columns)[0]
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "sent"),
     [
         (np.float32(0.5), 0.5),
@@ -35,7 +35,7 @@ def test_a_column_is_sent_as_plain_data(value, sent):
     assert request_of(row(board=value), "words", ["board"], {})["metadata"] == {"board": sent}
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "why"),
     [
         (object(), "JSON cannot hold a object"),
@@ -59,7 +59,7 @@ def turned():
     return image
 
 
-@pytest.mark.parametrize(
+@each(
     ("image", "size", "red"),
     [
         (Image.fromarray(np.full((4, 6), 0x8080, np.uint16)), (6, 4), 128),

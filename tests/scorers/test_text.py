@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff.rewards.names import resolve
 from unidiff.rewards.reward import Cause, Missing
 from unidiff.rewards.segment_view import SegmentView, link_row
@@ -79,7 +80,7 @@ def test_length_and_repetition():
     assert values(repetition(2), views("a b c d", "a b a b a b", "go")) == [0.0, 2 / 5 - 1, 0.0]
 
 
-@pytest.mark.parametrize(
+@each(
     ("make", "message"),
     [
         (lambda: length(0), "least=0, most=0"),

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from tests.tables import each
 from unidiff.tasks.countdown import Countdown, Problem, answer_right, calculate, problem, steps_right, total, value_of
 
 GIVEN = Problem((25, 3, 4), 24)
@@ -47,7 +48,7 @@ def test_demonstrations_reach_the_target_or_add_up():
         Countdown(numbers=40, largest=99)
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "steps", "answer"),
     [
         ("25 + 3 = 28 , 28 - 4 = 24 so ( 25 + 3 ) - 4", 1.0, 1.0),
@@ -66,9 +67,7 @@ def test_what_a_text_earns(text, steps, answer):
     assert (steps_right(GIVEN, text), answer_right(GIVEN, text)) == (steps, answer)
 
 
-@pytest.mark.parametrize(
-    "bad", ["", "1 +", "a", "1.5", "True", "2 ** 9", "1 / 0", "1 // 2", "-3", "9" * 9, "f(1)", "1 if 1 else 2"]
-)
+@each("bad", ["", "1 +", "a", "1.5", "True", "2 ** 9", "1 / 0", "1 // 2", "-3", "9" * 9, "f(1)", "1 if 1 else 2"])
 def test_what_is_no_expression_of_numbers_has_no_value(bad):
     assert value_of(bad) is None
     assert value_of("( 2 + 3 ) * 4") == (20, [2, 3, 4])

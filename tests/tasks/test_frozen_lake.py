@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 
+from tests.tables import each
 from unidiff.tasks import FrozenLake
 from unidiff.tasks.cells import DIRECTIONS, cell_at, cell_name, named_cells
 from unidiff.tasks.frozen_lake.board import (
@@ -42,7 +44,7 @@ def _pixels(image) -> np.ndarray:
 # --- boards ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [3, 4, 8])
+@each("size", [3, 4, 8])
 def test_dynamics_are_gymnasiums(size):
     board = FrozenLake(size=size).example("train", 0).board
     transitions = FrozenLakeEnv(desc=list(board.rows), is_slippery=False).P
@@ -73,10 +75,7 @@ def test_cell_names():
         cell_at("i1")
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [("SF", "FG"), ("SFF", "FFG"), ("SFF", "FFX", "FFG"), ("SFF", "FSF", "FFG"), ("SFF", "FFF", "FFF")],
-)
+@each("rows", [("SF", "FG"), ("SFF", "FFG"), ("SFF", "FFX", "FFG"), ("SFF", "FSF", "FFG"), ("SFF", "FFF", "FFF")])
 def test_board_refuses_what_is_no_map(rows):
     with pytest.raises(ValueError, match="rows: expected"):
         Board(rows)
@@ -194,7 +193,7 @@ def test_walker_probabilities():
 # --- pictures -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "tile"), [(4, 16), (3, 8), (8, 16)])
+@each(("size", "tile"), [(4, 16), (3, 8), (8, 16)])
 def test_every_picture_is_read_back(size, tile):
     task = FrozenLake(size=size, tile=tile)
     rng = np.random.default_rng(0)
@@ -220,7 +219,7 @@ def test_few_distinct_patches():
     assert len(np.unique(patches, axis=0)) <= 100
 
 
-@pytest.mark.parametrize("shape", [(1, 32, 32, 3), (1, 64, 64, 4), (64, 64, 3), (1, 3, 64, 64)])
+@each("shape", [(1, 32, 32, 3), (1, 64, 64, 4), (64, 64, 3), (1, 3, 64, 64)])
 def test_parse_refuses_other_pictures(shape):
     with pytest.raises(ValueError, match=r"pixels: expected uint8 \[N, 64, 64, 3\]"):
         FrozenLake().parse(np.zeros(shape, np.uint8))
@@ -300,14 +299,14 @@ def test_replay_of_nothing():
     assert (result.cells, result.agent, result.fell, result.reached) == ((), BOARD.start, False, False)
 
 
-@pytest.mark.parametrize("text", MALFORMED_MOVES)
+@each("text", MALFORMED_MOVES)
 def test_a_malformed_text_moves_and_earns_nothing(text):
     result = replay(BOARD, [text, WAY[0]])
     assert result.cells == ((0, 0), (1, 0))
     assert (result.well_formed, result.legal, result.progressed) == ((False, True),) * 3
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "agent"),
     [
         ("from a2 go down to b2", (1, 0)),  # the agent is not at a2
@@ -353,13 +352,15 @@ def test_judge_answer():
     assert through_a_hole["success"] is False
 
 
-@pytest.mark.parametrize("texts", [[], ["go down"], [*WAY[:1], "go down"]])
-@pytest.mark.parametrize("answer", ["", "answer", "answer down", "go down"])
+@each(
+    ("texts", "answer"),
+    itertools.product([[], ["go down"], [*WAY[:1], "go down"]], ["", "answer", "answer down", "go down"]),
+)
 def test_malformed_parts_never_agree(texts, answer):
     assert judge_answer(BOARD, texts, answer)["agreement"] is False
 
 
-@pytest.mark.parametrize("answer", ["", "answer", "down down right down right right"])
+@each("answer", ["", "answer", "down down right down right right"])
 def test_a_malformed_answer_earns_nothing(answer):
     assert not any(judge_answer(BOARD, WAY + END, answer).values())
 
@@ -372,7 +373,7 @@ def test_board_after():
 # --- errors ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     ("settings", "field"),
     [
         ({"size": 2}, "size"),

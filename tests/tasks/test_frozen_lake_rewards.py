@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.tables import each
 from unidiff.grpo.experience import segment_views
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import reward_table
@@ -88,7 +89,7 @@ def test_a_step_back_is_legal_and_no_progress():
     assert found["picture_exact"] == [1.0, 1.0] and found["success"] == [0.0] and found["agreement"] == [1.0]
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "from a2 go right to a3",  # the agent is not there
@@ -111,7 +112,7 @@ ALMOST = (
 )
 
 
-@pytest.mark.parametrize("text", MALFORMED + ALMOST)
+@each("text", MALFORMED + ALMOST)
 def test_a_malformed_move_earns_nothing_from_anything(text):
     for picture in (at(0, 0), at(0, 1)):  # a copy of the board before, and what may have been meant
         found = values(text, picture, "answer right")
@@ -127,9 +128,7 @@ def test_a_picture_behind_a_well_formed_text_is_judged_by_all_that_really_happen
     assert found["agreement"] == [0.0]
 
 
-@pytest.mark.parametrize(
-    "answer", ["", "answer", "answer fly", "answer right ", "answer right,down", "right right", RIGHT]
-)
+@each("answer", ["", "answer", "answer fly", "answer right ", "answer right,down", "right right", RIGHT])
 def test_a_malformed_answer_earns_nothing(answer):
     found = values(*WALK[:-1], answer)
     assert {k: found[k] for k in NOTHING} == NOTHING

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tables import each
 from unidiff import GRPOConfig, GRPOTrainer, supervised
 from unidiff.families import native
 from unidiff.rewards.segment_view import SegmentView, link_row
@@ -57,7 +58,7 @@ def test_rewards_are_those_of_the_interleaved_texts_under_names_of_their_own():
     assert all(r.name not in given for r in TASK.rewards())
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "expected"),
     [
         (WALK + ANSWER, [1, 1, 1, 1, 1]),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-import pytest
 import torch
 
+from tests.tables import each
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import reward_table
 from unidiff.sandbox.fences import code_of
@@ -25,7 +25,7 @@ def passes(response: str, tests: tuple[str, ...]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.body)
+@each("family", FAMILIES)
 def test_the_solution_passes_and_a_constant_does_not(family):
     chance = random.Random(family.body)
     for constant in family.constants:
@@ -74,7 +74,7 @@ def test_demonstrations_are_right_or_add_what_explains_the_first_example():
         assert found == value if not isinstance(value, list) else found[:1] == value[:1] or not value
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "arguments", "value", "expected"),
     [
         ("x * {a}", (4,), 28, "x + 24"),

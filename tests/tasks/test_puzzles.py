@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.tables import each
 from unidiff.rewards.segment_view import SegmentView, link_row
 from unidiff.rewards.table import reward_table
 from unidiff.sequence import Modality
@@ -172,7 +173,7 @@ def test_pictures_are_read_back(task: Puzzle) -> None:
     assert len(np.unique(game.tiles(task.frame.tile).reshape(len(game.tiles(task.frame.tile)), -1), axis=0)) >= 4
 
 
-@pytest.mark.parametrize(("size", "tile", "margin"), [(2, 32, 0), (3, 16, 8), (4, 16, 0), (5, 8, 8), (6, 8, 8)])
+@each(("size", "tile", "margin"), [(2, 32, 0), (3, 16, 8), (4, 16, 0), (5, 8, 8), (6, 8, 8)])
 def test_frames(size: int, tile: int, margin: int) -> None:
     frame = replace(Maze(), size=size).frame if size > 2 else Jigsaw(size=2, difficulty=(1, 2)).frame
     assert (frame.tile, frame.margin) == (tile, margin)
@@ -238,7 +239,7 @@ def test_swaps() -> None:
 
 
 @every_puzzle
-@pytest.mark.parametrize("text", ["", "go", "{move} ", " {move}", "{move} {move}", "{MOVE}", "please {move}", "answer"])
+@each("text", ["", "go", "{move} ", " {move}", "{move} {move}", "{MOVE}", "please {move}", "answer"])
 def test_malformed_moves_earn_nothing(task: Puzzle, text: str) -> None:
     example = task.example("test", 0)
     move = task.best(example)[0]
@@ -303,7 +304,7 @@ def test_two_workers_are_not_exact() -> None:
 # ---------------------------------------------------------------- settings
 
 
-@pytest.mark.parametrize(
+@each(
     ("make", "message"),
     [
         (lambda: Maze(size=7), "size: expected 3 to 6 cells, got 7"),

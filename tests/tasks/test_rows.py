@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tables import each
 from unidiff.rewards.reward import reward
 from unidiff.rewards.segment_view import link_row
 from unidiff.rewards.table import reward_table
@@ -151,7 +152,7 @@ BAD: list[tuple[dict[str, Any], Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "rows", "message"), BAD)
+@each(("settings", "rows", "message"), BAD)
 def test_bad_rows_are_named_before_training(settings, rows, message):
     with pytest.raises((ValueError, TypeError), match=message):
         Rows({"train": rows, "test": [{"q": "other", "question": "o", "prompt": "p"}]}, **settings).check()
@@ -214,7 +215,7 @@ def test_a_region_is_a_box_or_a_mask():
         wrong.example("train", 0)
 
 
-@pytest.mark.parametrize("name", ["countdown", "functions", "shapes", "edit_shapes", "frozen_lake"])
+@each("name", ["countdown", "functions", "shapes", "edit_shapes", "frozen_lake"])
 def test_tasks_that_ship_make_the_same_examples_again_and_demonstrate(name):
     made = resolve(name)
     for index in range(5):

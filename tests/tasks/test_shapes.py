@@ -8,6 +8,7 @@ import random
 import pytest
 from PIL import Image
 
+from tests.tables import each
 from unidiff.tasks.shapes.edits import ACTIONS, draw_edit, progress, reached
 from unidiff.tasks.shapes.look import look
 from unidiff.tasks.shapes.prompts import TAGS, all_rows, relations, scene_for
@@ -81,7 +82,7 @@ def test_prompts_say_what_rows_ask_for():
         all_rows("two")
 
 
-@pytest.mark.parametrize(
+@each(
     ("offset", "held"),
     [((-20, 0), {"left of"}), ((20, -20), {"right of", "above"}), ((0, 30), {"below"}), ((2, -2), set())],
 )

@@ -33,6 +33,7 @@ def test_what_must_agree_does(bench):
         assert 0 <= row["largest"] <= AGREE[kind], row
 
 
+@pytest.mark.slow
 def test_every_rollout_is_measured(bench):
     found = {row["what"]: row for row in bench("--sections", "rollout", "--rows", "2")["rollout"]}
     assert found["edit, an eighth, none"]["passes"] < found["edit, whole, none"]["passes"]

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.tables import each
 from unidiff import SamplerConfig
 from unidiff.files import write_json
 from unidiff.grpo.rollout_file import RolloutBatch, save_rollouts
@@ -224,7 +225,7 @@ def test_a_run_of_texts_gets_its_task_and_its_rewards_by_name(tool) -> None:
     assert [(r.name, r.weight) for r in named] == [("success", 0.25), ("legal_move", 0.3)]
 
 
-@pytest.mark.parametrize(
+@each(
     ("words", "message"),
     [
         (["--compare", "region,all"], "compare is 'region,all'; name some of"),

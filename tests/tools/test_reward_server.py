@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tables import each
+
 pytest.importorskip("fastapi")
 
 TOOL = str(Path(__file__).resolve().parents[2] / "tools" / "reward_server.py")
@@ -104,7 +106,7 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize("name", BODIES)
+@each("name", BODIES)
 def test_an_odd_body_is_refused_by_name(server, name):
     body, words = BODIES[name]
     status, answer = post(server, body)
@@ -233,7 +235,7 @@ def test_pictures_count_for_the_memory_of_all_requests(program):
         module.enlist(served, requests, allowance)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "message"),
     [
         ("nowhere.py:f", "error: 'nowhere.py:f': FileNotFoundError: [Errno 2] No such file or directory"),
@@ -259,7 +261,7 @@ def test_a_scorer_that_is_not_there_is_one_line(program, tmp_path, monkeypatch, 
     (tmp_path / "raises.py").write_text("raise RuntimeError('in\\ntwo lines')\n")
     (tmp_path / "lacks.py").write_text("from os import nothing\n")
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit('bye')\n")
-    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "folder.py").mkdir(exist_ok=True)
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(SystemExit) as told:
         program("tools/reward_server.py").found(name)

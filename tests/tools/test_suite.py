@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from tests.covering import slow_after
 from unidiff.families import native
 from unidiff.images.patch_vq import PatchVQ
 from unidiff.model import UnifiedModel
@@ -35,7 +36,7 @@ def suite(program: Callable[[str], ModuleType]) -> ModuleType:
     return program("tools/suite.py")
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", slow_after(2, TASKS))
 def test_the_oracle_earns_everything_and_chance_does_not(suite: ModuleType, blank: UnifiedModel, name: str) -> None:
     task: Any = resolve(name).fitted(blank)
     found = suite.figures(blank, task, suite.Config(rows=("oracle", "demonstrator", "random"), count=24))

@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from unidiff.model import UnifiedModel
 
@@ -22,6 +23,10 @@ class Whole:
 
     def begin(self, policy: Any) -> None:
         """Called once after `Accelerator.prepare`. policy: what it returned."""
+        if isinstance(policy, DistributedDataParallel):
+            # Buffers are constants, the same on every process. DDP would send them with some of the forward passes, and
+            # processes whose micro-batches have different numbers of passes would exchange things in different orders.
+            policy.broadcast_buffers = False
 
     def collected(self) -> contextlib.AbstractContextManager[None]:
         """Wraps all forward and backward passes of one optimizer step."""
