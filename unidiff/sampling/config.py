@@ -47,7 +47,7 @@ class SamplerConfig:
     text_ahead: int = setting(
         "rollout",
         1,
-        "greedy texts: how many states a pass reads, the next one and those drafted behind it; the tokens are the same",
+        "states a pass reads of a greedy text: the next one and drafts; the tokens are the same",
     )
     image_sampler: Literal["maskgit", "emerge"] = setting(
         "rollout", "maskgit", "how the tokens of a picture are revealed"
@@ -87,11 +87,11 @@ class SamplerConfig:
     approximate_cache: Literal["none", "prefix", "dual", "delayed"] = setting(
         "rollout",
         "none",
-        "for bidirectional models: which keys and values stay while a text's block or a picture is denoised; prefix = "
-        "of what is before it, dual = of all but it, delayed = also of its tokens that are drawn",
+        "bidirectional models keep keys and values of what is before a block or picture (prefix), of all but it (dual), "
+        "also of its drawn tokens (delayed)",
     )
     cache_refresh: int | None = setting(
-        "rollout", None, "approximate_cache: everything is run again every so many steps; none = in the first one only"
+        "rollout", None, "steps between two full passes with approximate_cache; none = only the first is one"
     )
 
     def __post_init__(self) -> None:
