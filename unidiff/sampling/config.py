@@ -87,8 +87,8 @@ class SamplerConfig:
     approximate_cache: Literal["none", "prefix", "dual", "delayed"] = setting(
         "rollout",
         "none",
-        "bidirectional models keep keys and values of what is before a block or picture (prefix), of all but it (dual), "
-        "also of its drawn tokens (delayed)",
+        "bidirectional models keep keys and values of what is before a block or picture (prefix), all but it (dual), "
+        "also its drawn tokens (delayed)",
     )
     cache_refresh: int | None = setting(
         "rollout", None, "steps between two full passes with approximate_cache; none = only the first is one"
