@@ -49,6 +49,6 @@ def couples(values: Iterable[Any]) -> list[tuple[Any, Any]]:
 
 
 def slow_after(count: int, cases: Iterable[Any]) -> list[Any]:
-    """The same cases, of which all behind the first ones are slow: for tests of a tenth of a second and many cases."""
+    """The same cases; those after the first `count` are marked slow. For tests with many cases that take .1 s each."""
     known = [case if isinstance(case, tuple) else (case,) for case in cases]
     return [pytest.param(*case, marks=[pytest.mark.slow] * (i >= count)) for i, case in enumerate(known)]

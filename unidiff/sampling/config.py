@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unidiff.config import check_fields, setting
+from unidiff.kept_keys import Kind
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class SamplerConfig:
     greedy: bool = setting("rollout", False, "the most probable values, without noise")
     max_rounds: int = setting("rollout", 4, "pictures of a response, at most")
     cache: bool = setting("rollout", True, "keep keys and values of finished segments; exact, for block-causal models")
-    approximate_cache: Literal["none", "prefix", "dual", "delayed"] = setting(
+    approximate_cache: Kind = setting(
         "rollout",
         "none",
         "bidirectional models keep keys and values of what is before a block or picture (prefix), all but it (dual), "
